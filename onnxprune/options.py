@@ -1,0 +1,114 @@
+"""What the user may ask for and what comes back: plain data, no behaviour, no ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Progress = Callable[[str, float], None]
+"""Called with the stage's name and the share done in 0..1."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that decides a plan. The command line's flags bear the same names.
+
+    ratio: share of the prunable units to remove, in (0, 1).
+    scope: "local" removes the share from every group, "global" from all groups together.
+    floor: share of a group's units that global scope always keeps.
+    max_ratio: at most this share of any group, in every scope.
+    round_to: kept counts are rounded to the nearest multiple of this.
+    residual: prune units that cross a normalisation over their own axis (a transformer's residual width).
+    """
+
+    ratio: float = 0.3
+    scope: Literal["local", "global"] = "local"
+    criterion: str = "l2"
+    heads: bool = True
+    residual: bool = False
+    conv_residual: bool = True
+    min_channels: int = 1
+    round_to: int = 1
+    max_ratio: float = 1.0
+    floor: float = 0.1
+    nodes_to_exclude: Sequence[str] = ()
+    op_types_to_exclude: Sequence[str] = ()
+    input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    seed: int = 0
+    providers: Sequence[str] = ("cpu",)
+    check_rtol: float | None = None
+    check_atol: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters (elements of prunable and other weights), multiply-accumulates of one sample, bytes of the file."""
+
+    parameters: int
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """One connected component of the dependency graph: `units` of which `prunable` may go; `kept` after pruning."""
+
+    name: str
+    layers: tuple[str, ...]
+    units: int
+    prunable: int
+    kept: int
+    parameters: int
+    macs: int
+    kind: Literal["channel", "head"] = "channel"
+    crosses_norm: bool = False
+
+
+@dataclass(frozen=True)
+class FrozenInfo:
+    """`units` of the axis of `parameter` stay, because of `reason` at `node` (its operator is `op_type`)."""
+
+    parameter: str
+    axis: int
+    units: int
+    op_type: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `onnxprune inspect` prints. `notes` point out layers that look like fixed transforms."""
+
+    groups: tuple[GroupInfo, ...]
+    frozen: tuple[FrozenInfo, ...]
+    cost: Cost
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Both proofs of one rewriting: `couplings` compared by the re-trace; `error` is the largest difference of any
+    output relative to that output's largest magnitude; `batches` the batch sizes that were run."""
+
+    couplings: int
+    error: float
+    tolerance: float
+    batches: tuple[int, ...]
+    providers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of one run, as written by `--report out.json` (see `report.to_json`)."""
+
+    before: Cost
+    after: Cost
+    groups: tuple[GroupInfo, ...]
+    frozen: tuple[FrozenInfo, ...]
+    proof: Proof
+    options: Options
+    notes: tuple[str, ...] = ()
+    validation: Mapping[str, Any] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
