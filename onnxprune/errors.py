@@ -1,0 +1,37 @@
+"""Errors a caller can act on: one line that says what is wrong and how to mend it, and the exit code of the CLI."""
+
+from __future__ import annotations
+
+
+class OnnxPruneError(Exception):
+    """Base of every error raised on purpose; ``message`` is one line, ``exit_code`` is what the CLI returns."""
+
+    exit_code: int = 1
+
+    def __init__(self, message: object = "") -> None:
+        self.message: str = " ".join(str(message).split())
+        super().__init__(self.message)
+
+
+class UsageError(OnnxPruneError):
+    """A bad input, flag or file: nothing was written."""
+
+    exit_code = 2
+
+
+class CheckFailed(OnnxPruneError):
+    """A proof or a gate failed: the result must not be trusted, so it is not handed out."""
+
+    exit_code = 1
+
+
+class NothingToPrune(OnnxPruneError):
+    """The model has nothing that may be removed under the given options."""
+
+    exit_code = 3
+
+
+class RuntimeFailure(OnnxPruneError):
+    """The machine failed: the runtime, a provider, memory or the disk."""
+
+    exit_code = 4

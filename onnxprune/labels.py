@@ -1,0 +1,277 @@
+"""Channel ids and what is known about them: couplings, derived ids, frozen ids, rectangles. numpy only, no ONNX.
+
+An *id* names one removable slice of an axis. `KEPT` (id 0) is the slice that always stays. A *derived* id names a whole
+row of a block (an attention head, a convolution group): it is removed exactly when all of its children are.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+KEPT = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """`ids[i, j, ..]` names the channel at position i of `axes[0]`, j of `axes[1]`, ..; outermost axis first.
+
+    A first axis may be coarse: with fewer ids than the tensor has positions, each id stands for a run of equal length
+    (the groups of a grouped convolution's weight)."""
+
+    axes: tuple[int, ...]
+    ids: Ids
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why ids stay: said once, at the operator that decided it."""
+
+    op_type: str
+    node: str
+    text: str
+
+
+class Labels:
+    """Collects what tracing finds out about ids. Couplings are kept as arrays; `solve` joins them all at once."""
+
+    def __init__(self) -> None:
+        self.n = 1
+        self.births: dict[Hashable, Ids] = {}
+        self._starts: list[int] = [0]
+        self._keys: list[Hashable] = [None]
+        self.pairs: list[tuple[Ids, Ids, Reason]] = []
+        self.children: dict[int, Ids] = {}
+        self._rows: dict[bytes, int] = {}
+        self.frozen: list[tuple[Ids, Reason]] = [(np.zeros(1, np.int64), Reason("", "", "fixed size"))]
+        self.rectangles: dict[tuple[tuple[int, ...], bytes], Ids] = {}
+        self.normed: list[Ids] = []
+        self.couplings = 0
+
+    def fresh(self, key: Hashable, shape: Iterable[int]) -> Ids:
+        """New ids of the given shape; `key` is where they are born (a parameter's axes)."""
+        if key not in self.births:
+            shape = tuple(shape)
+            size = int(np.prod(shape))
+            self.births[key] = np.arange(self.n, self.n + size, dtype=np.int64).reshape(shape)
+            self._starts.append(self.n)
+            self._keys.append(key)
+            self.n += size
+        return self.births[key]
+
+    def born_in(self, i: int) -> Hashable | None:
+        """The key of the birth of one id; of a derived id, that of its first child."""
+        while i in self.children:
+            i = int(self.children[i][0])
+        return self._keys[bisect_right(self._starts, i) - 1]
+
+    def origin(self, ids: Ids) -> Hashable | None:
+        """The key of the birth that `ids` are, whole and in order; None for anything else."""
+        if not ids.size:
+            return None
+        key = self._keys[bisect_right(self._starts, int(ids.flat[0])) - 1]
+        born = self.births.get(key)
+        return key if born is not None and born.size == ids.size and np.array_equal(born.ravel(), ids.ravel()) else None
+
+    def couple(self, a: Ids, b: Ids, why: Reason) -> None:
+        """The ids at the same positions are removed together or not at all."""
+        a, b = a.ravel(), b.ravel()
+        self.couplings += a.size
+        differ = a != b
+        if not differ.any():
+            return
+        a, b = a[differ], b[differ]
+        loose = (a != KEPT) & (b != KEPT)
+        if not loose.all():
+            self.freeze(np.where(a == KEPT, b, a)[~loose], why)
+            a, b = a[loose], b[loose]
+        if a.size:
+            self.pairs.append((a, b, why))
+
+    def freeze(self, ids: Ids, why: Reason) -> None:
+        ids = np.unique(ids)
+        ids = ids[ids != KEPT]
+        if ids.size:
+            self.frozen.append((ids, why))
+
+    def derive(self, ids: Ids) -> Ids:
+        """Row ids of a block whose innermost axis disappears: [.., n] -> [..]."""
+        flat = ids.reshape(-1, ids.shape[-1])
+        out = np.empty(len(flat), np.int64)
+        for i, row in enumerate(flat):
+            members = np.unique(row)
+            if members[0] == KEPT:
+                out[i] = KEPT  # something in this row always stays, and so does the row
+            elif members.size == 1:
+                out[i] = members[0]
+            else:
+                key = members.tobytes()
+                if key not in self._rows:
+                    self._rows[key] = self._derived(members)
+                out[i] = self._rows[key]
+        return out.reshape(ids.shape[:-1])
+
+    def _derived(self, members: Ids) -> int:
+        self.children[self.n] = members
+        self._starts.append(self.n)
+        self._keys.append(None)
+        self.n += 1
+        return self.n - 1
+
+    def tie(self, ids: Ids, axis: int, why: Reason) -> Ids:
+        """Positions along `axis` are removed together; returns the ids without that axis."""
+        first = np.take(ids, 0, axis)
+        if ids.shape[axis] > 1:
+            rest = np.delete(ids, 0, axis)
+            self.couple(np.broadcast_to(np.expand_dims(first, axis), rest.shape), rest, why)
+        return first
+
+    def rectangle(self, ids: Ids) -> None:
+        """After pruning, `ids` is a full rectangle again: every kept row keeps the same number, and one at least."""
+        ids = np.ascontiguousarray(ids)
+        self.rectangles.setdefault((ids.shape, ids.tobytes()), ids)
+
+    def solve(self) -> tuple[Ids, NDArray[np.object_]]:
+        """(class of every id, reason of every class or None). Derived ids with the same children are one."""
+        pairs = [(a, b) for a, b, _ in self.pairs]
+        while True:
+            a = np.concatenate([p[0] for p in pairs]) if pairs else np.zeros(0, np.int64)
+            b = np.concatenate([p[1] for p in pairs]) if pairs else np.zeros(0, np.int64)
+            graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(self.n, self.n))
+            count, classes = connected_components(graph, directed=False)
+            classes = classes.astype(np.int64)
+            more = self._equal_rows(classes)
+            if not more.size:
+                break
+            pairs.append((more[:, 0], more[:, 1]))
+        reasons = np.full(count, None, dtype=object)
+        for ids, why in self.frozen:
+            for c in np.unique(classes[ids]):
+                reasons[c] = reasons[c] or why
+        return classes, reasons
+
+    def _equal_rows(self, classes: Ids) -> Ids:
+        seen: dict[bytes, int] = {}
+        found = []
+        for derived, members in self.children.items():
+            kinds = np.unique(classes[members])
+            other = int(members[0]) if kinds.size == 1 else seen.setdefault(kinds.tobytes(), derived)
+            if classes[other] != classes[derived]:
+                found.append((derived, other))
+        return np.array(found, np.int64).reshape(-1, 2)
+
+
+class Kept(Labels):
+    """The labels of a rewritten graph, written with the ids of the original: nothing is joined, everything compared.
+
+    A coupling whose two sides are not the same original channels, position by position, is a fault: this is the proof
+    by re-trace."""
+
+    def __init__(self, original: Labels, classes: Ids, kept: Mask) -> None:
+        super().__init__()
+        self.original, self.kept = original, kept
+        self.faults: list[tuple[Reason, str]] = []
+        self.n = original.n
+        self._canon: dict[int, int] = {}
+        self._known: dict[bytes, int] = {}
+        canon = classes.copy()
+        for derived, members in original.children.items():  # children are older than the rows made of them
+            alive = np.unique(canon[members[kept[members]]])
+            canon[derived] = alive[0] if alive.size == 1 else self._known.setdefault(alive.tobytes(), int(canon[derived]))
+        self.canon = canon
+        self.births = {}
+
+    def fresh(self, key: Hashable, shape: Iterable[int]) -> Ids:
+        shape = tuple(shape)
+        born = self.original.births.get(key)
+        if born is None:
+            return np.zeros(shape, np.int64)
+        alive = take_kept(born, self.kept)
+        if alive.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, alive.shape, strict=True)):
+            self.faults.append((Reason("", str(key), ""), f"has {shape} positions where {alive.shape} are kept"))
+            return np.zeros([max(n, 1) for n in shape], np.int64)
+        return alive
+
+    def origin(self, ids: Ids) -> Hashable | None:
+        return None
+
+    def couple(self, a: Ids, b: Ids, why: Reason) -> None:
+        self.couplings += a.size
+        if a.size != b.size:
+            self.faults.append((why, f"couples {a.shape} with {b.shape}"))
+            return
+        one, two = self._name(a.ravel()), self._name(b.ravel())
+        bad = (one != two) & (one != self.canon[KEPT]) & (two != self.canon[KEPT])
+        if bad.any():
+            self.faults.append((why, f"{int(bad.sum())} of {bad.size} positions pair different channels"))
+
+    def _name(self, ids: Ids) -> Ids:
+        inside = ids < self.canon.size
+        return np.where(inside, self.canon[np.where(inside, ids, 0)], -ids)
+
+    def derive(self, ids: Ids) -> Ids:
+        flat = ids.reshape(-1, ids.shape[-1])
+        out = np.empty(len(flat), np.int64)
+        for i, row in enumerate(flat):
+            if (row == KEPT).any():
+                out[i] = KEPT
+                continue
+            names = np.unique(self._name(row))
+            if names.size == 1:
+                out[i] = row[0]
+                continue
+            name = self._known.setdefault(names.tobytes(), -self.n - len(self._known))
+            if name < 0:
+                out[i] = -name
+            else:
+                if name not in self._canon:
+                    self._canon[name] = int(np.flatnonzero(self.canon == name)[0])
+                out[i] = self._canon[name]
+        return out.reshape(ids.shape[:-1])
+
+    def freeze(self, ids: Ids, why: Reason) -> None:
+        """What was frozen was kept; nothing to compare."""
+
+    def rectangle(self, ids: Ids) -> None:
+        """A traced tensor is a rectangle by being one."""
+
+
+def kept_shape(ids: Ids, kept: Mask) -> tuple[int, ...] | None:
+    """The shape of the kept rectangle of a block, or None where what is kept is not a rectangle or is empty."""
+    mask = kept[ids]
+    shape: list[int] = []
+    for level in range(ids.ndim):
+        alive = mask.any(axis=tuple(range(level + 1, ids.ndim))) if level + 1 < ids.ndim else mask
+        counts = alive.sum(axis=-1)
+        counts = counts[counts > 0]
+        if not counts.size or (counts != counts.flat[0]).any():
+            return None
+        shape.append(int(counts.flat[0]))
+    return tuple(shape)
+
+
+def take_kept(ids: Ids, kept: Mask) -> Ids:
+    """The kept ids of a block, in order, in the kept rectangle's shape."""
+    shape = kept_shape(ids, kept)
+    return ids[kept[ids]].reshape(shape if shape is not None else (-1,))
+
+
+def positions(ids: Ids, kept: Mask) -> list[NDArray[Any]]:
+    """One index array per axis of a block (broadcastable against each other) that selects its kept rectangle."""
+    shape = kept_shape(ids, kept)
+    assert shape is not None, "a plan is checked against every rectangle before it is applied"
+    where = np.nonzero(kept[ids])
+    out = []
+    for level in range(ids.ndim):
+        index = where[level].reshape(shape)
+        out.append(index[(slice(None),) * (level + 1) + (0,) * (ids.ndim - level - 1)])
+    return out

@@ -1,0 +1,155 @@
+"""What a run did, for people (tables) and for machines (JSON)."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from . import __version__
+from .options import Cost, FrozenInfo, GroupInfo, Inspection, Report
+
+SCHEMA = 1
+ROWS = 20
+
+
+def to_json(result: Report | Inspection) -> dict[str, Any]:
+    """Plain dicts, lists, strings and numbers; `schema` grows when a key changes its meaning."""
+    body = _plain(asdict(result))
+    header: dict[str, Any] = {"schema": SCHEMA, "kind": type(result).__name__.lower(), "versions": versions()}
+    if isinstance(result, Report):
+        header["providers"] = list(result.proof.providers)
+    return {**header, **body}
+
+
+def versions() -> dict[str, str]:
+    """Versions of this tool and of what its result depends on."""
+    found = {"onnxprune": __version__, "python": platform.python_version()}
+    for name in ("onnx", "onnxruntime-gpu", "onnxruntime", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def print_report(report: Report, console: Console, verbose: bool = False) -> None:
+    """Before and after, the groups pruned, what stayed and why, and the proof."""
+    table = _table("", ">before", ">after", ">kept")
+    for label, before, after, show in _rows(report.before, report.after):
+        table.add_row(label, show(before), show(after), _percent(after, before))
+    groups = sum(group.kept < group.units for group in report.groups)
+    table.add_row("groups", str(len(report.groups)), f"{groups} pruned", "")
+    validation = report.validation
+    if validation:
+        then, now = float(validation["before"]), float(validation["after"])
+        table.add_row(f"top-1 of {validation['samples']:,}", f"{then:.2%}", f"{now:.2%}", f"{100 * (now - then):+.2f} points")
+    console.print(table)
+    _print_groups(report.groups, console, verbose)
+    _print_frozen(report.frozen, console, verbose)
+    _print_notes(report.notes, console)
+    proof = report.proof
+    batches = ", ".join(map(str, proof.batches))
+    console.print(
+        f"proof: {proof.couplings:,} couplings agree; outputs equal within {proof.error:.1e} (allowed "
+        f"{proof.tolerance:.0e}) at batch {batches} on {', '.join(proof.providers)}"
+    )
+    if verbose and report.seconds:
+        console.print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items()))
+
+
+def print_inspection(inspection: Inspection, console: Console, verbose: bool = True) -> None:
+    """The groups of coupled channels, and what is frozen with the reason."""
+    cost = inspection.cost
+    console.print(f"{cost.parameters:,} parameters, {cost.macs:,} MACs, {size(cost.bytes)}")
+    _print_groups(inspection.groups, console, verbose)
+    _print_frozen(inspection.frozen, console, verbose)
+    _print_notes(inspection.notes, console)
+
+
+def size(count: int) -> str:
+    """Bytes as people write them."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def _rows(before: Cost, after: Cost) -> Iterable[tuple[str, int, int, Any]]:
+    yield "parameters", before.parameters, after.parameters, "{:,}".format
+    yield "MACs", before.macs, after.macs, "{:,}".format
+    yield "file size", before.bytes, after.bytes, size
+
+
+def _print_groups(groups: Sequence[GroupInfo], console: Console, verbose: bool) -> None:
+    if not groups:
+        return
+    table = _table("group", ">layers", ">units", ">prunable", ">kept", ">parameters", ">MACs", "kind", title="groups")
+    for group in groups if verbose else groups[:ROWS]:
+        kind = f"{group.kind}, crosses a norm" if group.crosses_norm else group.kind
+        counts = (len(group.layers), group.units, group.prunable, group.kept, group.parameters, group.macs)
+        table.add_row(group.name, *(f"{count:,}" for count in counts), kind)
+    console.print(table)
+    _print_rest(len(groups), console, verbose)
+
+
+def _print_frozen(frozen: Sequence[FrozenInfo], console: Console, verbose: bool) -> None:
+    if not frozen:
+        return
+    units: Counter[tuple[str, str, str]] = Counter()
+    names: dict[tuple[str, str, str], list[str]] = {}
+    for info in frozen:
+        key = (info.reason, info.op_type, info.node)
+        units[key] += info.units
+        names.setdefault(key, []).append(f"{info.parameter}[{info.axis}]")
+    table = _table("reason", "operator", "node", ">units", "parameters", title="frozen")
+    for key, count in units.most_common(None if verbose else ROWS):
+        shown = names[key] if verbose else names[key][:2]
+        more = f" and {len(names[key]) - len(shown)} more" if len(shown) < len(names[key]) else ""
+        table.add_row(*key, f"{count:,}", ", ".join(shown) + more)
+    console.print(table)
+    _print_rest(len(units), console, verbose)
+
+
+def _print_rest(count: int, console: Console, verbose: bool) -> None:
+    if not verbose and count > ROWS:
+        console.print(f"  and {count - ROWS} more (--verbose shows all)")
+
+
+def _print_notes(notes: Iterable[str], console: Console) -> None:
+    for note in notes:
+        console.print(f"note: {note}")
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """A plain table; a column whose name starts with '>' is a column of numbers."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        number = column.startswith(">")
+        justify, overflow = ("right", "ellipsis") if number else ("left", "fold")
+        table.add_column(column.removeprefix(">"), justify=justify, overflow=overflow, no_wrap=number)  # type: ignore[arg-type]
+    return table
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types: numpy's scalars and arrays, tuples and mappings included."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

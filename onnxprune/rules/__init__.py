@@ -1,0 +1,64 @@
+"""The registry: every operator that tracing understands, in one table. Who is not in it freezes what reaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnxprune.rules import attention, linear, movement, norm, pointwise, recurrent
+from onnxprune.rules.base import first_only, opaque, unary
+from onnxprune.rules.base import pointwise as broadcast
+from onnxprune.trace import Op
+
+UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh Binarizer BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
+HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin
+Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Bernoulli RandomNormalLike RandomUniformLike
+com.microsoft::Gelu com.microsoft::QuickGelu Scale ImageScaler Affine ParametricSoftplus"""
+BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
+Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor com.microsoft::BiasGelu com.microsoft::FastGelu"""
+FIRST = "Clip CastLike"
+POOLS = "AveragePool LpPool MaxPool"
+GLOBAL = "GlobalAveragePool GlobalLpPool GlobalMaxPool"
+REDUCE = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+ReduceSumSquare"""
+
+
+def _table() -> dict[str, Callable[[Op], None]]:
+    many: dict[str, Callable[[Op], None]] = {}
+    for names, rule in ((UNARY, unary), (BROADCAST, broadcast), (FIRST, first_only), (POOLS, pointwise.pool),
+                        (GLOBAL, pointwise.global_pool), (REDUCE, pointwise.reduce)):  # fmt: skip
+        many |= dict.fromkeys(names.split(), rule)
+    return many | {
+        "Conv": linear.conv, "com.microsoft::FusedConv": linear.fused_conv, "ConvTranspose": linear.conv_transpose,
+        "ConvInteger": linear.conv_integer, "QLinearConv": linear.qlinear_conv, "Gemm": linear.gemm,
+        "com.microsoft::FusedGemm": linear.gemm, "com.microsoft::QGemm": linear.qgemm, "MatMul": linear.matmul,
+        "com.microsoft::FusedMatMul": linear.matmul, "MatMulInteger": linear.matmul_integer,
+        "QLinearMatMul": linear.qlinear_matmul, "Einsum": linear.einsum,
+        "LSTM": recurrent.recurrent, "GRU": recurrent.recurrent, "RNN": recurrent.recurrent,
+        "BatchNormalization": norm.batch_norm, "InstanceNormalization": norm.instance_norm,
+        "LayerNormalization": norm.layer_norm, "SimplifiedLayerNormalization": norm.layer_norm,
+        "RMSNormalization": norm.layer_norm, "GroupNormalization": norm.group_norm, "LRN": norm.local_response,
+        "com.microsoft::SkipLayerNormalization": norm.skip_layer_norm,
+        "com.microsoft::SkipSimplifiedLayerNormalization": norm.skip_layer_norm,
+        "com.microsoft::EmbedLayerNormalization": norm.embed_layer_norm,
+        "MeanVarianceNormalization": norm.moments, "LpNormalization": norm.lp_norm,
+        "Softmax": pointwise.softmax, "LogSoftmax": pointwise.softmax, "Hardmax": pointwise.softmax,
+        "CumSum": pointwise.cumsum, "ArgMax": pointwise.arg, "ArgMin": pointwise.arg, "TopK": pointwise.top_k,
+        "Trilu": pointwise.last_two, "Dropout": pointwise.dropout, "MaxUnpool": pointwise.unpool,
+        "Resize": pointwise.resize, "Upsample": pointwise.resize, "GridSample": pointwise.grid_sample,
+        "QuantizeLinear": pointwise.quantize, "DequantizeLinear": pointwise.quantize,
+        "com.microsoft::QuantizeLinear": pointwise.quantize, "com.microsoft::DequantizeLinear": pointwise.quantize,
+        "DynamicQuantizeLinear": pointwise.dynamic_quantize, "ConstantOfShape": pointwise.fills, "Shape": pointwise.shape_of,
+        "Reshape": movement.reshape, "Flatten": movement.reshape, "Transpose": movement.transpose,
+        "Squeeze": movement.squeeze, "Unsqueeze": movement.unsqueeze, "Concat": movement.concat, "Split": movement.split,
+        "Slice": movement.slice_, "Gather": movement.gather, "GatherElements": movement.gather_elements,
+        "ScatterElements": movement.gather_elements, "Scatter": movement.gather_elements, "GatherND": movement.gather_nd,
+        "ScatterND": movement.scatter_nd, "Expand": movement.expand, "Tile": movement.tile, "Pad": movement.pad,
+        "DepthToSpace": movement.depth_to_space, "SpaceToDepth": movement.space_to_depth,
+        "Attention": attention.attention, "com.microsoft::Attention": attention.fused,
+        "com.microsoft::MultiHeadAttention": attention.multi_head,
+        "com.microsoft::GroupQueryAttention": attention.grouped_query,
+        "NonZero": opaque, "Size": opaque, "Range": opaque, "EyeLike": opaque,
+    }  # fmt: skip
+
+
+RULES = _table()

@@ -1,0 +1,173 @@
+"""Attention as one operator: opset 23 and the com.microsoft fusions. Heads and head dimensions are letters."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+
+from onnxprune.labels import KEPT, Block, Ids
+from onnxprune.rules.base import ranks_known, spell
+from onnxprune.trace import Op, Reduction
+
+
+def _scale(op: Op, depth: int) -> None:
+    """The default scale is 1/sqrt(head size): written out, so that it stays the original's."""
+    if not op.attr("scale"):
+        op.edit(lambda e: e.attr("scale", 1.0 / sqrt(depth)))
+
+
+def _heads(op: Op, i: int, axis: int, sizes: tuple[int, ...]) -> Ids | None:
+    block = next((b for b in op.blocks(i) if b.axes == (axis,)), None)
+    return None if block is None else block.ids.reshape(sizes)
+
+
+def attention(op: Op) -> None:
+    """ONNX opset 23: query, key, value of rank 3 (heads inside the last axis) or 4."""
+    if not ranks_known(op, [0, 1, 2]):
+        return
+    flat = len(op.dims(0)) == 3
+    depths = [op.dims(i)[-1] for i in range(3)]
+    if flat:
+        heads, shared = int(op.attr("q_num_heads")), int(op.attr("kv_num_heads"))
+        if None in depths:
+            return op.freeze("the head size is not known")
+        depth, value = int(depths[1] or 0) // shared, int(depths[2] or 0) // shared
+    else:
+        if None in depths or op.dims(0)[1] is None or op.dims(1)[1] is None:
+            return op.freeze("the head size is not known")
+        heads, shared = int(op.dims(0)[1] or 0), int(op.dims(1)[1] or 0)
+        depth, value = int(depths[1] or 0), int(depths[2] or 0)
+    sizes = {"g": shared, "r": heads // shared, "d": depth, "e": value}
+    if flat:
+        ins = {0: ["b", "s", "grd"], 1: ["b", "t", "gd"], 2: ["b", "t", "ge"]}
+        out = ["b", "s", "gre"]
+    else:
+        ins = {0: ["b", "gr", "s", "d"], 1: ["b", "g", "t", "d"], 2: ["b", "g", "t", "e"]}
+        out = ["b", "gr", "s", "e"]
+    if op.has(3):
+        dims = op.dims(3)
+        ins[3] = spell(dims, ["b", "gr", "s", "t"][4 - len(dims) :])
+    for i, spelled in ((4, ["b", "g", "p", "d"]), (5, ["b", "g", "p", "e"])):
+        if op.has(i):
+            ins[i] = spelled
+    outs = {0: out, 1: ["b", "g", "", "d"], 2: ["b", "g", "", "e"], 3: ["b", "gr", "s", "t"]}
+    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="grdste", text="attention with a fixed side")
+    _scale(op, depth)
+    if flat:
+        kv = _heads(op, 1, 2, (shared, depth))
+        q = _heads(op, 0, 2, (heads, depth))
+        if kv is not None and q is not None:
+            op.trace.labels.rectangle(kv)
+            op.trace.labels.rectangle(q)
+            op.edit(lambda e: e.attr("kv_num_heads", int(e.kept(kv).any(axis=1).sum())))
+            op.edit(lambda e: e.attr("q_num_heads", int(e.kept(q).any(axis=1).sum())))
+
+
+def multi_head(op: Op) -> None:
+    """com.microsoft MultiHeadAttention with separate query, key and value of rank 3."""
+    if not ranks_known(op, [0, 1, 2]) or not (op.has(1) and op.has(2)) or any(len(op.dims(i)) != 3 for i in range(3)):
+        return op.freeze("packed query, key and value")
+    heads = int(op.attr("num_heads"))
+    last = [op.dims(i)[2] for i in range(3)]
+    if None in last:
+        return op.freeze("the head size is not known")
+    depth, value = int(last[1] or 0) // heads, int(last[2] or 0) // heads
+    ins = {0: ["b", "s", "hd"], 1: ["b", "t", "hd"], 2: ["b", "t", "he"]}
+    if op.has(5):
+        ins[5] = spell(op.dims(5), ["b", "h", "s", "t"])
+    for i, x in ((6, "d"), (7, "e")):
+        if op.has(i):
+            ins[i] = ["b", "h", "p", x]
+    bias = _own_bias(op, 3, (heads * depth, heads * depth, heads * value)) if op.has(3) else None
+    if bias is not None:
+        for i in range(3):
+            op.meet(i, ["", "", "x"], ["x"], [Block((0,), bias[i])], "a bias of fixed size")
+        op.trace.reductions.append(Reduction(op.index, "sum", 3, Block((0,), _only(bias, 1))))
+    sizes = {"h": heads, "d": depth, "e": value}
+    outs = {0: ["b", "s", "he"], 1: ["b", "h", "", "d"], 2: ["b", "h", "", "e"]}
+    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="hdste", text="attention with a fixed side")
+    _scale(op, depth)
+    q = _heads(op, 0, 2, (heads, depth))
+    if q is not None:
+        op.trace.labels.rectangle(q)
+        op.edit(lambda e: e.attr("num_heads", int(e.kept(q).any(axis=1).sum())))
+
+
+def _own_bias(op: Op, i: int, sizes: tuple[int, ...]) -> list[Ids] | None:
+    """The bias of query, key and value side by side, as three blocks of one axis."""
+    if op.node.input[i] not in op.trace.model.weights:
+        op.freeze("a computed bias of query, key and value")
+        return None
+    parts = [op.trace.labels.fresh((None, op.node.name, f"bias{k}"), (n,)) for k, n in enumerate(sizes)]
+    op.trace.own((op.index, i), (Block((0,), np.concatenate(parts)),))
+    return parts
+
+
+def _only(parts: list[Ids], k: int) -> Ids:
+    return np.concatenate([p.ravel() if m == k else np.full(p.size, KEPT) for m, p in enumerate(parts)])
+
+
+def fused(op: Op) -> None:
+    """com.microsoft Attention: one weight for query, key and value."""
+    if not ranks_known(op, [0, 1]) or any(n is None for n in op.dims(1)):
+        return op.freeze("the weight's shape is not known")
+    if op.node.input[1] not in op.trace.model.weights or op.has(4) or op.gives(1) or op.attr("do_rotary", 0):
+        return op.freeze("a computed weight, or past keys and values")
+    heads, (features, total) = int(op.attr("num_heads")), op.dims(1)
+    widths = [int(n) for n in op.attr("qkv_hidden_sizes", [int(total or 0) // 3] * 3)]
+    labels = op.trace.labels
+    parts = [labels.fresh((None, op.node.name, f"qkv{k}"), (heads, n // heads)) for k, n in enumerate(widths)]
+    q, k, v = parts
+    inputs = labels.fresh((None, op.node.name, "input"), (int(features or 1),))
+    op.couple(q, k)
+    op.couple(labels.derive(k), labels.derive(v))
+    for x in parts:
+        labels.rectangle(x)
+    if widths[0] == widths[2]:
+        labels.rectangle(np.stack(parts))
+    flat = np.concatenate([p.ravel() for p in parts])
+    op.trace.own((op.index, 1), (Block((0,), inputs), Block((1,), flat)))
+    if op.has(2):
+        op.trace.own((op.index, 2), (Block((0,), flat),))
+        op.trace.reductions.append(Reduction(op.index, "sum", 2, Block((0,), _only(parts, 1))))
+    op.trace.reductions.append(Reduction(op.index, "sum", 1, Block((1,), _only(parts, 1))))
+    op.trace.reductions.append(Reduction(op.index, "sum", 1, Block((0,), inputs)))
+    op.meet(0, ["b", "s", "c"], ["", "", "c"], [Block((2,), inputs)], "attention reads an axis of fixed size")
+    if op.has(5):
+        op.meet(5, spell(op.dims(5), ["b", "h", "s", "t"]), ["h"], [Block((0,), labels.derive(v))], "a bias of fixed heads")
+    op.set(0, [Block((2,), v.ravel())])
+    _scale(op, widths[0] // heads)
+    op.edit(lambda e: e.attr("num_heads", int(e.kept(v).any(axis=1).sum())))
+    if op.attr("qkv_hidden_sizes"):
+        op.edit(lambda e: e.attr("qkv_hidden_sizes", [int(e.kept(p).sum()) for p in parts]))
+
+
+def grouped_query(op: Op) -> None:
+    """com.microsoft GroupQueryAttention with separate query, key and value."""
+    if not ranks_known(op, [0]) or not (op.has(1) and op.has(2)) or op.rank(1) is None:
+        return op.freeze("packed query, key and value")
+    heads, shared = int(op.attr("num_heads")), int(op.attr("kv_num_heads"))
+    width = op.dims(1)[2]
+    if width is None:
+        return op.freeze("the head size is not known")
+    depth = width // shared
+    sizes = {"g": shared, "r": heads // shared, "d": depth, "e": depth}
+    ins = {0: ["b", "s", "grd"], 1: ["b", "t", "gd"], 2: ["b", "t", "ge"]}
+    for i, x in ((3, "d"), (4, "e")):
+        if op.has(i):
+            ins[i] = ["b", "g", "p", x]
+    outs = {0: ["b", "s", "gre"], 1: ["b", "g", "", "d"], 2: ["b", "g", "", "e"]}
+    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="grdste", text="attention with a fixed side")
+    q, k, v = _heads(op, 0, 2, (heads, depth)), _heads(op, 1, 2, (shared, depth)), _heads(op, 2, 2, (shared, depth))
+    if q is None or k is None or v is None:
+        return
+    labels = op.trace.labels
+    for x in (q, np.stack([k, v])):
+        labels.rectangle(x)
+    if op.attr("do_rotary", 0):  # the rotation knows its pairs: heads go whole
+        for x in (q, k, v):
+            labels.tie(x, 1, op.why("rotary pairs"))
+    _scale(op, depth)
+    op.edit(lambda e: e.attr("num_heads", int(e.kept(q).any(axis=1).sum())))
+    op.edit(lambda e: e.attr("kv_num_heads", int(e.kept(k).any(axis=1).sum())))

@@ -1,0 +1,449 @@
+"""Operators that only move positions: they are run on the id arrays themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import numpy as np
+
+from onnxprune.labels import KEPT, Block, Ids
+from onnxprune.rules.base import LETTERS, axes_of, axis_of, inner_parts, ranks_known, remap, spell
+from onnxprune.trace import Op
+
+Shape = tuple[int | None, ...]
+
+
+def transpose(op: Op) -> None:
+    if ranks_known(op, [0]):
+        rank = len(op.dims(0))
+        perm = list(op.attr("perm", list(range(rank))[::-1]))
+        op.set(0, [Block(tuple(perm.index(a) for a in b.axes), b.ids) for b in op.blocks(0)])
+
+
+def squeeze(op: Op) -> None:
+    if ranks_known(op, [0], [0]):
+        rank = len(op.dims(0))
+        axes = axes_of(op, rank)
+        if axes is None:
+            if op.has(1):
+                return op.freeze("the axes are computed at run time")
+            axes = [k for k, n in enumerate(op.dims(0)) if n == 1]
+        left = [k for k in range(rank) if k not in axes]
+        op.set(0, [Block(tuple(left.index(a) for a in b.axes), b.ids) for b in op.blocks(0)])
+        if not (op.has(1) or op.attr("axes")):
+            op.edit(lambda e: e.squeeze_axes(axes))
+
+
+def unsqueeze(op: Op) -> None:
+    if ranks_known(op, [0], [0]):
+        axes = axes_of(op, len(op.out_dims(0)))
+        if axes is None:
+            return op.freeze("the axes are computed at run time")
+        left = [k for k in range(len(op.out_dims(0))) if k not in axes]
+        op.set(0, [Block(tuple(left[a] for a in b.axes), b.ids) for b in op.blocks(0)])
+
+
+def reshape(op: Op) -> None:
+    probe = op.trace.shapes.probe
+    pairs = [(p.get(op.node.input[0]), p.get(op.node.output[0])) for p in probe]
+    if not op.blocks(0):
+        return op.set(0, [])
+    if any(a is None or b is None for a, b in pairs):
+        return op.freeze("the shape on one side is not known")
+    (a, b), (c, d) = ((tuple(x or ()), tuple(y or ())) for x, y in pairs)
+    segments = segment(a, b, c, d)
+    if segments is None:
+        return op.freeze("the shape on one side is not known")
+    op.set(0, [out for group in _together(op, segments) if (out := _move(op, group, segments, a, b, d)) is not None])
+    if op.type == "Reshape":
+        op.edit(lambda e: e.sizes(1, 0, zero_copies=not op.attr("allowzero", 0)))
+
+
+def segment(a: Shape, b: Shape, c: Shape, d: Shape) -> list[tuple[range, range]] | None:
+    """Smallest runs of axes of equal product in a -> b, and at the second probe's sizes c -> d."""
+    out: list[tuple[range, range]] = []
+    i = j = 0
+    while i < len(a) or j < len(b):
+        i0, j0 = i, j
+        i, j = min(i + 1, len(a)), min(j + 1, len(b))
+        while True:
+            one, two = (a[i0:i], c[i0:i]), (b[j0:j], d[j0:j])
+            if None in one[0] + one[1] or None in two[0] + two[1]:
+                if (one[0] == (None,) == two[0]) and (i, j) != (i0, j0):
+                    break
+                return None
+            x, y = (prod(n or 0 for n in s) for s in one), (prod(n or 0 for n in s) for s in two)
+            (xa, xc), (ya, yc) = x, y
+            if xa == ya and xc == yc:
+                break
+            if i == len(a) and j == len(b):
+                return None
+            if (xa <= ya and i < len(a)) or j == len(b):
+                i += 1
+            else:
+                j += 1
+        out.append((range(i0, i), range(j0, j)))
+    return out
+
+
+def _together(op: Op, segments: Sequence[tuple[range, range]]) -> list[Block]:
+    """Blocks to move; several that a segment merges are asked to be born as one, and stay where they are not."""
+    left = list(op.blocks(0))
+    for ins, outs in segments:
+        inside = sorted((b for b in left if set(b.axes) & set(ins)), key=lambda b: b.axes)
+        merges = len(inside) > 1 and not (len(ins) == len(outs) and op.dims(0)[ins.start : ins.stop] == op.out_dims(0)[outs.start : outs.stop])
+        if merges:
+            op.trace.demand([(b, None) for b in inside])
+            for b in inside:
+                op.trace.labels.freeze(b.ids, op.why("merges two labelled axes into one"))
+            left = [b for b in left if b not in inside]
+    return left
+
+
+def _move(op: Op, block: Block, segments: Sequence[tuple[range, range]], a: Shape, b: Shape, d: Shape) -> Block | None:
+    touched = [s for s in segments if set(s[0]) & set(block.axes)]
+    if all(len(i) == len(o) == 1 for i, o in touched):
+        to = {i[0]: o[0] for i, o in touched}
+        return Block(tuple(to[x] for x in block.axes), block.ids)
+    axes = [k for ins, _ in touched for k in ins]
+    ids = block.ids
+    if list(block.axes) != sorted(block.axes):
+        while ids.ndim > 1:  # a merge in the other order than the nesting's
+            ids = op.trace.labels.tie(ids, 0, op.why("merges axes in another order"))
+        ids = block.ids
+    order = sorted(range(ids.ndim), key=lambda k: block.axes[k])
+    ids = ids.transpose(order)
+    for k, axis in enumerate(axes):
+        if axis not in block.axes:
+            ids = np.broadcast_to(np.expand_dims(ids, k), (*ids.shape[:k], a[axis] or 1, *ids.shape[k:]))
+    targets = [k for _, outs in touched for k in outs]
+    shaped = np.reshape(ids, [b[k] or 1 for k in targets])
+    keep = []
+    for k in reversed(range(shaped.ndim)):
+        first = np.take(shaped, [0], k)
+        if shaped.shape[k] == 1 or bool((shaped == first).all()):
+            shaped = np.take(shaped, 0, k)
+        else:
+            keep.insert(0, targets[k])
+    if any(b[k] != d[k] for k in keep):
+        op.trace.labels.freeze(block.ids, op.why("channels end up on an axis of run-time size"))
+        return None
+    return Block(tuple(keep), np.ascontiguousarray(shaped)) if keep else None
+
+
+def concat(op: Op) -> None:
+    used = list(range(len(op.node.input)))
+    if not ranks_known(op, used):
+        return
+    rank = len(op.dims(0))
+    axis = axis_of(op, 0, rank)
+    letters = list(LETTERS[:rank])
+    alone = {i: [b for b in op.blocks(i) if axis in b.axes] for i in used}
+    if not any(op.blocks(i) for i in used):
+        return op.set(0, [])
+    if any(op.dims(i)[axis] is None for i in used) and any(alone.values()):
+        op.freeze("joins an axis of run-time size")
+        alone = {i: [] for i in used}
+    others = {i: tuple(b for b in op.blocks(i) if axis not in b.axes) for i in used}
+    out = list(op.across(others, letters, axis))
+    if any(alone.values()):
+        joined = _joined(op, used, alone, axis)
+        if joined is not None:
+            out = [b for b in out if not set(b.axes) & set(joined.axes)] + [joined]
+    op.set(0, out)
+
+
+def _joined(op: Op, used: Sequence[int], alone: dict[int, list[Block]], axis: int) -> Block | None:
+    blocks = [b for bs in alone.values() for b in bs]
+    axes = max((b.axes for b in blocks), key=len)
+    dims = {a: n for b in blocks for a, n in zip(b.axes, b.ids.shape, strict=True)}
+    k = axes.index(axis)
+    parts = []
+    for i in used:
+        n = op.dims(i)[axis] or 1
+        own = alone[i][0] if alone[i] else None
+        shape = tuple(n if a == axis else dims[a] for a in axes)
+        if own is None:
+            parts.append(np.full(shape, KEPT, np.int64))
+        elif own.axes == axes:
+            parts.append(own.ids)
+        elif set(own.axes) <= set(axes):
+            at = [axes.index(a) for a in own.axes]
+            ids = own.ids.transpose(np.argsort(at))
+            for m in sorted(set(range(len(axes))) - set(at)):
+                ids = np.expand_dims(ids, m)
+            parts.append(np.broadcast_to(ids, shape))
+        else:
+            op.freeze("joins differently nested axes")
+            return None
+    if any(p.shape[:k] + p.shape[k + 1 :] != parts[0].shape[:k] + parts[0].shape[k + 1 :] for p in parts):
+        op.freeze("joins differently nested axes")
+        return None
+    ids = np.concatenate(parts, axis=k)
+    labels = op.trace.labels
+    if k == len(axes) - 1 and k > 0:
+        for part in parts:
+            labels.rectangle(part)
+            op.couple(labels.derive(part), labels.derive(ids))
+    elif 0 < len(axes) - 1:
+        for part in parts:  # whole rows side by side: their insides are as large as each other
+            labels.rectangle(part)
+    return Block(axes, ids)
+
+
+def split(op: Op) -> None:
+    if not ranks_known(op, [0]):
+        return
+    axis = axis_of(op, 0, len(op.dims(0)))
+    block = op.block_on(0, axis)
+    rest = [b for b in op.blocks(0) if b is not block]
+    count = len(op.node.output)
+    if block is None:
+        for i in range(count):
+            op.set(i, rest)
+        return
+    sizes = [op.out_dims(i)[axis] if op.out_rank(i) else None for i in range(count)]
+    if None in sizes or sum(s or 0 for s in sizes) != op.dims(0)[axis]:
+        return op.freeze("the sizes of a split are not known")
+    cuts = np.cumsum([s or 0 for s in sizes])[:-1]
+    for i, ids in enumerate(inner_parts(op, block, axis, [int(c) for c in cuts])):
+        part = remap(block, ids, list(block.axes))
+        op.set(i, [*rest, *([part] if part else [])])
+        if part is None:
+            op.trace.labels.rectangle(ids)
+    op.edit(lambda e: e.split(axis))
+
+
+def slice_(op: Op) -> None:
+    if not op.blocks(0):
+        return op.set(0, [])
+    if not ranks_known(op, [0]):
+        return
+    rank = len(op.dims(0))
+    if op.has(1):
+        starts, ends = op.partial(1), op.partial(2)
+        axes, steps = op.value(3), op.value(4)
+        if op.has(3) and axes is None or op.has(4) and steps is None:
+            return op.freeze("the axes of a slice are computed at run time")
+    else:
+        starts, ends = list(op.attr("starts")), list(op.attr("ends"))
+        axes, steps = op.attr("axes"), None
+    count = len(axes) if axes is not None else len(starts or ends or [])
+    order = [int(a) % rank for a in (axes if axes is not None else range(count))]
+    blocks = list(op.blocks(0))
+    for k, axis in enumerate(order):
+        block = next((b for b in blocks if axis in b.axes), None)
+        if block is None:
+            continue
+        n = block.ids.shape[block.axes.index(axis)]
+        step = 1 if steps is None else int(steps[k])
+        lo, hi = (None if v is None else v[k] for v in (starts, ends))
+        if lo is None or hi is None:
+            op.freeze_axis(0, axis, "the bounds of a slice are computed at run time")
+            blocks.remove(block)
+            continue
+        at = np.arange(n)[slice(*_bounds(int(lo), int(hi), step, n))]
+        blocks.remove(block)
+        blocks += _picked(op, block, axis, at, (axis,))
+        op.edit(lambda e, axis=axis, block=block, at=at: e.slice(axis, block, at))
+    op.set(0, blocks)
+
+
+def _bounds(lo: int, hi: int, step: int, n: int) -> tuple[int | None, int | None, int]:
+    if step > 0:
+        return max(lo + n if lo < 0 else lo, 0), max(hi + n if hi < 0 else hi, 0), step
+    lo, hi = (min(lo + n if lo < 0 else lo, n - 1), hi + n if hi < 0 else hi)
+    return lo, (None if hi < 0 else hi), step
+
+
+def _picked(
+    op: Op, block: Block, axis: int, at: Ids, to: tuple[int, ...], shape: tuple[int, ...] | None = None,
+    moved: Callable[[int], int] = int,
+) -> list[Block]:
+    """The block of positions `at` along `axis`, whose new axes are `to` (none for a scalar index); others are `moved`."""
+    k = block.axes.index(axis)
+    n = block.ids.shape[k]
+    if at.size == 0:
+        return []
+    labels = op.trace.labels
+    if k > 0:
+        lo, hi = int(at.min()), int(at.max()) + 1
+        if at.size == hi - lo and (np.diff(at) == 1).all():
+            inner_parts(op, block, axis, [c for c in (lo, hi) if 0 < c < n])
+        else:
+            for j in range(k):  # other than a run of positions: the same ones in every row
+                labels.tie(block.ids, j, op.why("picks the same positions of every row"))
+    ids = np.take(block.ids, at, axis=k)
+    labels.rectangle(ids)
+    grown = ids.reshape(*ids.shape[:k], *(shape if shape is not None else (at.size,)), *ids.shape[k + 1 :])
+    axes: list[int | None] = [*map(moved, block.axes[:k]), *to, *map(moved, block.axes[k + 1 :])]
+    out = remap(block, grown, axes)
+    return [out] if out else []
+
+
+def gather(op: Op) -> None:
+    if not ranks_known(op, [0, 1]):
+        return
+    rank, wide = len(op.dims(0)), len(op.dims(1))
+    axis = axis_of(op, 0, rank)
+    index = op.value(1)
+
+    def moved(a: int) -> int:
+        return a if a < axis else a + wide - 1
+
+    blocks: list[Block] = []
+    for b in op.blocks(0):
+        if axis not in b.axes:
+            blocks.append(Block(tuple(moved(a) for a in b.axes), b.ids))
+        elif index is None:
+            op.trace.labels.freeze(b.ids, op.why("rows are looked up by run-time indices"))
+        else:
+            at = np.asarray(index, np.int64).ravel() % (op.dims(0)[axis] or 1)
+            blocks += _picked(op, b, axis, at, tuple(range(axis, axis + wide)), np.shape(index), moved)
+            op.edit(lambda e, b=b: e.gather(axis, b, index))
+    op.set(0, blocks)
+
+
+def expand(op: Op) -> None:
+    """Repeats axes of size one; what is made up may be made smaller."""
+    if not ranks_known(op, [0], [0]):
+        return
+    rank, own = len(op.out_dims(0)), len(op.dims(0))
+    shift = rank - own
+    made: list[int | None] = [1] * rank
+    for k, n in enumerate(op.out_dims(0)):
+        if k < shift or (op.dims(0)[k - shift] == 1 and n != 1):
+            made[k] = n
+    blocks = [Block(tuple(a + shift for a in b.axes), b.ids) for b in op.blocks(0)]
+    op.set(0, [*blocks, *op.trace.born((None, op.node.name, "repeat"), made)])
+    if op.type == "Expand":
+        op.edit(lambda e: e.sizes(1, 0, one_fits=True))
+
+
+def tile(op: Op) -> None:
+    if not op.blocks(0):
+        return op.set(0, [])
+    repeats = op.value(1)
+    if repeats is None or not ranks_known(op, [0]):
+        return op.freeze("the repeats are computed at run time") if not _tiles_fixed(op) else None
+    op.set(0, [Block(b.axes, np.tile(b.ids, [int(repeats[a]) for a in b.axes])) for b in op.blocks(0)])
+
+
+def _tiles_fixed(op: Op) -> bool:
+    """Repeats known only on the labelled axes suffice."""
+    known = op.partial(1)
+    if known is None or any(known[a] is None for b in op.blocks(0) for a in b.axes):
+        return False
+    op.set(0, [Block(b.axes, np.tile(b.ids, [int(known[a] or 1) for a in b.axes])) for b in op.blocks(0)])
+    return True
+
+
+def pad(op: Op) -> None:
+    if not op.blocks(0):
+        return op.set(0, [])
+    if not ranks_known(op, [0]):
+        return
+    rank = len(op.dims(0))
+    pads = op.partial(1) if op.has(1) else [int(p) for p in op.attr("pads", op.attr("paddings"))]
+    axes = [int(a) % rank for a in op.value(3)] if op.has(3) and op.value(3) is not None else list(range(rank))
+    mode = op.attr("mode", "constant")
+    blocks = []
+    for b in op.blocks(0):
+        ids = b.ids
+        for k, a in enumerate(b.axes):
+            if a not in axes:
+                continue
+            lo, hi = (None if pads is None else pads[axes.index(a) + s * len(axes)] for s in (0, 1))
+            if lo is None or hi is None or (mode != "constant" and (lo or hi)) or lo < 0 or hi < 0:
+                op.trace.labels.freeze(b.ids, op.why("pads this axis by its neighbours or by run-time amounts"))
+                break
+            if lo or hi:
+                ids = _padded(op, b, ids, k, a, int(lo), int(hi), axes)
+        else:
+            blocks.append(Block(b.axes, ids))
+    op.set(0, blocks)
+
+
+def _padded(op: Op, b: Block, ids: Ids, k: int, axis: int, lo: int, hi: int, axes: list[int]) -> Ids:
+    """Padding on a labelled axis makes channels up: each is a channel of its own, coupled by what it is added to."""
+    labels = op.trace.labels
+    if ids.ndim > 1:
+        labels.freeze(ids, op.why("pads inside nested axes"))
+        return np.pad(ids, [(lo, hi) if m == k else (0, 0) for m in range(ids.ndim)], constant_values=KEPT)
+    born = [labels.fresh((None, op.node.name, f"pad{s}{axis}"), (n,)) for s, n in (("lo", lo), ("hi", hi))]
+    op.edit(lambda e: e.pads(axes, axis, *(int(e.kept(x).sum()) for x in born)))
+    return np.concatenate([born[0], ids, born[1]])
+
+
+def depth_to_space(op: Op) -> None:
+    if not ranks_known(op, [0]):
+        return
+    size, mode = int(op.attr("blocksize")), op.attr("mode", "DCR")
+    blocks = []
+    for b in op.blocks(0):
+        if b.axes != (1,):
+            op.trace.labels.freeze(b.ids, op.why("spatial positions are moved"))
+            continue
+        each = b.ids.size // size**2
+        ids = b.ids.reshape((size, size, each) if mode == "DCR" else (each, size, size))
+        for _ in range(2):
+            ids = op.trace.labels.tie(ids, 0 if mode == "DCR" else 1, op.why("pixels of one channel"))
+        blocks += [Block((1,), ids)] if each > 1 else []
+        if each == 1:
+            op.trace.labels.freeze(b.ids, op.why("the only channel"))
+    op.set(0, blocks)
+
+
+def space_to_depth(op: Op) -> None:
+    if not ranks_known(op, [0]):
+        return
+    size = int(op.attr("blocksize"))
+    blocks = []
+    for b in op.blocks(0):
+        if b.axes == (1,):
+            blocks.append(Block((1,), np.tile(b.ids, size**2)))
+        else:
+            op.trace.labels.freeze(b.ids, op.why("spatial positions are moved"))
+    op.set(0, blocks)
+
+
+def gather_elements(op: Op) -> None:
+    """Also ScatterElements (data, indices, updates): positions along `axis` are looked up, the others go in step."""
+    if not ranks_known(op, [0, 1]):
+        return
+    rank = len(op.dims(0))
+    axis = axis_of(op, 0, rank)
+    data, index = spell(op.dims(0)), spell(op.dims(1))
+    if data[axis]:
+        data[axis] = "Y"
+    if index[axis]:
+        index[axis] = "Z"
+    if op.type == "GatherElements":
+        op.eq({0: data, 1: index}, {0: ["" if k == axis else s for k, s in enumerate(index)]}, pinned="YZ")
+    else:
+        out = ["" if k == axis else s for k, s in enumerate(data)]
+        op.eq({0: data, 1: index, 2: index}, {0: out}, pinned="YZ")
+
+
+def gather_nd(op: Op) -> None:
+    if not ranks_known(op, [0, 1]):
+        return
+    batch, width = int(op.attr("batch_dims", 0)), op.dims(1)[-1]
+    if width is None:
+        return op.freeze("the shape of the indices is not known")
+    data = spell(op.dims(0))
+    index = [*data[:batch], *spell(op.dims(1)[batch:], LETTERS[30:])]
+    rest = data[batch + width :]
+    op.eq({0: data}, {0: [*index[:-1], *rest]}, pinned="".join(data[: batch + width]))
+
+
+def scatter_nd(op: Op) -> None:
+    if not ranks_known(op, [0, 1, 2]) or op.dims(1)[-1] is None:
+        return
+    width = int(op.dims(1)[-1] or 0)
+    data = spell(op.dims(0))
+    lead = len(op.dims(1)) - 1
+    updates = [*spell(op.dims(2)[:lead], LETTERS[30:]), *spell(op.dims(2)[lead:], LETTERS[width:])]
+    pinned = "".join(data[:width]) + "".join(updates[:lead])
+    op.eq({0: data, 2: updates}, {0: ["" if k < width else s for k, s in enumerate(data)]}, pinned=pinned)

@@ -1,0 +1,177 @@
+"""Operators over one tensor's positions, pools, resizes, reductions and quantisation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.labels import KEPT
+from onnxprune.rules.base import LETTERS, axes_of, axis_of, ranks_known, spell, unary
+from onnxprune.trace import Kind, Op
+
+
+def pool(op: Op) -> None:
+    """Windows over the spatial axes; channels pass."""
+    if ranks_known(op, [0]):
+        rank = len(op.dims(0))
+        spatial = LETTERS[2:rank]
+        out = ["a", "b", *("" for _ in spatial)]
+        op.eq({0: spell(op.dims(0))}, {0: out, 1: out}, pinned=spatial, text="a window slides over this axis")
+
+
+def unpool(op: Op) -> None:
+    if ranks_known(op, [0]):
+        spelled = spell(op.dims(0))
+        op.eq({0: spelled, 1: spelled}, {0: [*spelled[:2], *("" for _ in spelled[2:])]}, pinned=LETTERS[2 : len(spelled)])
+        if op.has(2):
+            op.edit(lambda e: e.sizes(2, 0))
+
+
+def global_pool(op: Op) -> None:
+    if ranks_known(op, [0]):
+        rank = len(op.dims(0))
+        op.eq({0: spell(op.dims(0))}, {0: ["a", "b", *("" for _ in range(rank - 2))]}, kind="gather")
+
+
+def resize(op: Op) -> None:
+    """Axes whose size does not change pass; the others are interpolated."""
+    if not ranks_known(op, [0], [0]):
+        return
+    spelled = spell(op.dims(0))
+    same = [a is not None and a == b for a, b in zip(op.dims(0), op.out_dims(0), strict=True)]
+    changed = "".join(s for s, ok in zip(spelled, same, strict=True) if not ok)
+    op.eq({0: spelled}, {0: [s if ok else "" for s, ok in zip(spelled, same, strict=True)]}, pinned=changed)
+    if op.has(3):
+        axes = op.attr("axes")
+        op.edit(lambda e: e.sizes(3, 0, axes))
+
+
+def grid_sample(op: Op) -> None:
+    if ranks_known(op, [0]):
+        spatial = LETTERS[2 : len(op.dims(0))]
+        op.eq({0: spell(op.dims(0))}, {0: ["a", "b", *("" for _ in spatial)]}, pinned=spatial)
+
+
+def along(op: Op, default: int = -1, also: tuple[int, ...] = ()) -> None:
+    """Positions along one axis are told apart by value or normalised against each other; the others pass."""
+    if ranks_known(op, [0]):
+        rank = len(op.dims(0))
+        axis = axis_of(op, default, rank)
+        spelled = spell(op.dims(0))
+        out = [*spelled]
+        out[axis] = ""
+        outs = {0: out, **{i: out for i in also}}
+        op.eq({0: spelled}, outs, pinned=spelled[axis], text="positions along this axis compete")
+
+
+def top_k(op: Op) -> None:
+    along(op, also=(1,))
+
+
+def softmax(op: Op) -> None:
+    if op.opset >= 13:
+        return along(op)
+    if ranks_known(op, [0]):
+        rank = len(op.dims(0))
+        axis = axis_of(op, 1, rank)
+        spelled = spell(op.dims(0))
+        out = [s if k < axis else "" for k, s in enumerate(spelled)]
+        op.eq({0: spelled}, {0: out}, pinned="".join(spelled[axis:]), text="positions along this axis compete")
+
+
+def arg(op: Op) -> None:
+    if ranks_known(op, [0]):
+        spelled = spell(op.dims(0))
+        axis = axis_of(op, 0, len(spelled))
+        out = [s for k, s in enumerate(spelled) if k != axis]
+        if op.attr("keepdims", 1):
+            out.insert(axis, "")
+        op.eq({0: spelled}, {0: out}, pinned=spelled[axis], text="positions are told apart by value")
+
+
+def cumsum(op: Op) -> None:
+    axis = op.value(1)
+    if ranks_known(op, [0]):
+        if axis is None:
+            return op.freeze("the axis is computed at run time")
+        spelled = spell(op.dims(0))
+        gone = spelled[int(axis.ravel()[0])]
+        op.eq({0: spelled}, {0: ["" if s == gone else s for s in spelled]}, pinned=gone)
+
+
+def last_two(op: Op) -> None:
+    if ranks_known(op, [0]):
+        spelled = spell(op.dims(0))
+        op.eq({0: spelled}, {0: [*spelled[:-2], "", ""]}, pinned="".join(spelled[-2:]), text="rows and columns are told apart")
+
+
+def reduce(op: Op) -> None:
+    if not ranks_known(op, [0]):
+        return
+    spelled = spell(op.dims(0))
+    rank = len(spelled)
+    axes = axes_of(op, rank)
+    if axes is None:
+        if op.has(1):
+            return op.freeze("the axes are computed at run time")
+        axes = [] if op.attr("noop_with_empty_axes", 0) else list(range(rank))
+    keep = op.attr("keepdims", 1)
+    out = ["" if k in axes else s for k, s in enumerate(spelled) if keep or k not in axes]
+    kind: Kind = "sum" if op.type in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare") else "gather"
+    before = {b.axes: b for b in op.blocks(0)}
+    op.eq({0: spelled}, {0: out}, kind=kind)
+    if op.type not in ("ReduceSum", "ReduceL1"):
+        op.trace.labels.normed += [b.ids for axes_, b in before.items() if set(axes_) & set(axes)]
+
+
+def quantize(op: Op) -> None:
+    """QuantizeLinear, DequantizeLinear: scale and zero point are scalars or vectors along `axis`."""
+    if not ranks_known(op, [0]):
+        return
+    spelled = spell(op.dims(0))
+    axis = axis_of(op, 1, len(spelled)) if spelled else 0
+    pinned = ""
+    ins = {0: spelled}
+    for i in (1, 2):
+        if op.has(i):
+            dims = op.dims(i)
+            if len(dims) == 1 and dims[0] != 1:
+                ins[i] = [spelled[axis]]
+            elif len(dims) > 1:
+                pinned = spelled[axis]
+                ins[i] = [s if k != axis else "" for k, s in enumerate(spell(dims))]
+    op.eq(ins, {0: spelled}, pinned=pinned, text="one scale for a run of positions")
+
+
+def dynamic_quantize(op: Op) -> None:
+    """The scale is taken over everything: statistics over every labelled axis."""
+    if ranks_known(op, [0]):
+        spelled = spell(op.dims(0))
+        normed = len(op.trace.labels.normed)
+        op.eq({0: spelled}, {0: spelled}, stat="".join(spelled))
+        del op.trace.labels.normed[normed:]  # a scale is no normalisation
+
+
+def fills(op: Op) -> None:
+    """ConstantOfShape: what is made up here may be made smaller."""
+    dims = op.out_dims(0) if op.out_rank(0) is not None else ()
+    if not op.has(0) or not dims:
+        return
+    op.set(0, op.trace.born((None, op.node.name, "fill"), dims))
+    op.edit(lambda e: e.sizes(0, 0))
+
+
+def shape_of(op: Op) -> None:
+    """What Shape tells is pinned to the original's sizes; whoever uses it is patched from the labels."""
+    dims = op.dims(0)
+    start, end = int(op.attr("start", 0)), op.attr("end")
+    mask = np.zeros(len(dims), bool)
+    for b in op.blocks(0):
+        for k, a in enumerate(b.axes):
+            mask[a] |= bool((b.ids != KEPT).any()) and b.ids.shape[k] == dims[a]
+    mask, sizes = mask[start:end], np.array([n or 0 for n in dims], np.int64)[start:end]
+    if mask.any():
+        op.edit(lambda e: e.pin(0, mask, sizes))
+
+
+def dropout(op: Op) -> None:
+    unary(op, also=(1,))
