@@ -50,7 +50,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     validation = report.validation
     if validation:
         then, now = float(validation["before"]), float(validation["after"])
-        table.add_row(f"top-1 of {validation['samples']:,}", f"{then:.2%}", f"{now:.2%}", f"{100 * (now - then):+.2f} points")
+        label, change = f"top-1 of {validation['samples']:,}", f"{100 * (now - then):+.2f} points"
+        table.add_row(label, f"{then:.2%}", f"{now:.2%}", change)
     console.print(table)
     _print_groups(report.groups, console, verbose)
     _print_frozen(report.frozen, console, verbose)

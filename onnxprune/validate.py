@@ -86,7 +86,7 @@ def top1(model: Model, data: Data, providers: Sequence[str] = ("cpu",)) -> Score
         for feed, labels in _batches(inputs, data.labels, batch):
             try:
                 scores = np.asarray(session.run([output], feed)[0])
-            except Exception as error:  # ONNX Runtime's exceptions share no base class
+            except Exception as error:
                 raise RuntimeFailure(f"ONNX Runtime failed on the validation data: {error}") from error
             hits += int(np.sum(_predicted(scores, output, len(next(iter(feed.values()))))[: len(labels)] == labels))
         return Score(hits / len(data), len(data), tuple(session.get_providers()))
@@ -96,18 +96,18 @@ def _session(model: Model, folder: Path, providers: Sequence[str]) -> Any:
     import onnxruntime as ort
 
     wanted = [PROVIDERS.get(name.lower(), name) for name in providers]
-    if PROVIDERS["cuda"] in wanted and hasattr(ort, "preload_dlls"):
+    missing = [name for name in wanted if name not in ort.get_available_providers()]
+    if PROVIDERS["cuda"] in wanted and not missing and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    source = model.session_source(folder)
-    try:
-        session = ort.InferenceSession(
-            source if isinstance(source, bytes) else str(source), options, providers=[*wanted, PROVIDERS["cpu"]]
-        )
-    except Exception as error:
-        raise RuntimeFailure(f"ONNX Runtime cannot run the model: {error}") from error
-    missing = [name for name in wanted if name not in session.get_providers()]
+    if not missing:
+        try:
+            chosen = list(dict.fromkeys((*wanted, PROVIDERS["cpu"])))
+            session = ort.InferenceSession(model.session_source(folder), options, providers=chosen)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise RuntimeFailure(f"ONNX Runtime cannot run the model: {error}") from error
+        missing = [name for name in wanted if name not in session.get_providers()]
     if missing:
         raise RuntimeFailure(f"{', '.join(missing)} cannot be used here; {_mend()}, or use --providers cpu")
     return session

@@ -1,0 +1,175 @@
+"""Units and groups: what the ids of a trace amount to. Knows ids, slices and rectangles, no operator and no ONNX.
+
+unit: a class of coupled ids. row unit: a class of derived ids (heads, convolution groups), removed with all it holds.
+group: a connected component of the networkx graph whose nodes are (parameter, axes) and whose edges are couplings.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+
+import networkx as nx
+import numpy as np
+
+from onnxprune.labels import Ids, Mask, Reason, kept_shape
+from onnxprune.trace import Slice, Trace
+
+Node = tuple[str, tuple[int, ...], Hashable]
+
+
+@dataclass
+class Groups:
+    """classes: class of every id. reason: why a class stays, or None. prunable: classes that are units.
+    rows: row unit (class) -> the units it holds. of: unit -> indices of the slice blocks it lives in."""
+
+    trace: Trace
+    classes: Ids
+    reason: list[Reason | None]
+    prunable: Mask
+    rows: dict[int, frozenset[int]]
+    blocks: list[tuple[Slice, tuple[int, ...], Ids]]
+    of: dict[int, frozenset[int]]
+    rectangles: list[Ids]
+    derived: Mask
+    normed: Mask
+    normed_whole: Mask
+    streams: Mask
+    graph: nx.Graph = field(default_factory=nx.Graph)
+
+    def kept_ids(self, removed: Mask) -> Mask:
+        """Which ids are kept when the units of `removed` (a mask over classes) go; derived ids follow their children."""
+        kept = ~removed[self.classes]
+        for derived, members in self.trace.labels.children.items():
+            kept[derived] = kept[members].any()
+        return kept
+
+    def faults(self, removed: Mask) -> set[int]:
+        """Classes in a constraint that `removed` would break: not a rectangle, emptied, or rows that disagree."""
+        kept = self.kept_ids(removed)
+        bad: set[int] = set()
+        for ids in self.rectangles:
+            if kept_shape(ids, kept) is None:
+                bad |= set(self.classes[ids[~kept[ids]]].tolist()) or set(self.classes[ids].ravel().tolist())
+        low = np.ones(len(self.prunable), bool)
+        high = np.zeros(len(self.prunable), bool)
+        np.logical_and.at(low, self.classes, kept)
+        np.logical_or.at(high, self.classes, kept)
+        uneven = np.flatnonzero(low != high)
+        for derived, members in self.trace.labels.children.items():
+            c = int(self.classes[derived])
+            if c in set(uneven.tolist()) or (self.reason[c] is not None and not kept[derived]):
+                bad |= self._leaves(members)
+        return bad
+
+    def _leaves(self, members: Ids) -> set[int]:
+        out: set[int] = set()
+        for m in members.tolist():
+            more = self.trace.labels.children.get(m)
+            out |= self._leaves(more) if more is not None else {int(self.classes[m])}
+        return out
+
+    def components(self) -> Iterator[list[int]]:
+        """Indices of slice blocks, a list for each group."""
+        for nodes in nx.connected_components(self.graph):
+            yield sorted(nodes)
+
+
+def build(trace: Trace) -> Groups:
+    labels = trace.labels
+    classes, reasons = labels.solve()
+    reason: list[Reason | None] = list(reasons)
+    count = len(reason)
+    derived = np.zeros(count, bool)
+    for d in labels.children:
+        derived[classes[d]] = True
+    blocks = [(s, b.axes, b.ids) for s in trace.slices.values() for b in s.blocks if b.ids.any()]
+    of: dict[int, set[int]] = defaultdict(set)
+    for k, (_, _, ids) in enumerate(blocks):
+        for c in np.unique(classes[ids]).tolist():
+            of[c].add(k)
+    prunable = np.zeros(count, bool)
+    for c in of:
+        prunable[c] = reason[c] is None and not derived[c]
+    streams = _streams(trace, classes, count)
+    normed, whole = np.zeros(count, bool), np.zeros(count, bool)
+    for ids in labels.normed:
+        normed[classes[ids]] = True
+        if ids.ndim == 1:
+            whole[classes[ids]] = True
+    groups = Groups(
+        trace, classes, reason, prunable, {}, blocks, {c: frozenset(k) for c, k in of.items()},
+        _rectangles(labels.rectangles.values(), classes), derived, normed, whole, streams,
+    )  # fmt: skip
+    groups.rows = _rows(groups)
+    groups.graph = _graph(groups)
+    return groups
+
+
+def _rectangles(blocks: object, classes: Ids) -> list[Ids]:
+    """Each distinct rectangle once (as classes it is often the same)."""
+    seen: dict[tuple[tuple[int, ...], bytes], Ids] = {}
+    for ids in blocks:  # type: ignore[attr-defined]
+        seen.setdefault((ids.shape, classes[ids].tobytes()), ids)
+    return list(seen.values())
+
+
+def _streams(trace: Trace, classes: Ids, count: int) -> Mask:
+    """Units that several contractions produce: residual streams."""
+    producers: dict[int, int] = {}
+    streams = np.zeros(count, bool)
+    for index in trace.macs:
+        for name in trace.model.proto.graph.node[index].output[:1]:
+            for block in trace.of(name):
+                for c in np.unique(classes[block.ids]).tolist():
+                    streams[c] |= producers.setdefault(c, index) != index
+    return streams
+
+
+def _rows(groups: Groups) -> dict[int, frozenset[int]]:
+    """Row units that may go: everything they hold may go, closed under rows that are emptied on the way."""
+    children = groups.trace.labels.children
+    held: dict[int, set[int]] = defaultdict(set)
+    rows_of: dict[int, list[tuple[int, frozenset[int]]]] = defaultdict(list)
+    for d, members in children.items():
+        leaves = frozenset(groups._leaves(members))
+        c = int(groups.classes[d])
+        held[c] |= leaves
+        for leaf in leaves:
+            rows_of[leaf].append((c, leaves))
+    out: dict[int, frozenset[int]] = {}
+    for c in held:
+        if groups.reason[c] is not None or not groups.derived[c]:
+            continue
+        units, todo, seen = set(held[c]), list(held[c]), {c}
+        while todo and len(units) < 1 << 16:
+            leaf = todo.pop()
+            for other, leaves in rows_of[leaf]:
+                if other not in seen and leaves <= units:
+                    seen.add(other)
+                    todo += held[other] - units
+                    units |= held[other]
+        if all(groups.prunable[u] for u in units):
+            out[c] = frozenset(units)
+    return out
+
+
+def _graph(groups: Groups) -> nx.Graph:
+    """Nodes: slice blocks (by index), with parameter and axes. Edges: the operator that couples them."""
+    graph: nx.Graph = nx.Graph()
+    home: dict[Hashable, int] = {}
+    labels = groups.trace.labels
+    first: dict[int, int] = {}
+    for k, (s, axes, ids) in enumerate(groups.blocks):
+        graph.add_node(k, parameter=s.parameter, axes=axes)
+        for key in {labels.born_in(int(i)) for i in (ids.flat[0], ids.flat[-1])}:
+            home.setdefault(key, k)
+        for c in np.unique(groups.classes[ids]).tolist():
+            if c != groups.classes[0] and first.setdefault(c, k) != k:
+                graph.add_edge(first[c], k, operator="")
+    for a, b, why in labels.pairs:
+        u, v = home.get(labels.born_in(int(a[0]))), home.get(labels.born_in(int(b[0])))
+        if u is not None and v is not None and u != v:
+            graph.add_edge(u, v, operator=f"{why.op_type} {why.node}")
+    return graph

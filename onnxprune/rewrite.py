@@ -1,0 +1,378 @@
+"""Plan -> Model: slice the parameters, then let every operator patch what encodes a size. Knows tensors, no importance.
+
+Nothing else in the file changes. Parameters are copied on write: uses that need different slices get their own copy.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper
+
+from onnxprune.labels import Block, Ids, Mask, kept_shape, positions
+from onnxprune.model import Model, Weight
+from onnxprune.trace import Slice, Trace
+
+
+@dataclass
+class Rewritten:
+    """The rewritten graph and where its new parameters come from (new name -> original name)."""
+
+    model: Model
+    aliases: dict[str, str] = field(default_factory=dict)
+
+
+def rewrite(trace: Trace, kept: Mask) -> Rewritten:
+    """A model whose parameters hold only kept ids. `trace.model` stays as it is."""
+    model = trace.model.copy()
+    aliases = _slice_all(trace, kept, model)
+    before: dict[int, list[NodeProto]] = defaultdict(list)
+    after: dict[int, list[NodeProto]] = defaultdict(list)
+    nodes = list(model.proto.graph.node)
+    for index, edit in trace.edits:
+        edit(Editor(trace, kept, model, index, nodes[index], before[index], after[index]))
+    if any(before.values()) or any(after.values()):
+        ordered = [n for k, node in enumerate(nodes) for n in (*before[k], node, *after[k])]
+        copies = []
+        for n in ordered:
+            copy = NodeProto()
+            copy.CopyFrom(n)
+            copies.append(copy)
+        del model.proto.graph.node[:]
+        model.proto.graph.node.extend(copies)
+    _forget_shapes(trace, kept, model)
+    return Rewritten(model, aliases)
+
+
+def _forget_shapes(trace: Trace, kept: Mask, model: Model) -> None:
+    """Value_info of tensors that changed is dropped; that of the others stays."""
+    graph = model.proto.graph
+    changed = {name for name, blocks in trace.blocks.items() if any(not kept[b.ids].all() for b in blocks)}
+    stay = [v for v in graph.value_info if v.name not in changed]
+    if len(stay) != len(graph.value_info):
+        stay = [type(v).FromString(v.SerializeToString()) for v in stay]
+        del graph.value_info[:]
+        graph.value_info.extend(stay)
+
+
+def _slice_all(trace: Trace, kept: Mask, model: Model) -> dict[str, str]:
+    aliases: dict[str, str] = {}
+    uses: dict[str, int] = defaultdict(int)
+    for node in model.proto.graph.node:
+        for name in node.input:
+            uses[name] += 1
+    outputs = {o.name for o in model.proto.graph.output}
+    by_name: dict[str, list[Slice]] = defaultdict(list)
+    for s in trace.slices.values():
+        by_name[s.parameter].append(s)
+    for name, slices in by_name.items():
+        variants: dict[Any, list[Slice]] = defaultdict(list)
+        for s in slices:
+            cut = [b for b in s.blocks if not kept[b.ids].all()]
+            variants[tuple((b.axes, b.ids.shape, kept[b.ids].tobytes()) for b in cut)].append(s)
+        listed = sum(len(s.uses) for s in slices)
+        everywhere = any(not s.uses for s in slices)
+        whole = not everywhere and (listed < uses[name] or name in outputs or () in variants)
+        weight = model.weights[name]
+        for k, (variant, members) in enumerate(v for v in variants.items() if v[0]):
+            sliced = take(weight, members[0].blocks, kept)
+            if k == 0 and not whole:
+                model.set_weight(name, sliced)
+                continue
+            fresh = model.fresh_name(f"{name}_pruned")
+            model.add_weight(fresh, sliced)
+            aliases[fresh] = trace.aliases.get(name, name)
+            for s in members:
+                for node, i in s.uses:
+                    model.proto.graph.node[node].input[i] = fresh
+    return aliases
+
+
+def take(weight: Weight, blocks: Sequence[Block], kept: Mask) -> Weight:
+    """The kept positions of a parameter, along all of its blocks at once."""
+    array = weight.array()
+    index, dims = _index(weight.shape, blocks, kept)
+    for axis, n in enumerate(dims):
+        if isinstance(index[axis], np.ndarray) and index[axis].size == n and index[axis].ndim == len(dims):
+            continue
+    flat = all(i.size == i.shape[a] for a, i in enumerate(index))
+    if flat:
+        for axis, i in enumerate(index):
+            if i.size != array.shape[axis]:
+                array = np.take(array, i.ravel(), axis=axis)
+    else:
+        array = array.reshape([n for n in _viewed(weight.shape, blocks)])[tuple(index)]
+        array = array.reshape(dims)
+    return Weight.of(np.ascontiguousarray(array), weight.onnx_type)
+
+
+def _viewed(shape: Sequence[int], blocks: Sequence[Block]) -> list[int]:
+    """The shape in which every coarse axis is split into (runs, run length)."""
+    out: list[int] = []
+    for axis, n in enumerate(shape):
+        runs = _coarse(axis, n, blocks)
+        out += [runs, n // runs] if runs else [n]
+    return out
+
+
+def _coarse(axis: int, n: int, blocks: Sequence[Block]) -> int:
+    return next((b.ids.shape[0] for b in blocks if b.axes[0] == axis and b.ids.shape[0] < n), 0)
+
+
+def _index(shape: Sequence[int], blocks: Sequence[Block], kept: Mask) -> tuple[list[NDArray[Any]], list[int]]:
+    """Index arrays over the viewed axes, broadcastable to the sliced shape, and the final dims."""
+    first: list[int] = []
+    viewed: list[int] = []
+    for axis, n in enumerate(shape):
+        first.append(len(viewed))
+        runs = _coarse(axis, n, blocks)
+        viewed += [runs, n // runs] if runs else [n]
+    rank = len(viewed)
+    index: list[NDArray[Any]] = [np.arange(n).reshape([-1 if k == j else 1 for j in range(rank)]) for k, n in enumerate(viewed)]
+    for b in blocks:
+        view_axes: list[int] = []
+        dims: list[int] = []
+        for axis, n in zip(b.axes, b.ids.shape, strict=True):
+            split = _coarse(axis, shape[axis], blocks)
+            if not split:
+                view_axes, dims = [*view_axes, first[axis]], [*dims, n]
+            elif n == split:
+                view_axes, dims = [*view_axes, first[axis]], [*dims, n]
+            else:
+                view_axes, dims = [*view_axes, first[axis], first[axis] + 1], [*dims, split, n // split]
+        for axis, where in zip(view_axes, positions(b.ids.reshape(dims), kept), strict=True):
+            full = np.expand_dims(where, tuple(range(where.ndim, len(view_axes))))
+            order = sorted(range(len(view_axes)), key=lambda k: view_axes[k])
+            spread = [1] * rank
+            for k in order:
+                spread[view_axes[k]] = full.shape[k]
+            index[axis] = full.transpose(order).reshape(spread)
+    sizes = np.broadcast_shapes(*(i.shape for i in index))
+    dims_out: list[int] = []
+    for axis, n in enumerate(shape):
+        k = first[axis]
+        dims_out.append(sizes[k] * sizes[k + 1] if _coarse(axis, n, blocks) else sizes[k])
+    return index, dims_out
+
+
+def new_dims(dims: Sequence[int | None], blocks: Sequence[Block], kept: Mask) -> list[int | None]:
+    """The static dims of a tensor after pruning."""
+    out = list(dims)
+    for b in blocks:
+        shape = kept_shape(b.ids, kept)
+        for axis, n, m in zip(b.axes, b.ids.shape, shape or b.ids.shape, strict=True):
+            if out[axis] == n or dims[axis] == n:
+                out[axis] = m
+    return out
+
+
+@dataclass
+class Editor:
+    """What an operator's edit may do to its own node: sizes of its tensors after pruning, and small changes."""
+
+    trace: Trace
+    mask: Mask
+    model: Model
+    index: int
+    node: NodeProto
+    before: list[NodeProto]
+    after: list[NodeProto]
+
+    def kept(self, ids: Ids) -> Mask:
+        return self.mask[ids]
+
+    def _original(self) -> NodeProto:
+        return self.trace.model.proto.graph.node[self.index]
+
+    def in_shape(self, i: int) -> list[int | None]:
+        name = self._original().input[i]
+        return new_dims(self.trace.shapes.static(name) or (), self.trace.of(name, (self.index, i)), self.mask)
+
+    def out_shape(self, i: int) -> list[int | None]:
+        name = self._original().output[i]
+        return new_dims(self.trace.shapes.static(name) or (), self.trace.blocks.get(name, ()), self.mask)
+
+    def in_size(self, i: int, axis: int) -> int:
+        size = self.in_shape(i)[axis]
+        assert size is not None, "a labelled axis is static"
+        return size
+
+    def attr(self, name: str, value: Any) -> None:
+        for k, a in enumerate(self.node.attribute):
+            if a.name == name:
+                if helper.get_attribute_value(a) == value:
+                    return
+                del self.node.attribute[k]
+                break
+        self.node.attribute.append(helper.make_attribute(name, value))
+
+    def const(self, i: int, array: NDArray[Any], onnx_type: int | None = None) -> None:
+        """Input `i` becomes a constant of this node's own."""
+        name = self.model.fresh_name(f"{self.node.name}_{i}_pruned")
+        self.model.add_weight(name, Weight.of(array, onnx_type))
+        while len(self.node.input) <= i:
+            self.node.input.append("")
+        self.node.input[i] = name
+
+    def where(self, i: int, mask: NDArray[np.bool_], new: NDArray[np.int64]) -> None:
+        """Input `i`, computed at run time, is overridden where `mask` is set."""
+        base = self.model.fresh_name(f"{self.node.name}_{i}_pruned")
+        for suffix, array in (("_mask", mask), ("_new", new)):
+            self.model.add_weight(base + suffix, Weight.of(array))
+        self.before.append(helper.make_node("Where", [base + "_mask", base + "_new", self.node.input[i]], [base], name=base))
+        self.node.input[i] = base
+
+    def sizes(self, i: int, out: int, axes: Sequence[int] | None = None, zero_copies: bool = False, one_fits: bool = False) -> None:
+        """Input `i` lists the sizes of output `out` (of its `axes`): write the new ones."""
+        name = self._original().output[out]
+        old = list(self.trace.shapes.static(name) or ())
+        new = self.out_shape(out)
+        if old == new:
+            return
+        source = self._original().input[i]
+        value = self.trace.shapes.value(source)
+        dims = self.trace.shapes.static(source) or (None,)
+        count = value.size if value is not None else dims[0] if dims[0] is not None else len(old)
+        shift = len(old) - count if axes is None else 0
+        where = list(axes) if axes is not None else [k + shift for k in range(count)]
+        mask = np.array([old[a] != new[a] for a in where], bool)
+        if value is not None:
+            fits = one_fits & (np.asarray(value).ravel() == 1)
+            sizes = np.array([new[a] or 0 if m and not f else v for a, m, f, v in zip(where, mask, fits, value.ravel(), strict=True)])
+            self.const(i, sizes.astype(np.int64))
+        else:
+            self.where(i, mask, np.array([new[a] or 0 for a in where], np.int64))
+
+    def pin(self, out: int, mask: Mask, sizes: NDArray[np.int64]) -> None:
+        """Output `out` (of Shape) keeps telling the original's sizes where `mask` is set."""
+        old = np.array([n if n is not None else -1 for n in self.trace.shapes.static(self._original().input[0]) or ()])
+        new = np.array([n if n is not None else -1 for n in self.in_shape(0)])
+        if (old == new).all() or not mask.any():
+            return
+        name = self.node.output[out]
+        base = self.model.fresh_name(f"{name}_pinned")
+        for suffix, array in (("_mask", mask), ("_old", sizes)):
+            self.model.add_weight(base + suffix, Weight.of(array))
+        self.node.output[out] = base
+        self.after.append(helper.make_node("Where", [base + "_mask", base + "_old", base], [name], name=base))
+
+    def squeeze_axes(self, axes: Sequence[int]) -> None:
+        """Axes that were implied by their size one are spelled out: after pruning others may have that size."""
+        if self.in_shape(0) != list(self.trace.shapes.static(self._original().input[0]) or ()):
+            if self.model.opset("") >= 13:
+                self.const(1, np.array(axes, np.int64))
+            else:
+                self.attr("axes", list(axes))
+
+    def split(self, axis: int) -> None:
+        old = [(self.trace.shapes.static(n) or ())[axis] for n in self._original().output]
+        new = [self.out_shape(k)[axis] if n else 0 for k, n in enumerate(self._original().output)]
+        if old == new:
+            return
+        sizes = [int(n or 0) for n in new]
+        if self.model.opset("") >= 13:
+            self._drop("num_outputs")
+            self.const(1, np.array(sizes, np.int64))
+        else:
+            self.attr("split", sizes)
+
+    def _drop(self, name: str) -> None:
+        for k, a in enumerate(self.node.attribute):
+            if a.name == name:
+                del self.node.attribute[k]
+                return
+
+    def along(self, block: Block, axis: int) -> NDArray[np.int64]:
+        """Kept positions of a block along one axis (of the first kept row, where it is an inner one)."""
+        k = block.axes.index(axis)
+        where = positions(block.ids, self.mask)[k]
+        return where.reshape(-1, where.shape[-1])[0].astype(np.int64)
+
+    def slice(self, axis: int, block: Block, at: Ids) -> None:
+        """The Slice picked positions `at` of a labelled axis: new bounds, or a Gather where they are not regular."""
+        alive = self.along(block, axis)
+        if alive.size == block.ids.shape[block.axes.index(axis)]:
+            return
+        picked = np.flatnonzero(np.isin(alive, at)).astype(np.int64)
+        if at.size > 1 and at[0] > at[-1]:
+            picked = picked[::-1]
+        gaps = np.diff(picked)
+        if picked.size and (gaps == gaps[:1]).all() if gaps.size else picked.size:
+            step = int(gaps[0]) if gaps.size else 1
+            end = int(picked[-1]) + (1 if step > 0 else -1)
+            self._bounds(axis, int(picked[0]), end if end >= 0 else -(1 << 31), step)
+        else:
+            self._bounds(axis, 0, (1 << 31) - 1, 1)
+            name = self.node.output[0]
+            base = self.model.fresh_name(f"{self.node.name}_picked")
+            self.model.add_weight(base + "_at", Weight.of(picked))
+            self.node.output[0] = base
+            for later in self.after:
+                later.input[:] = [base if x == name else x for x in later.input]
+            self.after.insert(0, helper.make_node("Gather", [base, base + "_at"], [name], name=base, axis=axis))
+
+    def _bounds(self, axis: int, start: int, end: int, step: int) -> None:
+        node = self._original()
+        if len(node.input) < 2:
+            bounds = {a.name: list(helper.get_attribute_value(a)) for a in self.node.attribute}
+            axes = [a % len(self.in_shape(0)) for a in bounds.get("axes", range(len(bounds["starts"])))]
+            k = axes.index(axis)
+            bounds["starts"][k], bounds["ends"][k] = start, end
+            self.attr("starts", bounds["starts"])
+            self.attr("ends", bounds["ends"])
+            return
+        axes_value = self.trace.shapes.value(node.input[3]) if len(node.input) > 3 and node.input[3] else None
+        rank = len(self.in_shape(0))
+        dims = self.trace.shapes.static(node.input[1]) or (rank,)
+        axes = [int(a) % rank for a in axes_value.ravel()] if axes_value is not None else list(range(dims[0] or rank))
+        mask = np.array([a == axis for a in axes])
+        for i, new in ((1, start), (2, end), (4, step)):
+            if i == 4 and (len(node.input) <= 4 or not node.input[4]) and step == 1 and len(self.node.input) <= 4:
+                continue
+            if i == 4 and len(self.node.input) <= 4:
+                if axes_value is None:
+                    self.const(3, np.array(axes, np.int64))
+                self.const(4, np.ones(len(axes), np.int64))
+            source = self.node.input[i]
+            held = self.model.weights.get(source)
+            known = held.array() if held is not None else self.trace.shapes.value(source)
+            if known is not None:
+                kind = TensorProto.INT32 if known.dtype == np.int32 else TensorProto.INT64
+                self.const(i, np.where(mask, new, known.ravel()).astype(known.dtype), kind)
+            else:
+                self.where(i, mask, np.where(mask, new, 0).astype(np.int64))
+
+    def gather(self, axis: int, block: Block, index: NDArray[Any]) -> None:
+        """Constant indices along a labelled axis become positions among what is kept."""
+        alive = self.along(block, axis)
+        n = block.ids.shape[block.axes.index(axis)]
+        if alive.size == n:
+            return
+        to = np.full(n, -1, np.int64)
+        to[alive] = np.arange(alive.size)
+        new = to[np.asarray(index, np.int64) % n]
+        shape = [k for k in self.out_shape(0)[axis : axis + new.ndim]]
+        self.const(1, new[new >= 0].reshape([k or 1 for k in shape]).astype(index.dtype) if new.ndim else new)
+
+    def pads(self, axes: Sequence[int], axis: int, lo: int, hi: int) -> None:
+        k, n = list(axes).index(axis), len(axes)
+        if len(self._original().input) < 2:
+            name = "pads" if any(a.name == "pads" for a in self.node.attribute) else "paddings"
+            pads = [int(p) for a in self.node.attribute if a.name == name for p in a.ints]
+            pads[k], pads[k + n] = lo, hi
+            return self.attr(name, pads)
+        mask = np.zeros(2 * n, bool)
+        mask[[k, k + n]] = True
+        new = np.zeros(2 * n, np.int64)
+        new[k], new[k + n] = lo, hi
+        held = self.model.weights.get(self.node.input[1])
+        known = held.array() if held is not None else self.trace.shapes.value(self._original().input[1])
+        if known is not None:
+            self.const(1, np.where(mask, new, known.ravel()).astype(np.int64))
+        else:
+            self.where(1, mask, new)
