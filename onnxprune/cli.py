@@ -66,10 +66,10 @@ def _fail(message: str, code: int) -> int:
 def _prune(argv: Sequence[str]) -> int:
     args = flags.prune_parser().parse_args(argv)
     options = flags.options(args)
-    data_file = args.OUT.with_name(f"{args.OUT.name}.data")
     outputs = [path for path in (args.OUT, args.report, args.save_plan) if path]
     _check_outputs(outputs)
-    _check_distinct([path for path in (args.IN, args.plan, args.validate) if path], [*outputs, data_file])
+    outputs.append(args.OUT.with_name(f"{args.OUT.name}.data"))
+    _check_distinct([path for path in (args.IN, args.plan, args.validate) if path], outputs)
 
     from . import api, validate
     from .model import Model
@@ -78,7 +78,7 @@ def _prune(argv: Sequence[str]) -> int:
     data = validate.load_data(args.validate) if args.validate else None
     plan = Plan.from_json(_read_json(args.plan)) if args.plan else None
     model = Model.load(args.IN)
-    _check_distinct(model.data_files, [*outputs, data_file])
+    _check_distinct(model.data_files, outputs)
     before = validate.top1(model, data, options.providers) if data else None
     with _progress(args.quiet) as progress:
         result = api.prune(model, options, plan=plan, progress=progress)

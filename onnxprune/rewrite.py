@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.labels import Block, Ids, Mask, kept_shape, positions
 from onnxprune.model import Model, Weight
-from onnxprune.trace import Slice, Trace
+from onnxprune.trace import Slice, Trace, opset
 
 
 @dataclass
@@ -82,10 +83,10 @@ def _slice_all(trace: Trace, kept: Mask, model: Model) -> dict[str, str]:
         for k, (variant, members) in enumerate(v for v in variants.items() if v[0]):
             sliced = take(weight, members[0].blocks, kept)
             if k == 0 and not whole:
-                model.set_weight(name, sliced)
+                model.weights[name] = sliced
                 continue
-            fresh = model.fresh_name(f"{name}_pruned")
-            model.add_weight(fresh, sliced)
+            fresh = fresh_name(model, f"{name}_pruned")
+            model.weights[fresh] = sliced
             aliases[fresh] = trace.aliases.get(name, name)
             for s in members:
                 for node, i in s.uses:
@@ -171,6 +172,12 @@ def new_dims(dims: Sequence[int | None], blocks: Sequence[Block], kept: Mask) ->
     return out
 
 
+def fresh_name(model: Model, base: str) -> str:
+    """`base`, numbered where it is taken."""
+    taken = model.weights.keys() | {x for n in model.proto.graph.node for x in (*n.output, *n.input)}
+    return base if base not in taken else next(x for k in count(2) if (x := f"{base}_{k}") not in taken)
+
+
 @dataclass
 class Editor:
     """What an operator's edit may do to its own node: sizes of its tensors after pruning, and small changes."""
@@ -213,17 +220,17 @@ class Editor:
 
     def const(self, i: int, array: NDArray[Any], onnx_type: int | None = None) -> None:
         """Input `i` becomes a constant of this node's own."""
-        name = self.model.fresh_name(f"{self.node.name}_{i}_pruned")
-        self.model.add_weight(name, Weight.of(array, onnx_type))
+        name = fresh_name(self.model, f"{self.node.name}_{i}_pruned")
+        self.model.weights[name] = Weight.of(array, onnx_type)
         while len(self.node.input) <= i:
             self.node.input.append("")
         self.node.input[i] = name
 
     def where(self, i: int, mask: NDArray[np.bool_], new: NDArray[np.int64]) -> None:
         """Input `i`, computed at run time, is overridden where `mask` is set."""
-        base = self.model.fresh_name(f"{self.node.name}_{i}_pruned")
+        base = fresh_name(self.model, f"{self.node.name}_{i}_pruned")
         for suffix, array in (("_mask", mask), ("_new", new)):
-            self.model.add_weight(base + suffix, Weight.of(array))
+            self.model.weights[base + suffix] = Weight.of(array)
         self.before.append(helper.make_node("Where", [base + "_mask", base + "_new", self.node.input[i]], [base], name=base))
         self.node.input[i] = base
 
@@ -237,9 +244,9 @@ class Editor:
         source = self._original().input[i]
         value = self.trace.shapes.value(source)
         dims = self.trace.shapes.static(source) or (None,)
-        count = value.size if value is not None else dims[0] if dims[0] is not None else len(old)
-        shift = len(old) - count if axes is None else 0
-        where = list(axes) if axes is not None else [k + shift for k in range(count)]
+        many = value.size if value is not None else dims[0] if dims[0] is not None else len(old)
+        shift = len(old) - many if axes is None else 0
+        where = list(axes) if axes is not None else [k + shift for k in range(many)]
         mask = np.array([old[a] != new[a] for a in where], bool)
         if value is not None:
             fits = one_fits & (np.asarray(value).ravel() == 1)
@@ -255,16 +262,16 @@ class Editor:
         if (old == new).all() or not mask.any():
             return
         name = self.node.output[out]
-        base = self.model.fresh_name(f"{name}_pinned")
+        base = fresh_name(self.model, f"{name}_pinned")
         for suffix, array in (("_mask", mask), ("_old", sizes)):
-            self.model.add_weight(base + suffix, Weight.of(array))
+            self.model.weights[base + suffix] = Weight.of(array)
         self.node.output[out] = base
         self.after.append(helper.make_node("Where", [base + "_mask", base + "_old", base], [name], name=base))
 
     def squeeze_axes(self, axes: Sequence[int]) -> None:
         """Axes that were implied by their size one are spelled out: after pruning others may have that size."""
         if self.in_shape(0) != list(self.trace.shapes.static(self._original().input[0]) or ()):
-            if self.model.opset("") >= 13:
+            if opset(self.model) >= 13:
                 self.const(1, np.array(axes, np.int64))
             else:
                 self.attr("axes", list(axes))
@@ -275,7 +282,7 @@ class Editor:
         if old == new:
             return
         sizes = [int(n or 0) for n in new]
-        if self.model.opset("") >= 13:
+        if opset(self.model) >= 13:
             self._drop("num_outputs")
             self.const(1, np.array(sizes, np.int64))
         else:
@@ -309,8 +316,8 @@ class Editor:
         else:
             self._bounds(axis, 0, (1 << 31) - 1, 1)
             name = self.node.output[0]
-            base = self.model.fresh_name(f"{self.node.name}_picked")
-            self.model.add_weight(base + "_at", Weight.of(picked))
+            base = fresh_name(self.model, f"{self.node.name}_picked")
+            self.model.weights[base + "_at"] = Weight.of(picked)
             self.node.output[0] = base
             for later in self.after:
                 later.input[:] = [base if x == name else x for x in later.input]

@@ -68,6 +68,7 @@ class Trace:
     labels: Labels
     structures: dict[Hashable, list[Axes]] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    retraced: bool = False
     excluded: Callable[[NodeProto], bool] = lambda node: False
     blocks: dict[str, tuple[Block, ...]] = field(default_factory=dict)
     slices: dict[Hashable, Slice] = field(default_factory=dict)
@@ -121,7 +122,7 @@ class Trace:
         blocks = []
         for axes in specs:
             shape = [dims[axis] if n == -1 else n for axis, n in axes]
-            if self.aliases and len(axes) > 1:
+            if self.retraced and len(axes) > 1:
                 shape = [dims[axis] if n == -1 else -1 for axis, n in axes]
             if int(np.prod(shape)) == 1:
                 continue
@@ -190,7 +191,7 @@ class Op:
 
     @property
     def opset(self) -> int:
-        return self.trace.model.opset(self.node.domain)
+        return opset(self.trace.model, self.node.domain)
 
     def has(self, i: int) -> bool:
         return i < len(self.node.input) and self.node.input[i] != ""
@@ -377,6 +378,10 @@ class Op:
                         size[s] = max(size.get(s, 1), n)
         blocks = tuple(b.ids for b in eq.main if set(b.letters) <= set(macs))
         self.trace.macs[self.index] = (float(np.prod([float(size.get(x, 1)) for x in macs])), blocks)
+
+
+def opset(model: Model, domain: str = "") -> int:
+    return next((o.version for o in model.proto.opset_import if o.domain in (domain, domain or "ai.onnx")), 1)
 
 
 def captured(body: onnx.GraphProto) -> set[str]:

@@ -59,7 +59,8 @@ def _has_cuda() -> bool:
         return False
     ort.preload_dlls()
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
+    model = onnx.parser.parse_model(text).SerializeToString()
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    session = ort.InferenceSession(onnx.parser.parse_model(text).SerializeToString(), options, providers=["CUDAExecutionProvider"])
+    session = ort.InferenceSession(model, options, providers=["CUDAExecutionProvider"])
     return "CUDAExecutionProvider" in session.get_providers()

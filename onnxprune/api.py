@@ -1,0 +1,272 @@
+"""The public API: load, trace, group, score, select, rewrite, prove. Data flows one way."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune import notes, profile, verify as proofs
+from onnxprune.criteria import find
+from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
+from onnxprune.groups import Groups, build
+from onnxprune.labels import Labels, Mask
+from onnxprune.model import Model
+from onnxprune.options import FrozenInfo, GroupInfo, Inspection, Options, Progress, Proof, Report
+from onnxprune.plan import Plan, Removal
+from onnxprune.rewrite import Rewritten, rewrite
+from onnxprune.rules import RULES
+from onnxprune.select import select
+from onnxprune.shapes import infer
+from onnxprune.trace import Trace
+
+ROUNDS = 6
+"""Tracing is run again while it learns which axes of a parameter belong together; a handful of rounds settles it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A proven smaller model, the plan that made it, and the report of the run."""
+
+    model: Model
+    plan: Plan
+    report: Report
+
+
+@dataclass
+class _Clock:
+    progress: Progress | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    at: float = field(default_factory=time.perf_counter)
+    stage: str = ""
+    stages = ("load", "shapes", "trace", "group", "score", "select", "rewrite", "re-trace", "equivalence")
+
+    def __call__(self, stage: str) -> None:
+        now = time.perf_counter()
+        if self.stage:
+            self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self.at
+        self.at, self.stage = now, stage
+        if self.progress and stage in self.stages:
+            self.progress(stage, self.stages.index(stage) / len(self.stages))
+
+
+def prune(
+    model: Any, options: Options | None = None, *, plan: Plan | None = None, progress: Progress | None = None, **kw: Any
+) -> Result:  # fmt: skip
+    """Prune `model` (a path, a ModelProto or a graphsurgeon Graph) and prove the result.
+
+    Keyword arguments are the fields of `Options`. With `plan` that plan is applied instead of a new one.
+    Raises UsageError (bad input), NothingToPrune, CheckFailed (a proof failed), RuntimeFailure (ONNX Runtime)."""
+    options = _checked(replace(options or Options(), **kw))
+    clock = _Clock(progress)
+    clock("load")
+    source = Model.load(model)
+    groups = _groups(source, options, clock)
+    trace = groups.trace
+    if plan is None:
+        clock("score")
+        scores = profile.importance(groups, find(options.criterion), options.seed)
+        clock("select")
+        removed = select(groups, scores, options)
+    else:
+        removed = _removed(groups, plan)
+    if not removed.any():
+        raise NothingToPrune(_nothing(groups, options))
+    kept = groups.kept_ids(removed)
+    clock("rewrite")
+    after = rewrite(trace, kept)
+    proof, after_macs = _prove(groups, kept, after, options, clock)
+    clock("")
+    report = Report(
+        profile.cost(trace.model, profile.macs(trace)), profile.cost(after.model, after_macs), _infos(groups, kept),
+        _frozen(groups), proof, options, notes.fixed_transforms(groups), None, dict(clock.seconds),
+    )  # fmt: skip
+    return Result(after.model, plan or _plan(groups, kept, options), report)
+
+
+def inspect(model: Any, options: Options | None = None, **kw: Any) -> Inspection:
+    """The groups of coupled channels of a model, what is frozen and why."""
+    groups = _groups(Model.load(model), _checked(replace(options or Options(), **kw)), _Clock(None))
+    kept = np.ones(groups.trace.labels.n, bool)
+    cost = profile.cost(groups.trace.model, profile.macs(groups.trace))
+    return Inspection(_infos(groups, kept), _frozen(groups), cost, notes.fixed_transforms(groups))
+
+
+def plan(model: Any, options: Options | None = None, **kw: Any) -> Plan:
+    """The plan that `prune` would apply."""
+    options = _checked(replace(options or Options(), **kw))
+    groups = _groups(Model.load(model), options, _Clock(None))
+    scores = profile.importance(groups, find(options.criterion), options.seed)
+    return _plan(groups, groups.kept_ids(select(groups, scores, options)), options)
+
+
+def apply(model: Any, plan: Plan, options: Options | None = None, **kw: Any) -> Model:
+    """`model` without what `plan` removes. Unproven: `verify` proves it, `prune(plan=...)` does both."""
+    groups = _groups(Model.load(model), _checked(replace(options or Options(), **kw)), _Clock(None))
+    return rewrite(groups.trace, groups.kept_ids(_removed(groups, plan))).model
+
+
+def verify(model: Any, pruned: Any, plan: Plan, options: Options | None = None, **kw: Any) -> Proof:
+    """Prove that `pruned` is `model` without what `plan` removes; CheckFailed where it is not."""
+    options = _checked(replace(options or Options(), **kw))
+    groups = _groups(Model.load(model), options, _Clock(None))
+    kept = groups.kept_ids(_removed(groups, plan))
+    expected = rewrite(groups.trace, kept)
+    given = pruned if isinstance(pruned, Model) else Model.load(pruned)
+    return _prove(groups, kept, Rewritten(given, expected.aliases), options, _Clock(None))[0]
+
+
+def trace(model: Any, options: Options | None = None, **kw: Any) -> Trace:
+    """Labels, couplings, reductions and edits of a model (see `onnxprune.trace`)."""
+    return _groups(Model.load(model), _checked(replace(options or Options(), **kw)), _Clock(None)).trace
+
+
+def _groups(source: Model, options: Options, clock: _Clock) -> Groups:
+    working = source.normalised()
+    clock("shapes")
+    shapes = infer(working, options.input_shapes)
+    clock("trace")
+    structures: dict[Any, Any] = {}
+    for _ in range(ROUNDS):
+        traced = Trace(working, shapes, Labels(), structures, excluded=_excluded(options))
+        traced.run(RULES)
+        more = {k: [*structures.get(k, []), *(a for a in v if a not in structures.get(k, []))] for k, v in traced.demands.items()}
+        if all(structures.get(k) == v for k, v in more.items()):
+            break
+        structures = structures | more
+    clock("group")
+    return build(traced)
+
+
+def _prove(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock: _Clock) -> tuple[Proof, float]:
+    clock("re-trace")
+    shapes = infer(after.model, options.input_shapes)
+    couplings = proofs.retrace(groups.trace, groups, kept, after, shapes)
+    clock("check")
+    try:
+        after.model.sync()
+        if after.model.size() < 1 << 30:
+            onnx.checker.check_model(after.model.to_proto())
+    except onnx.checker.ValidationError as e:
+        raise CheckFailed(f"onnx.checker refuses the pruned model: {str(e).splitlines()[0]}") from e
+    clock("equivalence")
+    proof = proofs.equivalence(groups.trace, kept, after.model, options)
+    return replace(proof, couplings=couplings), profile.macs(groups.trace, kept)
+
+
+def _checked(options: Options) -> Options:
+    if not 0 < options.ratio < 1:
+        raise UsageError(f"ratio {options.ratio} is not between 0 and 1; it is the share of units to remove, such as 0.3")
+    if options.scope not in ("local", "global"):
+        raise UsageError(f"no scope '{options.scope}'; choose local or global")
+    if options.round_to < 1 or options.min_channels < 1 or not 0 < options.max_ratio <= 1:
+        raise UsageError("--round-to and --min-channels are at least 1, --max-ratio is in (0, 1]")
+    find(options.criterion)
+    return options
+
+
+def _excluded(options: Options) -> Callable[[onnx.NodeProto], bool]:
+    names, types = list(options.nodes_to_exclude), set(options.op_types_to_exclude)
+
+    def matches(node: onnx.NodeProto) -> bool:
+        if node.op_type in types:
+            return True
+        return any(
+            re.search(n[3:], node.name) is not None if n.startswith("re:") else fnmatch.fnmatchcase(node.name, n) for n in names
+        )
+
+    return matches
+
+
+def _nothing(groups: Groups, options: Options) -> str:
+    if not groups.blocks:
+        return "the model has no weights that could be pruned"
+    if groups.prunable.any():
+        return f"ratio {options.ratio} removes no unit inside the limits; raise it, or allow more (--residual, --heads)"
+    reasons = [f for f in _frozen(groups) if f.reason]
+    why = f": {reasons[0].reason} ({reasons[0].op_type} '{reasons[0].node}')" if reasons else ""
+    return f"every channel is tied to an axis of fixed size{why}; see `onnxprune inspect`"
+
+
+def _removed(groups: Groups, plan: Plan) -> Mask:
+    removed = np.zeros(len(groups.prunable), bool)
+    blocks = {(s.parameter, axes, ids.shape, _use(groups, s)): ids for s, axes, ids in groups.blocks}
+    for name, removals in plan.groups.items():
+        for r in removals:
+            ids = blocks.get((r.parameter, r.axes, r.shape, r.use))
+            if ids is None or max(r.remove, default=0) >= ids.size:
+                raise UsageError(f"the plan's {r.parameter} {list(r.axes)} of {name} is not in this model; is it the plan of another one?")
+            classes = groups.classes[ids.ravel()[list(r.remove)]]
+            removed[classes[~groups.derived[classes]]] = True
+    if (removed & ~groups.prunable).any() or groups.faults(removed):
+        raise UsageError("the plan removes channels that must stay, or leaves a tensor that is no rectangle; edit it or make it anew")
+    return removed
+
+
+def _use(groups: Groups, s: Any) -> str:
+    nodes = groups.trace.model.proto.graph.node
+    return ",".join(f"{nodes[n].name}:{i}" for n, i in s.uses)
+
+
+def _plan(groups: Groups, kept: Mask, options: Options) -> Plan:
+    out: dict[str, tuple[Removal, ...]] = {}
+    for component in groups.components():
+        removals = []
+        for k in component:
+            s, axes, ids = groups.blocks[k]
+            gone = np.flatnonzero(~kept[ids.ravel()])
+            if gone.size:
+                removals.append(Removal(s.parameter, axes, ids.shape, tuple(gone.tolist()), _use(groups, s)))
+        if removals:
+            out[groups.blocks[component[0]][0].parameter] = tuple(removals)
+    return Plan(out, options.scope, options.ratio, options.criterion)
+
+
+def _infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
+    alive = np.zeros(len(groups.prunable), bool)
+    np.logical_or.at(alive, groups.classes, kept)
+    _, sizes = profile.of_units(groups)
+    work = np.zeros(len(groups.prunable))
+    for count, blocks in groups.trace.macs.values():
+        for ids in blocks:
+            np.add.at(work, groups.classes[ids], count / ids.size)
+    out = []
+    for component in groups.components():
+        units = np.unique(np.concatenate([groups.classes[groups.blocks[k][2]].ravel() for k in component]))
+        units = units[~groups.derived[units] & (units != groups.classes[0])]
+        live = units[groups.prunable[units]]
+        if live.size:
+            layers = tuple(dict.fromkeys(groups.blocks[k][0].parameter for k in component))
+            heads = any(row <= set(live.tolist()) for row in groups.rows.values())
+            out.append(GroupInfo(
+                layers[0], layers, int(units.size), int(live.size), int(alive[units].sum()), int(sizes[units].sum()),
+                int(work[units].sum()), "head" if heads else "channel", bool(groups.normed[live].any()),
+            ))  # fmt: skip
+    return tuple(out)
+
+
+def _frozen(groups: Groups) -> tuple[FrozenInfo, ...]:
+    out: dict[tuple[str, int], FrozenInfo] = {}
+    counts: dict[Any, int] = defaultdict(int)
+    for s, axes, ids in groups.blocks:
+        classes = groups.classes[ids.ravel()]
+        for c in np.unique(classes).tolist():
+            if groups.reason[c] is not None and c != groups.classes[0]:
+                counts[s.parameter, axes[-1], c] += 1
+        stuck = [c for c in np.unique(classes).tolist() if groups.reason[c] is not None]
+        if stuck:
+            why = groups.reason[stuck[0]]
+            assert why is not None
+            n = int(np.isin(classes, stuck).sum())
+            out.setdefault((s.parameter, axes[-1]), FrozenInfo(s.parameter, axes[-1], n, why.op_type, why.node, why.text))
+    return tuple(out.values())
+
+
+__all__: Sequence[str] = ["Result", "apply", "inspect", "plan", "prune", "trace", "verify"]

@@ -1,0 +1,272 @@
+"""Types, shapes and small values of every tensor at concrete input sizes: one pass over the nodes.
+
+Each node is shown to ONNX's own inference together with the values that are already known, so a Reshape whose target
+is computed from shapes needs no second pass. No declared shape but the inputs' is believed: files carry stale ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
+
+from .model import Model
+from .values import FOLLOWED, LIMIT, Dims, Value, propagate, shape_value
+
+Kind = tuple[int, Dims | None] | bytes
+"""(element type, dims) of a tensor; the serialised TypeProto of a sequence, map or optional."""
+
+_DATALESS = frozenset(
+    ["Add", "And", "Cast", "Concat", "Conv", "DequantizeLinear", "Div", "Equal", "Gather", "Gemm", "MatMul"]
+    + ["MatMulInteger", "Mul", "QuantizeLinear", "Sub", "Where"]
+)
+"""Common operators whose output shape does not depend on what is in their inputs."""
+_FLOAT_DATA = frozenset(["Range", "Resize", "Upsample"])
+_SPATIAL = frozenset(["Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "MaxPool", "AveragePool", "LpPool"])
+_TARGETED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
+"""Operators with a target shape, and at which input."""
+_RUN_LIMIT = 1 << 24
+
+
+@dataclass
+class Pass:
+    """What is known at one choice of input sizes; `failures` counts the nodes that cannot run at these sizes."""
+
+    kinds: dict[str, Kind]
+    values: dict[str, Value] = field(default_factory=dict)
+    failures: int = 0
+
+    def dims(self, name: str) -> Dims | None:
+        kind = self.kinds.get(name)
+        return kind[1] if isinstance(kind, tuple) else None
+
+
+@dataclass(frozen=True)
+class _Node:
+    proto: NodeProto
+    standard: bool
+    schema: Any
+    signature: bytes
+    captured: tuple[str, ...]
+
+    @property
+    def memoised(self) -> bool:
+        return not self.captured
+
+
+class Inference:
+    """The passes over one model; equal nodes at equal shapes (repeated layers, the second pass) are inferred once."""
+
+    def __init__(self, model: Model) -> None:
+        self._weights = model.weights
+        self._values: dict[str, Value | None] = {}
+        self._known_types: dict[Kind, TypeProto] = {}
+        self._memo: dict[Any, list[Kind | None] | None] = {}
+        self._ir = model.proto.ir_version
+        self._opsets = list(model.proto.opset_import)
+        self._versions = {o.domain: o.version for o in self._opsets}
+        self._opset = self._versions.get("", self._versions.get("ai.onnx", 1))
+        self._nodes = [self._described(n) for n in model.proto.graph.node]
+        self._weight_kinds: dict[str, Kind] = {n: (w.onnx_type, w.shape) for n, w in self._weights.items()}
+
+    def run(self, inputs: Mapping[str, Kind], limit: float = math.inf) -> Pass | None:
+        """One pass; None as soon as more than `limit` nodes failed."""
+        state = Pass({**inputs, **self._weight_kinds})
+        for node in self._nodes:
+            self._step(node, state)
+            if state.failures > limit:
+                return None
+        return state
+
+    def _described(self, node: NodeProto) -> _Node:
+        standard = node.domain in ("", "ai.onnx")
+        schema = None
+        if standard or node.domain in self._versions:
+            version = self._opset if standard else self._versions[node.domain]
+            if onnx.defs.has(node.op_type, "" if standard else node.domain):
+                try:
+                    schema = onnx.defs.get_schema(node.op_type, version, "" if standard else node.domain)
+                except onnx.defs.SchemaError:
+                    schema = None
+        parts = [node.op_type.encode(), node.domain.encode(), bytes(bool(n) for n in node.output)]
+        parts += sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
+        captured = tuple(dict.fromkeys(n for a in node.attribute for g in (a.g, *a.graphs) for n in _reads(g)))
+        return _Node(node, standard, schema, b"\0".join(parts), captured)
+
+    def _value(self, name: str, state: Pass) -> Value | None:
+        if name in state.values:
+            return state.values[name]
+        if name not in self._values:
+            weight = self._weights.get(name)
+            small = weight is not None and weight.size <= LIMIT and weight.dtype.kind in "biuf"
+            self._values[name] = Value(weight.array()) if small and weight is not None else None
+        return self._values[name]
+
+    def _step(self, node: _Node, state: Pass) -> None:
+        proto = node.proto
+        found = self._shape_of(proto, state) if node.standard else None
+        if found is None and node.standard and proto.op_type in FOLLOWED:
+            given = [self._value(n, state) if n else None for n in proto.input]
+            if all(v is not None or not n for v, n in zip(given, proto.input, strict=True)):
+                found = propagate(proto, given, self._opset)
+        if found is not None:
+            for name, value in zip(proto.output, found, strict=False):
+                if name:
+                    state.values[name] = value
+                    state.kinds[name] = (_ELEMENT[value.data.dtype], value.data.shape)
+            return
+        kinds = self._infer(node, state)
+        for name, kind in zip(proto.output, kinds, strict=False):
+            if name and kind is not None:
+                state.kinds[name] = kind
+
+    def _shape_of(self, node: NodeProto, state: Pass) -> list[Value] | None:
+        if node.op_type not in ("Shape", "Size"):
+            return None
+        dims = state.dims(node.input[0])
+        if dims is None:
+            return None
+        if node.op_type == "Size":
+            sizes = [d for d in dims if d is not None]
+            return [Value(np.array(math.prod(sizes), np.int64))] if len(sizes) == len(dims) else None
+        bounds = {a.name: a.i for a in node.attribute}
+        return [shape_value(dims[bounds.get("start", 0) : bounds.get("end", len(dims))])]
+
+    def _infer(self, node: _Node, state: Pass) -> Sequence[Kind | None]:
+        proto = node.proto
+        kinds = [state.kinds.get(n) if n else None for n in proto.input]
+        values: list[Value | None] = [None] * len(kinds)
+        if not node.standard or proto.op_type not in _DATALESS:
+            values = [self._value(n, state) if n else None for n in proto.input]
+        if node.standard and (special := _from_partial(proto, kinds, values)):
+            return special
+        data = {
+            i: v.data
+            for i, v in enumerate(values)
+            if v is not None and v.known is None and (v.data.dtype.kind in "biu" or proto.op_type in _FLOAT_DATA)
+        }
+        key = None
+        if node.memoised:
+            present = tuple(proto.input.index(n) if n else -1 for n in proto.input)
+            contents = tuple((i, x.dtype.str, x.shape, x.tobytes()) for i, x in data.items())
+            key = (node.signature, present, tuple(kinds), contents)
+        if key is None or key not in self._memo:
+            out = self._ask(node, kinds, data, state)
+            if out is not None and node.standard and not _plausible(proto, kinds, values, out):
+                out = None
+            if key is None:
+                found: list[Kind | None] | None = out
+            else:
+                found = self._memo[key] = out
+        else:
+            found = self._memo[key]
+        if found is None:
+            state.failures += all(k is not None or not n for k, n in zip(kinds, proto.input, strict=True))
+            return []
+        return found
+
+    def _ask(
+        self, node: _Node, kinds: Sequence[Kind | None], data: Mapping[int, Any], state: Pass
+    ) -> list[Kind | None] | None:
+        """The kinds of the outputs, as ONNX or, for other domains, ONNX Runtime infers them; None: it cannot run."""
+        proto, names = node.proto, node.proto.input
+        types = {n: self._type(k) for n, k in zip(names, kinds, strict=True) if n}
+        types |= {n: self._type(state.kinds[n]) for n in node.captured if n in state.kinds}
+        tensors = {names[i]: numpy_helper.from_array(x, names[i]) for i, x in data.items()}
+        if node.schema is None:
+            return [] if node.standard else probe_with_runtime(proto, types, tensors, self._opsets, self._ir)
+        if proto.op_type == "If":
+            proto = _decided(proto, self._value(names[0], state))
+        try:
+            if node.schema.has_type_and_shape_inference_function:
+                found = shape_inference.infer_node_outputs(
+                    node.schema, proto, types, tensors, opset_imports=self._opsets, ir_version=self._ir
+                )
+            else:
+                found = self._whole(proto, types, tensors)
+        except (shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
+            return None
+        return [_kind(found[n]) if n in found else None for n in proto.output]
+
+    def _whole(
+        self, proto: NodeProto, types: Mapping[str, TypeProto], tensors: Mapping[str, TensorProto]
+    ) -> dict[str, TypeProto]:
+        """Operators that ONNX defines by a function body only are inferred as a model of one node."""
+        model = _alone(proto, types, tensors, self._opsets, self._ir)
+        graph = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+        return {v.name: v.type for v in (*graph.value_info, *graph.output)}
+
+    def _type(self, kind: Kind | None) -> TypeProto:
+        if kind is None:
+            return TypeProto()
+        if kind not in self._known_types:
+            self._known_types[kind] = _type_of(kind)
+        return self._known_types[kind]
+
+
+_ELEMENT: dict[np.dtype[Any], int] = {
+    np.dtype(t): int(helper.np_dtype_to_tensor_dtype(np.dtype(t)))
+    for t in ("bool", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+}
+
+
+def _reads(graph: GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield from (n for n in node.input if n)
+        yield from (n for a in node.attribute for g in (a.g, *a.graphs) for n in _reads(g))
+    yield from (o.name for o in graph.output)
+
+
+def _decided(node: NodeProto, condition: Value | None) -> NodeProto:
+    """An If whose condition is known: both branches are the one taken."""
+    if condition is None or condition.known is not None or condition.data.size != 1:
+        return node
+    taken = next(a.g for a in node.attribute if a.name == ("then_branch" if condition.data.all() else "else_branch"))
+    decided = NodeProto()
+    decided.CopyFrom(node)
+    for attribute in decided.attribute:
+        attribute.g.CopyFrom(taken)
+    return decided
+
+
+def _type_of(kind: Kind) -> TypeProto:
+    if isinstance(kind, bytes):
+        return TypeProto.FromString(kind)
+    return helper.make_tensor_type_proto(*kind)
+
+
+def _kind(proto: TypeProto) -> Kind | None:
+    which = proto.WhichOneof("value")
+    if which != "tensor_type":
+        return proto.SerializeToString(deterministic=True) if which else None
+    tensor = proto.tensor_type
+    if not tensor.HasField("shape"):
+        return tensor.elem_type, None
+    return tensor.elem_type, tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+
+
+def _dims(kind: Kind | None) -> Dims | None:
+    return kind[1] if isinstance(kind, tuple) else None
+
+
+def _total(dims: Dims | None) -> int | None:
+    known = [d for d in dims or () if d is not None]
+    return math.prod(known) if dims is not None and len(known) == len(dims) else None
+
+
+def _plausible(
+    node: NodeProto, kinds: Sequence[Kind | None], values: Sequence[Value | None], out: Sequence[Kind | None]
+) -> bool:
+    """Whether the node can run at these shapes, as far as ONNX's inference does not check it."""
+    dims = [_dims(k) for k in out]
+    if any(d is not None and d < (node.op_type in _SPATIAL) for ds in dims if ds for d in ds):
+        return False
+    if node.op_type == "Reshape":
+        before, after = _total(_dims(kinds[0])), _total(dims[0])
+        return before is None or after is None or before == after
+    return True

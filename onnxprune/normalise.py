@@ -1,0 +1,152 @@
+"""The graph in a form that is simpler to trace: pure protobuf work, no files."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
+
+from .errors import UsageError
+from .storage import ExternalData
+from .weight import Array, Weight, dtype_of
+
+_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+
+
+def constant(node: NodeProto) -> Weight | None:
+    """The value of a Constant node, in any of its forms."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
+        return None
+    a = node.attribute[0]
+    match a.name:
+        case "value":
+            return ExternalData(None).weight(a.t)
+        case "sparse_value":
+            return Weight.of(dense_of(a.sparse_tensor), a.sparse_tensor.values.data_type)
+        case "value_float" | "value_floats":
+            return Weight.of(np.array(a.f if a.name == "value_float" else a.floats, np.float32))
+        case "value_int" | "value_ints":
+            return Weight.of(np.array(a.i if a.name == "value_int" else a.ints, np.int64))
+        case "value_string" | "value_strings":
+            dims = () if a.name == "value_string" else (len(a.strings),)
+            text = [a.s] if a.name == "value_string" else a.strings
+            return Weight(TensorProto.STRING, dims, TensorProto(data_type=TensorProto.STRING, dims=dims, string_data=text))
+    return None
+
+
+def filled(node: NodeProto, weights: Mapping[str, Weight]) -> Weight | None:
+    """A large float ConstantOfShape of known shape: a weight that an exporter wrote in short."""
+    if node.op_type != "ConstantOfShape" or node.domain not in ("", "ai.onnx") or node.input[0] not in weights:
+        return None
+    shape = tuple(int(d) for d in weights[node.input[0]].array())
+    if not 64 <= math.prod(shape) <= 1 << 26:
+        return None
+    value = next((a.t for a in node.attribute if a.name == "value"), TensorProto(data_type=TensorProto.FLOAT))
+    if value.data_type not in _FLOATS:
+        return None
+    fill = numpy_helper.to_array(value).reshape(-1) if value.dims else np.zeros(1, dtype_of(value.data_type))
+    return Weight.of(np.broadcast_to(fill, shape).copy(), value.data_type)
+
+
+def dense_of(sparse: SparseTensorProto) -> Array:
+    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 2:
+        dense[tuple(indices.T)] = values
+    else:
+        dense.reshape(-1)[indices] = values
+    return dense
+
+
+def set_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
+    if len(nodes) == len(graph.node) and all(a is b for a, b in zip(nodes, graph.node, strict=True)):
+        return
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def needs(node: NodeProto) -> Iterator[str]:
+    """Names a node reads, those that its sub-graphs take from outside included."""
+    yield from filter(None, node.input)
+    for a in node.attribute:
+        for graph in ([a.g] if a.HasField("g") else []) + list(a.graphs):
+            inner = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+            inner |= {o for n in graph.node for o in n.output}
+            for name in (*(i for n in graph.node for i in needs(n)), *(o.name for o in graph.output)):
+                if name not in inner:
+                    yield name
+
+
+def sorted_nodes(nodes: Iterable[NodeProto]) -> list[NodeProto]:
+    """Topological order, as close to the given one as can be: a depth-first walk that emits producers first."""
+    nodes = list(nodes)
+    producer = {o: i for i, n in enumerate(nodes) for o in n.output if o}
+    needs = [[producer[name] for name in needs(n) if name in producer] for n in nodes]
+    order: list[int] = []
+    state = [0] * len(nodes)  # 1: its producers are being placed, 2: placed
+    for start in range(len(nodes)):
+        stack = [start]
+        while stack:
+            i = stack[-1]
+            waiting = [j for j in needs[i] if state[j] != 2] if state[i] != 2 else []
+            if any(state[j] == 1 for j in waiting):
+                raise UsageError(f"the graph has a cycle through node '{nodes[i].name}'; export the model again")
+            if waiting:
+                state[i] = 1
+                stack.extend(reversed(waiting))
+                continue
+            if state[i] != 2:
+                state[i] = 2
+                order.append(i)
+            stack.pop()
+    return [nodes[i] for i in order]
+
+
+def name_nodes(nodes: Iterable[NodeProto]) -> None:
+    """Give a name to every node that has none or a name already taken."""
+    nodes = list(nodes)
+    taken, used = Counter(n.name for n in nodes), set[str]()
+    for i, node in enumerate(nodes):
+        if not node.name or node.name in used:
+            name = f"{node.op_type}_{i}"
+            while taken[name] or name in used:
+                name += "_"
+            node.name = name
+        used.add(node.name)
+
+
+def inner_tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that is not an initializer of the main graph: attributes, sub-graphs, functions, training."""
+
+    def of_sparse(sparse: Iterable[SparseTensorProto]) -> Iterator[TensorProto]:
+        for s in sparse:
+            yield from (s.values, s.indices)
+
+    def of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+        yield from of_attributes(a for n in nodes for a in n.attribute)
+
+    def of_attributes(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
+        for a in attributes:
+            yield from ([a.t] if a.HasField("t") else ())
+            yield from a.tensors
+            yield from of_sparse([a.sparse_tensor] if a.HasField("sparse_tensor") else ())
+            yield from of_sparse(a.sparse_tensors)
+            for graph in ([a.g] if a.HasField("g") else []) + list(a.graphs):
+                yield from of_graph(graph)
+
+    def of_graph(graph: GraphProto) -> Iterator[TensorProto]:
+        yield from graph.initializer
+        yield from of_sparse(graph.sparse_initializer)
+        yield from of_nodes(graph.node)
+
+    yield from of_sparse(proto.graph.sparse_initializer)
+    yield from of_nodes(proto.graph.node)
+    for function in proto.functions:
+        yield from of_nodes(function.node)
+        yield from of_attributes(function.attribute_proto)
+    for training in proto.training_info:
+        yield from of_graph(training.initialization)
+        yield from of_graph(training.algorithm)

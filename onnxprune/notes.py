@@ -1,0 +1,47 @@
+"""What the user should look at: weights that look like a fixed transform (STFT, mel, DCT), not like something learned."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.groups import Groups
+
+SHARE = 0.95
+"""Of the energy of a sinusoid under any window, this much lies in a few neighbouring frequencies."""
+
+
+def fixed_transforms(groups: Groups) -> tuple[str, ...]:
+    """Prunable layers whose filters are nearly all pure tones: each has its energy in three neighbouring bins."""
+    out: dict[str, str] = {}
+    trace = groups.trace
+    for s, _, ids in groups.blocks:
+        weight = trace.model.weights[s.parameter]
+        if s.parameter in out or len(weight.shape) < 2 or not groups.prunable[groups.classes[ids]].any():
+            continue
+        longest = max(weight.shape[1:])
+        if longest < 32 or weight.size > 1 << 24:
+            continue
+        filters = np.asarray(weight.array(), np.float32).reshape(weight.shape[0], -1)
+        if filters.shape[1] != longest:
+            continue
+        if tones(filters) or tones(filters.T):
+            nodes = [n.name for n in trace.model.proto.graph.node if s.parameter in n.input]
+            where = nodes[0] if nodes else s.parameter
+            out[s.parameter] = (
+                f"{s.parameter} (at '{where}') looks like a fixed transform, not learned: keep it with --nodes-to-exclude '{where}'"
+            )
+    return tuple(out.values())
+
+
+def tones(filters: np.ndarray) -> bool:
+    """Whether nine filters of ten are sinusoids under a window."""
+    if filters.shape[0] < 8 or filters.shape[1] < 32:
+        return False
+    power = np.abs(np.fft.rfft(filters, axis=1)) ** 2
+    total = power.sum(axis=1)
+    live = total > 1e-12
+    if live.sum() < 8:
+        return False
+    wide = np.pad(power[live], ((0, 0), (2, 2)))
+    near = np.stack([wide[:, k : k + power.shape[1]] for k in range(5)]).sum(axis=0).max(axis=1)
+    return bool((near / total[live] > SHARE).mean() > 0.9)

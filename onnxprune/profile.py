@@ -1,0 +1,78 @@
+"""What a model costs: parameters, multiply-accumulates, bytes; per unit and for the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.criteria import Criterion
+from onnxprune.groups import Groups
+from onnxprune.labels import Mask
+from onnxprune.model import Model
+from onnxprune.options import Cost
+from onnxprune.trace import LABELLED, Trace
+
+
+def cost(model: Model, macs: float) -> Cost:
+    """Parameters are the elements of numeric tensors that carry weights; int64 tensors encode shapes and indices."""
+    parameters = sum(w.size for w in model.weights.values() if w.onnx_type in LABELLED)
+    return Cost(parameters, int(macs), model.size())
+
+
+def macs(trace: Trace, kept: Mask | None = None) -> float:
+    """Multiply-accumulates at the first probe's sizes, for one sample where the batch is dynamic."""
+    total = 0.0
+    for count, blocks in trace.macs.values():
+        share = 1.0 if kept is None else float(np.prod([kept[ids].mean() for ids in blocks]))
+        total += count * share
+    return total
+
+
+def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.float64]:
+    """Group-level importance (SPA, eq. 4): the saliencies of a unit's slices summed, each slice tensor divided by its
+    own mean so that a 3x3 kernel cannot outvote a 1x1. One score a class."""
+    rng = np.random.default_rng(seed)
+    scores = np.zeros(len(groups.prunable))
+    by_weight: dict[str, dict[object, NDArray[np.float64]]] = {}
+    for s, axes, ids in groups.blocks:
+        weight = groups.trace.model.weights[s.parameter]
+        if weight.onnx_type not in LABELLED or not groups.prunable[groups.classes[ids]].any():
+            continue
+        cache = by_weight.setdefault(s.parameter, {})
+        key = (axes, ids.shape)
+        if key not in cache:
+            cache[key] = _magnitude(weight.array(), axes, ids.shape, criterion, rng)
+        value = cache[key]
+        mean = float(value.mean())
+        if mean > 0:
+            np.add.at(scores, groups.classes[ids], value / mean)
+    return scores
+
+
+def _magnitude(
+    array: NDArray[np.generic], axes: tuple[int, ...], shape: tuple[int, ...], criterion: Criterion, rng: np.random.Generator
+) -> NDArray[np.float64]:  # fmt: skip
+    """Saliency summed over all axes but `axes`, in the ids' order of axes."""
+    data = np.asarray(array)
+    if data.dtype not in (np.float32, np.float64):
+        data = data.astype(np.float32)
+    saliency = criterion(data, rng)
+    if saliency.shape[axes[0]] != shape[0]:  # a coarse axis: runs of positions
+        n = saliency.shape[axes[0]]
+        saliency = np.add.reduceat(saliency, np.arange(0, n, n // shape[0]), axis=axes[0])
+    others = tuple(k for k in range(saliency.ndim) if k not in axes)
+    summed = saliency.sum(axis=others, dtype=np.float64)
+    return summed.transpose(np.argsort(np.argsort(axes)))
+
+
+def of_units(groups: Groups) -> tuple[Mapping[int, int], NDArray[np.float64]]:
+    """Elements of parameters on each slice block, and of each class."""
+    per_block: dict[int, int] = {}
+    per_class = np.zeros(len(groups.prunable))
+    for k, (s, _, ids) in enumerate(groups.blocks):
+        size = groups.trace.model.weights[s.parameter].size
+        per_block[k] = size
+        np.add.at(per_class, groups.classes[ids], size / ids.size)
+    return per_block, per_class

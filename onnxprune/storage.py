@@ -1,0 +1,180 @@
+"""Files: reading a model and its external data, and replacing files all at once or not at all."""
+
+from __future__ import annotations
+
+import errno
+import math
+import mmap
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+from onnx import ModelProto, TensorProto
+
+from .errors import OnnxPruneError, RuntimeFailure, UsageError
+from .weight import BITS, Weight, dtype_of, nbytes_of
+
+MAPPED_FILES = 128
+"""At most this many external files are kept open as memory maps; the others are read."""
+
+
+def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    """Do both paths name one file, through links or not? A file that does not exist yet is compared by its path."""
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return os.path.realpath(a) == os.path.realpath(b)
+
+
+def parse(path: Path) -> ModelProto:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as e:
+        raise UsageError(f"{path} does not exist; check the path") from e
+    except IsADirectoryError as e:
+        raise UsageError(f"{path} is a folder; give the .onnx file inside it") from e
+    except OSError as e:
+        raise UsageError(f"{path} cannot be read ({e.strerror}); check the path and its permissions") from e
+    if not data:
+        raise UsageError(f"{path} is empty; export or download the model again")
+    if data.startswith(b"version https://git-lfs"):
+        raise UsageError(f"{path} is a Git LFS pointer, not the model; fetch it with `git lfs pull`")
+    if data.startswith((b"PK\x03\x04", b"\x89HDF")) or data[4:8] in (b"ORTM", b"TFL3"):
+        raise UsageError(f"{path} is a model of another format; export it to ONNX first")
+    if not set(data[:4096]) & {*range(8), *range(14, 27)} and all(b != 8 for b in data[:1]):
+        raise UsageError(f"{path} is a text file; give a binary ONNX model")
+    try:
+        return ModelProto.FromString(data)
+    except DecodeError as e:
+        reason = "is truncated or damaged; export or download it again" if data[0] == 8 else "is not an ONNX model"
+        raise UsageError(f"{path} {reason}") from e
+
+
+class ExternalData:
+    """Reads the tensors of one model, and the external files in its folder."""
+
+    def __init__(self, model: Path | None) -> None:
+        self.model = model
+        self.files: dict[Path, mmap.mmap | bytes] = {}
+
+    def weight(self, tensor: TensorProto) -> Weight:
+        kind, shape = tensor.data_type, tuple(tensor.dims)
+        if any(d < 0 for d in shape):
+            raise UsageError(f"weight '{tensor.name}' has the shape {list(shape)}; export the model again")
+        if tensor.data_location == TensorProto.EXTERNAL:
+            buffer, offset = self._open(tensor)
+        elif tensor.HasField("raw_data"):
+            buffer, offset = tensor.raw_data, 0
+            if len(buffer) != nbytes_of(kind, shape):
+                raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(shape)} needs; "
+                                 "the file is damaged, export it again")  # fmt: skip
+        else:
+            bare = TensorProto()
+            bare.CopyFrom(tensor)
+            return Weight(kind, shape, bare)
+        if kind in BITS:
+            raw = bytes(buffer[offset : offset + nbytes_of(kind, shape)])
+            return Weight(kind, shape, TensorProto(data_type=kind, dims=shape, raw_data=raw))
+        if not math.prod(shape):
+            return Weight(kind, shape, np.empty(shape, dtype_of(kind)))
+        return Weight(kind, shape, np.frombuffer(buffer, dtype_of(kind), math.prod(shape), offset).reshape(shape))
+
+    def _open(self, tensor: TensorProto) -> tuple[mmap.mmap | bytes, int]:
+        """The file that holds an external tensor, and where in it."""
+        info = {e.key: e.value for e in tensor.external_data}
+        location, name = info.get("location", ""), f"weight '{tensor.name}'"
+        if self.model is None:
+            raise UsageError(f"{name} is external data in '{location}'; load the model from its path instead")
+        parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
+        absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
+        path = (self.model.parent / location).resolve()
+        # Download caches keep links to the model and to its data side by side in a third folder.
+        homes = (self.model.parent.resolve(), self.model.resolve().parent)
+        if not location or absolute or ".." in parts or not any(path.is_relative_to(h) for h in homes):
+            raise UsageError(f"{name} refers to '{location}', outside the model's folder; put the data next to the model")
+        if not path.is_file():
+            raise UsageError(f"{name} is in '{location}', which is missing; put that file next to {self.model}")
+        if path not in self.files:
+            try:
+                with path.open("rb") as file:
+                    mapped = len(self.files) < MAPPED_FILES and path.stat().st_size > 0
+                    self.files[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if mapped else file.read()
+            except OSError as e:
+                raise UsageError(f"{path} cannot be read ({e.strerror}); check its permissions") from e
+        need = nbytes_of(tensor.data_type, tensor.dims)
+        try:
+            offset = int(info.get("offset") or 0)
+            length = int(info.get("length") or need)
+        except ValueError:
+            offset = length = -1
+        if offset < 0 or length != need or offset + length > len(self.files[path]):
+            raise UsageError(f"{name} does not fit into '{location}'; that file is truncated or of another model")
+        return self.files[path], offset
+
+
+def check_outputs(outputs: Iterable[Path]) -> None:
+    for path in outputs:
+        if not path.parent.is_dir():
+            raise UsageError(f"the folder {path.parent} does not exist; create it first")
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; give the name of a file")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a regular file; give another name")
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn what the disk says into one line."""
+    try:
+        yield
+    except OnnxPruneError:
+        raise
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RuntimeFailure(f"no space left to write {target}; free some, or write elsewhere") from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UsageError(f"{target} cannot be written ({e.strerror}); choose another folder") from e
+        raise RuntimeFailure(f"{target} cannot be written ({e.strerror or e}); check the disk") from e
+
+
+@contextmanager
+def created(path: Path) -> Iterator[Callable[[bytes | memoryview], Any]]:
+    """Write a new file; it is on the disk when the block ends."""
+    with path.open("xb") as file:
+        yield file.write
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(outputs: list[Path]) -> Iterator[list[Path]]:
+    """Temporary files beside `outputs` that take their places together if the block succeeds, or not at all."""
+    tag = uuid.uuid4().hex[:12]
+    temporary = [o.with_name(f".{o.name}.{tag}.tmp") for o in outputs]
+    backups = [o.with_name(f".{o.name}.{tag}.old") for o in outputs]
+    moved: list[tuple[Path, Path]] = []
+    placed: list[Path] = []
+    try:
+        yield temporary
+        for new, output, backup in zip(temporary, outputs, backups, strict=True):
+            if output is not outputs[-1] and output.exists():
+                moved.append((backup, output))
+                os.replace(output, backup)
+            if output is not outputs[-1]:
+                placed.append(output)
+            os.replace(new, output)
+    except BaseException:
+        for output in placed:
+            output.unlink(missing_ok=True)
+        for backup, output in moved:
+            if backup.exists():
+                os.replace(backup, output)
+        raise
+    finally:
+        for path in (*temporary, *backups):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,54 @@
+"""README's commands do what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+
+from onnxprune import flags
+from onnxprune.options import Options
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def commands(block: str) -> list[list[str]]:
+    """The commands of a block of shell code, with continued lines joined and `&&` taken apart."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [shlex.split(part, comments=True) for line in lines for part in line.split("&&") if part.strip()]
+
+
+def blocks() -> list[list[list[str]]]:
+    return [commands(block) for block in re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)]
+
+
+def test_first_command_prunes_the_trained_model(tmp_path: Path) -> None:
+    (command,) = [command for command in blocks()[0] if command[0].endswith("/onnxprune")]
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    arguments = [sys.executable, "-m", "onnxprune", *command[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "top-1 of 2,000" in run.stdout
+    before, after = (ROOT / command[1]).stat().st_size, (tmp_path / command[2]).stat().st_size
+    assert after < 0.8 * before
+    onnx.checker.check_model(tmp_path / command[2], full_check=True)
+
+
+def test_second_command_runs_the_tests() -> None:
+    assert blocks()[1][-1][1:] == ["-m", "pytest", "-q"]
+
+
+def test_every_flag_is_described_and_every_default_is_of_options() -> None:
+    for action in flags.prune_parser()._actions:
+        for name in action.option_strings:
+            if name.startswith("--") and name not in ("--help", "--version", "--quiet"):
+                assert f"`{name}" in README, name
+    arguments = flags.prune_parser().parse_args(["in.onnx", "out.onnx"])
+    assert flags.options(arguments) == Options()
