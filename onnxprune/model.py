@@ -59,7 +59,7 @@ class Model:
 
             proto = gs.export_onnx(source)
         else:
-            raise UsageError(f"cannot load a {type(source).__name__}; give a path, a ModelProto or a graphsurgeon Graph")
+            raise UsageError(f"cannot load a {type(source).__name__}; give a path, a ModelProto or a gs.Graph")
         name = str(path) if path else "the model"
         if not proto.HasField("graph") or not proto.opset_import:
             raise UsageError(f"{name} is not a complete ONNX model (no graph or no opset); export or download it again")
@@ -70,8 +70,8 @@ class Model:
         for tensor in inner_tensors(proto):
             if tensor.data_location == TensorProto.EXTERNAL:
                 store.weight(tensor).fill(tensor)
-        described = {t.name: t for t in proto.graph.initializer}
-        bare = [described(described[n], w) for n, w in weights.items()]
+        tensors = {t.name: t for t in proto.graph.initializer}
+        bare = [described(tensors[n], w) for n, w in weights.items()]
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(bare)
         # A second, small parse lets go of the memory that held the weights.
@@ -92,13 +92,14 @@ class Model:
         graph.initializer.extend(kept)
         for info in (*graph.input, *graph.value_info):
             weight, declared = self.weights.get(info.name), info.type.tensor_type
-            if weight and declared.HasField("shape"):
-                if tuple(d.dim_value for d in declared.shape.dim) != weight.shape:
-                    info.type.CopyFrom(helper.make_tensor_type_proto(weight.onnx_type, weight.shape))
+            if weight is None or not declared.HasField("shape"):
+                continue
+            if tuple(d.dim_value for d in declared.shape.dim) != weight.shape:
+                info.type.CopyFrom(helper.make_tensor_type_proto(weight.onnx_type, weight.shape))
 
     def size(self) -> int:
         """Bytes that the saved model takes, to within a few per tensor."""
-        return self.proto.ByteSize() + sum(w.nbytes + 4 for w in self.weights.values())
+        return int(self.proto.ByteSize()) + sum(w.nbytes + 4 for w in self.weights.values())
 
     def to_proto(self) -> ModelProto:
         """The whole model in one ModelProto."""
@@ -154,7 +155,8 @@ class Model:
         """What an ONNX Runtime session takes: bytes, or above 1.5 GB a file in `folder` (by default in a temporary one
         that lives as long as this model)."""
         if self.size() < SESSION_LIMIT:
-            return self.to_proto().SerializeToString()
+            data: bytes = self.to_proto().SerializeToString()
+            return data
         if folder is None:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="onnxprune-")
             folder = self._folder.name
@@ -172,10 +174,10 @@ class Model:
         for sparse in graph.sparse_initializer:
             model._add(sparse.values.name, Weight.of(dense_of(sparse), sparse.values.data_type))
         del graph.sparse_initializer[:]
-        for value in (constant, filled):
+        for as_weight in (constant, filled):
             nodes = []
             for node in graph.node:
-                weight = None if fixed.intersection(node.output) else value(node, model.weights)
+                weight = None if fixed.intersection(node.output) else as_weight(node, model.weights)
                 if weight is None:
                     nodes.append(node)
                 else:
@@ -191,4 +193,3 @@ class Model:
         self.graph.initializer.append(described(TensorProto(name=name), weight))
         if self.proto.ir_version < 4 and all(i.name != name for i in self.graph.input):
             self.graph.input.append(helper.make_tensor_value_info(name, weight.onnx_type, weight.shape))
-

@@ -11,12 +11,12 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensor
 
 from .errors import UsageError
 from .storage import ExternalData
-from .weight import Array, Weight, dtype_of
+from .weight import Array, Weight
 
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 
 
-def constant(node: NodeProto) -> Weight | None:
+def constant(node: NodeProto, _: Mapping[str, Weight]) -> Weight | None:
     """The value of a Constant node, in any of its forms."""
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
         return None
@@ -32,8 +32,10 @@ def constant(node: NodeProto) -> Weight | None:
             return Weight.of(np.array(a.i if a.name == "value_int" else a.ints, np.int64))
         case "value_string" | "value_strings":
             dims = () if a.name == "value_string" else (len(a.strings),)
-            text = [a.s] if a.name == "value_string" else a.strings
-            return Weight(TensorProto.STRING, dims, TensorProto(data_type=TensorProto.STRING, dims=dims, string_data=text))
+            text = TensorProto(string_data=[a.s] if a.name == "value_string" else a.strings)
+            text.data_type = TensorProto.STRING
+            text.dims.extend(dims)
+            return Weight(TensorProto.STRING, dims, text)
     return None
 
 
@@ -42,13 +44,14 @@ def filled(node: NodeProto, weights: Mapping[str, Weight]) -> Weight | None:
     if node.op_type != "ConstantOfShape" or node.domain not in ("", "ai.onnx") or node.input[0] not in weights:
         return None
     shape = tuple(int(d) for d in weights[node.input[0]].array())
-    if not 64 <= math.prod(shape) <= 1 << 26:
+    if min(shape, default=0) < 0 or not 64 <= math.prod(shape) <= 1 << 26:
         return None
-    value = next((a.t for a in node.attribute if a.name == "value"), TensorProto(data_type=TensorProto.FLOAT))
+    value = next((a.t for a in node.attribute if a.name == "value"), None)
+    if value is None:
+        return Weight.of(np.zeros(shape, np.float32))
     if value.data_type not in _FLOATS:
         return None
-    fill = numpy_helper.to_array(value).reshape(-1) if value.dims else np.zeros(1, dtype_of(value.data_type))
-    return Weight.of(np.broadcast_to(fill, shape).copy(), value.data_type)
+    return Weight.of(np.broadcast_to(numpy_helper.to_array(value).reshape(-1), shape).copy(), value.data_type)
 
 
 def dense_of(sparse: SparseTensorProto) -> Array:
@@ -84,14 +87,14 @@ def sorted_nodes(nodes: Iterable[NodeProto]) -> list[NodeProto]:
     """Topological order, as close to the given one as can be: a depth-first walk that emits producers first."""
     nodes = list(nodes)
     producer = {o: i for i, n in enumerate(nodes) for o in n.output if o}
-    needs = [[producer[name] for name in needs(n) if name in producer] for n in nodes]
+    sources = [[producer[name] for name in needs(n) if name in producer] for n in nodes]
     order: list[int] = []
     state = [0] * len(nodes)  # 1: its producers are being placed, 2: placed
     for start in range(len(nodes)):
         stack = [start]
         while stack:
             i = stack[-1]
-            waiting = [j for j in needs[i] if state[j] != 2] if state[i] != 2 else []
+            waiting = [j for j in sources[i] if state[j] != 2] if state[i] != 2 else []
             if any(state[j] == 1 for j in waiting):
                 raise UsageError(f"the graph has a cycle through node '{nodes[i].name}'; export the model again")
             if waiting:

@@ -21,6 +21,7 @@ from .weight import BITS, Weight, dtype_of, nbytes_of
 
 MAPPED_FILES = 128
 """At most this many external files are kept open as memory maps; the others are read."""
+_CONTROL = {*range(9), *range(14, 27)}
 
 
 def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
@@ -46,10 +47,11 @@ def parse(path: Path) -> ModelProto:
         raise UsageError(f"{path} is a Git LFS pointer, not the model; fetch it with `git lfs pull`")
     if data.startswith((b"PK\x03\x04", b"\x89HDF")) or data[4:8] in (b"ORTM", b"TFL3"):
         raise UsageError(f"{path} is a model of another format; export it to ONNX first")
-    if not set(data[:4096]) & {*range(8), *range(14, 27)} and all(b != 8 for b in data[:1]):
+    if not _CONTROL.intersection(data[:4096]):
         raise UsageError(f"{path} is a text file; give a binary ONNX model")
     try:
-        return ModelProto.FromString(data)
+        proto: ModelProto = ModelProto.FromString(data)
+        return proto
     except DecodeError as e:
         reason = "is truncated or damaged; export or download it again" if data[0] == 8 else "is not an ONNX model"
         raise UsageError(f"{path} {reason}") from e
@@ -96,7 +98,7 @@ class ExternalData:
         # Download caches keep links to the model and to its data side by side in a third folder.
         homes = (self.model.parent.resolve(), self.model.resolve().parent)
         if not location or absolute or ".." in parts or not any(path.is_relative_to(h) for h in homes):
-            raise UsageError(f"{name} refers to '{location}', outside the model's folder; put the data next to the model")
+            raise UsageError(f"{name} refers to '{location}', outside the model's folder; move that file there")
         if not path.is_file():
             raise UsageError(f"{name} is in '{location}', which is missing; put that file next to {self.model}")
         if path not in self.files:
@@ -154,27 +156,28 @@ def created(path: Path) -> Iterator[Callable[[bytes | memoryview], Any]]:
 @contextmanager
 def replacing(outputs: list[Path]) -> Iterator[list[Path]]:
     """Temporary files beside `outputs` that take their places together if the block succeeds, or not at all."""
+    *first, last = outputs
     tag = uuid.uuid4().hex[:12]
-    temporary = [o.with_name(f".{o.name}.{tag}.tmp") for o in outputs]
-    backups = [o.with_name(f".{o.name}.{tag}.old") for o in outputs]
-    moved: list[tuple[Path, Path]] = []
+    temporary = {o: o.with_name(f".{o.name}.{tag}.tmp") for o in outputs}
+    backups = {o: o.with_name(f".{o.name}.{tag}.old") for o in first}
     placed: list[Path] = []
     try:
-        yield temporary
-        for new, output, backup in zip(temporary, outputs, backups, strict=True):
-            if output is not outputs[-1] and output.exists():
-                moved.append((backup, output))
-                os.replace(output, backup)
-            if output is not outputs[-1]:
-                placed.append(output)
-            os.replace(new, output)
+        yield list(temporary.values())
+        for output in first:
+            if output.exists():
+                os.replace(output, backups[output])
+            placed.append(output)
+            os.replace(temporary[output], output)
+        os.replace(temporary[last], last)
     except BaseException:
         for output in placed:
             output.unlink(missing_ok=True)
-        for backup, output in moved:
+        for output, backup in backups.items():
             if backup.exists():
                 os.replace(backup, output)
         raise
     finally:
-        for path in (*temporary, *backups):
+        for path in temporary.values():
             path.unlink(missing_ok=True)
+    for backup in backups.values():
+        backup.unlink(missing_ok=True)

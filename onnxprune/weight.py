@@ -35,8 +35,8 @@ class Weight:
         """Wrap an array; with `onnx_type`, cast to that type first."""
         values = np.asarray(array)
         if onnx_type is None:
-            text = values.dtype.kind in "OUS"
-            onnx_type = TensorProto.STRING if text else int(helper.np_dtype_to_tensordtype_of(values.dtype))
+            text = values.dtype.kind in "OUST"
+            onnx_type = TensorProto.STRING if text else int(helper.np_dtype_to_tensor_dtype(values.dtype))
         values = values.astype(dtype_of(onnx_type), copy=False)
         if onnx_type == TensorProto.STRING or onnx_type in BITS:
             return cls(onnx_type, values.shape, numpy_helper.from_array(values))
@@ -76,17 +76,17 @@ class Weight:
             return self._data.raw_data
         if self.onnx_type in BITS:
             return numpy_helper.from_array(self.array()).raw_data
-        return memoryview(np.ascontiguousarray(self.array()).reshape(-1).view(np.uint8))
+        return np.ascontiguousarray(self.array()).reshape(-1).view(np.uint8).data
 
     def fill(self, tensor: TensorProto, *, data: bool = True) -> None:
         """Describe this weight in `tensor`, whose name, doc string and metadata stay; with its bytes unless told."""
         for name in ("dims", "data_type", "raw_data", "external_data", "data_location"):
-            tensor.ClearField(name)  # type: ignore[arg-type]
+            tensor.ClearField(name)
         if data and isinstance(self._data, TensorProto):
             bare = TensorProto()
             bare.CopyFrom(self._data)
             for name in ("name", "doc_string", "metadata_props", "dims"):
-                bare.ClearField(name)  # type: ignore[arg-type]
+                bare.ClearField(name)
             tensor.MergeFrom(bare)
         elif data and isinstance(self._data, np.ndarray):
             tensor.raw_data = self._data.tobytes()
@@ -99,7 +99,7 @@ class Weight:
 
 def dtype_of(onnx_type: int) -> np.dtype[Any]:
     try:
-        return np.dtype(helper.tensor_dtype_to_npdtype_of(onnx_type))
+        return np.dtype(helper.tensor_dtype_to_np_dtype(onnx_type))
     except KeyError as e:
         raise UsageError(f"a weight has the data type {onnx_type}, unknown to this onnx package; update onnx") from e
 
