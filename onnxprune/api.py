@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import re
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -254,16 +253,11 @@ def _infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
 
 def _frozen(groups: Groups) -> tuple[FrozenInfo, ...]:
     out: dict[tuple[str, int], FrozenInfo] = {}
-    counts: dict[Any, int] = defaultdict(int)
     for s, axes, ids in groups.blocks:
         classes = groups.classes[ids.ravel()]
-        for c in np.unique(classes).tolist():
-            if groups.reason[c] is not None and c != groups.classes[0]:
-                counts[s.parameter, axes[-1], c] += 1
         stuck = [c for c in np.unique(classes).tolist() if groups.reason[c] is not None]
-        if stuck:
-            why = groups.reason[stuck[0]]
-            assert why is not None
+        why = groups.reason[stuck[0]] if stuck else None
+        if why is not None and why.text:
             n = int(np.isin(classes, stuck).sum())
             out.setdefault((s.parameter, axes[-1]), FrozenInfo(s.parameter, axes[-1], n, why.op_type, why.node, why.text))
     return tuple(out.values())

@@ -77,11 +77,10 @@ def _prune(argv: Sequence[str]) -> int:
 
     data = validate.load_data(args.validate) if args.validate else None
     plan = Plan.from_json(_read_json(args.plan)) if args.plan else None
-    model = Model.load(args.IN)
-    _check_distinct(model.data_files, outputs)
-    before = validate.top1(model, data, options.providers) if data else None
+    before = validate.top1(Model.load(args.IN), data, options.providers) if data else None
     with _progress(args.quiet) as progress:
-        result = api.prune(model, options, plan=plan, progress=progress)
+        result = api.prune(args.IN, options, plan=plan, progress=progress)
+    _check_distinct(result.model.data_files, outputs)
     report = result.report
     if data and before:
         after = validate.top1(result.model, data, options.providers)

@@ -8,7 +8,7 @@ broadcast), "c" for a letter, "gc" for an axis seen as (g, c) with g outermost.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Lettered:
 class Equation:
     """`sizes`: of the letters of split axes. `pinned`: letters whose positions the operator knows (a spatial axis).
     `stat`: letters over which statistics are taken while the axis stays. `demand(operand, letters)` is told of a
-    parameter that ought to have been born as one joint block."""
+    parameter that ought to have been born as one joint block. `silent`: pinned letters that no report need mention."""
 
     labels: Labels
     why: Reason
@@ -49,6 +49,7 @@ class Equation:
     pinned: str = ""
     stat: str = ""
     demand: Callable[[Operand, tuple[str, ...], list[Lettered]], None] | None = None
+    silent: str = ""
 
     def solve(self, free: Set[str] = frozenset()) -> None:
         """Couple the operands; `main` then holds the joint blocks and `parts` those of each operand. A `free` letter
@@ -106,12 +107,16 @@ class Equation:
             ids = block.ids.reshape(dims)
             big = [k for k, n in enumerate(dims) if n > 1]
             if big:
-                out.append(Lettered(tuple(letters[k] for k in big), ids.reshape([dims[k] for k in big]), index))
+                ids = ids.reshape([dims[k] for k in big])
+                if len(big) > 1:
+                    self.labels.rectangle(ids)
+                out.append(Lettered(tuple(letters[k] for k in big), ids, index))
         return out
 
     def _without_pinned(self, block: Lettered) -> Lettered:
         for letter in set(block.letters) & set(self.pinned):
-            self.labels.freeze(self.project(block, [letter]).ids, self.why)
+            why = replace(self.why, text="") if letter in self.silent else self.why
+            self.labels.freeze(self.project(block, [letter]).ids, why)
         return self.project(block, [x for x in block.letters if x not in self.pinned])
 
     def _join(self, block: Lettered) -> None:

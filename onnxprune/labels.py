@@ -181,13 +181,23 @@ class Kept(Labels):
         self.original, self.kept = original, kept
         self.faults: list[tuple[Reason, str]] = []
         self.n = original.n
-        self._canon: dict[int, int] = {}
         self._known: dict[bytes, int] = {}
-        canon = classes.copy()
+        names = np.arange(int(classes.max()) + 1)  # of every class; a row unit is named by what is left in it
+        named: set[int] = set()
         for derived, members in original.children.items():  # children are older than the rows made of them
-            alive = np.unique(canon[members[kept[members]]])
-            canon[derived] = alive[0] if alive.size == 1 else self._known.setdefault(alive.tobytes(), int(canon[derived]))
-        self.canon = canon
+            c = int(classes[derived])
+            alive = np.unique(names[classes[members[kept[members]]]])
+            name = int(alive[0]) if alive.size == 1 else self._known.setdefault(alive.tobytes(), int(names[c]))
+            if not alive.size:
+                continue
+            if c in named:  # rows of one class with different insides: one name serves both
+                names[names == name] = names[c]
+                self._known[alive.tobytes()] = int(names[c])
+            else:
+                names[c] = name
+                named.add(c)
+        self.canon = names[classes]
+        self._row_of = {int(n): int(i) for i, n in reversed(list(enumerate(self.canon)))}
         self.births = {}
 
     def fresh(self, key: Hashable, shape: Iterable[int]) -> Ids:
@@ -233,9 +243,7 @@ class Kept(Labels):
             if name < 0:
                 out[i] = -name
             else:
-                if name not in self._canon:
-                    self._canon[name] = int(np.flatnonzero(self.canon == name)[0])
-                out[i] = self._canon[name]
+                out[i] = self._row_of[name]
         return out.reshape(ids.shape[:-1])
 
     def freeze(self, ids: Ids, why: Reason) -> None:

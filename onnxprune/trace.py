@@ -77,6 +77,7 @@ class Trace:
     macs: dict[int, tuple[float, tuple[Ids, ...]]] = field(default_factory=dict)
     demands: dict[Hashable, list[Axes]] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
+    owned: dict[tuple[int, int], tuple[Block, ...]] = field(default_factory=dict)
 
     def run(self, rules: Mapping[str, Callable[[Op], None]]) -> None:
         graph = self.model.proto.graph
@@ -99,6 +100,8 @@ class Trace:
     def of(self, name: str, use: tuple[int, int] | None = None) -> tuple[Block, ...]:
         """The blocks of a tensor; of a parameter, as seen by the use (node index, input index)."""
         weight = self.model.weights.get(name)
+        if use in self.owned:
+            return self.owned[use]
         if weight is None:
             return self.blocks.get(name, ())
         if weight.onnx_type not in LABELLED or name in self.blocks:
@@ -143,6 +146,7 @@ class Trace:
         name = node.input[use[1]]
         key = (self.aliases.get(name, name), node.name, use[1], "own")
         self.slices[key] = Slice(name, key, blocks, (use,))
+        self.owned[use] = blocks
 
     def demand(self, parts: Sequence[tuple[Block, int | None]]) -> None:
         """Ask that axes of one parameter be born as one joint block when the trace is run again.
@@ -280,7 +284,10 @@ class Op:
         """`change` runs on this node when the graph is rewritten."""
         self.trace.edits.append((self.index, change))
 
-    def meet(self, i: int, spelled: Sequence[str], other: Sequence[str], blocks: Sequence[Block], text: str) -> None:
+    def meet(
+        self, i: int, spelled: Sequence[str], other: Sequence[str], blocks: Sequence[Block], text: str,
+        letters: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
         """Couple input `i` with given blocks (spelled `other`) letter by letter; nothing else follows from it."""
         sizes = {a: n for b in blocks for a, n in zip(b.axes, b.ids.shape, strict=True)}
         dims = tuple(sizes.get(k, 1) for k in range(len(other)))
@@ -288,17 +295,19 @@ class Op:
             Operand("", ["" if k not in sizes else s for k, s in enumerate(other)], dims, tuple(blocks)),
             Operand(self.node.input[i], spelled, self.dims(i) or (None,) * len(spelled), self.blocks(i)),
         ]
-        Equation(self.trace.labels, self.why(text), operands, demand=lambda o, x, _: self._demand(o, x, {})).solve()
+        free = {x for s in other for x in s} ^ {x for s in spelled for x in s}
+        demand: Callable[..., None] = lambda o, x, _: self._demand(o, x, {})  # noqa: E731
+        Equation(self.trace.labels, self.why(text), operands, letters or {}, demand=demand).solve(free)
 
     def eq(
         self, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]], *, sizes: Mapping[str, int] | None = None,
         pinned: str = "", stat: str = "", kind: Kind = "sum", fills: Mapping[int, int] | None = None, text: str = "",
-        macs: str = "",
+        macs: str = "", silent: str = "",
     ) -> Equation:  # fmt: skip
         """State the operator as an equation (see `equation.Equation`), set the outputs' blocks, note reductions.
 
         ins, outs: the spelling of each input and output by its index. fills: input -> input that holds its zero point.
-        macs: every combination of these letters is one multiply-accumulate."""
+        macs: every combination of these letters is one multiply-accumulate. silent: pinned letters not worth a report."""
         sizes = sizes or {}
         text = text or "meets an axis of fixed size here"
         operands = [
@@ -310,7 +319,7 @@ class Op:
         demand: Callable[[Operand, tuple[str, ...], list[Lettered]], None] = lambda o, letters, parts: self._demand(  # noqa: E731
             o, letters, sizes
         )
-        eq = Equation(self.trace.labels, self.why(text), operands, sizes, pinned, stat, demand)
+        eq = Equation(self.trace.labels, self.why(text), operands, sizes, pinned, stat, demand, silent)
         eq.solve()
         for i, spelled in outs.items():
             self.set(i, eq.output(spelled))

@@ -10,7 +10,6 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import RuntimeFailure, UsageError
+from .runtime import first_line, open_session
 
 if TYPE_CHECKING:
     from .model import Model
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 BATCH = 64
 LABELS = "labels"
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 TYPES: dict[str, npt.DTypeLike] = {
     "float": np.float32,
     "double": np.float64,
@@ -79,7 +78,7 @@ def load_data(path: str | Path) -> Data:
 def top1(model: Model, data: Data, providers: Sequence[str] = ("cpu",)) -> Score:
     """The share of samples whose largest output (or predicted label, where the first output is that) is the label."""
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        session = _session(model, Path(folder), providers)
+        session = open_session(model, providers, folder)
         inputs, batch = _inputs(session, data)
         output = session.get_outputs()[0].name
         hits = 0
@@ -87,38 +86,9 @@ def top1(model: Model, data: Data, providers: Sequence[str] = ("cpu",)) -> Score
             try:
                 scores = np.asarray(session.run([output], feed)[0])
             except Exception as error:
-                raise RuntimeFailure(f"ONNX Runtime failed on the validation data: {error}") from error
+                raise RuntimeFailure(f"ONNX Runtime failed on the validation data: {first_line(error)}") from error
             hits += int(np.sum(_predicted(scores, output, len(next(iter(feed.values()))))[: len(labels)] == labels))
         return Score(hits / len(data), len(data), tuple(session.get_providers()))
-
-
-def _session(model: Model, folder: Path, providers: Sequence[str]) -> Any:
-    import onnxruntime as ort
-
-    wanted = [PROVIDERS.get(name.lower(), name) for name in providers]
-    missing = [name for name in wanted if name not in ort.get_available_providers()]
-    if PROVIDERS["cuda"] in wanted and not missing and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    if not missing:
-        try:
-            chosen = list(dict.fromkeys((*wanted, PROVIDERS["cpu"])))
-            session = ort.InferenceSession(model.session_source(folder), options, providers=chosen)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise RuntimeFailure(f"ONNX Runtime cannot run the model: {error}") from error
-        missing = [name for name in wanted if name not in session.get_providers()]
-    if missing:
-        raise RuntimeFailure(f"{', '.join(missing)} cannot be used here; {_mend()}, or use --providers cpu")
-    return session
-
-
-def _mend() -> str:
-    """How to get a missing provider: the two distributions of ONNX Runtime overwrite each other."""
-    names = {str(found.metadata["Name"]).lower() for found in metadata.distributions()}
-    if {"onnxruntime", "onnxruntime-gpu"} <= names:
-        return "run 'pip uninstall -y onnxruntime onnxruntime-gpu', then 'pip install onnxruntime-gpu'"
-    return "run 'pip install onnxprune[cuda]' on a machine with a supported device"
 
 
 def _inputs(session: Any, data: Data) -> tuple[dict[str, Array], int]:

@@ -88,7 +88,8 @@ def _add(model: Model, base: str, array: NDArray[Any], onnx_type: int | None = N
 
 def _mask(trace: Trace, model: Model, name: str, r: Any, kept: Mask, before: list[NodeProto]) -> str:
     block: Block = r.block
-    dims = trace.shapes.static(name) or ()
+    original = trace.model.proto.graph.node[r.node].input[r.operand]
+    dims = trace.shapes.static(original) or ()
     mask = kept[block.ids]
     for k, axis in enumerate(block.axes):  # a coarse axis: runs of positions
         n = dims[axis]
@@ -100,7 +101,7 @@ def _mask(trace: Trace, model: Model, name: str, r: Any, kept: Mask, before: lis
         shape[block.axes[k]] = mask.shape[k]
     spread = mask.transpose(order).reshape(shape)
     out = fresh_name(model, name + "_masked")
-    kind = trace.shapes.dtype(name) or TensorProto.FLOAT
+    kind = trace.shapes.dtype(original) or TensorProto.FLOAT
     if kind in FLOATS and not r.fill:
         held = _add(model, out + "_mask", spread.astype(helper.tensor_dtype_to_np_dtype(kind)), kind)
         before.append(helper.make_node("Mul", [name, held], [out], name=out))

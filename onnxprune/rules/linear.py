@@ -31,7 +31,7 @@ def _conv(op: Op, x: int, w: int, vectors: tuple[int, ...], fills: dict[int, int
     kernel, image, result = KERNEL[:spatial], IMAGE[:spatial], RESULT[:spatial]
     spellings = {x: ["n", cin, *image], w: [*weight, *kernel], **{i: _vector(op, i, cout) for i in vectors if op.has(i)}}
     op.eq(
-        spellings, {0: ["n", cout, *result]}, sizes=sizes, pinned=kernel + image, fills=fills,
+        spellings, {0: ["n", cout, *result]}, sizes=sizes, pinned=kernel + image, fills=fills, silent=kernel,
         macs="goc"[groups == 1 :] + kernel + (image if transposed else result), text="a convolution with a fixed side",
     )  # fmt: skip
     if groups > 1 and transposed:

@@ -276,7 +276,7 @@ def _picked(
                 labels.tie(block.ids, j, op.why("picks the same positions of every row"))
     ids = np.take(block.ids, at, axis=k)
     labels.rectangle(ids)
-    grown = ids.reshape(*ids.shape[:k], *(shape if shape is not None else (at.size,)), *ids.shape[k + 1 :])
+    grown = ids.reshape((*ids.shape[:k], *(shape if shape is not None else (at.size,)), *ids.shape[k + 1 :]))
     axes: list[int | None] = [*map(moved, block.axes[:k]), *to, *map(moved, block.axes[k + 1 :])]
     out = remap(block, grown, axes)
     return [out] if out else []

@@ -21,8 +21,6 @@ def recurrent(op: Op) -> None:
     if len(w) != 3 or None in w or op.attr("layout", 0):
         return op.freeze("the weight's shape is not known, or the batch comes first")
     repeats = {1: gates, 2: gates, 3: 2 * gates, 7: 3}
-    if any(op.has(i) and op.node.input[i] not in op.trace.model.weights for i in repeats):
-        return op.freeze("its weights are computed")
     directions, hidden, features = int(w[0] or 1), int(w[1] or 1) // gates, int(w[2] or 1)
     labels = op.trace.labels
     units = labels.fresh((None, op.node.name, "hidden"), (directions, hidden))
@@ -32,11 +30,17 @@ def recurrent(op: Op) -> None:
         labels.freeze(labels.derive(units), op.why("both directions stay"))
     weight_in, recurrence = _over((2,), inputs), _over((0, 2), units)
     extra = {1: weight_in, 2: recurrence}
+    spelled = {1: ["", "", "i"], 2: ["d", "", "h"]}
     for i, repeat in repeats.items():
-        if op.has(i):
+        if op.has(i) and op.node.input[i] in op.trace.model.weights:
             op.trace.own((op.index, i), (*_over((0, 1), np.tile(units, (1, repeat))), *extra.get(i, ())))
-    op.trace.reductions += [Reduction(op.index, "sum", 1, b) for b in weight_in]
-    op.trace.reductions += [Reduction(op.index, "sum", 2, b) for b in recurrence]
+        elif op.has(i):  # an expression over parameters, as exporters write to reorder gates
+            sizes = {"d": directions, "q": repeat, "h": hidden}
+            op.meet(i, ["d", "qh", "x"][: len(op.dims(i))], ["d", "h"], _over((0, 1), units), "computed weights", sizes)
+            if i in extra:
+                op.meet(i, spelled[i], spelled[i], extra[i], "computed weights")
+    for i in (1, 2):
+        op.trace.reductions += [Reduction(op.index, "sum", i, b) for b in op.blocks(i) if 2 in b.axes]
     op.meet(0, ["s", "b", "i"], ["", "", "i"], weight_in, "a recurrent layer reads an axis of fixed size")
     for i in (5, 6):
         if op.has(i):
