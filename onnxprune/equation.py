@@ -114,10 +114,14 @@ class Equation:
         return out
 
     def _without_pinned(self, block: Lettered) -> Lettered:
-        for letter in set(block.letters) & set(self.pinned):
-            why = replace(self.why, text="") if letter in self.silent else self.why
-            self.labels.freeze(self.project(block, [letter]).ids, why)
-        return self.project(block, [x for x in block.letters if x not in self.pinned])
+        """A pinned letter alone is frozen; beside others it ties them: rows go whole, or the same inside every row."""
+        ids, left = block.ids, list(block.letters)
+        for letter in [x for x in left if x in self.pinned]:
+            if len(left) == 1:
+                self.labels.freeze(ids, replace(self.why, text="") if letter in self.silent else self.why)
+            ids = self.labels.tie(ids, left.index(letter), self.why)
+            left.remove(letter)
+        return Lettered(tuple(left), ids, block.operand)
 
     def _join(self, block: Lettered) -> None:
         covered = False
@@ -155,7 +159,15 @@ class Equation:
                 for letter in (x for x, n in sizes.items() if x not in known and n != 1):
                     for b in self.main:
                         if letter in b.letters:
-                            self.labels.freeze(self.project(b, [letter]).ids, self.why)
+                            self._hold(b, letter)
+
+    def _hold(self, block: Lettered, letter: str) -> None:
+        """Every position of `letter` stays: of an outer letter no row may go, of an inner one no row may lose a part."""
+        k = block.letters.index(letter)
+        if k == 0:
+            self.labels.freeze(self.project(block, [letter]).ids, self.why)
+        else:
+            self.labels.tie(block.ids, k, self.why)
 
     def _statistics(self, block: Lettered) -> Lettered:
         """Statistics over an outer letter alone tie what is inside; over inner letters any kept set will do."""

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
+from .backstop import alone, probe_with_runtime
 from .model import Model
 from .values import FOLLOWED, LIMIT, Dims, Value, propagate, shape_value
 
@@ -30,7 +31,6 @@ _FLOAT_DATA = frozenset(["Range", "Resize", "Upsample"])
 _SPATIAL = frozenset(["Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "MaxPool", "AveragePool", "LpPool"])
 _TARGETED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
 """Operators with a target shape, and at which input."""
-_RUN_LIMIT = 1 << 24
 
 
 @dataclass
@@ -99,8 +99,10 @@ class Inference:
         return _Node(node, standard, schema, b"\0".join(parts), captured)
 
     def _value(self, name: str, state: Pass) -> Value | None:
-        if name in state.values:
-            return state.values[name]
+        return state.values[name] if name in state.values else self.constant(name)
+
+    def constant(self, name: str) -> Value | None:
+        """A weight that is small enough to be a value."""
         if name not in self._values:
             weight = self._weights.get(name)
             small = weight is not None and weight.size <= LIMIT and weight.dtype.kind in "biuf"
@@ -141,18 +143,18 @@ class Inference:
         proto = node.proto
         kinds = [state.kinds.get(n) if n else None for n in proto.input]
         values: list[Value | None] = [None] * len(kinds)
-        if not node.standard or proto.op_type not in _DATALESS:
+        if not node.standard or proto.op_type not in _DATALESS or proto.op_type == "Gather":
             values = [self._value(n, state) if n else None for n in proto.input]
         if node.standard and (special := _from_partial(proto, kinds, values)):
             return special
         data = {
             i: v.data
             for i, v in enumerate(values)
-            if v is not None and v.known is None and (v.data.dtype.kind in "biu" or proto.op_type in _FLOAT_DATA)
+            if v is not None and v.known is None and proto.op_type != "Gather" and (v.data.dtype.kind in "biu" or proto.op_type in _FLOAT_DATA)
         }
         key = None
         if node.memoised:
-            present = tuple(proto.input.index(n) if n else -1 for n in proto.input)
+            present = tuple(list(proto.input).index(n) if n else -1 for n in proto.input)
             contents = tuple((i, x.dtype.str, x.shape, x.tobytes()) for i, x in data.items())
             key = (node.signature, present, tuple(kinds), contents)
         if key is None or key not in self._memo:
@@ -197,7 +199,7 @@ class Inference:
         self, proto: NodeProto, types: Mapping[str, TypeProto], tensors: Mapping[str, TensorProto]
     ) -> dict[str, TypeProto]:
         """Operators that ONNX defines by a function body only are inferred as a model of one node."""
-        model = _alone(proto, types, tensors, self._opsets, self._ir)
+        model = alone(proto, types, tensors, self._opsets, self._ir)
         graph = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
         return {v.name: v.type for v in (*graph.value_info, *graph.output)}
 
@@ -269,4 +271,50 @@ def _plausible(
     if node.op_type == "Reshape":
         before, after = _total(_dims(kinds[0])), _total(dims[0])
         return before is None or after is None or before == after
+    if node.op_type == "Gather" and len(values) > 1 and (index := values[1]) is not None and index.data.size:
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        rows = (_dims(kinds[0]) or (None,))[axis]
+        return rows is None or -rows <= int(index.data.min()) <= int(index.data.max()) < rows
     return True
+
+
+def _from_partial(
+    node: NodeProto, kinds: Sequence[Kind | None], values: Sequence[Value | None]
+) -> list[Kind | None] | None:
+    """Shapes that are known in part because their target is: ONNX's inference would give up all of them."""
+    op = node.op_type
+    if op == "Slice" and len(kinds) > 3 and isinstance(kinds[0], tuple) and kinds[0][1] is not None:
+        axes = values[3]
+        if axes is None or axes.known is not None or all(v is not None and v.known is None for v in values[1:3]):
+            return None
+        cut = {int(a) % len(kinds[0][1]) for a in axes.data.reshape(-1)}
+        return [(kinds[0][0], tuple(None if i in cut else d for i, d in enumerate(kinds[0][1])))]
+    if op not in _TARGETED:
+        return None
+    target, length = values[_TARGETED[op]], _total(_dims(kinds[_TARGETED[op]]))
+    if (target is not None and target.known is None) or length is None or not isinstance(kinds[0], tuple):
+        return None
+    wanted: list[int | None] = [None] * length
+    if target is not None:
+        wanted = [int(d) if k else None for d, k in zip(target.data, target.mask, strict=True)]
+    if op == "Reshape":
+        zero = any(a.name == "allowzero" and a.i for a in node.attribute)
+        before = kinds[0][1] or ()
+        copied = [before[i] if d == 0 and not zero and i < len(before) else d for i, d in enumerate(wanted)]
+        return [(kinds[0][0], tuple(None if d == -1 else d for d in copied))]
+    if op == "Expand":
+        before = kinds[0][1]
+        if before is None:
+            return None
+        rank = max(length, len(before))
+        old: list[int | None] = [1] * (rank - len(before)) + list(before)
+        new: list[int | None] = [1] * (rank - length) + wanted
+        return [(kinds[0][0], tuple(_broadcast(a, b) for a, b in zip(old, new, strict=True)))]
+    element = next((a.t.data_type for a in node.attribute if a.name == "value"), TensorProto.FLOAT)
+    return [(element, tuple(wanted))]
+
+
+def _broadcast(a: int | None, b: int | None) -> int | None:
+    if a == 1 or b == 1:
+        return b if a == 1 else a
+    return b if a is None else a

@@ -7,7 +7,7 @@ row of a block (an attention head, a convolution group): it is removed exactly w
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,16 @@ class Block:
     """`ids[i, j, ..]` names the channel at position i of `axes[0]`, j of `axes[1]`, ..; outermost axis first.
 
     A first axis may be coarse: with fewer ids than the tensor has positions, each id stands for a run of equal length
-    (the groups of a grouped convolution's weight)."""
+    (the groups of a grouped convolution's weight). An axis of run-time size (batch x heads) may be periodic: its ids
+    are repeated as often as they fit."""
 
     axes: tuple[int, ...]
     ids: Ids
+
+    def at(self, dims: Sequence[int | None]) -> Block:
+        """The block with periodic axes written out to the sizes `dims` of a run."""
+        repeats = [((dims[a] if a < len(dims) else n) or n) // n for a, n in zip(self.axes, self.ids.shape, strict=True)]
+        return self if max(repeats) == 1 else Block(self.axes, np.tile(self.ids, repeats))
 
 
 @dataclass(frozen=True)

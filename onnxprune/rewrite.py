@@ -239,7 +239,8 @@ class Editor:
         name = self._original().output[out]
         old = list(self.trace.shapes.static(name) or ())
         new = self.out_shape(out)
-        if old == new:
+        scale = self._scale(name, old)
+        if old == new and not scale:
             return
         source = self._original().input[i]
         value = self.trace.shapes.value(source)
@@ -252,21 +253,54 @@ class Editor:
             fits = one_fits & (np.asarray(value).ravel() == 1)
             sizes = np.array([new[a] or 0 if m and not f else v for a, m, f, v in zip(where, mask, fits, value.ravel(), strict=True)])
             self.const(i, sizes.astype(np.int64))
-        else:
+            return
+        known = self.trace.shapes.partial(source)
+        inferred = [known is not None and bool(known[1][k]) and known[0][k] <= 0 for k in range(many)]
+        factors = [(1, 1) if skip else scale.get(a, (1, 1)) for a, skip in zip(where, inferred, strict=True)]
+        if any(f != (1, 1) for f in factors):
+            self.times(i, factors)
+        if mask.any():
             self.where(i, mask, np.array([new[a] or 0 for a in where], np.int64))
+
+    def _scale(self, name: str, dims: Sequence[int | None]) -> dict[int, tuple[int, int]]:
+        """Of a tensor's axes of run-time size: by what a periodic block shrinks them, as (new, old)."""
+        out = {}
+        for b in self.trace.of(name):
+            shape = kept_shape(b.ids, self.mask) or b.ids.shape
+            out |= {a: (m, n) for a, n, m in zip(b.axes, b.ids.shape, shape, strict=True) if dims[a] is None and m != n}
+        return out
+
+    def times(self, i: int, factors: Sequence[tuple[int, int]]) -> None:
+        """Input `i`, computed at run time, is multiplied by the fractions (numerator, denominator)."""
+        self.node.input[i] = self._fraction(self.node.input[i], f"{self.node.name}_{i}_scaled", factors, self.before)
+
+    def _fraction(self, source: str, base: str, factors: Sequence[tuple[int, int]], nodes: list[NodeProto]) -> str:
+        base = fresh_name(self.model, base)
+        for suffix, part in (("_by", 0), ("_over", 1)):
+            self.model.weights[base + suffix] = Weight.of(np.array([f[part] for f in factors], np.int64))
+        nodes.append(helper.make_node("Mul", [source, base + "_by"], [base + "_wide"], name=base + "_wide"))
+        nodes.append(helper.make_node("Div", [base + "_wide", base + "_over"], [base], name=base))
+        return base
 
     def pin(self, out: int, mask: Mask, sizes: NDArray[np.int64]) -> None:
         """Output `out` (of Shape) keeps telling the original's sizes where `mask` is set."""
-        old = np.array([n if n is not None else -1 for n in self.trace.shapes.static(self._original().input[0]) or ()])
-        new = np.array([n if n is not None else -1 for n in self.in_shape(0)])
-        if (old == new).all() or not mask.any():
+        source = self._original().input[0]
+        old = list(self.trace.shapes.static(source) or ())
+        start = next((a.i for a in self.node.attribute if a.name == "start"), 0)
+        end = next((a.i for a in self.node.attribute if a.name == "end"), len(old))
+        axes = range(len(old))[start:end]
+        scale = {a: (n, m) for a, (m, n) in self._scale(source, old).items() if a in axes}
+        if old == self.in_shape(0) and not scale:
             return
         name = self.node.output[out]
         base = fresh_name(self.model, f"{name}_pinned")
+        self.node.output[out] = base
+        told = base
+        if scale:
+            told = self._fraction(base, base + "_scaled", [scale.get(a, (1, 1)) for a in axes], self.after)
         for suffix, array in (("_mask", mask), ("_old", sizes)):
             self.model.weights[base + suffix] = Weight.of(array)
-        self.node.output[out] = base
-        self.after.append(helper.make_node("Where", [base + "_mask", base + "_old", base], [name], name=base))
+        self.after.append(helper.make_node("Where", [base + "_mask", base + "_old", told], [name], name=base + "_where"))
 
     def squeeze_axes(self, axes: Sequence[int]) -> None:
         """Axes that were implied by their size one are spelled out: after pruning others may have that size."""

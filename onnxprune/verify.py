@@ -42,8 +42,15 @@ def retrace(trace: Trace, groups: Groups, kept: Mask, after: Rewritten, shapes: 
     return labels.couplings
 
 
-def masked(trace: Trace, kept: Mask) -> Model:
-    """The masked original (see the module's text)."""
+def masked(trace: Trace, kept: Mask, probe: int = 0) -> Model:
+    """The masked original (see the module's text), for the sizes of one probe."""
+    sizes = trace.shapes.probe[probe]
+
+    def at(name: str, block: Block) -> Block:
+        static = trace.shapes.static(name) or ()
+        run = sizes.get(name) or ()
+        return block.at([n if k is None else None for k, n in zip(static, run, strict=True)])
+
     model = trace.model.copy()
     nodes = list(model.proto.graph.node)
     before: dict[int, list[NodeProto]] = defaultdict(list)
@@ -57,16 +64,19 @@ def masked(trace: Trace, kept: Mask) -> Model:
         if r.kind == "sum":
             assert r.block is not None
             if not kept[r.block.ids].all():
-                node.input[r.operand] = _mask(trace, model, node.input[r.operand], r, kept, before[r.node])
+                name = trace.model.proto.graph.node[r.node].input[r.operand]
+                mask = _mask(trace, name, at(name, r.block), kept, sizes.get(name) or ())
+                node.input[r.operand] = _masked(trace, model, node.input[r.operand], name, mask, r.fill, before[r.node])
             continue
         if all(kept[b.ids].all() for _, b in (*r.ins, *r.outs)):
             continue
         for i, block in r.ins:
+            block = at(trace.model.proto.graph.node[r.node].input[i], block)
             node.input[i] = _gathered(model, node.input[i], block, kept, before[r.node])
         for o, block in r.outs:
             name = node.output[o]
             node.output[o] = fresh_name(model, name + "_kept")
-            _scattered(model, node.output[o], name, block, kept, after[r.node])
+            _scattered(model, node.output[o], name, at(name, block), kept, after[r.node])
         if r.node not in done:
             done.add(r.node)
             attributes = Editor(trace, kept, model, r.node, node, [], [])
@@ -86,29 +96,31 @@ def _add(model: Model, base: str, array: NDArray[Any], onnx_type: int | None = N
     return name
 
 
-def _mask(trace: Trace, model: Model, name: str, r: Any, kept: Mask, before: list[NodeProto]) -> str:
-    block: Block = r.block
-    original = trace.model.proto.graph.node[r.node].input[r.operand]
-    dims = trace.shapes.static(original) or ()
+def _mask(trace: Trace, name: str, block: Block, kept: Mask, dims: Sequence[int | None]) -> Mask:
+    """The kept positions of a block, broadcastable to its tensor."""
     mask = kept[block.ids]
+    weight = trace.model.weights.get(name)
+    sizes = weight.shape if weight is not None else dims
     for k, axis in enumerate(block.axes):  # a coarse axis: runs of positions
-        n = dims[axis]
+        n = sizes[axis]
         if n is not None and n != mask.shape[k]:
             mask = np.repeat(mask, n // mask.shape[k], axis=k)
-    order = np.argsort(block.axes)
-    shape = [1] * len(dims)
-    for k in order:
-        shape[block.axes[k]] = mask.shape[k]
-    spread = mask.transpose(order).reshape(shape)
+    shape = [1] * len(sizes)
+    for k, axis in enumerate(block.axes):
+        shape[axis] = mask.shape[k]
+    return mask.transpose(np.argsort(block.axes)).reshape(shape)
+
+
+def _masked(trace: Trace, model: Model, source: str, name: str, mask: Mask, fill: str, before: list[NodeProto]) -> str:
     out = fresh_name(model, name + "_masked")
-    kind = trace.shapes.dtype(original) or TensorProto.FLOAT
-    if kind in FLOATS and not r.fill:
-        held = _add(model, out + "_mask", spread.astype(helper.tensor_dtype_to_np_dtype(kind)), kind)
-        before.append(helper.make_node("Mul", [name, held], [out], name=out))
+    kind = trace.shapes.dtype(name) or TensorProto.FLOAT
+    if kind in FLOATS and not fill:
+        held = _add(model, out + "_mask", mask.astype(helper.tensor_dtype_to_np_dtype(kind)), kind)
+        before.append(helper.make_node("Mul", [source, held], [out], name=out))
         return out
-    fill = r.fill or _add(model, out + "_zero", np.zeros((), helper.tensor_dtype_to_np_dtype(kind)), kind)
-    held = _add(model, out + "_mask", spread)
-    before.append(helper.make_node("Where", [held, name, fill], [out], name=out))
+    fill = fill or _add(model, out + "_zero", np.zeros((), helper.tensor_dtype_to_np_dtype(kind)), kind)
+    held = _add(model, out + "_mask", mask)
+    before.append(helper.make_node("Where", [held, source, fill], [out], name=out))
     return out
 
 
@@ -248,11 +260,12 @@ def difference(a: Any, b: Any) -> float:
 
 def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Proof:
     """Run the masked original and the rewritten model on the same random inputs, at both probes' sizes."""
-    reference, pruned = Session(masked(trace, kept), options.providers), Session(after, options.providers)
+    pruned = Session(after, options.providers)
     worst, batches = 0.0, []
     tolerance = options.check_rtol or tolerance_of(trace)
     probes = [dict(p) for p in trace.shapes.inputs]
     for k, shapes in enumerate(probes if probes[0] != probes[1] else probes[:1]):
+        reference = Session(masked(trace, kept, k), options.providers)
         feeds, expected = _run_original(reference, trace.model, shapes, options.seed + k)
         try:
             got = pruned.run(feeds)
@@ -264,7 +277,7 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
         largest = max((float(np.abs(x.astype(np.float64)).max()) for x in expected
                        if isinstance(x, np.ndarray) and x.size and x.dtype.kind in "fiu"), default=0.0)  # fmt: skip
         if error > tolerance and error * largest > options.check_atol:
-            where = _parting(trace, kept, after, feeds, tolerance, options)
+            where = _parting(trace, kept, after, feeds, tolerance, options, k)
             raise CheckFailed(f"the pruned model differs from the masked original by {error:.1e} (allowed {tolerance:.0e}){where}")
     return Proof(0, worst, tolerance, tuple(batches), pruned.used)
 
@@ -290,13 +303,15 @@ def tolerance_of(trace: Trace) -> float:
     return max((t for k, t in TOLERANCE.items() if k in kinds), default=1e-5)
 
 
-def _parting(trace: Trace, kept: Mask, after: Model, feeds: Any, tolerance: float, options: Options) -> str:
+def _parting(
+    trace: Trace, kept: Mask, after: Model, feeds: Any, tolerance: float, options: Options, probe: int
+) -> str:  # fmt: skip
     """The first node, in order, at whose output the two models part."""
     ours = {o for n in after.proto.graph.node for o in n.output}
     names = [o for n in trace.model.proto.graph.node for o in n.output
              if o in ours and (trace.shapes.dtype(o) in FLOATS)]  # fmt: skip
     try:
-        a, b = masked(trace, kept), after.copy()
+        a, b = masked(trace, kept, probe), after.copy()
         for m in (a, b):
             have = {o.name for o in m.proto.graph.output}
             m.proto.graph.output.extend(

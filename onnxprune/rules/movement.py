@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
+from math import gcd, prod
 
 import numpy as np
 
@@ -107,6 +107,7 @@ def _move(op: Op, block: Block, segments: Sequence[tuple[range, range]], a: Shap
         to = {i[0]: o[0] for i, o in touched}
         return Block(tuple(to[x] for x in block.axes), block.ids)
     axes = [k for ins, _ in touched for k in ins]
+    block = block.at(a)
     ids = block.ids
     if list(block.axes) != sorted(block.axes):
         while ids.ndim > 1:  # a merge in the other order than the nesting's
@@ -126,9 +127,15 @@ def _move(op: Op, block: Block, segments: Sequence[tuple[range, range]], a: Shap
             shaped = np.take(shaped, 0, k)
         else:
             keep.insert(0, targets[k])
-    if any(b[k] != d[k] for k in keep):
-        op.trace.labels.freeze(block.ids, op.why("channels end up on an axis of run-time size"))
-        return None
+    for m, k in enumerate(keep):
+        if b[k] != d[k]:  # batch x channels: the channels are repeated along an axis of run-time size
+            period = gcd(b[k] or 0, d[k] or 0)
+            once = np.take(shaped, range(period), m)
+            repeats = [shaped.shape[m] // period if j == m else 1 for j in range(shaped.ndim)]
+            if not np.array_equal(np.tile(once, repeats), shaped):
+                op.trace.labels.freeze(block.ids, op.why("channels end up on an axis of run-time size"))
+                return None
+            shaped = once
     return Block(tuple(keep), np.ascontiguousarray(shaped)) if keep else None
 
 
@@ -237,6 +244,10 @@ def slice_(op: Op) -> None:
         if block is None:
             continue
         n = block.ids.shape[block.axes.index(axis)]
+        if op.dims(0)[axis] != n:
+            op.freeze_axis(0, axis, "cuts an axis of run-time size")
+            blocks.remove(block)
+            continue
         step = 1 if steps is None else int(steps[k])
         lo, hi = (None if v is None else v[k] for v in (starts, ends))
         if lo is None or hi is None:
@@ -296,7 +307,7 @@ def gather(op: Op) -> None:
     for b in op.blocks(0):
         if axis not in b.axes:
             blocks.append(Block(tuple(moved(a) for a in b.axes), b.ids))
-        elif index is None:
+        elif index is None or op.dims(0)[axis] != b.ids.shape[b.axes.index(axis)]:
             op.trace.labels.freeze(b.ids, op.why("rows are looked up by run-time indices"))
         else:
             at = np.asarray(index, np.int64).ravel() % (op.dims(0)[axis] or 1)

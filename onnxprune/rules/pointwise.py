@@ -169,7 +169,7 @@ def shape_of(op: Op) -> None:
         for k, a in enumerate(b.axes):
             mask[a] |= bool((b.ids != KEPT).any()) and b.ids.shape[k] == dims[a]
     mask, sizes = mask[start:end], np.array([n or 0 for n in dims], np.int64)[start:end]
-    if mask.any():
+    if op.blocks(0):
         op.edit(lambda e: e.pin(0, mask, sizes))
 
 
