@@ -7,7 +7,7 @@ group: a connected component of the networkx graph whose nodes are (parameter, a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -107,11 +107,15 @@ def build(trace: Trace) -> Groups:
     return groups
 
 
-def _rectangles(blocks: object, classes: Ids) -> list[Ids]:
-    """Each distinct rectangle once (as classes it is often the same)."""
+def _rectangles(blocks: Iterable[Ids], classes: Ids) -> list[Ids]:
+    """Each distinct rectangle once, without the axes along which everything goes together anyway."""
     seen: dict[tuple[tuple[int, ...], bytes], Ids] = {}
-    for ids in blocks:  # type: ignore[attr-defined]
-        seen.setdefault((ids.shape, classes[ids].tobytes()), ids)
+    for ids in blocks:
+        units = classes[ids]
+        for k in reversed(range(ids.ndim)):
+            if ids.ndim > 1 and bool((units == np.take(units, [0], k)).all()):
+                ids, units = np.take(ids, 0, k), np.take(units, 0, k)
+        seen.setdefault((ids.shape, units.tobytes()), ids)
     return list(seen.values())
 
 
@@ -160,14 +164,15 @@ def _graph(groups: Groups) -> nx.Graph:
     graph: nx.Graph = nx.Graph()
     home: dict[Hashable, int] = {}
     labels = groups.trace.labels
-    first: dict[int, int] = {}
+    first = np.full(len(groups.prunable), -1)
     for k, (s, axes, ids) in enumerate(groups.blocks):
         graph.add_node(k, parameter=s.parameter, axes=axes)
         for key in {labels.born_in(int(i)) for i in (ids.flat[0], ids.flat[-1])}:
             home.setdefault(key, k)
-        for c in np.unique(groups.classes[ids]).tolist():
-            if c != groups.classes[0] and first.setdefault(c, k) != k:
-                graph.add_edge(first[c], k, operator="")
+        units = np.unique(groups.classes[ids])
+        units = units[units != groups.classes[0]]
+        graph.add_edges_from(((other, k) for other in np.unique(first[units]).tolist() if other >= 0), operator="")
+        first[units[first[units] < 0]] = k
     for a, b, why in labels.pairs:
         u, v = home.get(labels.born_in(int(a[0]))), home.get(labels.born_in(int(b[0])))
         if u is not None and v is not None and u != v:

@@ -17,20 +17,15 @@ from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_he
 
 from .backstop import alone, probe_with_runtime
 from .model import Model
+from .shape_rules import Kind, dims_of, from_partial, plausible
 from .values import FOLLOWED, LIMIT, Dims, Value, propagate, shape_value
 
-Kind = tuple[int, Dims | None] | bytes
-"""(element type, dims) of a tensor; the serialised TypeProto of a sequence, map or optional."""
-
-_DATALESS = frozenset(
-    ["Add", "And", "Cast", "Concat", "Conv", "DequantizeLinear", "Div", "Equal", "Gather", "Gemm", "MatMul"]
-    + ["MatMulInteger", "Mul", "QuantizeLinear", "Sub", "Where"]
-)
-"""Common operators whose output shape does not depend on what is in their inputs."""
-_FLOAT_DATA = frozenset(["Range", "Resize", "Upsample"])
-_SPATIAL = frozenset(["Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "MaxPool", "AveragePool", "LpPool"])
-_TARGETED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
-"""Operators with a target shape, and at which input."""
+_DATALESS = frozenset([
+    "Add", "And", "Cast", "Concat", "Conv", "DequantizeLinear", "Div", "Equal", "Gemm", "MatMul", "MatMulInteger",
+    "Mul", "QuantizeLinear", "Sub", "Where",
+])  # fmt: skip
+"""Common operators whose output shape does not depend on what is in their inputs; nor does Gather's, whose indices are
+only looked at."""
 
 
 @dataclass
@@ -143,14 +138,15 @@ class Inference:
         proto = node.proto
         kinds = [state.kinds.get(n) if n else None for n in proto.input]
         values: list[Value | None] = [None] * len(kinds)
-        if not node.standard or proto.op_type not in _DATALESS or proto.op_type == "Gather":
+        if not node.standard or proto.op_type not in _DATALESS:
             values = [self._value(n, state) if n else None for n in proto.input]
-        if node.standard and (special := _from_partial(proto, kinds, values)):
+        if node.standard and (special := from_partial(proto, kinds, values)):
             return special
+        telling = {"Gather": "", "Range": "iuf", "Resize": "iuf", "Upsample": "f"}.get(proto.op_type, "biu")
         data = {
             i: v.data
             for i, v in enumerate(values)
-            if v is not None and v.known is None and proto.op_type != "Gather" and (v.data.dtype.kind in "biu" or proto.op_type in _FLOAT_DATA)
+            if v is not None and v.known is None and v.data.dtype.kind in telling
         }
         key = None
         if node.memoised:
@@ -159,7 +155,7 @@ class Inference:
             key = (node.signature, present, tuple(kinds), contents)
         if key is None or key not in self._memo:
             out = self._ask(node, kinds, data, state)
-            if out is not None and node.standard and not _plausible(proto, kinds, values, out):
+            if out is not None and node.standard and not plausible(proto, kinds, values, out):
                 out = None
             if key is None:
                 found: list[Kind | None] | None = out
@@ -173,15 +169,15 @@ class Inference:
         return found
 
     def _ask(
-        self, node: _Node, kinds: Sequence[Kind | None], data: Mapping[int, Any], state: Pass
+        self, node: _Node, given: Sequence[Kind | None], data: Mapping[int, Any], state: Pass
     ) -> list[Kind | None] | None:
         """The kinds of the outputs, as ONNX or, for other domains, ONNX Runtime infers them; None: it cannot run."""
         proto, names = node.proto, node.proto.input
-        types = {n: self._type(k) for n, k in zip(names, kinds, strict=True) if n}
+        types = {n: self._type(k) for n, k in zip(names, given, strict=True) if n}
         types |= {n: self._type(state.kinds[n]) for n in node.captured if n in state.kinds}
         tensors = {names[i]: numpy_helper.from_array(x, names[i]) for i, x in data.items()}
         if node.schema is None:
-            return [] if node.standard else probe_with_runtime(proto, types, tensors, self._opsets, self._ir)
+            return [] if node.standard else [*probe_with_runtime(proto, types, tensors, self._opsets, self._ir)]
         if proto.op_type == "If":
             proto = _decided(proto, self._value(names[0], state))
         try:
@@ -193,7 +189,10 @@ class Inference:
                 found = self._whole(proto, types, tensors)
         except (shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
             return None
-        return [_kind(found[n]) if n in found else None for n in proto.output]
+        kinds = [_kind(found[n]) if n in found else None for n in proto.output]
+        if not node.standard and any(dims_of(k) is None for k in kinds if not isinstance(k, bytes)):
+            return [*probe_with_runtime(proto, types, tensors, self._opsets, self._ir)] or kinds
+        return kinds
 
     def _whole(
         self, proto: NodeProto, types: Mapping[str, TypeProto], tensors: Mapping[str, TensorProto]
@@ -238,7 +237,9 @@ def _decided(node: NodeProto, condition: Value | None) -> NodeProto:
 
 def _type_of(kind: Kind) -> TypeProto:
     if isinstance(kind, bytes):
-        return TypeProto.FromString(kind)
+        proto = TypeProto()
+        proto.ParseFromString(kind)
+        return proto
     return helper.make_tensor_type_proto(*kind)
 
 
@@ -250,71 +251,3 @@ def _kind(proto: TypeProto) -> Kind | None:
     if not tensor.HasField("shape"):
         return tensor.elem_type, None
     return tensor.elem_type, tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
-
-
-def _dims(kind: Kind | None) -> Dims | None:
-    return kind[1] if isinstance(kind, tuple) else None
-
-
-def _total(dims: Dims | None) -> int | None:
-    known = [d for d in dims or () if d is not None]
-    return math.prod(known) if dims is not None and len(known) == len(dims) else None
-
-
-def _plausible(
-    node: NodeProto, kinds: Sequence[Kind | None], values: Sequence[Value | None], out: Sequence[Kind | None]
-) -> bool:
-    """Whether the node can run at these shapes, as far as ONNX's inference does not check it."""
-    dims = [_dims(k) for k in out]
-    if any(d is not None and d < (node.op_type in _SPATIAL) for ds in dims if ds for d in ds):
-        return False
-    if node.op_type == "Reshape":
-        before, after = _total(_dims(kinds[0])), _total(dims[0])
-        return before is None or after is None or before == after
-    if node.op_type == "Gather" and len(values) > 1 and (index := values[1]) is not None and index.data.size:
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-        rows = (_dims(kinds[0]) or (None,))[axis]
-        return rows is None or -rows <= int(index.data.min()) <= int(index.data.max()) < rows
-    return True
-
-
-def _from_partial(
-    node: NodeProto, kinds: Sequence[Kind | None], values: Sequence[Value | None]
-) -> list[Kind | None] | None:
-    """Shapes that are known in part because their target is: ONNX's inference would give up all of them."""
-    op = node.op_type
-    if op == "Slice" and len(kinds) > 3 and isinstance(kinds[0], tuple) and kinds[0][1] is not None:
-        axes = values[3]
-        if axes is None or axes.known is not None or all(v is not None and v.known is None for v in values[1:3]):
-            return None
-        cut = {int(a) % len(kinds[0][1]) for a in axes.data.reshape(-1)}
-        return [(kinds[0][0], tuple(None if i in cut else d for i, d in enumerate(kinds[0][1])))]
-    if op not in _TARGETED:
-        return None
-    target, length = values[_TARGETED[op]], _total(_dims(kinds[_TARGETED[op]]))
-    if (target is not None and target.known is None) or length is None or not isinstance(kinds[0], tuple):
-        return None
-    wanted: list[int | None] = [None] * length
-    if target is not None:
-        wanted = [int(d) if k else None for d, k in zip(target.data, target.mask, strict=True)]
-    if op == "Reshape":
-        zero = any(a.name == "allowzero" and a.i for a in node.attribute)
-        before = kinds[0][1] or ()
-        copied = [before[i] if d == 0 and not zero and i < len(before) else d for i, d in enumerate(wanted)]
-        return [(kinds[0][0], tuple(None if d == -1 else d for d in copied))]
-    if op == "Expand":
-        before = kinds[0][1]
-        if before is None:
-            return None
-        rank = max(length, len(before))
-        old: list[int | None] = [1] * (rank - len(before)) + list(before)
-        new: list[int | None] = [1] * (rank - length) + wanted
-        return [(kinds[0][0], tuple(_broadcast(a, b) for a, b in zip(old, new, strict=True)))]
-    element = next((a.t.data_type for a in node.attribute if a.name == "value"), TensorProto.FLOAT)
-    return [(element, tuple(wanted))]
-
-
-def _broadcast(a: int | None, b: int | None) -> int | None:
-    if a == 1 or b == 1:
-        return b if a == 1 else a
-    return b if a is None else a

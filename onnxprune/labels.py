@@ -189,19 +189,18 @@ class Kept(Labels):
         self.n = original.n
         self._known: dict[bytes, int] = {}
         names = np.arange(int(classes.max()) + 1)  # of every class; a row unit is named by what is left in it
-        named: set[int] = set()
-        for derived, members in original.children.items():  # children are older than the rows made of them
-            c = int(classes[derived])
-            alive = np.unique(names[classes[members[kept[members]]]])
-            name = int(alive[0]) if alive.size == 1 else self._known.setdefault(alive.tobytes(), int(names[c]))
-            if not alive.size:
-                continue
-            if c in named:  # rows of one class with different insides: one name serves both
-                names[names == name] = names[c]
-                self._known[alive.tobytes()] = int(names[c])
-            else:
-                names[c] = name
-                named.add(c)
+        changed = True
+        while changed:
+            changed = False
+            self._known.clear()
+            for derived, members in original.children.items():
+                alive = np.unique(names[classes[members[kept[members]]]])
+                if alive.size:
+                    own = int(names[classes[derived]])
+                    name = int(alive[0]) if alive.size == 1 else self._known.setdefault(alive.tobytes(), own)
+                    if name != own:  # two descriptions of one row
+                        names[names == own] = name
+                        changed = True
         self.canon = names[classes]
         self._row_of = {int(n): int(i) for i, n in reversed(list(enumerate(self.canon)))}
         self.births = {}

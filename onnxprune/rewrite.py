@@ -47,6 +47,11 @@ def rewrite(trace: Trace, kept: Mask) -> Rewritten:
         del model.proto.graph.node[:]
         model.proto.graph.node.extend(copies)
     _forget_shapes(trace, kept, model)
+    if model.proto.ir_version < 4:  # there every initializer is an input, too
+        listed = {i.name for i in model.proto.graph.input}
+        model.proto.graph.input.extend(
+            helper.make_tensor_value_info(n, w.onnx_type, w.shape) for n, w in model.weights.items() if n not in listed
+        )
     return Rewritten(model, aliases)
 
 

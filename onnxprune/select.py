@@ -1,7 +1,9 @@
 """Which units go: the budget inside the constraints. Knows units, buckets and rectangles; no operator and no ONNX.
 
 Units that live on the same axes and in the same rows of the same rectangles form a *bucket*. Buckets that share a
-rectangle are *linked* and lose an equal fraction, so that every kept row keeps the same number.
+rectangle are *linked*: every kept row must keep the same number. Where the buckets have a common divisor, each loses an
+equal fraction, the least important first; where they have none (chained channel shuffles), the least important set
+whose rows agree is found by integer programming.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from math import floor, gcd
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import DisjointSet
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import lil_array
 
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
@@ -29,9 +33,45 @@ class Linked:
     buckets: list[list[int]]
     steps: int
     gone: float = 0.0
+    rows: tuple[tuple[dict[int, int], ...], ...] = ()
+    scores: Scores | None = None
+
+    def coarse(self, wanted: float) -> bool:
+        """No whole number of steps comes near `wanted`: the common divisor leaves no real choice."""
+        return len(self.buckets) > 1 and abs(round(wanted) - wanted) > 0.05 * self.steps
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.buckets))
 
     def units(self, k: int) -> list[int]:
+        """The units that `k` steps remove."""
         return [u for b in self.buckets for u in b[: k * len(b) // self.steps]]
+
+    def solved(self, most: int, least: int) -> list[int]:
+        """Between `least` and `most` units of least total score such that all rows of a rectangle lose the same number."""
+        units = sorted(u for b in self.buckets for u in b)
+        at = {u: i for i, u in enumerate(units)}
+        n, m = len(units), len(self.rows)
+        total = np.zeros((1, n + m))
+        total[0, :n] = 1
+        constraints = [LinearConstraint(total, least, most)]
+        for j, rows in enumerate(self.rows):
+            table = lil_array((len(rows), n + m))
+            for i, row in enumerate(rows):
+                for u, times in row.items():
+                    table[i, at[u]] = times
+                table[i, n + j] = -1
+            constraints.append(LinearConstraint(table.tocsc(), 0, 0))
+        cost = np.zeros(n + m)
+        assert self.scores is not None
+        cost[:n] = self.scores[units] + 1e-9
+        widest = [min(sum(r.values()) for r in rows) - 1 for rows in self.rows]
+        found = milp(
+            cost, integrality=np.r_[np.ones(n), np.zeros(m)], constraints=constraints,
+            bounds=Bounds(np.zeros(n + m), np.r_[np.ones(n), widest]), options={"time_limit": 5.0, "mip_rel_gap": 0.02},
+        )  # fmt: skip
+        return [] if found.x is None else [u for u, x in zip(units, found.x, strict=False) if x > 0.5]
 
 
 def select(groups: Groups, scores: Scores, options: Options) -> Mask:
@@ -48,9 +88,9 @@ def select(groups: Groups, scores: Scores, options: Options) -> Mask:
     linked = _linked(groups, scores, allowed, removed)
     while True:
         trial = removed.copy()
-        for part, k in zip(linked, _steps(groups, linked, scores, options), strict=True):
+        for part, k in zip(linked, _steps(linked, scores, options), strict=True):
             if not stuck.intersection(u for b in part.buckets for u in b):
-                trial[part.units(k)] = True
+                trial[_removals(part, k, options)] = True
         bad = groups.faults(trial)
         if not bad:
             return trial
@@ -58,6 +98,17 @@ def select(groups: Groups, scores: Scores, options: Options) -> Mask:
         if not fresh:
             return removed
         stuck |= fresh
+
+
+def _removals(part: Linked, wanted: float, options: Options) -> list[int]:
+    """The units to remove for so many steps, a fraction of one where the steps are coarse."""
+    if part.coarse(wanted):
+        limit = int(part.size * min(options.max_ratio, 1 - options.floor if options.scope == "global" else 1.0))
+        n = min(round(wanted * part.size / part.steps), limit)
+        for slack in (0.02, 0.1):
+            if n and (units := part.solved(min(limit, int(n * (1 + slack)) + 1), n if slack < 0.1 else int(n * 0.9))):
+                return units
+    return part.units(min(round(wanted), _limit(part, options)))
 
 
 def _allowed(groups: Groups, options: Options) -> Mask:
@@ -95,7 +146,7 @@ def _linked(groups: Groups, scores: Scores, allowed: Mask, removed: Mask) -> lis
     live = allowed & ~removed
     rows: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     links = DisjointSet(range(len(groups.rectangles)))
-    touched: dict[tuple[int, ...], list[int]] = {}
+    members: dict[int, dict[int, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
     for r, ids in enumerate(groups.rectangles):
         if ids.ndim < 2:
             continue
@@ -104,10 +155,10 @@ def _linked(groups: Groups, scores: Scores, allowed: Mask, removed: Mask) -> lis
         pairs, times = np.unique(np.stack([flat[row, column], row]), axis=1, return_counts=True)
         for (unit, where), n in zip(pairs.T.tolist(), times.tolist(), strict=True):
             rows[unit].append((r, where, n))
+            members[r][where][unit] = n
     buckets: dict[Hashable, list[int]] = defaultdict(list)
     for u in np.flatnonzero(live).tolist():
         buckets[groups.of[u], tuple(sorted(rows[u]))].append(u)
-    del touched
     for key in buckets:
         mine = [r for r, _, _ in key[1]]  # type: ignore[index]
         for r in mine[1:]:
@@ -122,20 +173,23 @@ def _linked(groups: Groups, scores: Scores, allowed: Mask, removed: Mask) -> lis
         if ids.ndim > 1:
             dead = np.unique(groups.classes[ids])
             gone["linked", links[r]] = max(gone["linked", links[r]], int(removed[dead].sum()))
+    tables: dict[Hashable, tuple[tuple[dict[int, int], ...], ...]] = defaultdict(tuple)
+    for r, table in members.items():
+        tables["linked", links[r]] += (tuple(table.values()),)
     out = []
     for name, parts in joined.items():
         left = sum(map(len, parts))
-        out.append(Linked(parts, gcd(*map(len, parts)), gone[name] / (left + gone[name])))
+        out.append(Linked(parts, gcd(*map(len, parts)), gone[name] / (left + gone[name]), tables[name], scores))
     return out
 
 
-def _steps(groups: Groups, linked: Sequence[Linked], scores: Scores, options: Options) -> list[int]:
-    """How many steps each set of linked buckets takes."""
+def _steps(linked: Sequence[Linked], scores: Scores, options: Options) -> list[float]:
+    """How many steps each set of linked buckets takes; a fraction where its steps are coarse."""
     limits = [_limit(part, options) for part in linked]
     if options.scope == "local":
         wanted = [max(0.0, (options.ratio - p.gone) / (1 - p.gone)) * p.steps for p in linked]
         return [_round(p, w, limit, options) for p, w, limit in zip(linked, wanted, limits, strict=True)]
-    total = sum(len(b) for p in linked for b in p.buckets)
+    total = sum(p.size for p in linked)
     queue = []
     for i, part in enumerate(linked):
         units = [u for b in part.buckets for u in b]
@@ -162,8 +216,10 @@ def _limit(part: Linked, options: Options) -> int:
     return max(0, most)
 
 
-def _round(part: Linked, wanted: float, limit: int, options: Options) -> int:
+def _round(part: Linked, wanted: float, limit: int, options: Options) -> float:
     """The number of steps nearest to `wanted` whose kept counts are multiples of --round-to."""
+    if options.round_to == 1 and part.coarse(wanted):
+        return wanted
     n, each = options.round_to, min(map(len, part.buckets))
     good = [k for k in range(limit + 1) if k == 0 or (each - k * each // part.steps) % n == 0]
     if n > 1 and each % n == 0 or n == 1:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .inference import Inference, Kind, Pass
+from .inference import Inference, Pass
 from .model import Model
+from .shape_rules import Kind
 from .sizes import Plan, Sizes, plan
 from .values import Array, Dims, Value
 

@@ -53,8 +53,8 @@ class Plan:
                     yield sizes
 
     def _variants(self, probe: int, batch: int, rung: int) -> Iterator[Sizes]:
-        def size(symbol: str, distinct: bool) -> int:
-            role = self.roles[symbol]
+        def size(symbol: str, distinct: bool, role: Role | None = None) -> int:
+            role = role or self.roles[symbol]
             ladder = _LADDER[role][probe]
             base = ladder[min(batch if role == "batch" else rung, len(ladder) - 1)]
             place = [s for s, r in self.roles.items() if r == role].index(symbol) if distinct else 0
@@ -65,8 +65,11 @@ class Plan:
         yield {s: size(s, r != "batch") for s, r in self.roles.items()}
         same = {s: size(s, False) for s in self.roles}
         yield same
-        if len(others) > 1:  # a mask over past and present is longer than the past by the query's length
-            yield from ({**same, s: same[s] + q} for q in self.queries for s in others)
+        if len(others) > 1 and "token" in self.roles.values():
+            # Keys and values of the past have four axes but are as long as a text; a mask is longer by the query.
+            text = {**same, **{s: size(s, False, "token") for s in others}}
+            yield text
+            yield from ({**text, s: text[s] + q} for q in self.queries for s in others)
 
 
 def plan(inputs: Sequence[ValueInfoProto], fixed: Mapping[str, Sequence[int]]) -> Plan:

@@ -1,0 +1,98 @@
+"""Random graphs at random settings: pruning ends proven, or with nothing to prune, and never otherwise.
+
+ONNXPRUNE_EXAMPLES sets how many graphs are tried (60 if unset)."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+from random_graph import models
+
+from onnxprune.api import prune
+from onnxprune.errors import NothingToPrune
+from onnxprune.options import Options
+
+EXAMPLES = int(os.environ.get("ONNXPRUNE_EXAMPLES", "60"))
+options = st.builds(
+    Options, ratio=st.sampled_from([0.5, 0.2, 0.35, 0.7, 0.9]), scope=st.sampled_from(["local", "global"]),
+    heads=st.booleans(), residual=st.booleans(), conv_residual=st.booleans(), round_to=st.sampled_from([1, 2, 4]),
+)  # fmt: skip
+
+
+@given(models(), options)
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize="ONNXPRUNE_EXAMPLES" not in os.environ, print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)  # fmt: skip
+def test_a_random_graph_is_pruned_and_proven(model: ModelProto, chosen: Options) -> None:
+    note(onnx.printer.to_text(_without_weights(model)))
+    before = [_outputs(model, batch) for batch in (2, 3)]
+    try:
+        result = prune(model, chosen)
+    except NothingToPrune:
+        return
+    pruned = result.model.to_proto()
+    note(onnx.printer.to_text(_without_weights(pruned)))
+    onnx.checker.check_model(pruned, full_check=True)
+    assert result.report.proof.error <= result.report.proof.tolerance and result.report.proof.couplings
+    for batch, expected in zip((2, 3), before, strict=True):
+        got = _outputs(pruned, batch)
+        assert [x.shape for x in got] == [x.shape for x in expected]
+        assert all(np.isfinite(y).all() or not np.isfinite(x).all() for x, y in zip(expected, got, strict=True))
+    _assert_slices(_weights(model), _weights(pruned))
+
+
+def test_what_is_no_slice_is_noticed() -> None:
+    whole = np.arange(12, dtype=np.float32).reshape(3, 4)
+    _assert_slices({"w": whole}, {"w": whole[[0, 2]][:, [1, 3]], "w_pruned_2": np.stack([whole[0, :2], whole[1, 1:3]])})
+    for wrong in (whole[[2, 0]], whole + 0.5, whole[[0, 0, 1]], whole.T):
+        with pytest.raises(AssertionError):
+            _assert_slices({"w": whole}, {"w": wrong})
+
+
+def _without_weights(model: ModelProto) -> ModelProto:
+    bare = ModelProto()
+    bare.CopyFrom(model)
+    for weight in bare.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            name, dims = weight.name, list(weight.dims)
+            weight.Clear()
+            weight.name, weight.data_type = f"{name}_{'x'.join(map(str, dims))}", onnx.TensorProto.FLOAT
+    return bare
+
+
+def _weights(model: ModelProto) -> dict[str, NDArray[np.float32]]:
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+
+
+def _outputs(model: ModelProto, batch: int) -> list[NDArray[np.float32]]:
+    quiet = ort.SessionOptions()
+    quiet.log_severity_level = 4
+    quiet.intra_op_num_threads = 1
+    session = ort.InferenceSession(model.SerializeToString(), quiet, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(batch)
+    feeds = {i.name: rng.standard_normal([batch, *i.shape[1:]], np.float32) for i in session.get_inputs()}
+    return [np.asarray(x) for x in session.run(None, feeds)]
+
+
+def _assert_slices(before: dict[str, NDArray[np.float32]], after: dict[str, NDArray[np.float32]]) -> None:
+    """Every pruned weight holds values of its original, in their order along every axis. The values of a test model
+    are distinct, so that each tells where it stood."""
+    for name, array in after.items():
+        origin = name if name in before else re.sub(r"_pruned(_\d+)?$", "", name)
+        whole = before[origin]
+        assert array.ndim == whole.ndim, name
+        order = np.argsort(whole, axis=None)
+        found = order[np.minimum(np.searchsorted(whole.ravel(), array, sorter=order), whole.size - 1)]
+        assert (whole.ravel()[found] == array).all(), f"{name} holds values that {origin} does not"
+        for axis, places in enumerate(np.unravel_index(found, whole.shape)):
+            assert (np.diff(places, axis=axis) > 0).all(), f"{name} is out of order along axis {axis}"
