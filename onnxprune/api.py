@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import notes, profile, verify as proofs
+from onnxprune import notes, profile
 from onnxprune.criteria import find
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.groups import Groups, build
@@ -25,6 +25,7 @@ from onnxprune.rules import RULES
 from onnxprune.select import select
 from onnxprune.shapes import infer
 from onnxprune.trace import Trace
+from onnxprune.verify import equivalence, retrace
 
 ROUNDS = 6
 """Tracing is run again while it learns which axes of a parameter belong together; a handful of rounds settles it."""
@@ -136,7 +137,10 @@ def _groups(source: Model, options: Options, clock: _Clock) -> Groups:
     for _ in range(ROUNDS):
         traced = Trace(working, shapes, Labels(), structures, excluded=_excluded(options))
         traced.run(RULES)
-        more = {k: [*structures.get(k, []), *(a for a in v if a not in structures.get(k, []))] for k, v in traced.demands.items()}
+        more = {
+            k: [*structures.get(k, []), *(a for a in v if a not in structures.get(k, []))]
+            for k, v in traced.demands.items()
+        }
         if all(structures.get(k) == v for k, v in more.items()):
             break
         structures = structures | more
@@ -147,7 +151,7 @@ def _groups(source: Model, options: Options, clock: _Clock) -> Groups:
 def _prove(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock: _Clock) -> tuple[Proof, float]:
     clock("re-trace")
     shapes = infer(after.model, options.input_shapes)
-    couplings = proofs.retrace(groups.trace, groups, kept, after, shapes)
+    couplings = retrace(groups.trace, groups, kept, after, shapes)
     clock("check")
     try:
         after.model.sync()
@@ -156,13 +160,15 @@ def _prove(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock
     except onnx.checker.ValidationError as e:
         raise CheckFailed(f"onnx.checker refuses the pruned model: {str(e).splitlines()[0]}") from e
     clock("equivalence")
-    proof = proofs.equivalence(groups.trace, kept, after.model, options)
+    proof = equivalence(groups.trace, kept, after.model, options)
     return replace(proof, couplings=couplings), profile.macs(groups.trace, kept)
 
 
 def _checked(options: Options) -> Options:
     if not 0 < options.ratio < 1:
-        raise UsageError(f"ratio {options.ratio} is not between 0 and 1; it is the share of units to remove, such as 0.3")
+        raise UsageError(
+            f"ratio {options.ratio} is not between 0 and 1; it is the share of units to remove, such as 0.3"
+        )
     if options.scope not in ("local", "global"):
         raise UsageError(f"no scope '{options.scope}'; choose local or global")
     if options.round_to < 1 or options.min_channels < 1 or not 0 < options.max_ratio <= 1:
@@ -178,7 +184,8 @@ def _excluded(options: Options) -> Callable[[onnx.NodeProto], bool]:
         if node.op_type in types:
             return True
         return any(
-            re.search(n[3:], node.name) is not None if n.startswith("re:") else fnmatch.fnmatchcase(node.name, n) for n in names
+            re.search(n[3:], node.name) is not None if n.startswith("re:") else fnmatch.fnmatchcase(node.name, n)
+            for n in names
         )
 
     return matches
@@ -201,11 +208,15 @@ def _removed(groups: Groups, plan: Plan) -> Mask:
         for r in removals:
             ids = blocks.get((r.parameter, r.axes, r.shape, r.use))
             if ids is None or max(r.remove, default=0) >= ids.size:
-                raise UsageError(f"the plan's {r.parameter} {list(r.axes)} of {name} is not in this model; is it the plan of another one?")
+                raise UsageError(
+                    f"the plan's {r.parameter} {list(r.axes)} of {name} is not in this model; is it the plan of another one?"
+                )
             classes = groups.classes[ids.ravel()[list(r.remove)]]
             removed[classes[~groups.derived[classes]]] = True
     if (removed & ~groups.prunable).any() or groups.faults(removed):
-        raise UsageError("the plan removes channels that must stay, or leaves a tensor that is no rectangle; edit it or make it anew")
+        raise UsageError(
+            "the plan removes channels that must stay, or leaves a tensor that is no rectangle; edit it or make it anew"
+        )
     return removed
 
 
@@ -259,7 +270,9 @@ def _frozen(groups: Groups) -> tuple[FrozenInfo, ...]:
         why = groups.reason[stuck[0]] if stuck else None
         if why is not None and why.text:
             n = int(np.isin(classes, stuck).sum())
-            out.setdefault((s.parameter, axes[-1]), FrozenInfo(s.parameter, axes[-1], n, why.op_type, why.node, why.text))
+            out.setdefault(
+                (s.parameter, axes[-1]), FrozenInfo(s.parameter, axes[-1], n, why.op_type, why.node, why.text)
+            )
     return tuple(out.values())
 
 

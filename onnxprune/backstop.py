@@ -82,7 +82,8 @@ def _run(session: Any) -> dict[str, Dims | None]:
             dims = [d for d in i.shape if isinstance(d, int)]
             if element is None or len(dims) < len(i.shape) or math.prod(dims) > RUN_LIMIT:
                 return {}
-            feed[i.name] = np.reshape(np.arange(math.prod(dims)) % period, dims).astype(helper.tensor_dtype_to_np_dtype(element))
+            counted = np.arange(math.prod(dims)).reshape(dims) % period
+            feed[i.name] = counted.astype(helper.tensor_dtype_to_np_dtype(element))
         try:
             shapes.append([tuple(x.shape) for x in session.run(names, feed)])
         except Exception:  # as above

@@ -71,7 +71,8 @@ class Equation:
             kept = self.project(b, [x for x in b.letters if x in letters])
             if kept.letters and not any(set(kept.letters) <= set(o.letters) for o in blocks):
                 blocks = [o for o in blocks if not set(o.letters) <= set(kept.letters)] + [kept]
-        return tuple(b for x in blocks if (b := self._place(x, spelling)) is not None)
+        placed = (self._place(x, spelling) for x in blocks)
+        return tuple(b for b in placed if b is not None)
 
     def project(self, block: Lettered, letters: Sequence[str]) -> Lettered:
         """Reduce a block to some of its letters: an inner axis leaves derived ids, an outer one ties what is inside."""
@@ -155,14 +156,14 @@ class Equation:
         for operand, parts in zip(self.operands, self.parts, strict=True):
             known = {x for b in parts for x in b.letters} | set(self.pinned) | free
             for axis, dim in zip(operand.spelling, operand.dims, strict=True):
-                sizes = {x: self.sizes[x] for x in axis} if len(axis) > 1 else {x: dim for x in axis}
+                sizes = {x: self.sizes[x] for x in axis} if len(axis) > 1 else dict.fromkeys(axis, dim)
                 for letter in (x for x, n in sizes.items() if x not in known and n != 1):
                     for b in self.main:
                         if letter in b.letters:
                             self._hold(b, letter)
 
     def _hold(self, block: Lettered, letter: str) -> None:
-        """Every position of `letter` stays: of an outer letter no row may go, of an inner one no row may lose a part."""
+        """Every position of `letter` stays: of an outer letter no row may go, of an inner one no row loses a part."""
         k = block.letters.index(letter)
         if k == 0:
             self.labels.freeze(self.project(block, [letter]).ids, self.why)

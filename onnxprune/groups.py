@@ -39,7 +39,7 @@ class Groups:
     graph: nx.Graph = field(default_factory=nx.Graph)
 
     def kept_ids(self, removed: Mask) -> Mask:
-        """Which ids are kept when the units of `removed` (a mask over classes) go; derived ids follow their children."""
+        """Which ids are kept when the units of `removed` (a mask over classes) go; derived ids follow."""
         kept = ~removed[self.classes]
         for derived, members in self.trace.labels.children.items():
             kept[derived] = kept[members].any()

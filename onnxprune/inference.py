@@ -17,7 +17,7 @@ from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_he
 
 from .backstop import alone, probe_with_runtime
 from .model import Model
-from .shape_rules import Kind, dims_of, from_partial, plausible
+from .shape_rules import Kind, dims_of, from_partial, in_range, plausible
 from .values import FOLLOWED, LIMIT, Dims, Value, propagate, shape_value
 
 _DATALESS = frozenset([
@@ -143,6 +143,9 @@ class Inference:
         if node.standard and (special := from_partial(proto, kinds, values)):
             return special
         telling = {"Gather": "", "Range": "iuf", "Resize": "iuf", "Upsample": "f"}.get(proto.op_type, "biu")
+        if node.standard and not in_range(proto, dims_of(kinds[0] if kinds else None), values[-1] if values else None):
+            state.failures += 1
+            return []
         data = {
             i: v.data
             for i, v in enumerate(values)
@@ -155,7 +158,7 @@ class Inference:
             key = (node.signature, present, tuple(kinds), contents)
         if key is None or key not in self._memo:
             out = self._ask(node, kinds, data, state)
-            if out is not None and node.standard and not plausible(proto, kinds, values, out):
+            if out is not None and node.standard and not plausible(proto, kinds, out):
                 out = None
             if key is None:
                 found: list[Kind | None] | None = out

@@ -34,7 +34,9 @@ class Block:
 
     def at(self, dims: Sequence[int | None]) -> Block:
         """The block with periodic axes written out to the sizes `dims` of a run."""
-        repeats = [((dims[a] if a < len(dims) else n) or n) // n for a, n in zip(self.axes, self.ids.shape, strict=True)]
+        repeats = [
+            ((dims[a] if a < len(dims) else n) or n) // n for a, n in zip(self.axes, self.ids.shape, strict=True)
+        ]
         return self if max(repeats) == 1 else Block(self.axes, np.tile(self.ids, repeats))
 
 
@@ -135,7 +137,7 @@ class Labels:
 
     def tie(self, ids: Ids, axis: int, why: Reason) -> Ids:
         """Positions along `axis` are removed together; returns the ids without that axis."""
-        first = np.take(ids, 0, axis)
+        first: Ids = np.take(ids, 0, axis)
         if ids.shape[axis] > 1:
             rest = np.delete(ids, 0, axis)
             self.couple(np.broadcast_to(np.expand_dims(first, axis), rest.shape), rest, why)
@@ -153,13 +155,13 @@ class Labels:
             a = np.concatenate([p[0] for p in pairs]) if pairs else np.zeros(0, np.int64)
             b = np.concatenate([p[1] for p in pairs]) if pairs else np.zeros(0, np.int64)
             graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(self.n, self.n))
-            count, classes = connected_components(graph, directed=False)
-            classes = classes.astype(np.int64)
+            count, found = connected_components(graph, directed=False)
+            classes: Ids = np.asarray(found, np.int64)
             more = self._equal_rows(classes)
             if not more.size:
                 break
             pairs.append((more[:, 0], more[:, 1]))
-        reasons = np.full(count, None, dtype=object)
+        reasons: NDArray[np.object_] = np.full(count, None, dtype=object)
         for ids, why in self.frozen:
             for c in np.unique(classes[ids]):
                 reasons[c] = reasons[c] or why

@@ -1,4 +1,4 @@
-"""What the user should look at: weights that look like a fixed transform (STFT, mel, DCT), not like something learned."""
+"""What the user should look at: weights that look like a fixed transform (STFT, mel, DCT), not learned."""
 
 from __future__ import annotations
 

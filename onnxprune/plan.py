@@ -42,7 +42,13 @@ class Plan:
             ]
             for name, removals in self.groups.items()
         }
-        return {"version": VERSION, "scope": self.scope, "ratio": self.ratio, "criterion": self.criterion, "groups": groups}
+        return {
+            "version": VERSION,
+            "scope": self.scope,
+            "ratio": self.ratio,
+            "criterion": self.criterion,
+            "groups": groups,
+        }
 
     @staticmethod
     def from_json(data: Any) -> Plan:

@@ -64,7 +64,7 @@ def _magnitude(
         saliency = np.add.reduceat(saliency, np.arange(0, n, n // shape[0]), axis=axes[0])
     others = tuple(k for k in range(saliency.ndim) if k not in axes)
     summed = saliency.sum(axis=others, dtype=np.float64)
-    return summed.transpose(np.argsort(np.argsort(axes)))
+    return np.asarray(summed.transpose(np.argsort(np.argsort(axes))), np.float64)
 
 
 def of_units(groups: Groups) -> tuple[Mapping[int, int], NDArray[np.float64]]:

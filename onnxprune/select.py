@@ -49,7 +49,7 @@ class Linked:
         return [u for b in self.buckets for u in b[: k * len(b) // self.steps]]
 
     def solved(self, most: int, least: int) -> list[int]:
-        """Between `least` and `most` units of least total score such that all rows of a rectangle lose the same number."""
+        """Between `least` and `most` units of least total score such that all rows of a rectangle lose equally many."""
         units = sorted(u for b in self.buckets for u in b)
         at = {u: i for i, u in enumerate(units)}
         n, m = len(units), len(self.rows)
@@ -222,7 +222,7 @@ def _round(part: Linked, wanted: float, limit: int, options: Options) -> float:
         return wanted
     n, each = options.round_to, min(map(len, part.buckets))
     good = [k for k in range(limit + 1) if k == 0 or (each - k * each // part.steps) % n == 0]
-    if n > 1 and each % n == 0 or n == 1:
+    if (n > 1 and each % n == 0) or n == 1:
         return min(good, key=lambda k: (abs(k - wanted), k))
     multiples = [k for k in good if k]
     return min(multiples, key=lambda k: (abs(k - wanted), k)) if multiples and wanted > 0 else 0

@@ -26,9 +26,7 @@ def total(dims: Dims | None) -> int | None:
     return math.prod(known) if dims is not None and len(known) == len(dims) else None
 
 
-def plausible(
-    node: NodeProto, kinds: Sequence[Kind | None], values: Sequence[Value | None], out: Sequence[Kind | None]
-) -> bool:
+def plausible(node: NodeProto, kinds: Sequence[Kind | None], out: Sequence[Kind | None]) -> bool:
     """Whether the node can run at these shapes, as far as ONNX's inference does not check it."""
     dims = [dims_of(k) for k in out]
     if any(d is not None and d < (node.op_type in _SPATIAL) for ds in dims if ds for d in ds):
@@ -36,11 +34,15 @@ def plausible(
     if node.op_type == "Reshape":
         before, after = total(dims_of(kinds[0])), total(dims[0])
         return before is None or after is None or before == after
-    if node.op_type == "Gather" and len(values) > 1 and (index := values[1]) is not None and index.data.size:
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-        rows = (dims_of(kinds[0]) or (None,))[axis]
-        return rows is None or -rows <= int(index.data.min()) <= int(index.data.max()) < rows
     return True
+
+
+def in_range(node: NodeProto, rows: Dims | None, index: Value | None) -> bool:
+    """Whether a Gather finds its known indices: a table of positions is only so long."""
+    if node.op_type != "Gather" or not rows or index is None or not index.data.size:
+        return True
+    n = rows[next((a.i for a in node.attribute if a.name == "axis"), 0)]
+    return n is None or -n <= int(index.data.min()) <= int(index.data.max()) < n
 
 
 def from_partial(

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
+from onnxprune.editor import Editor, fresh_name
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.groups import Groups
 from onnxprune.labels import Block, Kept, Mask, kept_shape, positions
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options, Proof
-from onnxprune.rewrite import Editor, Rewritten, fresh_name
+from onnxprune.rewrite import Rewritten
 from onnxprune.rules import RULES
 from onnxprune.shapes import Shapes
 from onnxprune.trace import Trace
@@ -32,7 +33,7 @@ TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
 
 
 def retrace(trace: Trace, groups: Groups, kept: Mask, after: Rewritten, shapes: Shapes) -> int:
-    """Trace the rewritten graph with the original's ids; the number of couplings compared. CheckFailed on a mismatch."""
+    """Trace the rewritten graph with the original's ids: the number of couplings compared. CheckFailed if one differs."""
     labels = Kept(trace.labels, groups.classes, kept)
     again = Trace(after.model, shapes, labels, trace.structures, after.aliases, retraced=True)
     again.run(RULES)
@@ -177,7 +178,7 @@ def _scattered(model: Model, source: str, target: str, block: Block, kept: Mask,
     assert shape is not None
     name = source
     for k in reversed(range(mask.ndim)):
-        alive = mask.any(axis=tuple(range(k + 1, mask.ndim)))
+        alive = np.asarray(mask.any(axis=tuple(range(k + 1, mask.ndim))))
         if k:
             rows = mask.any(axis=tuple(range(k, mask.ndim)))
             alive = alive[rows].reshape(*shape[:k], mask.shape[k])
@@ -199,7 +200,11 @@ class Session:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        names = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+        names = {
+            "cuda": "CUDAExecutionProvider",
+            "cpu": "CPUExecutionProvider",
+            "tensorrt": "TensorrtExecutionProvider",
+        }
         wanted = [names.get(p, p) for p in self.providers]
         if "CUDAExecutionProvider" in wanted:
             ort.preload_dlls()
@@ -220,7 +225,9 @@ def _first_line(e: Exception) -> str:
     return str(e).strip().splitlines()[0][:300] if str(e).strip() else type(e).__name__
 
 
-def random_inputs(model: Model, shapes: dict[str, tuple[int, ...]], seed: int, high: int = 2) -> dict[str, NDArray[Any]]:
+def random_inputs(
+    model: Model, shapes: dict[str, tuple[int, ...]], seed: int, high: int = 2
+) -> dict[str, NDArray[Any]]:
     """Normal floats, integers in [0, high), true booleans: one array for each real input."""
     rng = np.random.default_rng(seed)
     feeds: dict[str, NDArray[Any]] = {}
@@ -278,7 +285,9 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
                        if isinstance(x, np.ndarray) and x.size and x.dtype.kind in "fiu"), default=0.0)  # fmt: skip
         if error > tolerance and error * largest > options.check_atol:
             where = _parting(trace, kept, after, feeds, tolerance, options, k)
-            raise CheckFailed(f"the pruned model differs from the masked original by {error:.1e} (allowed {tolerance:.0e}){where}")
+            raise CheckFailed(
+                f"the pruned model differs from the masked original by {error:.1e} (allowed {tolerance:.0e}){where}"
+            )
     return Proof(0, worst, tolerance, tuple(batches), pruned.used)
 
 
@@ -332,4 +341,3 @@ def _parting(
             if value.shape == right[name].shape and difference(value, right[name]) > tolerance:
                 return f"; they part at {producer[name].op_type} '{producer[name].name}'"
     return ""
-

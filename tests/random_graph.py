@@ -115,7 +115,7 @@ class Graph:
         """Unread tensors become outputs; some through a last layer, so that their channels may go."""
         for x in self._unread():
             shape = self.shapes[x]
-            if self.choose(True, True, False):
+            if self.choose(True, True, True, True, False):
                 if len(shape) in (2, 3) and self.choose(True, False):
                     self.conv(x, 3)
                 elif shape:

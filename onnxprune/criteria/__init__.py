@@ -20,12 +20,12 @@ Criterion = Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
 
 def l1(weight: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     """|w| (Li et al. 2016, Pruning Filters for Efficient ConvNets)."""
-    return np.abs(weight)
+    return np.asarray(np.abs(weight))
 
 
 def l2(weight: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     """w^2."""
-    return np.square(weight)
+    return np.asarray(np.square(weight))
 
 
 def random(weight: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnxprune.rules import attention, linear, movement, norm, pointwise, recurrent
+from onnxprune.op import Op
+from onnxprune.rules import attention, linear, movement, norm, pointwise, recurrent, reshaping
 from onnxprune.rules.base import first_only, opaque, unary
 from onnxprune.rules.base import pointwise as broadcast
-from onnxprune.trace import Op
 
 UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh Binarizer BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
 HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin
@@ -48,7 +48,7 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "QuantizeLinear": pointwise.quantize, "DequantizeLinear": pointwise.quantize,
         "com.microsoft::QuantizeLinear": pointwise.quantize, "com.microsoft::DequantizeLinear": pointwise.quantize,
         "DynamicQuantizeLinear": pointwise.dynamic_quantize, "ConstantOfShape": pointwise.fills, "Shape": pointwise.shape_of,
-        "Reshape": movement.reshape, "Flatten": movement.reshape, "Transpose": movement.transpose,
+        "Reshape": reshaping.reshape, "Flatten": reshaping.reshape, "Transpose": movement.transpose,
         "Squeeze": movement.squeeze, "Unsqueeze": movement.unsqueeze, "Concat": movement.concat, "Split": movement.split,
         "Slice": movement.slice_, "Gather": movement.gather, "GatherElements": movement.gather_elements,
         "ScatterElements": movement.gather_elements, "Scatter": movement.gather_elements, "GatherND": movement.gather_nd,

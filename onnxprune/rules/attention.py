@@ -7,8 +7,9 @@ from math import sqrt
 import numpy as np
 
 from onnxprune.labels import KEPT, Block, Ids
+from onnxprune.op import Op
 from onnxprune.rules.base import ranks_known, spell
-from onnxprune.trace import Op, Reduction
+from onnxprune.trace import Reduction
 
 
 def _scale(op: Op, depth: int) -> None:
@@ -25,7 +26,7 @@ def _heads(op: Op, i: int, axis: int, sizes: tuple[int, ...]) -> Ids | None:
 def attention(op: Op) -> None:
     """ONNX opset 23: query, key, value of rank 3 (heads inside the last axis) or 4."""
     if not ranks_known(op, [0, 1, 2]):
-        return
+        return None
     flat = len(op.dims(0)) == 3
     depths = [op.dims(i)[-1] for i in range(3)]
     if flat:
@@ -135,7 +136,9 @@ def fused(op: Op) -> None:
     op.trace.reductions.append(Reduction(op.index, "sum", 1, Block((0,), inputs)))
     op.meet(0, ["b", "s", "c"], ["", "", "c"], [Block((2,), inputs)], "attention reads an axis of fixed size")
     if op.has(5):
-        op.meet(5, spell(op.dims(5), ["b", "h", "s", "t"]), ["h"], [Block((0,), labels.derive(v))], "a bias of fixed heads")
+        op.meet(
+            5, spell(op.dims(5), ["b", "h", "s", "t"]), ["h"], [Block((0,), labels.derive(v))], "a bias of fixed heads"
+        )
     op.set(0, [Block((2,), v.ravel())])
     _scale(op, widths[0] // heads)
     op.edit(lambda e: e.attr("num_heads", int(e.kept(v).any(axis=1).sum())))
@@ -161,13 +164,13 @@ def grouped_query(op: Op) -> None:
     op.eq(ins, outs, sizes=sizes, pinned="tp", macs="grdste", text="attention with a fixed side")
     q, k, v = _heads(op, 0, 2, (heads, depth)), _heads(op, 1, 2, (shared, depth)), _heads(op, 2, 2, (shared, depth))
     if q is None or k is None or v is None:
-        return
+        return None
     labels = op.trace.labels
-    for x in (q, np.stack([k, v])):
-        labels.rectangle(x)
+    for block in (q, np.stack([k, v])):
+        labels.rectangle(block)
     if op.attr("do_rotary", 0):  # the rotation knows its pairs: heads go whole
-        for x in (q, k, v):
-            labels.tie(x, 1, op.why("rotary pairs"))
+        for ids in (q, k, v):
+            labels.tie(ids, 1, op.why("rotary pairs"))
     _scale(op, depth)
     op.edit(lambda e: e.attr("num_heads", int(e.kept(q).any(axis=1).sum())))
     op.edit(lambda e: e.attr("kv_num_heads", int(e.kept(k).any(axis=1).sum())))

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.equation import Dims
 from onnxprune.labels import Block, Ids
-from onnxprune.trace import Op
+from onnxprune.op import Op
 
 Rule = Callable[[Op], None]
 LETTERS = ascii_lowercase + ascii_uppercase
@@ -26,7 +26,9 @@ def aligned(dims: Dims, rank: int) -> list[str]:
 
 
 def ranks_known(op: Op, inputs: Sequence[int], outputs: Sequence[int] = ()) -> bool:
-    known = all(op.rank(i) is not None for i in inputs if op.has(i)) and all(op.out_rank(i) is not None for i in outputs)
+    known = all(op.rank(i) is not None for i in inputs if op.has(i)) and all(
+        op.out_rank(i) is not None for i in outputs
+    )
     if not known and op.labelled():
         op.freeze("the rank of a tensor is not known")
     return known
@@ -47,7 +49,7 @@ def unary(op: Op, also: Sequence[int] = ()) -> None:
     """Position by position on the first input; `also`: further outputs of the same shape."""
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0))
-        op.eq({0: spelled}, {0: spelled, **{i: spelled for i in also}})
+        op.eq({0: spelled}, {0: spelled, **dict.fromkeys(also, spelled)})
 
 
 def first_only(op: Op) -> None:

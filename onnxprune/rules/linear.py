@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from onnxprune.op import Op
 from onnxprune.rules.base import LETTERS, ranks_known, spell
-from onnxprune.trace import Op
 
 KERNEL, IMAGE, RESULT = "UVW", "XYZ", "PQR"
 
@@ -16,7 +16,7 @@ def _vector(op: Op, i: int, spelled: str) -> list[str]:
 
 def _conv(op: Op, x: int, w: int, vectors: tuple[int, ...], fills: dict[int, int], transposed: bool = False) -> None:
     if not ranks_known(op, [x, w]):
-        return
+        return None
     spatial = len(op.dims(w)) - 2
     groups = int(op.attr("group", 1))
     first, second = op.dims(w)[0], op.dims(w)[1]
@@ -29,7 +29,11 @@ def _conv(op: Op, x: int, w: int, vectors: tuple[int, ...], fills: dict[int, int
         sizes, cin, cout = {"g": groups, "c": ins, "o": outs}, "gc", "go"
     weight = [cin, "o"] if transposed else [cout, "c"]
     kernel, image, result = KERNEL[:spatial], IMAGE[:spatial], RESULT[:spatial]
-    spellings = {x: ["n", cin, *image], w: [*weight, *kernel], **{i: _vector(op, i, cout) for i in vectors if op.has(i)}}
+    spellings = {
+        x: ["n", cin, *image],
+        w: [*weight, *kernel],
+        **{i: _vector(op, i, cout) for i in vectors if op.has(i)},
+    }
     op.eq(
         spellings, {0: ["n", cout, *result]}, sizes=sizes, pinned=kernel + image, fills=fills, silent=kernel,
         macs="goc"[groups == 1 :] + kernel + (image if transposed else result), text="a convolution with a fixed side",
@@ -74,7 +78,9 @@ def qlinear_conv(op: Op) -> None:
     _conv(op, 0, 3, (4, 5, 8), {0: 2, 3: 5})
 
 
-def gemm(op: Op, a: int = 0, b: int = 1, c: int = 2, more: tuple[int, ...] = (), fills: dict[int, int] | None = None) -> None:
+def gemm(
+    op: Op, a: int = 0, b: int = 1, c: int = 2, more: tuple[int, ...] = (), fills: dict[int, int] | None = None
+) -> None:
     if not ranks_known(op, [a, b]):
         return
     left = ["k", "m"] if op.attr("transA", 0) else ["m", "k"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import gcd, prod
+from functools import partial
 
 import numpy as np
 
+from onnxprune.editor import Editor
 from onnxprune.labels import KEPT, Block, Ids
+from onnxprune.op import Op
 from onnxprune.rules.base import LETTERS, axes_of, axis_of, inner_parts, ranks_known, remap, spell
-from onnxprune.trace import Op
 
 Shape = tuple[int | None, ...]
 
@@ -44,105 +45,10 @@ def unsqueeze(op: Op) -> None:
         op.set(0, [Block(tuple(left[a] for a in b.axes), b.ids) for b in op.blocks(0)])
 
 
-def reshape(op: Op) -> None:
-    probe = op.trace.shapes.probe
-    pairs = [(p.get(op.node.input[0]), p.get(op.node.output[0])) for p in probe]
-    if not op.blocks(0):
-        return op.set(0, [])
-    if any(a is None or b is None for a, b in pairs):
-        return op.freeze("the shape on one side is not known")
-    (a, b), (c, d) = ((tuple(x or ()), tuple(y or ())) for x, y in pairs)
-    segments = segment(a, b, c, d)
-    if segments is None:
-        return op.freeze("the shape on one side is not known")
-    op.set(0, [out for group in _together(op, segments) if (out := _move(op, group, segments, a, b, d)) is not None])
-    if op.type == "Reshape":
-        op.edit(lambda e: e.sizes(1, 0, zero_copies=not op.attr("allowzero", 0)))
-
-
-def segment(a: Shape, b: Shape, c: Shape, d: Shape) -> list[tuple[range, range]] | None:
-    """Smallest runs of axes of equal product in a -> b, and at the second probe's sizes c -> d."""
-    out: list[tuple[range, range]] = []
-    i = j = 0
-    while i < len(a) or j < len(b):
-        i0, j0 = i, j
-        i, j = min(i + 1, len(a)), min(j + 1, len(b))
-        while True:
-            one, two = (a[i0:i], c[i0:i]), (b[j0:j], d[j0:j])
-            if None in one[0] + one[1] or None in two[0] + two[1]:
-                if (one[0] == (None,) == two[0]) and (i, j) != (i0, j0):
-                    break
-                return None
-            x, y = (prod(n or 0 for n in s) for s in one), (prod(n or 0 for n in s) for s in two)
-            (xa, xc), (ya, yc) = x, y
-            if xa == ya and xc == yc:
-                break
-            if i == len(a) and j == len(b):
-                return None
-            if (xa <= ya and i < len(a)) or j == len(b):
-                i += 1
-            else:
-                j += 1
-        out.append((range(i0, i), range(j0, j)))
-    return out
-
-
-def _together(op: Op, segments: Sequence[tuple[range, range]]) -> list[Block]:
-    """Blocks to move; several that a segment merges are asked to be born as one, and stay where they are not."""
-    left = list(op.blocks(0))
-    for ins, outs in segments:
-        inside = sorted((b for b in left if set(b.axes) & set(ins)), key=lambda b: b.axes)
-        merges = len(inside) > 1 and not (len(ins) == len(outs) and op.dims(0)[ins.start : ins.stop] == op.out_dims(0)[outs.start : outs.stop])
-        if merges:
-            op.trace.demand([(b, None) for b in inside])
-            for b in inside:
-                op.trace.labels.freeze(b.ids, op.why("merges two labelled axes into one"))
-            left = [b for b in left if b not in inside]
-    return left
-
-
-def _move(op: Op, block: Block, segments: Sequence[tuple[range, range]], a: Shape, b: Shape, d: Shape) -> Block | None:
-    touched = [s for s in segments if set(s[0]) & set(block.axes)]
-    if all(len(i) == len(o) == 1 for i, o in touched):
-        to = {i[0]: o[0] for i, o in touched}
-        return Block(tuple(to[x] for x in block.axes), block.ids)
-    axes = [k for ins, _ in touched for k in ins]
-    block = block.at(a)
-    ids = block.ids
-    if list(block.axes) != sorted(block.axes):
-        while ids.ndim > 1:  # a merge in the other order than the nesting's
-            ids = op.trace.labels.tie(ids, 0, op.why("merges axes in another order"))
-        ids = block.ids
-    order = sorted(range(ids.ndim), key=lambda k: block.axes[k])
-    ids = ids.transpose(order)
-    for k, axis in enumerate(axes):
-        if axis not in block.axes:
-            ids = np.broadcast_to(np.expand_dims(ids, k), (*ids.shape[:k], a[axis] or 1, *ids.shape[k:]))
-    targets = [k for _, outs in touched for k in outs]
-    shaped = np.reshape(ids, [b[k] or 1 for k in targets])
-    keep = []
-    for k in reversed(range(shaped.ndim)):
-        first = np.take(shaped, [0], k)
-        if shaped.shape[k] == 1 or bool((shaped == first).all()):
-            shaped = np.take(shaped, 0, k)
-        else:
-            keep.insert(0, targets[k])
-    for m, k in enumerate(keep):
-        if b[k] != d[k]:  # batch x channels: the channels are repeated along an axis of run-time size
-            period = gcd(b[k] or 0, d[k] or 0)
-            once = np.take(shaped, range(period), m)
-            repeats = [shaped.shape[m] // period if j == m else 1 for j in range(shaped.ndim)]
-            if not np.array_equal(np.tile(once, repeats), shaped):
-                op.trace.labels.freeze(block.ids, op.why("channels end up on an axis of run-time size"))
-                return None
-            shaped = once
-    return Block(tuple(keep), np.ascontiguousarray(shaped)) if keep else None
-
-
 def concat(op: Op) -> None:
     used = list(range(len(op.node.input)))
     if not ranks_known(op, used):
-        return
+        return None
     rank = len(op.dims(0))
     axis = axis_of(op, 0, rank)
     letters = list(LETTERS[:rank])
@@ -193,7 +99,7 @@ def _joined(op: Op, used: Sequence[int], alone: dict[int, list[Block]], axis: in
         for part in parts:
             labels.rectangle(part)
             op.couple(labels.derive(part), labels.derive(ids))
-    elif 0 < len(axes) - 1:
+    elif len(axes) - 1 > 0:
         for part in parts:  # whole rows side by side: their insides are as large as each other
             labels.rectangle(part)
     return Block(axes, ids)
@@ -201,7 +107,7 @@ def _joined(op: Op, used: Sequence[int], alone: dict[int, list[Block]], axis: in
 
 def split(op: Op) -> None:
     if not ranks_known(op, [0]):
-        return
+        return None
     axis = axis_of(op, 0, len(op.dims(0)))
     block = op.block_on(0, axis)
     rest = [b for b in op.blocks(0) if b is not block]
@@ -209,7 +115,7 @@ def split(op: Op) -> None:
     if block is None:
         for i in range(count):
             op.set(i, rest)
-        return
+        return None
     sizes = [op.out_dims(i)[axis] if op.out_rank(i) else None for i in range(count)]
     if None in sizes or sum(s or 0 for s in sizes) != op.dims(0)[axis]:
         return op.freeze("the sizes of a split are not known")
@@ -226,12 +132,12 @@ def slice_(op: Op) -> None:
     if not op.blocks(0):
         return op.set(0, [])
     if not ranks_known(op, [0]):
-        return
+        return None
     rank = len(op.dims(0))
     if op.has(1):
         starts, ends = op.partial(1), op.partial(2)
         axes, steps = op.value(3), op.value(4)
-        if op.has(3) and axes is None or op.has(4) and steps is None:
+        if (op.has(3) and axes is None) or (op.has(4) and steps is None):
             return op.freeze("the axes of a slice are computed at run time")
     else:
         starts, ends = list(op.attr("starts")), list(op.attr("ends"))
@@ -257,8 +163,16 @@ def slice_(op: Op) -> None:
         at = np.arange(n)[slice(*_bounds(int(lo), int(hi), step, n))]
         blocks.remove(block)
         blocks += _picked(op, block, axis, at, (axis,))
-        op.edit(lambda e, axis=axis, block=block, at=at: e.slice(axis, block, at))
+        op.edit(partial(_cut, axis=axis, block=block, at=at))
     op.set(0, blocks)
+
+
+def _cut(e: Editor, axis: int, block: Block, at: Ids) -> None:
+    e.slice(axis, block, at)
+
+
+def _point(e: Editor, axis: int, block: Block, index: Ids) -> None:
+    e.gather(axis, block, index)
 
 
 def _bounds(lo: int, hi: int, step: int, n: int) -> tuple[int | None, int | None, int]:
@@ -269,7 +183,12 @@ def _bounds(lo: int, hi: int, step: int, n: int) -> tuple[int | None, int | None
 
 
 def _picked(
-    op: Op, block: Block, axis: int, at: Ids, to: tuple[int, ...], shape: tuple[int, ...] | None = None,
+    op: Op,
+    block: Block,
+    axis: int,
+    at: Ids,
+    to: tuple[int, ...],
+    shape: tuple[int, ...] | None = None,
     moved: Callable[[int], int] = int,
 ) -> list[Block]:
     """The block of positions `at` along `axis`, whose new axes are `to` (none for a scalar index); others are `moved`."""
@@ -312,7 +231,7 @@ def gather(op: Op) -> None:
         else:
             at = np.asarray(index, np.int64).ravel() % (op.dims(0)[axis] or 1)
             blocks += _picked(op, b, axis, at, tuple(range(axis, axis + wide)), np.shape(index), moved)
-            op.edit(lambda e, b=b: e.gather(axis, b, index))
+            op.edit(partial(_point, axis=axis, block=b, index=index))
     op.set(0, blocks)
 
 
@@ -354,10 +273,11 @@ def pad(op: Op) -> None:
     if not op.blocks(0):
         return op.set(0, [])
     if not ranks_known(op, [0]):
-        return
+        return None
     rank = len(op.dims(0))
     pads = op.partial(1) if op.has(1) else [int(p) for p in op.attr("pads", op.attr("paddings"))]
-    axes = [int(a) % rank for a in op.value(3)] if op.has(3) and op.value(3) is not None else list(range(rank))
+    given = op.value(3)
+    axes = list(range(rank)) if given is None else [int(a) % rank for a in given]
     mode = op.attr("mode", "constant")
     blocks = []
     for b in op.blocks(0):
@@ -439,7 +359,7 @@ def gather_elements(op: Op) -> None:
 
 def gather_nd(op: Op) -> None:
     if not ranks_known(op, [0, 1]):
-        return
+        return None
     batch, width = int(op.attr("batch_dims", 0)), op.dims(1)[-1]
     if width is None:
         return op.freeze("the shape of the indices is not known")

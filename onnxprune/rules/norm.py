@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from onnxprune.op import Op
 from onnxprune.rules.base import LETTERS, axis_of, ranks_known, spell
-from onnxprune.trace import Op
 
 
 def batch_norm(op: Op) -> None:
@@ -15,7 +15,11 @@ def batch_norm(op: Op) -> None:
 def instance_norm(op: Op) -> None:
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0), "ncdefghijk")
-        op.eq({0: spelled, 1: spell(op.dims(1), ["c"]), 2: spell(op.dims(2), ["c"])}, {0: spelled}, stat="".join(spelled[2:]))
+        op.eq(
+            {0: spelled, 1: spell(op.dims(1), ["c"]), 2: spell(op.dims(2), ["c"])},
+            {0: spelled},
+            stat="".join(spelled[2:]),
+        )
 
 
 def layer_norm(op: Op) -> None:
@@ -38,7 +42,9 @@ def skip_layer_norm(op: Op) -> None:
     if ranks_known(op, [0, 1]):
         spelled = spell(op.dims(0))
         rank = len(spelled)
-        ins = {i: spell(op.dims(i), LETTERS[rank - len(op.dims(i)) : rank]) for i in range(len(op.node.input)) if op.has(i)}
+        ins = {
+            i: spell(op.dims(i), LETTERS[rank - len(op.dims(i)) : rank]) for i in range(len(op.node.input)) if op.has(i)
+        }
         moments = [*spelled[:-1], ""]
         op.eq(ins, {0: spelled, 1: moments, 2: moments, 3: spelled}, stat=spelled[-1])
 
@@ -47,7 +53,13 @@ def embed_layer_norm(op: Op) -> None:
     """com.microsoft EmbedLayerNormalization: word, position and segment tables summed and normalised."""
     tables = {i: ["rst"[i - 2], "c"] for i in (2, 3, 4) if op.has(i)}
     vectors = {i: ["c"] for i in (5, 6) if op.has(i)}
-    op.eq({**tables, **vectors}, {0: ["a", "b", "c"], 2: ["a", "b", "c"]}, pinned="rst", stat="c", text="rows are looked up")
+    op.eq(
+        {**tables, **vectors},
+        {0: ["a", "b", "c"], 2: ["a", "b", "c"]},
+        pinned="rst",
+        stat="c",
+        text="rows are looked up",
+    )
 
 
 def group_norm(op: Op) -> None:

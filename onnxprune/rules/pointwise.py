@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.labels import KEPT
+from onnxprune.op import Op
 from onnxprune.rules.base import LETTERS, axes_of, axis_of, ranks_known, spell, unary
-from onnxprune.trace import Kind, Op
+from onnxprune.trace import Kind
 
 
 def pool(op: Op) -> None:
@@ -21,7 +22,9 @@ def pool(op: Op) -> None:
 def unpool(op: Op) -> None:
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0))
-        op.eq({0: spelled, 1: spelled}, {0: [*spelled[:2], *("" for _ in spelled[2:])]}, pinned=LETTERS[2 : len(spelled)])
+        op.eq(
+            {0: spelled, 1: spelled}, {0: [*spelled[:2], *("" for _ in spelled[2:])]}, pinned=LETTERS[2 : len(spelled)]
+        )
         if op.has(2):
             op.edit(lambda e: e.sizes(2, 0))
 
@@ -59,7 +62,7 @@ def along(op: Op, default: int = -1, also: tuple[int, ...] = ()) -> None:
         spelled = spell(op.dims(0))
         out = [*spelled]
         out[axis] = ""
-        outs = {0: out, **{i: out for i in also}}
+        outs = {0: out, **dict.fromkeys(also, out)}
         op.eq({0: spelled}, outs, pinned=spelled[axis], text="positions along this axis compete")
 
 
@@ -101,12 +104,17 @@ def cumsum(op: Op) -> None:
 def last_two(op: Op) -> None:
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0))
-        op.eq({0: spelled}, {0: [*spelled[:-2], "", ""]}, pinned="".join(spelled[-2:]), text="rows and columns are told apart")
+        op.eq(
+            {0: spelled},
+            {0: [*spelled[:-2], "", ""]},
+            pinned="".join(spelled[-2:]),
+            text="rows and columns are told apart",
+        )
 
 
 def reduce(op: Op) -> None:
     if not ranks_known(op, [0]):
-        return
+        return None
     spelled = spell(op.dims(0))
     rank = len(spelled)
     axes = axes_of(op, rank)

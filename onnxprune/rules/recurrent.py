@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.labels import Block, Ids
-from onnxprune.trace import Op, Reduction
+from onnxprune.op import Op
+from onnxprune.trace import Reduction
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 

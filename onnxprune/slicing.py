@@ -1,0 +1,76 @@
+"""The kept positions of a parameter, along all of its blocks at once. Knows arrays and blocks only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.labels import Block, Mask, positions
+from onnxprune.weight import Weight
+
+
+def take(weight: Weight, blocks: Sequence[Block], kept: Mask) -> Weight:
+    """The kept positions of a parameter, along all of its blocks at once."""
+    array = weight.array()
+    index, dims = _index(weight.shape, blocks, kept)
+    flat = all(i.size == i.shape[a] for a, i in enumerate(index))
+    if flat:
+        for axis, i in enumerate(index):
+            if i.size != array.shape[axis]:
+                array = np.take(array, i.ravel(), axis=axis)
+    else:
+        array = array.reshape(_viewed(weight.shape, blocks))[tuple(index)]
+        array = array.reshape(dims)
+    return Weight.of(np.ascontiguousarray(array), weight.onnx_type)
+
+
+def _viewed(shape: Sequence[int], blocks: Sequence[Block]) -> list[int]:
+    """The shape in which every coarse axis is split into (runs, run length)."""
+    out: list[int] = []
+    for axis, n in enumerate(shape):
+        runs = _coarse(axis, n, blocks)
+        out += [runs, n // runs] if runs else [n]
+    return out
+
+
+def _coarse(axis: int, n: int, blocks: Sequence[Block]) -> int:
+    return next((b.ids.shape[0] for b in blocks if b.axes[0] == axis and b.ids.shape[0] < n), 0)
+
+
+def _index(shape: Sequence[int], blocks: Sequence[Block], kept: Mask) -> tuple[list[NDArray[Any]], list[int]]:
+    """Index arrays over the viewed axes, broadcastable to the sliced shape, and the final dims."""
+    first: list[int] = []
+    viewed: list[int] = []
+    for axis, n in enumerate(shape):
+        first.append(len(viewed))
+        runs = _coarse(axis, n, blocks)
+        viewed += [runs, n // runs] if runs else [n]
+    rank = len(viewed)
+    index: list[NDArray[Any]] = [
+        np.arange(n).reshape([-1 if k == j else 1 for j in range(rank)]) for k, n in enumerate(viewed)
+    ]
+    for b in blocks:
+        view_axes: list[int] = []
+        dims: list[int] = []
+        for axis, n in zip(b.axes, b.ids.shape, strict=True):
+            split = _coarse(axis, shape[axis], blocks)
+            if not split or n == split:
+                view_axes, dims = [*view_axes, first[axis]], [*dims, n]
+            else:
+                view_axes, dims = [*view_axes, first[axis], first[axis] + 1], [*dims, split, n // split]
+        for axis, where in zip(view_axes, positions(b.ids.reshape(dims), kept), strict=True):
+            full = np.expand_dims(where, tuple(range(where.ndim, len(view_axes))))
+            order = sorted(range(len(view_axes)), key=lambda k: view_axes[k])
+            spread = [1] * rank
+            for k in order:
+                spread[view_axes[k]] = full.shape[k]
+            index[axis] = full.transpose(order).reshape(spread)
+    sizes = np.broadcast_shapes(*(i.shape for i in index))
+    dims_out: list[int] = []
+    for axis, n in enumerate(shape):
+        k = first[axis]
+        dims_out.append(sizes[k] * sizes[k + 1] if _coarse(axis, n, blocks) else sizes[k])
+    return index, dims_out
