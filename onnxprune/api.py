@@ -209,7 +209,8 @@ def _removed(groups: Groups, plan: Plan) -> Mask:
             ids = blocks.get((r.parameter, r.axes, r.shape, r.use))
             if ids is None or max(r.remove, default=0) >= ids.size:
                 raise UsageError(
-                    f"the plan's {r.parameter} {list(r.axes)} of {name} is not in this model; is it the plan of another one?"
+                    f"the plan's {r.parameter} {list(r.axes)} of {name} is not in this model; "
+                    "is it the plan of another one?"
                 )
             classes = groups.classes[ids.ravel()[list(r.remove)]]
             removed[classes[~groups.derived[classes]]] = True

@@ -28,7 +28,8 @@ def fixed_transforms(groups: Groups) -> tuple[str, ...]:
             nodes = [n.name for n in trace.model.proto.graph.node if s.parameter in n.input]
             where = nodes[0] if nodes else s.parameter
             out[s.parameter] = (
-                f"{s.parameter} (at '{where}') looks like a fixed transform, not learned: keep it with --nodes-to-exclude '{where}'"
+                f"{s.parameter} (at '{where}') looks like a fixed transform, not learned: "
+                f"keep it with --nodes-to-exclude '{where}'"
             )
     return tuple(out.values())
 

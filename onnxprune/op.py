@@ -83,9 +83,9 @@ class Op:
     def across(self, blocks: Mapping[int, tuple[Block, ...]], letters: Sequence[str], axis: int) -> tuple[Block, ...]:
         """Couple the given blocks of several inputs that are joined along `axis`; the blocks of the result."""
         operands = [
-            Operand(self.node.input[i], ["" if k == axis or n == 1 else s for k, (s, n) in enumerate(zip(letters, self.dims(i), strict=True))],
-                    self.dims(i), own)
-            for i, own in blocks.items()
+            Operand(self.node.input[i], [
+                "" if k == axis or n == 1 else s for k, (s, n) in enumerate(zip(letters, self.dims(i), strict=True))
+            ], self.dims(i), own) for i, own in blocks.items()
         ]  # fmt: skip
         eq = Equation(self.trace.labels, self.why("joined with an axis of fixed size"), operands,
                       demand=lambda o, x, _: self._demand(o, x, {}))  # fmt: skip
@@ -150,9 +150,9 @@ class Op:
         Equation(self.trace.labels, self.why(text), operands, letters or {}, demand=demand).solve(free)
 
     def eq(
-        self, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]], *, sizes: Mapping[str, int] | None = None,
-        pinned: str = "", stat: str = "", kind: Kind = "sum", fills: Mapping[int, int] | None = None, text: str = "",
-        macs: str = "", silent: str = "",
+        self, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]], *,
+        sizes: Mapping[str, int] | None = None, pinned: str = "", stat: str = "", kind: Kind = "sum", fills: Mapping[int, int] | None = None,
+        text: str = "", macs: str = "", silent: str = "",
     ) -> Equation:  # fmt: skip
         """State the operator as an equation (see `equation.Equation`), set the outputs' blocks, note reductions.
 
@@ -228,9 +228,10 @@ class Op:
             self.trace.reductions.append(Reduction(self.index, "gather", ins=inputs, outs=outputs))
 
     def _count(
-        self, eq: Equation, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]], sizes: Mapping[str, int], macs: str
+        self, eq: Equation, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]], sizes: Mapping[str, int],
+        macs: str,
     ) -> None:  # fmt: skip
-        """MACs = the product of the letters' sizes (dynamic ones as in the first probe), with the blocks that shrink it."""
+        """MACs = the product of the letters' sizes (dynamic ones as in the first probe), and the blocks that cut it."""
         size = dict(sizes)
         probe = self.trace.shapes.probe[0]
         for names, spellings in ((self.node.input, ins), (self.node.output, outs)):

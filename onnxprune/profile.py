@@ -52,7 +52,8 @@ def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.fl
 
 
 def _magnitude(
-    array: NDArray[np.generic], axes: tuple[int, ...], shape: tuple[int, ...], criterion: Criterion, rng: np.random.Generator
+    array: NDArray[np.generic], axes: tuple[int, ...], shape: tuple[int, ...], criterion: Criterion,
+    rng: np.random.Generator,
 ) -> NDArray[np.float64]:  # fmt: skip
     """Saliency summed over all axes but `axes`, in the ids' order of axes."""
     data = np.asarray(array)

@@ -191,7 +191,7 @@ def _picked(
     shape: tuple[int, ...] | None = None,
     moved: Callable[[int], int] = int,
 ) -> list[Block]:
-    """The block of positions `at` along `axis`, whose new axes are `to` (none for a scalar index); others are `moved`."""
+    """The block of positions `at` along `axis`, whose new axes are `to` (none for a scalar); others are `moved`."""
     k = block.axes.index(axis)
     n = block.ids.shape[k]
     if at.size == 0:

@@ -1,0 +1,385 @@
+"""Prune the same networks with Torch-Pruning, onnxsim and onnxprune: what is kept, does it run, time and memory.
+
+    python tools/bench_rivals.py CACHE --ratio 0.3 --json rivals.json
+
+Needs torch, torch-pruning, onnxsim and torchvision or timm and transformers; a network or tool that is missing is a
+row that says so. Weights are random (BatchNorm statistics and biases too). The ONNX tools read the files that this
+script exports into CACHE once. Every measurement is a process of its own, held to one thread, and the input shapes
+and classifier outputs stay as they are. `s` is the pruning itself: dependency graph and step for Torch-Pruning, its
+two pruning calls for onnxsim; shapes, trace, plan and rewrite for onnxprune. `total` is CPU seconds with loading and
+proof, without imports; RSS is the peak of the process, imports included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+NETWORKS = {  # the name here: (in torchvision, in timm)
+    "resnet50": ("resnet50", "resnet50"),
+    "densenet121": ("densenet121", "densenet121"),
+    "mobilenet_v2": ("mobilenet_v2", "mobilenetv2_100"),
+    "shufflenet_v2": ("shufflenet_v2_x1_0", None),
+    "efficientnet_b0": ("efficientnet_b0", "efficientnet_b0"),
+    "convnext_tiny": ("convnext_tiny", "convnext_tiny"),
+    "swin_t": ("swin_t", "swin_tiny_patch4_window7_224"),
+    "vit_b_16": ("vit_b_16", "vit_base_patch16_224"),
+    "bert_base": (None, None),
+}
+STAGES = ("shapes", "trace", "group", "score", "select", "rewrite")
+Figures = dict[str, Any]
+
+
+# ---- in the child process: networks
+
+
+def network(name: str, tvstub: Path | None) -> tuple[Any, dict[str, Any]]:
+    """The module with random weights, and example inputs by name."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.backends.mha.set_fastpath_enabled(False)  # has neither an ONNX form nor a graph that could be traced
+    if name == "bert_base":
+        from transformers import BertConfig, BertForSequenceClassification
+
+        model: Any = BertForSequenceClassification(BertConfig(attn_implementation="eager", return_dict=False))
+        ids = torch.randint(0, 30000, (1, 128))
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    else:
+        model, inputs = vision(name, tvstub), {"image": torch.randn(1, 3, 224, 224)}
+    for module in model.modules():
+        randomise(module)
+    return model.eval(), inputs
+
+
+def vision(name: str, tvstub: Path | None) -> Any:
+    in_torchvision, in_timm = NETWORKS[name]
+    if tvstub:
+        sys.path.insert(0, str(tvstub))
+        import tvstub as _  # noqa: F401
+    try:
+        import torchvision
+
+        return getattr(torchvision.models, in_torchvision)(weights=None)
+    except (ImportError, RuntimeError) as error:  # its compiled part may not fit this torch
+        if in_timm is None:
+            raise ImportError(f"{name} needs torchvision, which does not import: {error}") from error
+        import timm
+
+        return timm.create_model(in_timm, pretrained=False)
+
+
+def randomise(module: Any) -> None:
+    """Defaults of ones and zeros would be merged by the exporter and hide mistakes."""
+    import torch
+    from torch import nn
+
+    with torch.no_grad():
+        if isinstance(getattr(module, "bias", None), nn.Parameter):
+            module.bias.normal_(0, 0.02)
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1.5)
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+
+
+def export(name: str, path: Path, args: argparse.Namespace) -> None:
+    import torch
+
+    model, inputs = network(name, args.tvstub)
+    part = path.with_suffix(".part")
+    torch.onnx.export(
+        model, tuple(inputs.values()), str(part), input_names=list(inputs), output_names=["logits"], dynamo=False,
+        dynamic_axes={key: {0: "N"} for key in (*inputs, "logits")}, opset_version=17,
+    )  # fmt: skip
+    part.replace(path)
+
+
+# ---- in the child process: the three tools
+
+
+def torch_pruning(name: str, args: argparse.Namespace) -> Figures:
+    import torch
+    import torch_pruning as tp
+
+    begin = time.process_time()
+    model, inputs = network(name, args.tvstub)
+    wanted = tuple(logits(model(**inputs) if len(inputs) > 1 else model(*inputs.values())).shape)
+    count = sum(p.numel() for p in model.parameters())
+    start = time.process_time()
+    heads = attention_heads(model)
+    pruner = tp.pruner.MagnitudePruner(
+        model,
+        inputs if len(inputs) > 1 else next(iter(inputs.values())),
+        importance=tp.importance.MagnitudeImportance(p=2),
+        global_pruning=False,
+        pruning_ratio=args.ratio,
+        ignored_layers=[m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features in (2, 1000)],
+        num_heads=heads,
+        output_transform=logits,
+    )
+    pruner.step()
+    seconds = time.process_time() - start
+    set_head_sizes(model)
+    kept = sum(p.numel() for p in model.parameters()) / count
+    total = time.process_time() - begin
+    try:
+        with torch.no_grad():
+            got = tuple(logits(model(**inputs) if len(inputs) > 1 else model(*inputs.values())).shape)
+        runs, note = got == wanted, "" if got == wanted else f"output {got} instead of {wanted}"
+    except Exception as error:
+        runs, note = False, one_line(error)
+    return {"kept": kept, "runs": runs, "seconds": seconds, "total": total, "note": note}
+
+
+def logits(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def attention_heads(model: Any) -> dict[Any, int]:
+    """Torch-Pruning must be told which layers are divided into heads; ONNX files need no such hint."""
+    heads = {}
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind == "BertSelfAttention":
+            heads |= dict.fromkeys((module.query, module.key, module.value), module.num_attention_heads)
+        elif hasattr(module, "qkv") and hasattr(module, "num_heads"):
+            heads[module.qkv] = module.num_heads
+    return heads
+
+
+def set_head_sizes(model: Any) -> None:
+    """The attributes that Torch-Pruning's guide says the user has to mend after a step."""
+    for module in model.modules():
+        if type(module).__name__ == "BertSelfAttention":
+            module.all_head_size = module.query.out_features
+            module.attention_head_size = module.all_head_size // module.num_attention_heads
+        elif hasattr(module, "qkv") and hasattr(module, "head_dim"):
+            module.head_dim = module.qkv.out_features // (3 * module.num_heads)
+
+
+def onnxsim(name: str, args: argparse.Namespace) -> Figures:
+    import onnx
+    from onnxsim import apply_attention_head_pruning_cpp, apply_structured_pruning_cpp
+
+    source = args.cache / f"{name}.onnx"
+    begin = time.process_time()
+    model = onnx.load(source)
+    start = time.process_time()
+    pruned = apply_attention_head_pruning_cpp(apply_structured_pruning_cpp(model, args.ratio), args.ratio)
+    seconds = time.process_time() - start
+    total = time.process_time() - begin
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.onnx"
+        onnx.save(pruned, out)
+        return {"kept": elements(out) / elements(source), "seconds": seconds, "total": total} | same_shapes(source, out)
+
+
+def onnxprune(name: str, args: argparse.Namespace) -> Figures:
+    import onnxprune
+
+    source = args.cache / f"{name}.onnx"
+    begin = time.process_time()
+    result = onnxprune.prune(source, ratio=args.ratio, heads=True, residual=True)
+    total = time.process_time() - begin
+    stages = dict(result.report.seconds)
+    seconds, peak = sum(stages.get(stage, 0.0) for stage in STAGES), peak_rss()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.onnx"
+        result.model.save(out)
+        figures = {"kept": elements(out) / elements(source), "seconds": seconds, "total": total, "stages": stages}
+        return figures | {"error": result.report.proof.error, "rss": peak} | same_shapes(source, out)
+
+
+TOOLS: dict[str, Callable[[str, argparse.Namespace], Figures]] = {
+    "torch-pruning": torch_pruning,
+    "onnxsim": onnxsim,
+    "onnxprune": onnxprune,
+}
+
+
+def elements(path: Path) -> int:
+    """Floating point elements in the initializers of a file."""
+    import onnx
+
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+    graph = onnx.load(path).graph
+    return sum(math.prod(t.dims) for t in graph.initializer if t.data_type in floats)
+
+
+def same_shapes(before: Path, after: Path) -> Figures:
+    from written_file import Invalid, check
+
+    try:
+        note = check(before, after, None)
+    except Invalid as error:
+        return {"runs": False, "note": str(error)}
+    return {"runs": not note, "note": note}
+
+
+def peak_rss() -> float:
+    """MiB at most held by this process since it was started."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
+
+
+def one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def child(args: argparse.Namespace) -> int:
+    tool, name, answer = args.child
+    try:
+        if tool == "export":
+            export(name, args.cache / f"{name}.onnx", args)
+            figures: Figures = {}
+        else:
+            figures = TOOLS[tool](name, args)
+    except Exception as error:
+        if args.verbose:
+            raise
+        figures = {"runs": False, "note": one_line(error)}
+    Path(answer).write_text(json.dumps({"rss": peak_rss()} | figures))
+    return 0
+
+
+# ---- in the parent process
+
+
+def measure(tool: str, name: str, args: argparse.Namespace) -> Figures:
+    """The figures of one child process; of several runs, those of the quickest."""
+    every = [spawn(tool, name, args) for _ in range(args.repeat)]
+    return min(every, key=lambda figures: figures.get("seconds", math.inf))
+
+
+def spawn(tool: str, name: str, args: argparse.Namespace) -> Figures:
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        command = [sys.executable, __file__, str(args.cache), "--ratio", str(args.ratio), "--child", tool, name]
+        command += [str(answer), *(["--tvstub", str(args.tvstub)] if args.tvstub else [])]
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        try:
+            done = subprocess.run(command, env=os.environ | threads, timeout=args.timeout, capture_output=True, text=True)
+        except subprocess.TimeoutExpired:
+            return {"runs": False, "note": f"no answer within {args.timeout:g} s"}
+        if answer.exists():
+            figures: Figures = json.loads(answer.read_text())
+            return figures
+        last = done.stderr.strip().splitlines() or [""]
+        return {"runs": False, "note": f"the process died (exit code {done.returncode}) {last[-1][:160]}"}
+
+
+def mean(values: list[float]) -> float | None:
+    return math.exp(math.fsum(map(math.log, values)) / len(values)) if values else None
+
+
+def summary(rows: list[Figures]) -> list[Figures]:
+    """Geometric means of each tool, and ours beside it over the networks where that tool works."""
+    ours = {r["network"]: r for r in rows if r["tool"] == "onnxprune" and r["runs"]}
+    out = []
+    for tool in TOOLS:
+        works = [r for r in rows if r["tool"] == tool and r["runs"]]
+        both = [(r, ours[r["network"]]) for r in works if r["network"] in ours]
+        out.append({
+            "tool": tool,
+            "works": len(works),
+            **{key: mean([r[key] for r in works]) for key in ("kept", "seconds", "total", "rss")},
+            "onnxprune_kept": mean([own["kept"] for _, own in both]),
+            "worst_kept_difference": max((own["kept"] - r["kept"] for r, own in both), default=None),
+            "times_faster": mean([r["seconds"] / own["seconds"] for r, own in both]),
+            "least_times_faster": min((r["seconds"] / own["seconds"] for r, own in both), default=None),
+        })  # fmt: skip
+    return out
+
+
+def text(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def print_tables(console: Console, rows: list[Figures], means: list[Figures]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for header in ("network", "tool"):
+        table.add_column(header)
+    for header in ("kept", "runs", "s", "total", "RSS MiB"):
+        table.add_column(header, justify="right")
+    table.add_column("remark", overflow="fold")
+    for r in rows:
+        runs = "[green]yes[/]" if r["runs"] else "[red]no[/]"
+        numbers = (text(r.get(key), form) for key, form in (("seconds", ".2f"), ("total", ".2f"), ("rss", ".0f")))
+        table.add_row(r["network"], r["tool"], text(r.get("kept"), ".3f"), runs, *numbers, r["note"].replace("[", "\\["))
+    console.print(table)
+    table = Table(box=None, header_style="bold", pad_edge=False, title="geometric means over the networks where each works")
+    for header in ("tool", "works", "kept", "s", "total", "RSS MiB", "ours kept there", "worst kept difference"):
+        table.add_column(header, justify="right" if header != "tool" else "left")
+    table.add_column("we are times faster (least)", justify="right")
+    for m in means:
+        faster = f"{text(m['times_faster'], '.1f')} ({text(m['least_times_faster'], '.1f')})"
+        numbers = (text(m[key], form) for key, form in (("kept", ".3f"), ("seconds", ".2f"), ("total", ".2f"), ("rss", ".0f"),
+                   ("onnxprune_kept", ".3f"), ("worst_kept_difference", "+.3f")))  # fmt: skip
+        table.add_row(m["tool"], str(m["works"]), *numbers, faster)
+    console.print(table)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cache", type=Path, help="folder of the exported files; made and filled where needed")
+    parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS), metavar="TOOL")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each measurement; the quickest counts (1)")
+    parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds for one measurement (600)")
+    parser.add_argument("--tvstub", type=Path, metavar="FOLDER", help="imports FOLDER/tvstub.py before torchvision")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    parser.add_argument("--verbose", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse()
+    if args.child:
+        return child(args)
+    args.cache.mkdir(parents=True, exist_ok=True)
+    missing = [p for p in ("torch_pruning", "onnxsim", "onnxprune") if importlib.util.find_spec(p) is None]
+    if missing:
+        print(f"bench_rivals: not installed, so their rows will say so: {', '.join(missing)}", file=sys.stderr)
+    rows: list[Figures] = []
+    for name in args.networks:
+        path = args.cache / f"{name}.onnx"
+        exported = {} if path.exists() else spawn("export", name, args)
+        for tool in args.tools:
+            if tool == "torch-pruning" or path.exists():
+                figures = measure(tool, name, args)
+            else:
+                figures = {"runs": False, "note": f"not exported: {exported.get('note')}"}
+            rows.append({"network": name, "tool": tool, "note": ""} | figures)
+            print(f"{name} {tool}: {json.dumps(figures)}", file=sys.stderr, flush=True)
+    console, means = Console(), summary(rows)
+    console.width = max(console.width, 140)
+    print_tables(console, rows, means)
+    if args.json:
+        args.json.write_text(json.dumps({"ratio": args.ratio, "rows": rows, "means": means}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
