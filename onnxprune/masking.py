@@ -8,7 +8,7 @@ channel holds no longer matters once nothing sums over it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.editor import Editor, fresh_name
+from onnxprune.equation import Dims
 from onnxprune.labels import Block, Mask, kept_shape, positions
 from onnxprune.model import Model, Weight
 from onnxprune.trace import Trace
@@ -23,9 +24,8 @@ from onnxprune.trace import Trace
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
-def masked(trace: Trace, kept: Mask, probe: int = 0) -> Model:
-    """The masked original for the sizes of one probe."""
-    sizes = trace.shapes.probe[probe]
+def masked(trace: Trace, kept: Mask, sizes: Mapping[str, Dims]) -> Model:
+    """The masked original for a run in which the tensors have these sizes."""
 
     def at(name: str, block: Block) -> Block:
         static = trace.shapes.static(name) or ()

@@ -151,8 +151,8 @@ class Op:
 
     def eq(
         self, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]], *,
-        sizes: Mapping[str, int] | None = None, pinned: str = "", stat: str = "", kind: Kind = "sum", fills: Mapping[int, int] | None = None,
-        text: str = "", macs: str = "", silent: str = "",
+        sizes: Mapping[str, int] | None = None, pinned: str = "", stat: str = "", kind: Kind = "sum",
+        fills: Mapping[int, int] | None = None, text: str = "", macs: str = "", silent: str = "",
     ) -> Equation:  # fmt: skip
         """State the operator as an equation (see `equation.Equation`), set the outputs' blocks, note reductions.
 
@@ -174,10 +174,10 @@ class Op:
         for i, spelled in outs.items():
             self.set(i, eq.output(spelled))
         kept = {x for spelled in outs.values() for axis in spelled for x in axis} | set(pinned)
-        if stat:
-            self._note_gather(ins, outs, stat)
-        elif kind == "gather":
-            self._note_gather(ins, outs, "".join({x for b in eq.main for x in b.letters} - kept))
+        if stat or kind == "gather":
+            seen = set(stat) or {x for b in eq.main for x in b.letters} - kept
+            nested = {x for b in eq.main if seen & set(b.letters) for x in b.letters}
+            self._note_gather(ins, outs, "".join(nested))
         else:
             self._note_sums(eq, used, ins, kept, kind, fills or {})
         if macs:
@@ -228,8 +228,8 @@ class Op:
             self.trace.reductions.append(Reduction(self.index, "gather", ins=inputs, outs=outputs))
 
     def _count(
-        self, eq: Equation, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]], sizes: Mapping[str, int],
-        macs: str,
+        self, eq: Equation, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]],
+        sizes: Mapping[str, int], macs: str,
     ) -> None:  # fmt: skip
         """MACs = the product of the letters' sizes (dynamic ones as in the first probe), and the blocks that cut it."""
         size = dict(sizes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from onnxprune.equation import Dims
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.groups import Groups
 from onnxprune.labels import Kept, Mask
@@ -19,7 +21,7 @@ from onnxprune.model import Model
 from onnxprune.options import Options, Proof
 from onnxprune.rewrite import Rewritten
 from onnxprune.rules import RULES
-from onnxprune.shapes import Shapes
+from onnxprune.shapes import Shapes, infer
 from onnxprune.trace import Trace
 
 TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
@@ -75,7 +77,7 @@ def _first_line(e: Exception) -> str:
 
 
 def random_inputs(
-    model: Model, shapes: dict[str, tuple[int, ...]], seed: int, high: int = 2
+    model: Model, shapes: Mapping[str, tuple[int, ...]], seed: int, high: int = 2
 ) -> dict[str, NDArray[Any]]:
     """Normal floats, integers in [0, high), true booleans: one array for each real input."""
     rng = np.random.default_rng(seed)
@@ -121,8 +123,17 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
     tolerance = options.check_rtol or tolerance_of(trace)
     probes = [dict(p) for p in trace.shapes.inputs]
     for k, shapes in enumerate(probes if probes[0] != probes[1] else probes[:1]):
-        reference = Session(masked(trace, kept, k), options.providers)
-        feeds, expected = _run_original(reference, trace.model, shapes, options.seed + k)
+        sizes = trace.shapes.probe[k]
+        try:
+            feeds, expected = _run_original(masked(trace, kept, sizes), shapes, options, k)
+        except RuntimeFailure:
+            found = _runnable(trace.model, shapes, options)
+            if found is None and k:
+                continue  # no second batch size runs, not even in the original
+            if found is None:
+                raise
+            shapes, sizes = found, infer(trace.model, found).probe[0]
+            feeds, expected = _run_original(masked(trace, kept, sizes), shapes, options, k)
         try:
             got = pruned.run(feeds)
         except Exception as e:
@@ -133,23 +144,54 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
         largest = max((float(np.abs(x.astype(np.float64)).max()) for x in expected
                        if isinstance(x, np.ndarray) and x.size and x.dtype.kind in "fiu"), default=0.0)  # fmt: skip
         if error > tolerance and error * largest > options.check_atol:
-            where = _parting(trace, kept, after, feeds, tolerance, options, k)
+            where = _parting(trace, kept, after, feeds, tolerance, options, sizes)
             raise CheckFailed(
                 f"the pruned model differs from the masked original by {error:.1e} (allowed {tolerance:.0e}){where}"
             )
     return Proof(0, worst, tolerance, tuple(batches), pruned.used)
 
 
-def _run_original(session: Session, model: Model, shapes: Any, seed: int) -> tuple[dict[str, Any], list[Any]]:
-    """Inputs on which the masked original runs: small integers, then zeros, then ones."""
+def _run_original(
+    model: Model, shapes: Mapping[str, tuple[int, ...]], options: Options, k: int
+) -> tuple[dict[str, Any], list[Any]]:
+    """Inputs on which a model runs, small integers or else zeros, and its outputs."""
+    session = Session(model, options.providers)
     last: Exception | None = None
     for high in (2, 1):
-        feeds = random_inputs(model, shapes, seed, high)
+        feeds = random_inputs(model, shapes, options.seed + k, high)
         try:
             return feeds, session.run(feeds)
         except Exception as e:
             last = e
-    raise RuntimeFailure(f"ONNX Runtime cannot run the model on random inputs: {_first_line(last or Exception())}")
+    raise RuntimeFailure(
+        f"ONNX Runtime cannot run the model on random inputs of shapes {dict(shapes)}: "
+        f"{_first_line(last or Exception())}; give shapes that fit with --overwrite-input-shape"
+    )
+
+
+def _runnable(
+    model: Model, shapes: Mapping[str, tuple[int, ...]], options: Options
+) -> dict[str, tuple[int, ...]] | None:
+    """Input shapes near `shapes` at which the original runs: relations between symbols are known to the graph only."""
+    symbols: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for info in model.proto.graph.input:
+        if info.name in shapes:
+            for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+                if not dim.dim_value:
+                    symbols[dim.dim_param or f"{info.name}.{axis}"].append((info.name, axis))
+    session = Session(model, options.providers)
+    for factor, offset in ((1, 1), (1, -1), (2, 0), (4, 0), (16, 0), (64, 0), (0, 1), (0, 512), (0, 16000)):
+        for places in symbols.values():
+            trial = {name: list(shape) for name, shape in shapes.items()}
+            for name, axis in places:
+                trial[name][axis] = trial[name][axis] * factor + offset
+            sizes = {name: tuple(shape) for name, shape in trial.items()}
+            try:
+                session.run(random_inputs(model, sizes, options.seed, 1))
+                return sizes
+            except Exception:  # any error only says that these sizes do not fit
+                continue
+    return None
 
 
 def tolerance_of(trace: Trace) -> float:
@@ -162,14 +204,14 @@ def tolerance_of(trace: Trace) -> float:
 
 
 def _parting(
-    trace: Trace, kept: Mask, after: Model, feeds: Any, tolerance: float, options: Options, probe: int
+    trace: Trace, kept: Mask, after: Model, feeds: Any, tolerance: float, options: Options, sizes: Mapping[str, Dims]
 ) -> str:  # fmt: skip
     """The first node, in order, at whose output the two models part."""
     ours = {o for n in after.proto.graph.node for o in n.output}
     names = [o for n in trace.model.proto.graph.node for o in n.output
              if o in ours and (trace.shapes.dtype(o) in FLOATS)]  # fmt: skip
     try:
-        a, b = masked(trace, kept, probe), after.copy()
+        a, b = masked(trace, kept, sizes), after.copy()
         for m in (a, b):
             have = {o.name for o in m.proto.graph.output}
             m.proto.graph.output.extend(

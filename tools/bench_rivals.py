@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 NETWORKS = {  # the name here: (in torchvision, in timm)
@@ -40,6 +41,7 @@ NETWORKS = {  # the name here: (in torchvision, in timm)
     "bert_base": (None, None),
 }
 STAGES = ("shapes", "trace", "group", "score", "select", "rewrite")
+FORMS = {"kept": ".3f", "seconds": ".2f", "total": ".2f", "rss": ".0f"}
 Figures = dict[str, Any]
 
 
@@ -51,6 +53,9 @@ def network(name: str, tvstub: Path | None) -> tuple[Any, dict[str, Any]]:
     import torch
 
     torch.manual_seed(0)
+    if tvstub:
+        sys.path.insert(0, str(tvstub))
+        import tvstub as _  # noqa: F401
     torch.backends.mha.set_fastpath_enabled(False)  # has neither an ONNX form nor a graph that could be traced
     if name == "bert_base":
         from transformers import BertConfig, BertForSequenceClassification
@@ -59,17 +64,14 @@ def network(name: str, tvstub: Path | None) -> tuple[Any, dict[str, Any]]:
         ids = torch.randint(0, 30000, (1, 128))
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     else:
-        model, inputs = vision(name, tvstub), {"image": torch.randn(1, 3, 224, 224)}
+        model, inputs = vision(name), {"image": torch.randn(1, 3, 224, 224)}
     for module in model.modules():
         randomise(module)
     return model.eval(), inputs
 
 
-def vision(name: str, tvstub: Path | None) -> Any:
+def vision(name: str) -> Any:
     in_torchvision, in_timm = NETWORKS[name]
-    if tvstub:
-        sys.path.insert(0, str(tvstub))
-        import tvstub as _  # noqa: F401
     try:
         import torchvision
 
@@ -136,14 +138,14 @@ def torch_pruning(name: str, args: argparse.Namespace) -> Figures:
     seconds = time.process_time() - start
     set_head_sizes(model)
     kept = sum(p.numel() for p in model.parameters()) / count
-    total = time.process_time() - begin
+    total, peak = time.process_time() - begin, peak_rss()
     try:
         with torch.no_grad():
             got = tuple(logits(model(**inputs) if len(inputs) > 1 else model(*inputs.values())).shape)
         runs, note = got == wanted, "" if got == wanted else f"output {got} instead of {wanted}"
     except Exception as error:
         runs, note = False, one_line(error)
-    return {"kept": kept, "runs": runs, "seconds": seconds, "total": total, "note": note}
+    return {"kept": kept, "runs": runs, "seconds": seconds, "total": total, "rss": peak, "note": note}
 
 
 def logits(output: Any) -> Any:
@@ -182,11 +184,12 @@ def onnxsim(name: str, args: argparse.Namespace) -> Figures:
     start = time.process_time()
     pruned = apply_attention_head_pruning_cpp(apply_structured_pruning_cpp(model, args.ratio), args.ratio)
     seconds = time.process_time() - start
-    total = time.process_time() - begin
+    total, peak = time.process_time() - begin, peak_rss()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.onnx"
         onnx.save(pruned, out)
-        return {"kept": elements(out) / elements(source), "seconds": seconds, "total": total} | same_shapes(source, out)
+        figures = {"kept": elements(out) / elements(source), "seconds": seconds, "total": total, "rss": peak}
+        return figures | same_shapes(source, out)
 
 
 def onnxprune(name: str, args: argparse.Namespace) -> Figures:
@@ -258,7 +261,7 @@ def child(args: argparse.Namespace) -> int:
         if args.verbose:
             raise
         figures = {"runs": False, "note": one_line(error)}
-    Path(answer).write_text(json.dumps({"rss": peak_rss()} | figures))
+    Path(answer).write_text(json.dumps(figures))
     return 0
 
 
@@ -278,7 +281,8 @@ def spawn(tool: str, name: str, args: argparse.Namespace) -> Figures:
         command += [str(answer), *(["--tvstub", str(args.tvstub)] if args.tvstub else [])]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         try:
-            done = subprocess.run(command, env=os.environ | threads, timeout=args.timeout, capture_output=True, text=True)
+            environment = os.environ | threads
+            done = subprocess.run(command, env=environment, timeout=args.timeout, capture_output=True, text=True)
         except subprocess.TimeoutExpired:
             return {"runs": False, "note": f"no answer within {args.timeout:g} s"}
         if answer.exists():
@@ -324,18 +328,18 @@ def print_tables(console: Console, rows: list[Figures], means: list[Figures]) ->
     table.add_column("remark", overflow="fold")
     for r in rows:
         runs = "[green]yes[/]" if r["runs"] else "[red]no[/]"
-        numbers = (text(r.get(key), form) for key, form in (("seconds", ".2f"), ("total", ".2f"), ("rss", ".0f")))
-        table.add_row(r["network"], r["tool"], text(r.get("kept"), ".3f"), runs, *numbers, r["note"].replace("[", "\\["))
+        numbers = [text(r.get(key), form) for key, form in FORMS.items()]
+        table.add_row(r["network"], r["tool"], numbers[0], runs, *numbers[1:], escape(r["note"]))
     console.print(table)
-    table = Table(box=None, header_style="bold", pad_edge=False, title="geometric means over the networks where each works")
+    title = "geometric means over the networks where each works"
+    table = Table(box=None, header_style="bold", pad_edge=False, title=title)
     for header in ("tool", "works", "kept", "s", "total", "RSS MiB", "ours kept there", "worst kept difference"):
         table.add_column(header, justify="right" if header != "tool" else "left")
     table.add_column("we are times faster (least)", justify="right")
     for m in means:
         faster = f"{text(m['times_faster'], '.1f')} ({text(m['least_times_faster'], '.1f')})"
-        numbers = (text(m[key], form) for key, form in (("kept", ".3f"), ("seconds", ".2f"), ("total", ".2f"), ("rss", ".0f"),
-                   ("onnxprune_kept", ".3f"), ("worst_kept_difference", "+.3f")))  # fmt: skip
-        table.add_row(m["tool"], str(m["works"]), *numbers, faster)
+        forms = FORMS | {"onnxprune_kept": ".3f", "worst_kept_difference": "+.3f"}
+        table.add_row(m["tool"], str(m["works"]), *(text(m[key], form) for key, form in forms.items()), faster)
     console.print(table)
 
 
