@@ -153,7 +153,7 @@ class Inference:
         }
         key = None
         if node.memoised:
-            present = tuple(list(proto.input).index(n) if n else -1 for n in proto.input)
+            present = bytes(bool(n) for n in proto.input)
             contents = tuple((i, x.dtype.str, x.shape, x.tobytes()) for i, x in data.items())
             key = (node.signature, present, tuple(kinds), contents)
         if key is None or key not in self._memo:

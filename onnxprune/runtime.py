@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib import metadata
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +28,11 @@ def open_session(
     wanted = [PROVIDERS.get(name.lower(), name) for name in providers]
     missing = [name for name in wanted if name not in ort.get_available_providers()]
     if not missing:
+        if set(wanted) - {PROVIDERS["cpu"]}:
+            ort.set_default_logger_severity(4)  # a provider that does not load is one line of ours, not pages of theirs
         if PROVIDERS["cuda"] in wanted and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()
+            with redirect_stdout(StringIO()):
+                ort.preload_dlls()
         options = ort.SessionOptions()
         options.log_severity_level = 4
         if basic:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from onnx import NodeProto, TensorProto
 
-from .values import Dims, Value
+from .values import Array, Dims, Value
 
 Kind = tuple[int, Dims | None] | bytes
 """(element type, dims) of a tensor; the serialised TypeProto of a sequence, map or optional."""
@@ -37,12 +37,19 @@ def plausible(node: NodeProto, kinds: Sequence[Kind | None], out: Sequence[Kind 
     return True
 
 
-def in_range(node: NodeProto, rows: Dims | None, index: Value | None) -> bool:
-    """Whether a Gather finds its known indices: a table of positions is only so long."""
-    if node.op_type != "Gather" or not rows or index is None or not index.data.size:
+def in_range(node: NodeProto, dims: Dims | None, index: Value | None) -> bool:
+    """Whether a Gather finds its known indices: a table of positions, a mask over the past are only so long."""
+    if node.op_type not in ("Gather", "GatherND") or not dims or index is None or not index.data.size:
         return True
-    n = rows[next((a.i for a in node.attribute if a.name == "axis"), 0)]
-    return n is None or -n <= int(index.data.min()) <= int(index.data.max()) < n
+    if node.op_type == "GatherND":
+        skipped = next((a.i for a in node.attribute if a.name == "batch_dims"), 0)
+        lists = index.data.reshape(-1, index.data.shape[-1]).T
+        return all(_within(x, n) for x, n in zip(lists, dims[skipped:], strict=False))
+    return _within(index.data, dims[next((a.i for a in node.attribute if a.name == "axis"), 0)])
+
+
+def _within(index: Array, size: int | None) -> bool:
+    return size is None or -size <= int(index.min()) <= int(index.max()) < size
 
 
 def from_partial(

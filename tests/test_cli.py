@@ -102,6 +102,14 @@ def test_validate(tiny_path: Path, tmp_path: Path, capsys: Captured) -> None:
     assert 0 <= validation["before"] <= 1
 
 
+@pytest.mark.gpu
+def test_cuda(tiny_path: Path, tmp_path: Path, capsys: Captured) -> None:
+    report = tmp_path / "r.json"
+    arguments = ["--providers", "cuda", "--check-rtol", "1e-3", "--report", str(report)]
+    assert main([str(tiny_path), str(tmp_path / "o.onnx"), *arguments]) == 0
+    assert json.loads(report.read_text())["providers"][0] == "CUDAExecutionProvider"
+
+
 def test_external_data(tiny: ModelProto, tmp_path: Path) -> None:
     tiny.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((64, 3, 3, 3), np.float32), "conv1_weight"))
     tiny.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.ones(64, np.float32), "conv1_bias"))

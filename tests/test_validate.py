@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from onnx import ModelProto
 
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Model
+from onnxprune.runtime import open_session
 from onnxprune.validate import Data, load_data, top1
 
 
@@ -84,3 +86,10 @@ def test_a_provider_that_is_not_there(tiny: ModelProto) -> None:
     data = Data({"image": np.zeros((1, 3, 8, 8))}, np.zeros(1, int))
     with pytest.raises(RuntimeFailure, match="NoSuchProvider"):
         top1(Model.load(tiny), data, ["NoSuchProvider"])
+
+
+@pytest.mark.parametrize("provider", ["cuda", "NoSuchProvider"])
+def test_only_our_own_line_is_printed(provider: str, capfd: pytest.CaptureFixture[str], tiny: ModelProto) -> None:
+    with contextlib.suppress(RuntimeFailure):  # where there is a GPU, nothing is raised
+        open_session(Model.load(tiny), [provider])
+    assert capfd.readouterr() == ("", "")

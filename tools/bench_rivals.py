@@ -132,11 +132,12 @@ def torch_pruning(name: str, args: argparse.Namespace) -> Figures:
         pruning_ratio=args.ratio,
         ignored_layers=[m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features in (2, 1000)],
         num_heads=heads,
+        round_to=max((m.num_heads for m in model.modules() if isinstance(m, torch.nn.MultiheadAttention)), default=None),
         output_transform=logits,
     )
     pruner.step()
     seconds = time.process_time() - start
-    set_head_sizes(model)
+    mend_attributes(model)
     kept = sum(p.numel() for p in model.parameters()) / count
     total, peak = time.process_time() - begin, peak_rss()
     try:
@@ -164,8 +165,10 @@ def attention_heads(model: Any) -> dict[Any, int]:
     return heads
 
 
-def set_head_sizes(model: Any) -> None:
+def mend_attributes(model: Any) -> None:
     """The attributes that Torch-Pruning's guide says the user has to mend after a step."""
+    if hasattr(model, "conv_proj"):
+        model.hidden_dim = model.conv_proj.out_channels
     for module in model.modules():
         if type(module).__name__ == "BertSelfAttention":
             module.all_head_size = module.query.out_features
