@@ -18,7 +18,7 @@ from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_he
 from .backstop import alone, probe_with_runtime
 from .model import Model
 from .shape_rules import Kind, dims_of, from_partial, in_range, plausible
-from .values import FOLLOWED, LIMIT, Dims, Value, propagate, shape_value
+from .values import FOLLOWED, FOLLOWED_TYPES, LIMIT, Dims, Value, propagate, shape_value
 
 _DATALESS = frozenset([
     "Add", "And", "Cast", "Concat", "Conv", "DequantizeLinear", "Div", "Equal", "Gemm", "MatMul", "MatMulInteger",
@@ -100,7 +100,7 @@ class Inference:
         """A weight that is small enough to be a value."""
         if name not in self._values:
             weight = self._weights.get(name)
-            small = weight is not None and weight.size <= LIMIT and weight.dtype.kind in "biuf"
+            small = weight is not None and weight.size <= LIMIT and weight.dtype in FOLLOWED_TYPES
             self._values[name] = Value(weight.array()) if small and weight is not None else None
         return self._values[name]
 
@@ -213,10 +213,7 @@ class Inference:
         return self._known_types[kind]
 
 
-_ELEMENT: dict[np.dtype[Any], int] = {
-    np.dtype(t): int(helper.np_dtype_to_tensor_dtype(np.dtype(t)))
-    for t in ("bool", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
-}
+_ELEMENT = {t: int(helper.np_dtype_to_tensor_dtype(t)) for t in FOLLOWED_TYPES}
 
 
 def _reads(graph: GraphProto) -> Iterator[str]:

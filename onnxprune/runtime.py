@@ -1,28 +1,32 @@
-"""Sessions of ONNX Runtime: providers by their short names, one line for whatever goes wrong."""
+"""Sessions of ONNX Runtime: weights shared instead of copied, providers by their short names, one line for what fails."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib import metadata
 from io import StringIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RuntimeFailure
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto
+
+from onnxprune.errors import RuntimeFailure
 
 if TYPE_CHECKING:
-    from .model import Model
+    from onnxprune.model import Model
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+SHARED = (np.float32, np.float64, np.float16, np.int8, np.uint8)
+SMALL = 1024
+"""Weights of fewer bytes go into the session's own copy of the graph."""
 
 
-def open_session(
-    model: Model, providers: Sequence[str] = ("cpu",), folder: str | Path | None = None, basic: bool = False
-) -> Any:
+def open_session(model: Model, providers: Sequence[str] = ("cpu",), lean: bool = False) -> Any:
     """An InferenceSession that really uses all of `providers`, or a RuntimeFailure that says how to mend it.
 
-    `folder` takes the file of a model that is too large for memory; `basic` leaves out fusions."""
+    `lean` keeps memory low and the graph as it is written (no fusions, no packed copies of weights): for proofs."""
     import onnxruntime as ort
 
     wanted = [PROVIDERS.get(name.lower(), name) for name in providers]
@@ -35,17 +39,53 @@ def open_session(
                 ort.preload_dlls()
         options = ort.SessionOptions()
         options.log_severity_level = 4
-        if basic:
+        if lean:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.enable_cpu_mem_arena = False
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        proto, held = shared(model)
+        options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
         chosen = list(dict.fromkeys((*wanted, PROVIDERS["cpu"])))
         try:
-            session = ort.InferenceSession(model.session_source(folder), options, providers=chosen)
+            session = ort.InferenceSession(proto.SerializeToString(), options, providers=chosen)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise RuntimeFailure(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
+        session.held_weights = held  # the session reads them where they are
         missing = [name for name in wanted if name not in session.get_providers()]
     if missing:
         raise RuntimeFailure(f"{', '.join(missing)} cannot be used here; {_mend()}, or use --providers cpu")
     return session
+
+
+class Session:
+    """A lean session for proofs: `run` takes a feed for every input and returns all outputs (named in `outputs`)."""
+
+    def __init__(self, model: Model, providers: Sequence[str]) -> None:
+        self.model = model
+        self._session = open_session(model, providers, lean=True)
+        self.used = tuple(self._session.get_providers())
+        self.outputs = [o.name for o in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
+        return list(self._session.run(None, dict(feeds)))
+
+
+def shared(model: Model) -> tuple[ModelProto, dict[str, NDArray[Any]]]:
+    """The graph with its large weights marked as external, and these weights."""
+    model.sync()
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    held: dict[str, NDArray[Any]] = {}
+    for tensor in proto.graph.initializer:
+        weight = model.weights[tensor.name]
+        if weight.nbytes < SMALL or weight.dtype not in SHARED or weight.nbytes != weight.size * weight.dtype.itemsize:
+            weight.fill(tensor)
+            continue
+        held[tensor.name] = np.ascontiguousarray(weight.array())
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "shared"), ("offset", "0"), ("length", str(weight.nbytes))):
+            tensor.external_data.add(key=key, value=value)
+    return proto, held
 
 
 def first_line(error: Exception) -> str:

@@ -63,6 +63,10 @@ def from_partial(
             return None
         cut = {int(a) % len(kinds[0][1]) for a in axes.data.reshape(-1)}
         return [(kinds[0][0], tuple(None if i in cut else d for i, d in enumerate(kinds[0][1])))]
+    if op == "TopK" and len(kinds) > 1 and values[1] is None and isinstance(kinds[0], tuple) and kinds[0][1]:
+        axis = next((a.i for a in node.attribute if a.name == "axis"), -1) % len(kinds[0][1])
+        found = tuple(None if i == axis else d for i, d in enumerate(kinds[0][1]))
+        return [(kinds[0][0], found), (TensorProto.INT64, found)]
     if op not in _TARGETED:
         return None
     target, length = values[_TARGETED[op]], total(dims_of(kinds[_TARGETED[op]]))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .errors import UsageError
 from .inference import Inference, Pass
 from .model import Model
 from .shape_rules import Kind
@@ -115,7 +116,7 @@ class _Search:
             if found is not None and found[0].failures <= enough:
                 break
         if found is None:
-            raise AssertionError("no sizes to try")
+            raise UsageError("no sizes fit the model's input dimensions: give them with --overwrite-input-shape")
         return found
 
     def run(self, sizes: Sizes, limit: float) -> Pass | None:

@@ -20,7 +20,7 @@ Axis = int | str
 
 _LADDER: dict[Role, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "batch": ((2, 4, 8, 1), (3, 6, 16, 2)),
-    "token": ((16, 8, 32, 64, 128, 512), (21, 24, 11, 12, 5, 128, 1024)),
+    "token": ((16, 8, 4, 32, 64, 128, 512), (21, 24, 11, 5, 12, 128, 1024)),
     "length": ((16, 64, 256, 1024, 4096, 16000), (21, 24, 83, 128, 320, 1600, 5000, 20000)),
     "space": ((64, 32, 128, 224, 256, 512), (83, 96, 128, 160, 192, 448, 320, 24)),
 }
@@ -84,7 +84,7 @@ def plan(inputs: Sequence[ValueInfoProto], fixed: Mapping[str, Sequence[int]]) -
             dims = [(d.dim_value if d.dim_value > 0 else d.dim_param) for d in tensor.shape.dim]
             declared[name] = [d or ("axis 0" if i == 0 else f"{name} axis {i}") for i, d in enumerate(dims)]
         elif name in fixed:
-            declared[name] = list(fixed[name])
+            declared[name] = [d if d > 0 else f"{name} axis {i}" for i, d in enumerate(fixed[name])]
     bound: Sizes = {}
     for name, wanted in fixed.items():
         if len(wanted) != len(declared[name]):
@@ -105,7 +105,7 @@ def plan(inputs: Sequence[ValueInfoProto], fixed: Mapping[str, Sequence[int]]) -
                 role = _role(i, len(dims), types[name].elem_type)
                 roles[d] = "batch" if "batch" in (role, roles.get(d)) else roles.get(d, role)
     for name in axes:
-        axes[name] = tuple(_bind(d, bound) if isinstance(d, str) else d for d in axes[name])
+        axes[name] = tuple(_bind(d, bound) if isinstance(d, str) and d not in roles else d for d in axes[name])
     queries = {d for n, a in axes.items() if types[n].elem_type in _INTEGERS for d in a[1:2] if isinstance(d, int)}
     return Plan(axes, roles, tuple(sorted(queries | {1})))
 
@@ -130,7 +130,8 @@ def _is_expression(dim: str, symbols: set[str]) -> bool:
 
 
 def _bind(dim: str, bound: Sizes) -> str:
-    return _NAME.sub(lambda m: str(bound.get(m[0], m[0])), dim) if dim not in bound else str(bound[dim])
+    """An expression with the sizes that are given in place of their symbols."""
+    return _NAME.sub(lambda m: str(bound.get(m[0], m[0])), dim)
 
 
 def evaluate(dim: str, sizes: Sizes) -> int:

@@ -6,7 +6,6 @@ the samples. It says how good a model is; whether the pruned graph is *right* is
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import RuntimeFailure, UsageError
-from .runtime import first_line, open_session
+from .providers import first_line, open_session
 
 if TYPE_CHECKING:
     from .model import Model
@@ -77,18 +76,17 @@ def load_data(path: str | Path) -> Data:
 
 def top1(model: Model, data: Data, providers: Sequence[str] = ("cpu",)) -> Score:
     """The share of samples whose largest output (or predicted label, where the first output is that) is the label."""
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        session = open_session(model, providers, folder)
-        inputs, batch = _inputs(session, data)
-        output = session.get_outputs()[0].name
-        hits = 0
-        for feed, labels in _batches(inputs, data.labels, batch):
-            try:
-                scores = np.asarray(session.run([output], feed)[0])
-            except Exception as error:
-                raise RuntimeFailure(f"ONNX Runtime failed on the validation data: {first_line(error)}") from error
-            hits += int(np.sum(_predicted(scores, output, len(next(iter(feed.values()))))[: len(labels)] == labels))
-        return Score(hits / len(data), len(data), tuple(session.get_providers()))
+    session = open_session(model, providers)
+    inputs, batch = _inputs(session, data)
+    output = session.get_outputs()[0].name
+    hits = 0
+    for feed, labels in _batches(inputs, data.labels, batch):
+        try:
+            scores = np.asarray(session.run([output], feed)[0])
+        except Exception as error:
+            raise RuntimeFailure(f"ONNX Runtime failed on the validation data: {first_line(error)}") from error
+        hits += int(np.sum(_predicted(scores, output, len(next(iter(feed.values()))))[: len(labels)] == labels))
+    return Score(hits / len(data), len(data), tuple(session.get_providers()))
 
 
 def _inputs(session: Any, data: Data) -> tuple[dict[str, Array], int]:

@@ -228,12 +228,13 @@ OTHERS: dict[str, Kernel] = {
     "ReduceMin": _reduce(np.min), "ReduceMax": _reduce(np.max), "ReduceMean": _reduce(np.mean, floats_only=True),
 }  # fmt: skip
 
-REFERENCE = frozenset(
-    ["ScatterND", "ScatterElements", "GatherND", "GatherElements", "CumSum", "Trilu", "OneHot", "Pad", "Sum"]
-)
+_RARE = ("ScatterND", "ScatterElements", "GatherND", "GatherElements", "CumSum", "Trilu", "OneHot", "Pad", "Sum")
+REFERENCE = frozenset(_RARE)
 """Rarer operators, run by `onnx.reference`."""
 
 
+_TYPES = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+FOLLOWED_TYPES = frozenset(np.dtype(t) for t in _TYPES)
 FOLLOWED: frozenset[str] = frozenset(MOVEMENT) | frozenset(UFUNCS) | frozenset(OTHERS) | REFERENCE
 
 
@@ -249,7 +250,7 @@ def propagate(node: NodeProto, inputs: Sequence[Value | None], opset: int) -> li
             found = _run(node, inputs, opset)
     except (ValueError, TypeError, IndexError, KeyError, RuntimeError, ArithmeticError, MemoryError):
         return None
-    return found if found and all(v.data.size <= LIMIT for v in found) else None
+    return found if found and all(v.data.size <= LIMIT and v.data.dtype in FOLLOWED_TYPES for v in found) else None
 
 
 def _run(node: NodeProto, inputs: Sequence[Value | None], opset: int) -> list[Value] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -21,6 +20,7 @@ from onnxprune.model import Model
 from onnxprune.options import Options, Proof
 from onnxprune.rewrite import Rewritten
 from onnxprune.rules import RULES
+from onnxprune.runtime import Session, first_line
 from onnxprune.shapes import Shapes, infer
 from onnxprune.trace import Trace
 
@@ -37,44 +37,6 @@ def retrace(trace: Trace, groups: Groups, kept: Mask, after: Rewritten, shapes: 
         why, text = labels.faults[0]
         raise CheckFailed(f"the re-trace differs at {why.op_type} '{why.node}': {text}; please report this model")
     return labels.couplings
-
-
-@dataclass
-class Session:
-    """One ONNX Runtime session and the providers it really uses."""
-
-    model: Model
-    providers: Sequence[str]
-
-    def __post_init__(self) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        names = {
-            "cuda": "CUDAExecutionProvider",
-            "cpu": "CPUExecutionProvider",
-            "tensorrt": "TensorrtExecutionProvider",
-        }
-        wanted = [names.get(p, p) for p in self.providers]
-        if "CUDAExecutionProvider" in wanted:
-            ort.preload_dlls()
-        try:
-            self.run_ = ort.InferenceSession(self.model.session_source(), options, providers=wanted)
-        except Exception as e:
-            raise RuntimeFailure(f"ONNX Runtime cannot load the model: {_first_line(e)}") from e
-        self.used = tuple(self.run_.get_providers())
-        missing = [p for p in wanted if p not in self.used]
-        if missing:
-            raise RuntimeFailure(f"{missing[0]} is not available here; ONNX Runtime offers {', '.join(self.used)}")
-
-    def run(self, feeds: dict[str, NDArray[Any]]) -> list[Any]:
-        return list(self.run_.run(None, feeds))
-
-
-def _first_line(e: Exception) -> str:
-    return str(e).strip().splitlines()[0][:300] if str(e).strip() else type(e).__name__
 
 
 def random_inputs(
@@ -177,7 +139,7 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
         try:
             got = pruned.run(feeds)
         except Exception as e:
-            raise CheckFailed(f"the pruned model does not run: {_first_line(e)}") from e
+            raise CheckFailed(f"the pruned model does not run: {first_line(e)}") from e
         error = _worst(expected, got, floors)
         if tolerance < error < 10 * tolerance and options.check_rtol is None:
             again = reference.run(_nudged(feeds))  # how far rounding alone moves the same model's outputs
@@ -207,7 +169,7 @@ def _run_original(
             last = e
     raise RuntimeFailure(
         f"ONNX Runtime cannot run the model on random inputs of shapes {dict(shapes)}: "
-        f"{_first_line(last or Exception())}; give shapes that fit with --overwrite-input-shape"
+        f"{first_line(last or Exception())}; give shapes that fit with --overwrite-input-shape"
     )
 
 
@@ -255,8 +217,8 @@ def _parting(
     try:
         a, b = (_with_outputs(trace, m, names) for m in (masked(trace, kept, sizes), after))
         x, y = Session(a, options.providers), Session(b, options.providers)
-        left = dict(zip([o.name for o in x.run_.get_outputs()], x.run(feeds), strict=True))
-        right = dict(zip([o.name for o in y.run_.get_outputs()], y.run(feeds), strict=True))
+        left = dict(zip(x.outputs, x.run(feeds), strict=True))
+        right = dict(zip(y.outputs, y.run(feeds), strict=True))
     except Exception:
         return ""
     producer = {o: n for n in trace.model.proto.graph.node for o in n.output}

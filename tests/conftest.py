@@ -9,6 +9,10 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
+from onnxprune.errors import RuntimeFailure
+from onnxprune.model import Model
+from onnxprune.providers import open_session
+
 TINY = """
 <ir_version: 8, opset_import: ["" : 17]>
 tiny (float[N, 3, 8, 8] image) => (float[N, 5] logits) {
@@ -53,14 +57,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _has_cuda() -> bool:
-    import onnxruntime as ort
-
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return False
-    ort.preload_dlls()
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
-    model = onnx.parser.parse_model(text).SerializeToString()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(model, options, providers=["CUDAExecutionProvider"])
-    return "CUDAExecutionProvider" in session.get_providers()
+    try:
+        open_session(Model.load(onnx.parser.parse_model(text)), ["cuda"])
+    except RuntimeFailure:
+        return False
+    return True
