@@ -203,8 +203,8 @@ class Op:
     ) -> None:  # fmt: skip
         for main in eq.main:
             gone = {x for x in main.letters if x not in kept}
-            # one operand with zeros is enough; the last is the weight where there is one
-            for i in reversed(used):
+            # one operand with zeros is enough: the activation, where there is one, spares a copy of the weight
+            for i in sorted(used, key=lambda i: self.node.input[i] in self.trace.model.weights):
                 holders = [b for b in self.blocks(i) if gone & {x for a in b.axes for x in ins[i][a]}]
                 covered = {x for b in holders for a in b.axes for x in ins[i][a]}
                 if gone and gone <= covered:

@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: weights shared instead of copied, providers by their short names, one line for what fails."""
+"""Sessions of ONNX Runtime: weights shared, not copied; providers by short names; one line for what fails."""
 
 from __future__ import annotations
 

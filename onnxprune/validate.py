@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import RuntimeFailure, UsageError
-from .providers import first_line, open_session
+from .runtime import first_line, open_session
 
 if TYPE_CHECKING:
     from .model import Model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -121,39 +122,64 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
     floors = [1e-2 if o.name not in taps and _saturates(trace, o.name) else 1e-6 for o in after.proto.graph.output]
     worst, batches = 0.0, []
     tolerance = options.check_rtol or tolerance_of(trace)
-    probes = [dict(p) for p in trace.shapes.inputs]
-    for k, shapes in enumerate(probes if probes[0] != probes[1] else probes[:1]):
-        sizes = trace.shapes.probe[k]
+    for k in range(2 if trace.shapes.inputs[0] != trace.shapes.inputs[1] else 1):
+        run = _run_masked(trace, kept, taps, options, k)
+        if run is None:
+            continue  # no second batch size runs, not even in the original
         try:
-            reference = Session(_with_outputs(trace, masked(trace, kept, sizes), taps), options.providers)
-            feeds, expected = _run_original(reference, shapes, options, k)
-        except RuntimeFailure:
-            found = _runnable(trace.model, shapes, options)
-            if found is None and k:
-                continue  # no second batch size runs, not even in the original
-            if found is None:
-                raise
-            shapes, sizes = found, infer(trace.model, found).probe[0]
-            reference = Session(_with_outputs(trace, masked(trace, kept, sizes), taps), options.providers)
-            feeds, expected = _run_original(reference, shapes, options, k)
-        try:
-            got = pruned.run(feeds)
+            got = pruned.run(run.feeds)
         except Exception as e:
             raise CheckFailed(f"the pruned model does not run: {first_line(e)}") from e
-        error = _worst(expected, got, floors)
+        error = _worst(run.outputs, got, floors)
+        allowed = tolerance
         if tolerance < error < 10 * tolerance and options.check_rtol is None:
-            again = reference.run(_nudged(feeds))  # how far rounding alone moves the same model's outputs
-            tolerance = max(tolerance, min(10 * tolerance, 4 * _worst(expected, again, floors)))
+            # how far rounding alone moves the outputs of the same model
+            noise = _worst(run.outputs, _session(trace, kept, taps, run.sizes, options).run(_nudged(run.feeds)), floors)
+            allowed = max(tolerance, min(10 * tolerance, 4 * noise))
         worst = max(worst, error)
-        batches.append(next((int(s[0]) for s in shapes.values() if s), 1))
-        largest = max((float(np.abs(x.astype(np.float64)).max()) for x in expected
+        batches.append(run.batch)
+        largest = max((float(np.abs(x.astype(np.float64)).max()) for x in run.outputs
                        if isinstance(x, np.ndarray) and x.size and x.dtype.kind in "fiu"), default=0.0)  # fmt: skip
-        if error > tolerance and error * largest > options.check_atol:
-            where = _parting(trace, kept, after, feeds, tolerance, options, sizes)
+        if error > allowed and error * largest > options.check_atol:
+            where = _parting(trace, kept, after, run, allowed, options)
             raise CheckFailed(
-                f"the pruned model differs from the masked original by {error:.1e} (allowed {tolerance:.0e}){where}"
+                f"the pruned model differs from the masked original by {error:.1e} (allowed {allowed:.0e}){where}"
             )
+        tolerance = max(tolerance, allowed)
     return Proof(0, worst, tolerance, tuple(batches), pruned.used)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of the masked original: what went in, what came out, and the sizes of all tensors."""
+
+    feeds: dict[str, NDArray[Any]]
+    outputs: list[Any]
+    sizes: Mapping[str, Dims]
+
+    @property
+    def batch(self) -> int:
+        return next((int(x.shape[0]) for x in self.feeds.values() if x.ndim), 1)
+
+
+def _session(trace: Trace, kept: Mask, taps: Sequence[str], sizes: Mapping[str, Dims], options: Options) -> Session:
+    return Session(_with_outputs(trace, masked(trace, kept, sizes), taps), options.providers)
+
+
+def _run_masked(trace: Trace, kept: Mask, taps: Sequence[str], options: Options, k: int) -> _Run | None:
+    """At the k-th probe's sizes, or near them; None where not even the original runs at a second size."""
+    shapes: Mapping[str, tuple[int, ...]] = trace.shapes.inputs[k]
+    sizes: Mapping[str, Dims] = trace.shapes.probe[k]
+    try:
+        return _Run(*_run_original(_session(trace, kept, taps, sizes, options), shapes, options, k), sizes)
+    except RuntimeFailure:
+        found = _runnable(trace.model, shapes, options)
+        if found is None and k:
+            return None
+        if found is None:
+            raise
+        sizes = infer(trace.model, found).probe[0]
+        return _Run(*_run_original(_session(trace, kept, taps, sizes, options), found, options, k), sizes)
 
 
 def _run_original(
@@ -207,18 +233,16 @@ def tolerance_of(trace: Trace) -> float:
     return max((t for k, t in TOLERANCE.items() if k in kinds), default=1e-5)
 
 
-def _parting(
-    trace: Trace, kept: Mask, after: Model, feeds: Any, tolerance: float, options: Options, sizes: Mapping[str, Dims]
-) -> str:  # fmt: skip
+def _parting(trace: Trace, kept: Mask, after: Model, run: _Run, tolerance: float, options: Options) -> str:
     """The first node, in order, at whose output the two models part."""
     ours = {o for n in after.proto.graph.node for o in n.output}
     names = [o for n in trace.model.proto.graph.node for o in n.output
              if o in ours and (trace.shapes.dtype(o) in FLOATS)]  # fmt: skip
     try:
-        a, b = (_with_outputs(trace, m, names) for m in (masked(trace, kept, sizes), after))
+        a, b = (_with_outputs(trace, m, names) for m in (masked(trace, kept, run.sizes), after))
         x, y = Session(a, options.providers), Session(b, options.providers)
-        left = dict(zip(x.outputs, x.run(feeds), strict=True))
-        right = dict(zip(y.outputs, y.run(feeds), strict=True))
+        left = dict(zip(x.outputs, x.run(run.feeds), strict=True))
+        right = dict(zip(y.outputs, y.run(run.feeds), strict=True))
     except Exception:
         return ""
     producer = {o: n for n in trace.model.proto.graph.node for o in n.output}

@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Model
-from onnxprune.providers import open_session
+from onnxprune.runtime import open_session
 from onnxprune.validate import Data, load_data, top1
 
 
