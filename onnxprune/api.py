@@ -86,7 +86,7 @@ def prune(
     clock("")
     report = Report(
         profile.cost(trace.model, profile.macs(trace)), profile.cost(after.model, after_macs), _infos(groups, kept),
-        _frozen(groups), proof, options, notes.fixed_transforms(groups), None, dict(clock.seconds),
+        _frozen(groups), proof, options, notes.of(groups), None, dict(clock.seconds),
     )  # fmt: skip
     return Result(after.model, plan or _plan(groups, kept, options), report)
 
@@ -96,7 +96,7 @@ def inspect(model: Any, options: Options | None = None, **kw: Any) -> Inspection
     groups = _groups(Model.load(model), _checked(replace(options or Options(), **kw)), _Clock(None))
     kept = np.ones(groups.trace.labels.n, bool)
     cost = profile.cost(groups.trace.model, profile.macs(groups.trace))
-    return Inspection(_infos(groups, kept), _frozen(groups), cost, notes.fixed_transforms(groups))
+    return Inspection(_infos(groups, kept), _frozen(groups), cost, notes.of(groups))
 
 
 def plan(model: Any, options: Options | None = None, **kw: Any) -> Plan:

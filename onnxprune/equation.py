@@ -71,8 +71,27 @@ class Equation:
             kept = self.project(b, [x for x in b.letters if x in letters])
             if kept.letters and not any(set(kept.letters) <= set(o.letters) for o in blocks):
                 blocks = [o for o in blocks if not set(o.letters) <= set(kept.letters)] + [kept]
+        blocks = self._apart(blocks, spelling)
         placed = (self._place(x, spelling) for x in blocks)
         return tuple(b for b in placed if b is not None)
+
+    def _apart(self, blocks: list[Lettered], spelling: Sequence[str]) -> list[Lettered]:
+        """One block an axis: of two that meet on a split axis, the smaller is reduced to what it shares."""
+        axis = {x: k for k, letters in enumerate(spelling) for x in letters}
+        out: list[Lettered] = []
+        place = {x: k for k, x in enumerate(x for letters in spelling for x in letters)}
+        for b in sorted(blocks, key=lambda b: (-len(b.letters), -place[b.letters[-1]])):
+            for o in out:
+                if {axis[x] for x in b.letters} & {axis[x] for x in o.letters}:
+                    if not set(b.letters) & set(o.letters):
+                        self.labels.freeze(b.ids, self.why)
+                    for x in b.letters:
+                        if x not in o.letters:  # what they share is coupled already
+                            self.labels.tie(b.ids, b.letters.index(x), self.why)
+                    break
+            else:
+                out.append(b)
+        return out
 
     def project(self, block: Lettered, letters: Sequence[str]) -> Lettered:
         """Reduce a block to some of its letters: an inner axis leaves derived ids, an outer one ties what is inside."""
@@ -104,7 +123,12 @@ class Equation:
                 letters += spelled
                 dims += full
             if coarse or len(letters) != len(dims):
-                continue  # a coarse block repeats what the full block of that axis says
+                # its runs repeat what the full block of that axis says; what is inside is the same in every run
+                inner = self.labels.tie(block.ids, 0, self.why) if len(block.axes) == 2 else None
+                spelled = operand.spelling[block.axes[-1]]
+                if inner is not None and len(spelled) == 1:
+                    out.append(Lettered((spelled,), inner, index))
+                continue
             ids = block.ids.reshape(dims)
             big = [k for k, n in enumerate(dims) if n > 1]
             if big:

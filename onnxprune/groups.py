@@ -22,7 +22,7 @@ Node = tuple[str, tuple[int, ...], Hashable]
 @dataclass
 class Groups:
     """classes: class of every id. reason: why a class stays, or None. prunable: classes that are units.
-    rows: row unit (class) -> the units it holds. of: unit -> indices of the slice blocks it lives in."""
+    rows: row unit (class) -> the units it holds. inside: of a row unit, the ids of its rows. of: unit -> indices of the slice blocks it lives in."""
 
     trace: Trace
     classes: Ids
@@ -36,38 +36,50 @@ class Groups:
     normed: Mask
     normed_whole: Mask
     streams: Mask
+    inside: dict[int, list[int]] = field(default_factory=dict)
     graph: nx.Graph = field(default_factory=nx.Graph)
 
     def kept_ids(self, removed: Mask) -> Mask:
-        """Which ids are kept when the units of `removed` (a mask over classes) go; derived ids follow."""
-        kept = ~removed[self.classes]
-        for derived, members in self.trace.labels.children.items():
-            kept[derived] = kept[members].any()
-        return kept
+        """Which ids are kept when the units of `removed` (a mask over classes) go. A row unit goes with all it holds."""
+        alive = ~removed
+        children = self.trace.labels.children.items()
+        changed = True
+        while changed:
+            changed = False
+            for derived, members in children:
+                c, any_left = self.classes[derived], alive[self.classes[members]].any()
+                if alive[c] and not any_left:
+                    alive[c], changed = False, True
+        return alive[self.classes]
 
     def faults(self, removed: Mask) -> set[int]:
-        """Classes in a constraint that `removed` would break: not a rectangle, emptied, or rows that disagree."""
+        """Units in a constraint that `removed` would break: not a rectangle, emptied, or rows that disagree."""
         kept = self.kept_ids(removed)
         bad: set[int] = set()
         for ids in self.rectangles:
             if kept_shape(ids, kept) is None:
-                bad |= set(self.classes[ids[~kept[ids]]].tolist()) or set(self.classes[ids].ravel().tolist())
-        low = np.ones(len(self.prunable), bool)
-        high = np.zeros(len(self.prunable), bool)
-        np.logical_and.at(low, self.classes, kept)
-        np.logical_or.at(high, self.classes, kept)
-        uneven = np.flatnonzero(low != high)
+                bad |= self._leaves(ids[~kept[ids]].tolist() or ids.ravel().tolist())
         for derived, members in self.trace.labels.children.items():
-            c = int(self.classes[derived])
-            if c in set(uneven.tolist()) or (self.reason[c] is not None and not kept[derived]):
-                bad |= self._leaves(members)
+            c = self.classes[derived]
+            if kept[members].any() != kept[derived] or (self.reason[c] is not None and not kept[derived]):
+                bad |= self._leaves(members.tolist())
         return bad
 
-    def _leaves(self, members: Ids) -> set[int]:
+    def _leaves(self, ids: Iterable[int]) -> set[int]:
+        """The units that ids amount to: their classes, and for row units the units in them."""
         out: set[int] = set()
-        for m in members.tolist():
-            more = self.trace.labels.children.get(m)
-            out |= self._leaves(more) if more is not None else {int(self.classes[m])}
+        seen: set[int] = set()
+        todo = list(ids)
+        while todo:
+            i = todo.pop()
+            c = int(self.classes[i])
+            if c in seen:
+                continue
+            seen.add(c)
+            if c in self.inside:
+                todo += self.inside[c]
+            else:
+                out.add(c)
         return out
 
     def components(self) -> Iterator[list[int]]:
@@ -102,6 +114,8 @@ def build(trace: Trace) -> Groups:
         trace, classes, reason, prunable, {}, blocks, {c: frozenset(k) for c, k in of.items()},
         _rectangles(labels.rectangles.values(), classes), derived, normed, whole, streams,
     )  # fmt: skip
+    for d, members in labels.children.items():
+        groups.inside.setdefault(int(classes[d]), []).extend(members.tolist())
     groups.rows = _rows(groups)
     groups.graph = _graph(groups)
     return groups
@@ -137,7 +151,7 @@ def _rows(groups: Groups) -> dict[int, frozenset[int]]:
     held: dict[int, set[int]] = defaultdict(set)
     rows_of: dict[int, list[tuple[int, frozenset[int]]]] = defaultdict(list)
     for d, members in children.items():
-        leaves = frozenset(groups._leaves(members))
+        leaves = frozenset(groups._leaves(members.tolist()))
         c = int(groups.classes[d])
         held[c] |= leaves
         for leaf in leaves:

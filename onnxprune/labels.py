@@ -21,7 +21,7 @@ Mask = NDArray[np.bool_]
 KEPT = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """`ids[i, j, ..]` names the channel at position i of `axes[0]`, j of `axes[1]`, ..; outermost axis first.
 

@@ -10,6 +10,19 @@ SHARE = 0.95
 """Of the energy of a sinusoid under any window, this much lies in a few neighbouring frequencies."""
 
 
+def of(groups: Groups) -> tuple[str, ...]:
+    """All notes on one model."""
+    return (*fixed_transforms(groups), *single_sizes(groups))
+
+
+def single_sizes(groups: Groups) -> tuple[str, ...]:
+    """Symbolic dimensions that work at one size only: what depends on them was taken as fixed."""
+    return tuple(
+        f"input dimension '{name}' works at one size only, as far as could be found; it was taken as fixed"
+        for name in groups.trace.shapes.pinned
+    )
+
+
 def fixed_transforms(groups: Groups) -> tuple[str, ...]:
     """Prunable layers whose filters are nearly all pure tones: each has its energy in three neighbouring bins."""
     out: dict[str, str] = {}

@@ -62,7 +62,7 @@ class Op:
         return None if dims is None else len(dims)
 
     def dims(self, i: int) -> Dims:
-        return self.trace.shapes.static(self.node.input[i]) or ()
+        return (self.trace.shapes.static(self.node.input[i]) or ()) if self.has(i) else ()
 
     def out_dims(self, i: int = 0) -> Dims:
         return self.trace.shapes.static(self.node.output[i]) or ()
@@ -173,7 +173,7 @@ class Op:
         eq.solve()
         for i, spelled in outs.items():
             self.set(i, eq.output(spelled))
-        kept = {x for spelled in outs.values() for axis in spelled for x in axis} | set(pinned)
+        kept = {x for i, spelled in outs.items() if self.gives(i) for axis in spelled for x in axis} | set(pinned)
         if stat or kind == "gather":
             seen = set(stat) or {x for b in eq.main for x in b.letters} - kept
             nested = {x for b in eq.main if seen & set(b.letters) for x in b.letters}

@@ -38,7 +38,8 @@ def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.fl
     by_weight: dict[str, dict[object, NDArray[np.float64]]] = {}
     for s, axes, ids in groups.blocks:
         weight = groups.trace.model.weights[s.parameter]
-        if weight.onnx_type not in LABELLED or not groups.prunable[groups.classes[ids]].any():
+        units = groups.classes[ids]
+        if weight.onnx_type not in LABELLED or not (groups.prunable[units] | groups.derived[units]).any():
             continue
         cache = by_weight.setdefault(s.parameter, {})
         key = (axes, ids.shape)

@@ -124,13 +124,13 @@ def _heads(groups: Groups, scores: Scores, options: Options, removed: Mask) -> l
     """Row units to remove: of every family (rows on the same axes) the least important, as many as the ratio says.
 
     A family too small for the ratio (one of two heads at 0.3) keeps its rows: their insides are pruned instead."""
-    families: dict[Hashable, dict[frozenset[int], None]] = defaultdict(dict)
-    for units in groups.rows.values():
+    families: dict[Hashable, dict[frozenset[int], int]] = defaultdict(dict)
+    for row, units in groups.rows.items():
         if not any(groups.normed_whole[u] for u in units) or options.residual:
-            families[frozenset().union(*(groups.of[u] for u in units))].setdefault(units)
+            families[frozenset().union(*(groups.of[u] for u in units))].setdefault(units, row)
     out = []
     for family in families.values():
-        rows = sorted(family, key=lambda units: sum(scores[u] for u in units))
+        rows = sorted(family, key=lambda units: (scores[family[units]] + sum(scores[u] for u in units), min(units)))
         if len(rows) < 2 or len(frozenset().union(*rows)) != sum(map(len, rows)):
             continue
         n = round(options.ratio * len(rows))

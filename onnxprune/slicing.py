@@ -16,7 +16,7 @@ def take(weight: Weight, blocks: Sequence[Block], kept: Mask) -> Weight:
     """The kept positions of a parameter, along all of its blocks at once."""
     array = weight.array()
     index, dims = _index(weight.shape, blocks, kept)
-    flat = all(i.size == i.shape[a] for a, i in enumerate(index))
+    flat = len(index) == array.ndim and all(i.size == i.shape[a] for a, i in enumerate(index))
     if flat:
         for axis, i in enumerate(index):
             if i.size != array.shape[axis]:

@@ -24,7 +24,7 @@ def graph(signature: str, body: str, opset: int = 17, seed: int = 0, **weights: 
     random = np.random.default_rng(seed)
     for name, given in weights.items():
         array = filled(random, name, given) if isinstance(given, tuple) else np.asarray(given)
-        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
     return model
 
 
@@ -41,7 +41,7 @@ def array(model: ModelProto, name: str) -> NDArray[Any]:
 
 def replace(model: ModelProto, name: str, value: NDArray[Any]) -> None:
     tensor = next(t for t in model.graph.initializer if t.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    tensor.CopyFrom(numpy_helper.from_array(np.array(value, order="C"), name))
 
 
 def silence(model: ModelProto, where: Mapping[str, tuple[int, Sequence[int]]]) -> ModelProto:

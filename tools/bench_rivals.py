@@ -65,8 +65,7 @@ def network(name: str, tvstub: Path | None) -> tuple[Any, dict[str, Any]]:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     else:
         model, inputs = vision(name), {"image": torch.randn(1, 3, 224, 224)}
-    for module in model.modules():
-        randomise(module)
+    randomise(model)
     return model.eval(), inputs
 
 
@@ -84,19 +83,18 @@ def vision(name: str) -> Any:
         return timm.create_model(in_timm, pretrained=False)
 
 
-def randomise(module: Any) -> None:
-    """Defaults of ones and zeros would be merged by the exporter and hide mistakes."""
+def randomise(model: Any) -> None:
+    """What starts as ones or zeros (norms, biases, a ViT's head) would be merged by the exporter and hide errors."""
     import torch
-    from torch import nn
 
     with torch.no_grad():
-        if isinstance(getattr(module, "bias", None), nn.Parameter):
-            module.bias.normal_(0, 0.02)
-        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
-            module.weight.uniform_(0.5, 1.5)
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+        for parameter in model.parameters():
+            if parameter.numel() > 1 and parameter.min() == parameter.max():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
 
 
 def export(name: str, path: Path, args: argparse.Namespace) -> None:
@@ -124,6 +122,7 @@ def torch_pruning(name: str, args: argparse.Namespace) -> Figures:
     count = sum(p.numel() for p in model.parameters())
     start = time.process_time()
     heads = attention_heads(model)
+    attentions = [m for m in model.modules() if isinstance(m, torch.nn.MultiheadAttention)]
     pruner = tp.pruner.MagnitudePruner(
         model,
         inputs if len(inputs) > 1 else next(iter(inputs.values())),
@@ -132,7 +131,7 @@ def torch_pruning(name: str, args: argparse.Namespace) -> Figures:
         pruning_ratio=args.ratio,
         ignored_layers=[m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features in (2, 1000)],
         num_heads=heads,
-        round_to=max((m.num_heads for m in model.modules() if isinstance(m, torch.nn.MultiheadAttention)), default=None),
+        round_to=max((m.num_heads for m in attentions), default=None),
         output_transform=logits,
     )
     pruner.step()

@@ -11,6 +11,7 @@ Exit code 1 if any model is invalid, unproven or ends in a traceback.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import statistics
@@ -71,6 +72,16 @@ class Row:
 
 
 def prune(task: Task) -> Row:
+    start = time.perf_counter()
+    try:
+        return attempt(task)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        return Row.of(task, "TRACEBACK", " ".join(text.split())[:300], seconds=time.perf_counter() - start)
+
+
+def attempt(task: Task) -> Row:
     import onnxprune
     from onnxprune import errors
 
@@ -93,10 +104,6 @@ def prune(task: Task) -> Row:
         return Row.of(task, status, error, seconds=time.perf_counter() - start)
     except Invalid as error:
         return Row.of(task, "INVALID", error, seconds=time.perf_counter() - start)
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        return Row.of(task, "TRACEBACK", " ".join(text.split())[:300], seconds=time.perf_counter() - start)
     report = result.report
     return Row.of(
         task, "ok", note, seconds=seconds, stages=dict(report.seconds), error=report.proof.error,
@@ -229,6 +236,9 @@ def main() -> int:
     files = sorted(p for p in args.folder.glob(args.filter) if p.suffix == ".onnx")
     if not files:
         print(f"run_zoo: error: no .onnx file in {args.folder} matches {args.filter}", file=sys.stderr)
+        return 2
+    if importlib.util.find_spec("onnxprune") is None:
+        print("run_zoo: error: onnxprune is not installed here; run `pip install -e .`", file=sys.stderr)
         return 2
     inputs = args.inputs or args.folder.resolve().parent / "inputs"
     tasks = []
