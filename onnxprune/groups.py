@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.labels import Ids, Mask, Reason, kept_shape
 from onnxprune.trace import Slice, Trace
@@ -22,7 +23,11 @@ Node = tuple[str, tuple[int, ...], Hashable]
 @dataclass
 class Groups:
     """classes: class of every id. reason: why a class stays, or None. prunable: classes that are units.
-    rows: row unit (class) -> the units it holds. inside: of a row unit, the ids of its rows. of: unit -> indices of the slice blocks it lives in."""
+
+    rows: row unit (class) -> the units it holds. inside: of a row unit, the ids of its rows. home: of every class, a
+    number that stands for the set of slice blocks it lives in. normed: classes that cross a normalisation over their
+    own axis (normed_whole: over all of it, not inside rows). streams: units that several contractions produce.
+    """
 
     trace: Trace
     classes: Ids
@@ -30,7 +35,7 @@ class Groups:
     prunable: Mask
     rows: dict[int, frozenset[int]]
     blocks: list[tuple[Slice, tuple[int, ...], Ids]]
-    of: dict[int, frozenset[int]]
+    home: NDArray[np.uint64]
     rectangles: list[Ids]
     derived: Mask
     normed: Mask
@@ -40,7 +45,7 @@ class Groups:
     graph: nx.Graph = field(default_factory=nx.Graph)
 
     def kept_ids(self, removed: Mask) -> Mask:
-        """Which ids are kept when the units of `removed` (a mask over classes) go. A row unit goes with all it holds."""
+        """Which ids are kept when the units of `removed` (a mask over classes) go. A row goes with all it holds."""
         alive = ~removed
         children = self.trace.labels.children.items()
         changed = True
@@ -97,13 +102,12 @@ def build(trace: Trace) -> Groups:
     for d in labels.children:
         derived[classes[d]] = True
     blocks = [(s, b.axes, b.ids) for s in trace.slices.values() for b in s.blocks if b.ids.any()]
-    of: dict[int, set[int]] = defaultdict(set)
-    for k, (_, _, ids) in enumerate(blocks):
-        for c in np.unique(classes[ids]).tolist():
-            of[c].add(k)
-    prunable = np.zeros(count, bool)
-    for c in of:
-        prunable[c] = reason[c] is None and not derived[c]
+    home = np.zeros(count, np.uint64)
+    marks = np.random.default_rng(0).integers(1, 1 << 63, len(blocks), np.uint64)
+    for mark, (_, _, ids) in zip(marks, blocks, strict=True):
+        home[np.unique(classes[ids])] += mark  # sums of random numbers tell sets apart
+    free = np.array([r is None for r in reason], bool)
+    prunable = (home > 0) & free & ~derived
     streams = _streams(trace, classes, count)
     normed, whole = np.zeros(count, bool), np.zeros(count, bool)
     for ids in labels.normed:
@@ -111,7 +115,7 @@ def build(trace: Trace) -> Groups:
         if ids.ndim == 1:
             whole[classes[ids]] = True
     groups = Groups(
-        trace, classes, reason, prunable, {}, blocks, {c: frozenset(k) for c, k in of.items()},
+        trace, classes, reason, prunable, {}, blocks, home,
         _rectangles(labels.rectangles.values(), classes), derived, normed, whole, streams,
     )  # fmt: skip
     for d, members in labels.children.items():
@@ -135,13 +139,15 @@ def _rectangles(blocks: Iterable[Ids], classes: Ids) -> list[Ids]:
 
 def _streams(trace: Trace, classes: Ids, count: int) -> Mask:
     """Units that several contractions produce: residual streams."""
-    producers: dict[int, int] = {}
+    producer = np.full(count, -1)
     streams = np.zeros(count, bool)
     for index in trace.macs:
         for name in trace.model.proto.graph.node[index].output[:1]:
             for block in trace.of(name):
-                for c in np.unique(classes[block.ids]).tolist():
-                    streams[c] |= producers.setdefault(c, index) != index
+                units = classes[block.ids.ravel()]
+                first = producer[units]
+                streams[units] |= (first >= 0) & (first != index)
+                producer[units] = np.where(first < 0, index, first)
     return streams
 
 

@@ -127,7 +127,7 @@ def _heads(groups: Groups, scores: Scores, options: Options, removed: Mask) -> l
     families: dict[Hashable, dict[frozenset[int], int]] = defaultdict(dict)
     for row, units in groups.rows.items():
         if not any(groups.normed_whole[u] for u in units) or options.residual:
-            families[frozenset().union(*(groups.of[u] for u in units))].setdefault(units, row)
+            families[frozenset(groups.home[list(units)].tolist())].setdefault(units, row)
     out = []
     for family in families.values():
         rows = sorted(family, key=lambda units: (scores[family[units]] + sum(scores[u] for u in units), min(units)))
@@ -157,8 +157,9 @@ def _linked(groups: Groups, scores: Scores, allowed: Mask, removed: Mask) -> lis
             rows[unit].append((r, where, n))
             members[r][where][unit] = n
     buckets: dict[Hashable, list[int]] = defaultdict(list)
-    for u in np.flatnonzero(live).tolist():
-        buckets[groups.of[u], tuple(sorted(rows[u]))].append(u)
+    alive = np.flatnonzero(live)
+    for u, home in zip(alive.tolist(), groups.home[alive].tolist(), strict=True):
+        buckets[home, tuple(sorted(rows[u])) if u in rows else ()].append(u)
     for key in buckets:
         mine = [r for r, _, _ in key[1]]  # type: ignore[index]
         for r in mine[1:]:
