@@ -84,6 +84,7 @@ class Equation:
             for o in out:
                 if {axis[x] for x in b.letters} & {axis[x] for x in o.letters}:
                     if not set(b.letters) & set(o.letters):
+                        self._demand_joint([b, o], spelling[axis[b.letters[0]]])
                         self.labels.freeze(b.ids, self.why)
                     for x in b.letters:
                         if x not in o.letters:  # what they share is coupled already
@@ -92,6 +93,12 @@ class Equation:
             else:
                 out.append(b)
         return out
+
+    def _demand_joint(self, blocks: Sequence[Lettered], axis: str) -> None:
+        letters = tuple(x for x in axis if any(x in b.letters for b in blocks))
+        for b in blocks:
+            if self.demand and b.operand >= 0:
+                self.demand(self.operands[b.operand], letters, self.parts[b.operand])
 
     def project(self, block: Lettered, letters: Sequence[str]) -> Lettered:
         """Reduce a block to some of its letters: an inner axis leaves derived ids, an outer one ties what is inside."""

@@ -17,7 +17,7 @@ from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_he
 
 from .backstop import alone, probe_with_runtime
 from .model import Model
-from .shape_rules import Kind, dims_of, from_partial, in_range, plausible
+from .shape_rules import LIKE_FIRST, Kind, dims_of, from_partial, in_range, plausible
 from .values import FOLLOWED, FOLLOWED_TYPES, LIMIT, Dims, Value, propagate, shape_value
 
 _DATALESS = frozenset([
@@ -193,6 +193,8 @@ class Inference:
         except (shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
             return None
         kinds = [_kind(found[n]) if n in found else None for n in proto.output]
+        if node.standard and proto.op_type in LIKE_FIRST and kinds and dims_of(kinds[0]) is None:
+            kinds[0] = given[0]  # ONNX leaves the shape of these out
         if not node.standard and any(dims_of(k) is None for k in kinds if not isinstance(k, bytes)):
             return [*probe_with_runtime(proto, types, tensors, self._opsets, self._ir)] or kinds
         return kinds

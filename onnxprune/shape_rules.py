@@ -13,6 +13,8 @@ Kind = tuple[int, Dims | None] | bytes
 """(element type, dims) of a tensor; the serialised TypeProto of a sequence, map or optional."""
 
 _SPATIAL = frozenset(["Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "MaxPool", "AveragePool", "LpPool"])
+LIKE_FIRST = frozenset(["GroupNormalization"])
+"""Operators whose first output has the shape of the first input although ONNX's inference may not say so."""
 _TARGETED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
 """Operators with a target shape, and at which input."""
 

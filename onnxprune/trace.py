@@ -151,26 +151,26 @@ class Trace:
         self.slices[key] = Slice(name, key, blocks, (use,))
         self.owned[use] = blocks
 
-    def demand(self, parts: Sequence[tuple[Block, int | None]]) -> None:
+    def demand(self, parts: Sequence[tuple[Block, int | None]], merged: bool = False) -> None:
         """Ask that axes of one parameter be born as one joint block when the trace is run again.
 
         `parts`: 1-D blocks, outermost first, with the number of ids wanted along it (None = all)."""
-        axes: list[tuple[int, int]] = []
-        keys = set()
-        for block, n in parts:
-            born = self.labels.origin(block.ids)
-            if isinstance(born, tuple) and isinstance(born[0], tuple) and born[0][0] is None:
-                self.demands.setdefault(born[0], []).append(())  # made up by an operator: better without labels
-                return
-            if not isinstance(born, tuple) or len(born) != 2 or not isinstance(born[1], tuple) or len(born[1]) != 1:
-                return
-            keys.add(born[0])
-            axes.append((born[1][0][0], -1 if n is None else n))
-        if len(keys) == 1 and len({a for a, _ in axes}) == len(axes) > 1:
+        origins = [self.labels.origin(block.ids) for block, _ in parts]
+        births = [o for o in origins if isinstance(o, tuple) and len(o) == 2 and isinstance(o[1], tuple)]
+        keys = {born[0] for born in births}
+        if len(keys) > 1 or len(births) < len(parts):
+            for key in keys:
+                if merged and isinstance(key, tuple) and key[0] is None:  # made up by an operator: better without labels
+                    self.demands.setdefault(key, []).append(())
+            return
+        if not keys or any(len(born[1]) != 1 for born in births):
+            return
+        axes = tuple((born[1][0][0], -1 if n is None else n) for born, (_, n) in zip(births, parts, strict=True))
+        if len({a for a, _ in axes}) == len(axes) > 1:
             wanted = self.demands.setdefault(keys.pop(), [])
             taken = {a for other in wanted for a, n in other if n == -1}
-            if not taken & {a for a, n in axes if n == -1} and tuple(axes) not in wanted:
-                wanted.append(tuple(axes))
+            if not taken & {a for a, n in axes if n == -1} and axes not in wanted:
+                wanted.append(axes)
 
 
 def opset(model: Model, domain: str = "") -> int:

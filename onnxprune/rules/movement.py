@@ -74,7 +74,8 @@ def _joined(op: Op, used: Sequence[int], alone: dict[int, list[Block]], axis: in
     k = axes.index(axis)
     parts = []
     for i in used:
-        n = op.dims(i)[axis] or 1
+        size = op.dims(i)[axis]
+        n = 1 if size is None else size
         own = alone[i][0] if alone[i] else None
         shape = tuple(n if a == axis else dims[a] for a in axes)
         if own is None:
@@ -95,6 +96,7 @@ def _joined(op: Op, used: Sequence[int], alone: dict[int, list[Block]], axis: in
         return None
     ids = np.concatenate(parts, axis=k)
     labels = op.trace.labels
+    parts = [p for p in parts if p.size]
     if k == len(axes) - 1 and k > 0:
         for part in parts:
             labels.rectangle(part)

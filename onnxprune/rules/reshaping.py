@@ -65,7 +65,7 @@ def _together(op: Op, segments: Sequence[tuple[range, range]]) -> list[Block]:
             len(ins) == len(outs) and op.dims(0)[ins.start : ins.stop] == op.out_dims(0)[outs.start : outs.stop]
         )
         if merges:
-            op.trace.demand([(b, None) for b in inside])
+            op.trace.demand([(b, None) for b in inside], merged=True)
             for b in inside:
                 op.trace.labels.freeze(b.ids, op.why("merges two labelled axes into one"))
             left = [b for b in left if b not in inside]
