@@ -140,7 +140,7 @@ class Trace:
         return tuple(blocks)
 
     def born(self, key: Hashable, dims: Sequence[int | None]) -> tuple[Block, ...]:
-        """Blocks of a tensor whose axes the operator makes up (zeros of a given shape): static axes may shrink."""
+        """Blocks of a tensor whose axes the operator makes up (zeros of a given shape): static ones may shrink."""
         return self._born(key, [1 if n is None else n for n in dims])
 
     def own(self, use: tuple[int, int], blocks: tuple[Block, ...]) -> None:

@@ -23,7 +23,9 @@ LARGEST = 60_000
 
 
 def conv_bn(ins: int, outs: int, kernel: int = 3, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(ins, outs, kernel, padding=kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(outs))
+    return nn.Sequential(
+        nn.Conv2d(ins, outs, kernel, padding=kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(outs)
+    )
 
 
 class Residual(nn.Module):
@@ -154,7 +156,9 @@ def export(network: nn.Module, shape: tuple[int, ...], path: Path, dynamo: bool)
     """The network as a file that takes any batch size."""
     example = (torch.randn(shape),)
     batch: dict[str, object] = (
-        {"dynamic_shapes": ({0: torch.export.Dim("batch", min=1)},)} if dynamo else {"dynamic_axes": {"x": {0: "batch"}, "y": {0: "batch"}}}
+        {"dynamic_shapes": ({0: torch.export.Dim("batch", min=1)},)}
+        if dynamo
+        else {"dynamic_axes": {"x": {0: "batch"}, "y": {0: "batch"}}}
     )
     torch.onnx.export(network, example, str(path), input_names=["x"], output_names=["y"], opset_version=18,
                       dynamo=dynamo, external_data=False, **batch)  # fmt: skip

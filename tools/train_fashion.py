@@ -77,9 +77,16 @@ def augment(x: torch.Tensor) -> torch.Tensor:
 def export(model: nn.Module, path: Path, keep_bn: bool) -> None:
     mode = torch.onnx.TrainingMode.PRESERVE if keep_bn else torch.onnx.TrainingMode.EVAL
     torch.onnx.export(
-        model.eval(), torch.zeros(1, 1, 28, 28), str(path), input_names=["image"], output_names=["logits"],
-        dynamic_axes={"image": {0: "N"}, "logits": {0: "N"}}, opset_version=17, dynamo=False,
-        training=mode, do_constant_folding=not keep_bn,
+        model.eval(),
+        torch.zeros(1, 1, 28, 28),
+        str(path),
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_axes={"image": {0: "N"}, "logits": {0: "N"}},
+        opset_version=17,
+        dynamo=False,
+        training=mode,
+        do_constant_folding=not keep_bn,
     )
 
 
@@ -111,7 +118,9 @@ def main() -> None:
         print(f"epoch {epoch + 1}: top-1 {hits / len(xt):.4f}", flush=True)
     export(model, args.out / "fashion_resnet.onnx", keep_bn=False)
     export(model, args.out / "fashion_resnet_bn.onnx", keep_bn=True)
-    np.savez_compressed(args.out / "fashion_test.npz", image=xt[:2000].numpy().astype(np.float16), labels=yt[:2000].numpy())
+    np.savez_compressed(
+        args.out / "fashion_test.npz", image=xt[:2000].numpy().astype(np.float16), labels=yt[:2000].numpy()
+    )
 
 
 if __name__ == "__main__":
