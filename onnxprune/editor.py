@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,6 @@ def new_dims(dims: Sequence[int | None], blocks: Sequence[Block], kept: Mask) ->
             if out[axis] == n or dims[axis] == n:
                 out[axis] = m
     return out
-
-
-def fresh_name(model: Model, base: str) -> str:
-    """`base`, numbered where it is taken."""
-    taken = model.weights.keys() | {x for n in model.proto.graph.node for x in (*n.output, *n.input)}
-    return base if base not in taken else next(x for k in count(2) if (x := f"{base}_{k}") not in taken)
 
 
 @dataclass
@@ -76,7 +69,7 @@ class Editor:
 
     def const(self, i: int, array: NDArray[Any], onnx_type: int | None = None) -> None:
         """Input `i` becomes a constant of this node's own."""
-        name = fresh_name(self.model, f"{self.node.name}_{i}_pruned")
+        name = self.model.fresh_name(f"{self.node.name}_{i}_pruned")
         self.model.weights[name] = Weight.of(array, onnx_type)
         while len(self.node.input) <= i:
             self.node.input.append("")
@@ -84,7 +77,7 @@ class Editor:
 
     def where(self, i: int, mask: NDArray[np.bool_], new: NDArray[np.int64]) -> None:
         """Input `i`, computed at run time, is overridden where `mask` is set."""
-        base = fresh_name(self.model, f"{self.node.name}_{i}_pruned")
+        base = self.model.fresh_name(f"{self.node.name}_{i}_pruned")
         for suffix, array in (("_mask", mask), ("_new", new)):
             self.model.weights[base + suffix] = Weight.of(array)
         self.before.append(
@@ -137,7 +130,7 @@ class Editor:
         self.node.input[i] = self._fraction(self.node.input[i], f"{self.node.name}_{i}_scaled", factors, self.before)
 
     def _fraction(self, source: str, base: str, factors: Sequence[tuple[int, int]], nodes: list[NodeProto]) -> str:
-        base = fresh_name(self.model, base)
+        base = self.model.fresh_name(base)
         for suffix, part in (("_by", 0), ("_over", 1)):
             self.model.weights[base + suffix] = Weight.of(np.array([f[part] for f in factors], np.int64))
         nodes.append(helper.make_node("Mul", [source, base + "_by"], [base + "_wide"], name=base + "_wide"))
@@ -155,7 +148,7 @@ class Editor:
         if old == self.in_shape(0) and not scale:
             return
         name = self.node.output[out]
-        base = fresh_name(self.model, f"{name}_pinned")
+        base = self.model.fresh_name(f"{name}_pinned")
         self.node.output[out] = base
         told = base
         if scale:
@@ -214,7 +207,7 @@ class Editor:
         else:
             self._bounds(axis, 0, (1 << 31) - 1, 1)
             name = self.node.output[0]
-            base = fresh_name(self.model, f"{self.node.name}_picked")
+            base = self.model.fresh_name(f"{self.node.name}_picked")
             self.model.weights[base + "_at"] = Weight.of(picked)
             self.node.output[0] = base
             for later in self.after:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.editor import Editor, fresh_name
+from onnxprune.editor import Editor
 from onnxprune.equation import Dims
 from onnxprune.labels import Block, Mask, kept_shape, positions
 from onnxprune.model import Model, Weight
@@ -56,7 +56,7 @@ def masked(trace: Trace, kept: Mask, sizes: Mapping[str, Dims]) -> Model:
             node.input[i] = _gathered(model, node.input[i], block, kept, before[r.node])
         for o, block in r.outs:
             name = node.output[o]
-            node.output[o] = fresh_name(model, name + "_kept")
+            node.output[o] = model.fresh_name(name + "_kept")
             _scattered(model, node.output[o], name, at(name, block), kept, after[r.node])
         if r.node not in done:
             done.add(r.node)
@@ -72,7 +72,7 @@ def masked(trace: Trace, kept: Mask, sizes: Mapping[str, Dims]) -> Model:
 
 
 def _add(model: Model, base: str, array: NDArray[Any], onnx_type: int | None = None) -> str:
-    name = fresh_name(model, base)
+    name = model.fresh_name(base)
     model.weights[name] = Weight.of(array, onnx_type)
     return name
 
@@ -93,7 +93,7 @@ def _mask(trace: Trace, name: str, block: Block, kept: Mask, dims: Sequence[int 
 
 
 def _masked(trace: Trace, model: Model, source: str, name: str, mask: Mask, fill: str, before: list[NodeProto]) -> str:
-    out = fresh_name(model, name + "_masked")
+    out = model.fresh_name(name + "_masked")
     kind = trace.shapes.dtype(name) or TensorProto.FLOAT
     if kind in FLOATS and not fill:
         held = _add(model, out + "_mask", mask.astype(helper.tensor_dtype_to_np_dtype(kind)), kind)
@@ -114,7 +114,7 @@ def _gathered(model: Model, name: str, block: Block, kept: Mask, nodes: list[Nod
 def _pick(model: Model, name: str, axis: int, axes: Sequence[int], where: NDArray[Any], nodes: list[NodeProto]) -> str:
     """Positions `where` along `axis`: the same in every row (Gather), or row by row (GatherElements)."""
     rows = where.reshape(-1, where.shape[-1]).astype(np.int64)
-    out = fresh_name(model, f"{name}_at{axis}")
+    out = model.fresh_name(f"{name}_at{axis}")
     same = bool((rows == rows[0]).all())
     gathered = out if same else out + "_like"
     at = _add(model, out + "_index", rows[0])

@@ -38,6 +38,7 @@ class Model:
     weights: dict[str, Weight]
     path: Path | None = None
     data_files: tuple[Path, ...] = ()
+    _names: set[str] | None = field(default=None, repr=False, compare=False)
     _folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -76,6 +77,17 @@ class Model:
         proto.graph.initializer.extend(bare)
         # A second, small parse lets go of the memory that held the weights.
         return cls(ModelProto.FromString(proto.SerializeToString()), weights, path, tuple(store.files))
+
+    def fresh_name(self, base: str) -> str:
+        """`base`, numbered where a tensor or node has that name; never given twice."""
+        if self._names is None:
+            nodes = self.graph.node
+            self._names = {x for n in nodes for x in (n.name, *n.input, *n.output)} | self.weights.keys()
+        name, k = base, 2
+        while name in self._names:
+            name, k = f"{base}_{k}", k + 1
+        self._names.add(name)
+        return name
 
     def copy(self) -> Model:
         """An independent model that shares the weights, which nobody changes in place."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from onnx import NodeProto, helper
 
-from onnxprune.editor import Editor, fresh_name
+from onnxprune.editor import Editor
 from onnxprune.labels import Mask
 from onnxprune.model import Model
 from onnxprune.slicing import take
@@ -88,7 +88,7 @@ def _slice_all(trace: Trace, kept: Mask, model: Model) -> dict[str, str]:
             if k == 0 and not whole:
                 model.weights[name] = sliced
                 continue
-            fresh = fresh_name(model, f"{name}_pruned")
+            fresh = model.fresh_name(f"{name}_pruned")
             model.weights[fresh] = sliced
             aliases[fresh] = trace.aliases.get(name, name)
             for s in members:

@@ -160,7 +160,7 @@ class Trace:
         keys = {born[0] for born in births}
         if len(keys) > 1 or len(births) < len(parts):
             for key in keys:
-                if merged and isinstance(key, tuple) and key[0] is None:  # made up by an operator: better without labels
+                if merged and isinstance(key, tuple) and key[0] is None:  # made up: better without labels
                     self.demands.setdefault(key, []).append(())
             return
         if not keys or any(len(born[1]) != 1 for born in births):

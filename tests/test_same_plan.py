@@ -42,8 +42,13 @@ def as_initializers(model: ModelProto) -> None:
 
 
 def shared(model: ModelProto) -> None:
-    """Equal vectors and scalars are one initializer, as exporters and optimisers make them. (Nodes share an equal
-    bias or size; a shared matrix would tie layers, which is another network.)"""
+    """Biases are zeros, and equal vectors are one initializer: exporters write one zero vector for many layers. (A shared
+    matrix would tie layers on purpose, which is another network.)"""
+    biases = {i for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm") for i in n.input[2:]}
+    biases |= {i for n in model.graph.node if n.op_type == "Add" for i in n.input}
+    for t in model.graph.initializer:
+        if t.name in biases and t.data_type == onnx.TensorProto.FLOAT:
+            t.CopyFrom(numpy_helper.from_array(np.zeros(list(t.dims), np.float32), t.name))
     first: dict[tuple[str, ...], str] = {}
     same = {}
     for t in model.graph.initializer:
