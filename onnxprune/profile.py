@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.criteria import Criterion
 from onnxprune.groups import Groups
-from onnxprune.labels import Mask
+from onnxprune.labels import Ids, Mask
 from onnxprune.model import Model
 from onnxprune.options import Cost
 from onnxprune.trace import LABELLED, Trace
@@ -35,37 +37,32 @@ def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.fl
     own mean so that a 3x3 kernel cannot outvote a 1x1. One score a class."""
     rng = np.random.default_rng(seed)
     scores = np.zeros(len(groups.prunable))
-    by_weight: dict[str, dict[object, NDArray[np.float64]]] = {}
+    blocks: dict[str, list[tuple[tuple[int, ...], Ids]]] = defaultdict(list)
     for s, axes, ids in groups.blocks:
-        weight = groups.trace.model.weights[s.parameter]
         units = groups.classes[ids]
-        if weight.onnx_type not in LABELLED or not (groups.prunable[units] | groups.derived[units]).any():
-            continue
-        cache = by_weight.setdefault(s.parameter, {})
-        key = (axes, ids.shape)
-        if key not in cache:
-            cache[key] = _magnitude(weight.array(), axes, ids.shape, criterion, rng)
-        value = cache[key]
-        mean = float(value.mean())
-        if mean > 0:
-            np.add.at(scores, groups.classes[ids], value / mean)
+        if (groups.prunable[units] | groups.derived[units]).any():
+            blocks[s.parameter].append((axes, ids))
+    for name, places in blocks.items():
+        weight = groups.trace.model.weights[name].array()
+        saliency = criterion(weight if weight.dtype in (np.float32, np.float64) else weight.astype(np.float32), rng)
+        sums: dict[object, NDArray[np.float64]] = {}
+        for axes, ids in places:
+            key = (axes, ids.shape)
+            if key not in sums:
+                sums[key] = _summed(saliency, axes, ids.shape)
+            mean = float(sums[key].mean())
+            if mean > 0:
+                np.add.at(scores, groups.classes[ids], sums[key] / mean)
     return scores
 
 
-def _magnitude(
-    array: NDArray[np.generic], axes: tuple[int, ...], shape: tuple[int, ...], criterion: Criterion,
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:  # fmt: skip
+def _summed(saliency: NDArray[Any], axes: tuple[int, ...], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Saliency summed over all axes but `axes`, in the ids' order of axes."""
-    data = np.asarray(array)
-    if data.dtype not in (np.float32, np.float64):
-        data = data.astype(np.float32)
-    saliency = criterion(data, rng)
     if saliency.shape[axes[0]] != shape[0]:  # a coarse axis: runs of positions
         n = saliency.shape[axes[0]]
         saliency = np.add.reduceat(saliency, np.arange(0, n, n // shape[0]), axis=axes[0])
     others = tuple(k for k in range(saliency.ndim) if k not in axes)
-    summed = saliency.sum(axis=others, dtype=np.float64)
+    summed = saliency.sum(axis=others).astype(np.float64)
     return np.asarray(summed.transpose(np.argsort(np.argsort(axes))), np.float64)
 
 

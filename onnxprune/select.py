@@ -20,7 +20,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_array
 
 from onnxprune.groups import Groups
-from onnxprune.labels import Mask
+from onnxprune.labels import Ids, Mask
 from onnxprune.options import Options
 
 Scores = NDArray[np.float64]
@@ -33,7 +33,7 @@ class Linked:
     buckets: list[list[int]]
     steps: int
     gone: float = 0.0
-    rows: tuple[tuple[dict[int, int], ...], ...] = ()
+    rectangles: Sequence[Ids] = ()
     scores: Scores | None = None
 
     def coarse(self, wanted: float) -> bool:
@@ -51,22 +51,26 @@ class Linked:
     def solved(self, most: int, least: int) -> list[int]:
         """Between `least` and `most` units of least total score such that all rows of a rectangle lose equally many."""
         units = sorted(u for b in self.buckets for u in b)
-        at = {u: i for i, u in enumerate(units)}
-        n, m = len(units), len(self.rows)
+        column = {u: i for i, u in enumerate(units)}
+        n, m = len(units), len(self.rectangles)
         total = np.zeros((1, n + m))
         total[0, :n] = 1
         constraints = [LinearConstraint(total, least, most)]
-        for j, rows in enumerate(self.rows):
+        widest = []
+        for j, block in enumerate(self.rectangles):
+            flat = block.reshape(-1, block.shape[-1]).tolist()
+            rows = [row for row in flat if any(u in column for u in row)]
             table = lil_array((len(rows), n + m))
             for i, row in enumerate(rows):
-                for u, times in row.items():
-                    table[i, at[u]] = times
-                table[i, n + j] = -1
+                for u in row:
+                    if u in column:
+                        table[i, column[u]] += 1
+            table[:, n + j] = -1
             constraints.append(LinearConstraint(table.tocsc(), 0, 0))
+            widest.append(min(sum(u in column for u in row) for row in rows) - 1)
         cost = np.zeros(n + m)
         assert self.scores is not None
         cost[:n] = self.scores[units] + 1e-9
-        widest = [min(sum(r.values()) for r in rows) - 1 for rows in self.rows]
         found = milp(
             cost, integrality=np.r_[np.ones(n), np.zeros(m)], constraints=constraints,
             bounds=Bounds(np.zeros(n + m), np.r_[np.ones(n), widest]), options={"time_limit": 5.0, "mip_rel_gap": 0.02},
@@ -144,43 +148,42 @@ def _heads(groups: Groups, scores: Scores, options: Options, removed: Mask) -> l
 
 def _linked(groups: Groups, scores: Scores, allowed: Mask, removed: Mask) -> list[Linked]:
     live = allowed & ~removed
-    rows: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    links = DisjointSet(range(len(groups.rectangles)))
-    members: dict[int, dict[int, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
-    for r, ids in enumerate(groups.rectangles):
-        if ids.ndim < 2:
-            continue
+    nested = [ids for ids in groups.rectangles if ids.ndim > 1]
+    marks = np.random.default_rng(1)
+    where = np.zeros(len(live), np.uint64)  # a number that stands for the rows a unit is in, and how often
+    link = np.full(len(live), -1)  # one of the rectangles it is in
+    links = DisjointSet(range(len(nested)))
+    gone = np.zeros(len(nested), np.int64)
+    for r, ids in enumerate(nested):
         flat = groups.classes[ids].reshape(-1, ids.shape[-1])
+        dead = removed[flat]
+        gone[r] = np.unique(flat[dead]).size if dead.any() else 0
         row, column = np.nonzero(live[flat])
-        pairs, times = np.unique(np.stack([flat[row, column], row]), axis=1, return_counts=True)
-        for (unit, where), n in zip(pairs.T.tolist(), times.tolist(), strict=True):
-            rows[unit].append((r, where, n))
-            members[r][where][unit] = n
-    buckets: dict[Hashable, list[int]] = defaultdict(list)
+        units = flat[row, column]
+        np.add.at(where, units, marks.integers(1, 1 << 63, len(flat), np.uint64)[row])
+        for other in np.unique(link[units]).tolist():
+            if other >= 0:
+                links.merge(other, r)
+        link[units] = r
+    roots = np.array([links[int(r)] if r >= 0 else -1 for r in range(len(nested))] + [-1])
+    most = np.zeros(len(nested) + 1, np.int64)
+    np.maximum.at(most, roots[:-1], gone)
     alive = np.flatnonzero(live)
-    for u, home in zip(alive.tolist(), groups.home[alive].tolist(), strict=True):
-        buckets[home, tuple(sorted(rows[u])) if u in rows else ()].append(u)
-    for key in buckets:
-        mine = [r for r, _, _ in key[1]]  # type: ignore[index]
-        for r in mine[1:]:
-            links.merge(mine[0], r)
+    alive = alive[np.lexsort((alive, scores[alive]))]
+    buckets: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    linked = roots[link[alive]]
+    keys = zip(groups.home[alive].tolist(), where[alive].tolist(), linked.tolist(), strict=True)
+    for u, key in zip(alive.tolist(), keys, strict=True):
+        buckets[key].append(u)
     joined: dict[Hashable, list[list[int]]] = defaultdict(list)
-    gone: dict[Hashable, int] = defaultdict(int)
-    for key, units in buckets.items():
-        mine = [r for r, _, _ in key[1]]  # type: ignore[index]
-        name: Hashable = ("linked", links[mine[0]]) if mine else key
-        joined[name].append(sorted(units, key=lambda u: (scores[u], u)))
-    for r, ids in enumerate(groups.rectangles):
-        if ids.ndim > 1:
-            dead = np.unique(groups.classes[ids])
-            gone["linked", links[r]] = max(gone["linked", links[r]], int(removed[dead].sum()))
-    tables: dict[Hashable, tuple[tuple[dict[int, int], ...], ...]] = defaultdict(tuple)
-    for r, table in members.items():
-        tables["linked", links[r]] += (tuple(table.values()),)
+    for key, bucket in buckets.items():
+        joined[key[2] if key[2] >= 0 else key].append(bucket)
     out = []
     for name, parts in joined.items():
         left = sum(map(len, parts))
-        out.append(Linked(parts, gcd(*map(len, parts)), gone[name] / (left + gone[name]), tables[name], scores))
+        root = name if isinstance(name, int) else -1
+        inside = [groups.classes[ids] for r, ids in enumerate(nested) if root >= 0 and roots[r] == root]
+        out.append(Linked(parts, gcd(*map(len, parts)), int(most[root]) / (left + int(most[root])), inside, scores))
     return out
 
 

@@ -1,5 +1,5 @@
-"""Write tiny networks to `tests/data/`, each as several tools write it: both of PyTorch's exporters, and what onnxsim and
-onnxslim make of their files. Random weights from a fixed seed, nothing trained.
+"""Write tiny networks to `tests/data/`, each as several tools write it: both of PyTorch's exporters, and what onnxsim
+and onnxslim make of their files. Random weights from a fixed seed, nothing trained.
 
     python tools/make_pairs.py tests/data/
 
@@ -58,7 +58,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Shuffle(nn.Module):
-    """One ShuffleNetV2 unit after a stem: half of the channels pass, the other half is worked on, then both are mixed."""
+    """One ShuffleNetV2 unit after a stem: half of the channels pass, the others are worked on, then both are mixed."""
 
     def __init__(self) -> None:
         super().__init__()
