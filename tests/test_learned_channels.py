@@ -70,7 +70,7 @@ def shuffles(blocks: int) -> ModelProto:
         body += f"""
             l{k}, m{k} = Split<axis = 1>(a{k - 1}, halves)
             c{k} = Conv(m{k}, w{k}, b{k})
-            q{k} = Relu(c{k})
+            q{k} = LeakyRelu(c{k})
             j{k} = Concat<axis = 1>(l{k}, q{k})
             g{k} = Reshape(j{k}, apart)
             t{k} = Transpose<perm = [0, 2, 1, 3, 4]>(g{k})
