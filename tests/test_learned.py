@@ -133,7 +133,9 @@ def rotary(turn: str) -> ModelProto:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("turn", [HALVES, INTERLEAVED, PARTIAL], ids=["halves", "interleaved", "partial, nothing left over"])
+@pytest.mark.parametrize(
+    "turn", [HALVES, INTERLEAVED, PARTIAL], ids=["halves", "interleaved", "partial, nothing left over"]
+)
 @pytest.mark.parametrize("heads", [True, False])
 def test_rotary_embedding(turn: str, heads: bool) -> None:
     kept = shapes(pruned(rotary(turn), heads=heads))
@@ -202,16 +204,18 @@ LSTM = """
 ZEROS = {"of shape": "ConstantOfShape(state)", "expanded": "Expand(nought, state)"}
 
 
-@pytest.mark.parametrize("zeros", ZEROS.values(), ids=ZEROS)
-def test_stacked_lstm_from_zero_states(zeros: str) -> None:
-    body = LSTM.format(
-        d="one", zeros=zeros, way="", join="b = Squeeze(a, ones)", join2="z = Squeeze(c, ones)"
-    )  # fmt: skip
-    model = graph(
+def stacked(zeros: str) -> ModelProto:
+    body = LSTM.format(d="one", zeros=zeros, way="", join="b = Squeeze(a, ones)", join2="z = Squeeze(c, ones)")
+    return graph(
         "(float[5, N, 12] x) => (float[5, N, 3] y)", body, w1=(1, 32, 12), r1=(1, 32, 8), b1=(1, 64), w2=(1, 32, 8),
         r2=(1, 32, 8), b2=(1, 64), wo=(8, 3), at=np.array([1]), one=np.array([1]), ones=np.array([1]), width=np.array([8]),
         nought=np.float32(0),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("zeros", ZEROS.values(), ids=ZEROS)
+def test_stacked_lstm_from_zero_states(zeros: str) -> None:
+    model = stacked(zeros)
     kept = shapes(pruned(model))
     assert (kept["w1"], kept["r1"], kept["b1"]) == ((1, 16, 12), (1, 16, 4), (1, 32))
     assert (kept["w2"], kept["r2"], kept["b2"], kept["wo"]) == ((1, 16, 4), (1, 16, 4), (1, 32), (4, 3))
