@@ -221,7 +221,10 @@ def _excluded(options: Options) -> Callable[[onnx.NodeProto], bool]:
 
 def _nothing(groups: Groups, options: Options) -> str:
     if not groups.blocks:
-        return "the model has no weights that could be pruned"
+        nodes = groups.trace.model.proto.graph.node
+        bodies = sorted({n.op_type for n in nodes if any(a.HasField("g") for a in n.attribute)})
+        where = f" outside the bodies of {', '.join(bodies)}, which stay as they are" if bodies else ""
+        return f"the model has no weights that could be pruned{where}"
     if groups.prunable.any():
         return f"ratio {options.ratio} removes no unit inside the limits; raise it, or allow more (--residual, --heads)"
     reasons = [f for f in _frozen(groups) if f.reason]
