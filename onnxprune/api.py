@@ -274,7 +274,7 @@ def _plan(groups: Groups, kept: Mask, options: Options) -> Plan:
 def _infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
     alive = np.zeros(len(groups.prunable), bool)
     np.logical_or.at(alive, groups.classes, kept)
-    _, sizes = profile.of_units(groups)
+    sizes = profile.of_units(groups)
     work = np.zeros(len(groups.prunable))
     for count, blocks in groups.trace.macs.values():
         for ids in blocks:

@@ -85,9 +85,7 @@ class Editor:
         )
         self.node.input[i] = base
 
-    def sizes(
-        self, i: int, out: int, axes: Sequence[int] | None = None, zero_copies: bool = False, one_fits: bool = False
-    ) -> None:
+    def sizes(self, i: int, out: int, axes: Sequence[int] | None = None, one_fits: bool = False) -> None:
         """Input `i` lists the sizes of output `out` (of its `axes`): write the new ones."""
         name = self._original().output[out]
         old = list(self.trace.shapes.static(name) or ())

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from onnxprune.labels import Ids, Mask, Reason, kept_shape
 from onnxprune.trace import Slice, Trace
 
-Node = tuple[str, tuple[int, ...], Hashable]
-
 
 @dataclass
 class Groups:
@@ -26,7 +24,7 @@ class Groups:
 
     rows: row unit (class) -> the units it holds. inside: of a row unit, the ids of its rows. home: of every class, a
     number that stands for the set of slice blocks it lives in. normed: classes that cross a normalisation over their
-    own axis (normed_whole: over all of it, not inside rows). streams: units that several contractions produce.
+    own axis (normed_whole: over all of it, not inside rows). streams: units of branches that are added.
     """
 
     trace: Trace
@@ -111,7 +109,9 @@ def build(trace: Trace) -> Groups:
         home[np.unique(classes[ids])] += mark  # sums of random numbers tell sets apart
     free = np.array([r is None for r in reason], bool)
     prunable = (home > 0) & free & ~derived
-    streams = _streams(trace, classes, count)
+    streams = np.zeros(count, bool)
+    for ids in labels.sums:
+        streams[classes[ids]] = True
     normed, whole = np.zeros(count, bool), np.zeros(count, bool)
     for ids in labels.normed:
         normed[classes[ids]] = True
@@ -137,20 +137,6 @@ def _rectangles(blocks: Iterable[Ids], classes: Ids) -> list[Ids]:
                 ids, units = np.take(ids, 0, k), np.take(units, 0, k)
         seen.setdefault((ids.shape, units.tobytes()), ids)
     return list(seen.values())
-
-
-def _streams(trace: Trace, classes: Ids, count: int) -> Mask:
-    """Units that several contractions produce: residual streams."""
-    producer = np.full(count, -1)
-    streams = np.zeros(count, bool)
-    for index in trace.macs:
-        for name in trace.model.proto.graph.node[index].output[:1]:
-            for block in trace.of(name):
-                units = classes[block.ids.ravel()]
-                first = producer[units]
-                streams[units] |= (first >= 0) & (first != index)
-                producer[units] = np.where(first < 0, index, first)
-    return streams
 
 
 def _rows(groups: Groups) -> dict[int, frozenset[int]]:

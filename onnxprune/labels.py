@@ -63,6 +63,7 @@ class Labels:
         self.frozen: list[tuple[Ids, Reason]] = [(np.zeros(1, np.int64), Reason("", "", "fixed size"))]
         self.rectangles: dict[tuple[tuple[int, ...], bytes], Ids] = {}
         self.normed: list[Ids] = []
+        self.sums: list[Ids] = []
         self.couplings = 0
 
     def fresh(self, key: Hashable, shape: Iterable[int]) -> Ids:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -66,12 +65,9 @@ def _summed(saliency: NDArray[Any], axes: tuple[int, ...], shape: tuple[int, ...
     return np.asarray(summed.transpose(np.argsort(np.argsort(axes))), np.float64)
 
 
-def of_units(groups: Groups) -> tuple[Mapping[int, int], NDArray[np.float64]]:
-    """Elements of parameters on each slice block, and of each class."""
-    per_block: dict[int, int] = {}
+def of_units(groups: Groups) -> NDArray[np.float64]:
+    """Elements of parameters that the slices of every class hold."""
     per_class = np.zeros(len(groups.prunable))
-    for k, (s, _, ids) in enumerate(groups.blocks):
-        size = groups.trace.model.weights[s.parameter].size
-        per_block[k] = size
-        np.add.at(per_class, groups.classes[ids], size / ids.size)
-    return per_block, per_class
+    for s, _, ids in groups.blocks:
+        np.add.at(per_class, groups.classes[ids], groups.trace.model.weights[s.parameter].size / ids.size)
+    return per_class

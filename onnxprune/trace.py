@@ -5,7 +5,7 @@ This module knows the graph and its parameters but no operator: rules (in `rules
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -70,6 +70,7 @@ class Trace:
     structures: dict[Hashable, list[Axes]] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     retraced: bool = False
+    original: Container[Hashable] = ()
     excluded: Callable[[NodeProto], bool] = lambda node: False
     blocks: dict[str, tuple[Block, ...]] = field(default_factory=dict)
     slices: dict[Hashable, Slice] = field(default_factory=dict)
@@ -77,7 +78,6 @@ class Trace:
     edits: list[tuple[int, Edit]] = field(default_factory=list)
     macs: dict[int, tuple[float, tuple[Ids, ...]]] = field(default_factory=dict)
     demands: dict[Hashable, list[Axes]] = field(default_factory=dict)
-    unknown: dict[str, int] = field(default_factory=dict)
     owned: dict[tuple[int, int], tuple[Block, ...]] = field(default_factory=dict)
 
     def run(self, rules: Mapping[str, Callable[[Op], None]]) -> None:
@@ -90,7 +90,6 @@ class Trace:
             if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
                 op.freeze("its body sees the whole tensor")
             elif rule is None:
-                self.unknown[op.type] = self.unknown.get(op.type, 0) + 1
                 op.freeze("no rule for this operator")
             else:
                 rule(op)
@@ -114,6 +113,8 @@ class Trace:
         # Exporters share equal vectors between unrelated layers; a shared matrix is tied on purpose.
         vector = sum(n > 1 for n in dims) <= 1
         node = self.model.proto.graph.node[use[0]].name if use else ""
+        if self.retraced:  # by what the parameter was before it was sliced
+            vector = (root,) not in self.original
         key: Hashable = (root, node, use[1]) if vector and use else (root,)
         if key not in self.slices:
             self.slices[key] = Slice(name, key, self._born(key, dims), (use,) if vector and use else ())

@@ -63,6 +63,9 @@ def pointwise(op: Op) -> None:
     if ranks_known(op, used):
         rank = max(len(op.dims(i)) for i in used)
         op.eq({i: aligned(op.dims(i), rank) for i in used}, {0: list(LETTERS[:rank])})
+        summed = [i for i in used if op.blocks(i) and op.node.input[i] not in op.trace.model.weights]
+        if op.type in ("Add", "Sum") and len(summed) > 1:
+            op.trace.labels.sums += [b.ids for i in summed for b in op.blocks(i)]
 
 
 def opaque(op: Op) -> None:

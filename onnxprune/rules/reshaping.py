@@ -26,7 +26,7 @@ def reshape(op: Op) -> None:
         return op.freeze("the shape on one side is not known")
     op.set(0, [out for group in _together(op, segments) if (out := _move(op, group, segments, a, b, d)) is not None])
     if op.type == "Reshape":
-        op.edit(lambda e: e.sizes(1, 0, zero_copies=not op.attr("allowzero", 0)))
+        op.edit(lambda e: e.sizes(1, 0))
 
 
 def segment(a: Shape, b: Shape, c: Shape, d: Shape) -> list[tuple[range, range]] | None:
