@@ -27,7 +27,7 @@ class Operand:
     blocks: tuple[Block, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lettered:
     """A block spelled in letters: `ids` has one axis per letter, outermost first."""
 
@@ -118,7 +118,7 @@ class Equation:
         for block in operand.blocks:
             letters: list[str] = []
             dims: list[int] = []
-            coarse = False
+            coarse = block.coarse and len(operand.spelling[block.axes[0]]) == 1
             for axis, n in zip(block.axes, block.ids.shape, strict=True):
                 spelled = operand.spelling[axis]
                 full = [self.sizes[x] for x in spelled] if len(spelled) > 1 else [n]
@@ -175,6 +175,9 @@ class Equation:
                 self.labels.freeze(turned, self.why)
             else:
                 self.labels.couple(a.ids, turned, self.why)
+                if a.letters == main.letters and (a.ids == KEPT).any():  # what stays here is that of the other side
+                    k = self.main.index(main)
+                    self.main[k] = replace(main, ids=np.where(a.ids == KEPT, turned, a.ids))
         if not covered:
             self.main.append(block)
 

@@ -31,6 +31,7 @@ class Block:
 
     axes: tuple[int, ...]
     ids: Ids
+    coarse: bool = False
 
     def at(self, dims: Sequence[int | None]) -> Block:
         """The block with periodic axes written out to the sizes `dims` of a run."""

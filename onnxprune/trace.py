@@ -137,7 +137,8 @@ class Trace:
             self.labels.rectangle(ids)
             big = [k for k, n in enumerate(ids.shape) if n > 1]
             if big:
-                blocks.append(Block(tuple(axes[k][0] for k in big), ids.reshape([ids.shape[k] for k in big])))
+                coarse = axes[big[0]][1] != -1
+                blocks.append(Block(tuple(axes[k][0] for k in big), ids.reshape([ids.shape[k] for k in big]), coarse))
         return tuple(blocks)
 
     def born(self, key: Hashable, dims: Sequence[int | None]) -> tuple[Block, ...]:

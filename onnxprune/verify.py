@@ -118,7 +118,11 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
     """Run the masked original and the rewritten model on the same random inputs, at both probes' sizes."""
     taps = _taps(trace, kept)
     after = _with_outputs(trace, after, taps)
-    pruned = Session(after, options.providers)
+    try:
+        pruned = Session(after, options.providers)
+    except RuntimeFailure as e:
+        Session(trace.model, options.providers)  # if it does not load either, that is what the user should hear
+        raise CheckFailed(f"the pruned model does not load: {e}") from e
     floors = [1e-2 if o.name not in taps and _saturates(trace, o.name) else 1e-6 for o in after.proto.graph.output]
     worst, batches = 0.0, []
     tolerance = options.check_rtol or tolerance_of(trace)

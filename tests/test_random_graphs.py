@@ -4,8 +4,10 @@ ONNXPRUNE_EXAMPLES sets how many graphs are tried (60 if unset)."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -97,3 +99,13 @@ def _assert_slices(before: dict[str, NDArray[np.float32]], after: dict[str, NDAr
         assert (whole.ravel()[found] == array).all(), f"{name} holds values that {origin} does not"
         for axis, places in enumerate(np.unravel_index(found, whole.shape)):
             assert (np.diff(places, axis=axis) > 0).all(), f"{name} is out of order along axis {axis}"
+
+
+COUNTEREXAMPLES = Path(__file__).parent / "counterexamples"
+
+
+@pytest.mark.parametrize(("name", "chosen"), json.loads((COUNTEREXAMPLES / "options.json").read_text()).items())
+def test_what_once_failed_is_proven(name: str, chosen: dict[str, object]) -> None:
+    """Random graphs that an earlier version got wrong, with the options of that run."""
+    result = prune(COUNTEREXAMPLES / f"{name}.onnx", **chosen)
+    assert result.report.proof.error <= result.report.proof.tolerance

@@ -39,10 +39,7 @@ def _conv(op: Op, x: int, w: int, vectors: tuple[int, ...], fills: dict[int, int
         macs="goc"[groups == 1 :] + kernel + (image if transposed else result), text="a convolution with a fixed side",
     )  # fmt: skip
     if groups > 1 and transposed:
-        block = next((b for b in op.blocks(x) if b.axes == (1,)), None)
-        if block is not None:
-            ids = block.ids.reshape(groups, ins)
-            op.edit(lambda e: e.attr("group", int(e.kept(ids).any(axis=1).sum())))
+        op.edit(lambda e: e.attr("group", (e.out_shape(0)[1] or 1) // e.in_size(w, 1)))
     elif groups > 1:
         op.edit(lambda e: e.attr("group", e.in_size(x, 1) // e.in_size(w, 1)))
 

@@ -96,6 +96,13 @@ def _joined(op: Op, used: Sequence[int], alone: dict[int, list[Block]], axis: in
         return None
     ids = np.concatenate(parts, axis=k)
     labels = op.trace.labels
+    for i in used:  # what an input holds on the other axes of the nesting, beside it
+        for b in op.blocks(i):
+            if axis not in b.axes and set(b.axes) & set(axes):
+                if b.axes == axes[:-1] and k == len(axes) - 1:
+                    op.couple(b.ids, labels.derive(ids))
+                else:
+                    labels.freeze(b.ids, op.why("joins differently nested axes"))
     parts = [p for p in parts if p.size]
     if k == len(axes) - 1 and k > 0:
         for part in parts:
