@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from string import ascii_lowercase, ascii_uppercase
 
 import numpy as np
@@ -11,7 +11,6 @@ from onnxprune.equation import Dims
 from onnxprune.labels import Block, Ids
 from onnxprune.op import Op
 
-Rule = Callable[[Op], None]
 LETTERS = ascii_lowercase + ascii_uppercase
 
 
