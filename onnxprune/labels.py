@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 KEPT = 0
+FROZEN = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,13 +187,17 @@ class Kept(Labels):
     A coupling whose two sides are not the same original channels, position by position, is a fault: this is the proof
     by re-trace."""
 
-    def __init__(self, original: Labels, classes: Ids, kept: Mask) -> None:
+    def __init__(self, original: Labels, classes: Ids, kept: Mask, frozen: Mask | None = None) -> None:
         super().__init__()
         self.original, self.kept = original, kept
         self.faults: list[tuple[Reason, str]] = []
         self.n = original.n
         self._known: dict[bytes, int] = {}
         names = np.arange(int(classes.max()) + 1)  # of every class; a row unit is named by what is left in it
+        if frozen is not None:  # nothing of it went, so that no two of its positions can have been confused
+            plain = frozen.copy()
+            plain[classes[[KEPT, *original.children]]] = False
+            names[plain] = FROZEN
         changed = True
         while changed:
             changed = False

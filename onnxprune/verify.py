@@ -31,7 +31,8 @@ TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
 
 def retrace(trace: Trace, groups: Groups, kept: Mask, after: Rewritten, shapes: Shapes) -> int:
     """Trace the rewritten graph with the original's ids; returns how many couplings agree, or raises CheckFailed."""
-    labels = Kept(trace.labels, groups.classes, kept)
+    frozen = np.array([r is not None for r in groups.reason], bool)
+    labels = Kept(trace.labels, groups.classes, kept, frozen)
     again = Trace(after.model, shapes, labels, trace.structures, after.aliases, True, trace.slices)
     again.run(RULES)
     if labels.faults:
