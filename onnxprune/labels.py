@@ -204,7 +204,7 @@ class Kept(Labels):
             self._known.clear()
             for derived, members in original.children.items():
                 alive = np.unique(names[classes[members[kept[members]]]])
-                if alive.size:
+                if alive.size and FROZEN not in alive:
                     own = int(names[classes[derived]])
                     name = int(alive[0]) if alive.size == 1 else self._known.setdefault(alive.tobytes(), own)
                     if name != own:  # two descriptions of one row
@@ -246,10 +246,10 @@ class Kept(Labels):
         flat = ids.reshape(-1, ids.shape[-1])
         out = np.empty(len(flat), np.int64)
         for i, row in enumerate(flat):
-            if (row == KEPT).any():
+            names = np.unique(self._name(row))
+            if (row == KEPT).any() or FROZEN in names:  # this row stays, whatever else it holds
                 out[i] = KEPT
                 continue
-            names = np.unique(self._name(row))
             if names.size == 1:
                 out[i] = row[0]
                 continue
