@@ -1,0 +1,111 @@
+"""Parameters behind expressions (Transpose, Cast, DequantizeLinear of a weight): read and write their value.
+
+A refitted layer must go back into the file as the file keeps it: in half precision, transposed, or in quantisation
+steps with the scales it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, helper
+
+from onnxprune.model import Model, Weight
+
+Array = NDArray[Any]
+EXPRESSIONS = ("Identity", "Cast", "Transpose", "DequantizeLinear")
+"""Operators through which a parameter is followed."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """The tensor `name` as the value of `path` (outermost operator last) applied to the initializer `root`."""
+
+    name: str
+    root: str
+    path: tuple[NodeProto, ...] = ()
+
+    def read(self, model: Model) -> Array:
+        """Its value, float64."""
+        value = _float(model.weights[self.root].array()) if not self.path else model.weights[self.root].array()
+        for node in self.path:
+            value = _forward(node, value, model)
+        return np.asarray(value, np.float64)
+
+    def write(self, model: Model, value: Array, root: str | None = None) -> None:
+        """Store the nearest value that the initializer's type (and its scales) can hold, under `root` if given."""
+        kind = model.weights[self.root].onnx_type
+        for node in reversed(self.path):
+            value = _backward(node, value, model)
+        dtype = model.weights[self.root].dtype
+        if dtype.kind in "iu":
+            info = np.iinfo(dtype)
+            value = np.clip(np.rint(value), info.min, info.max)
+        model.weights[root or self.root] = Weight.of(np.ascontiguousarray(value.astype(dtype)), kind)
+
+
+def parameter(name: str, model: Model, made_by: Mapping[str, NodeProto]) -> Parameter | None:
+    """The parameter that a tensor is, or None where it depends on an input or on an operator not known here."""
+    path: list[NodeProto] = []
+    tensor = name
+    while tensor not in model.weights:
+        node = made_by.get(tensor)
+        if node is None or node.op_type not in EXPRESSIONS:
+            return None
+        if node.op_type == "DequantizeLinear" and any(n and n not in model.weights for n in node.input[1:]):
+            return None
+        path.append(node)
+        tensor = node.input[0]
+    if model.weights[tensor].dtype.kind not in "fiuV":
+        return None
+    return Parameter(name, tensor, tuple(reversed(path)))
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """The value of an attribute, text as str."""
+    for a in node.attribute:
+        if a.name == name:
+            value = helper.get_attribute_value(a)
+            return value.decode() if isinstance(value, bytes) else value
+    return default
+
+
+def _float(value: Array) -> Array:
+    return value.astype(np.float64)
+
+
+def _perm(node: NodeProto, rank: int) -> list[int]:
+    return list(attribute(node, "perm", range(rank)[::-1]))
+
+
+def _scales(node: NodeProto, value: Array, model: Model) -> tuple[Array, Array]:
+    """Scale and zero point, broadcastable to the value."""
+    parts = [_float(model.weights[n].array()) for n in node.input[1:] if n]
+    scale, zero = parts[0], parts[1] if len(parts) > 1 else np.zeros(())
+    if scale.ndim != 1 or scale.size == 1:
+        return scale.reshape(()) if scale.size == 1 else scale, zero.reshape(()) if zero.size == 1 else zero
+    shape = [1] * value.ndim
+    shape[int(attribute(node, "axis", 1))] = -1
+    return scale.reshape(shape), zero.reshape(shape) if zero.ndim else zero
+
+
+def _forward(node: NodeProto, value: Array, model: Model) -> Array:
+    if node.op_type == "Transpose":
+        return value.transpose(_perm(node, value.ndim))
+    if node.op_type == "DequantizeLinear":
+        scale, zero = _scales(node, value, model)
+        return (_float(value) - zero) * scale
+    return _float(value)
+
+
+def _backward(node: NodeProto, value: Array, model: Model) -> Array:
+    if node.op_type == "Transpose":
+        return value.transpose(np.argsort(_perm(node, value.ndim)))
+    if node.op_type == "DequantizeLinear":
+        scale, zero = _scales(node, value, model)
+        return value / scale + zero
+    return value

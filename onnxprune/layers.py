@@ -1,0 +1,211 @@
+"""Layers as least squares sees them: output = rows(input) @ matrix + bias, for each convolution group.
+
+One small function a family of operators builds the `Layer`; everything after it (statistics, scores, refitting) speaks
+of rows, columns and targets only. A column is one input channel at one kernel position, channel-major.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from onnxprune.expressions import Parameter, attribute, parameter
+from onnxprune.model import Model
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a convolution slides: one entry a spatial axis; `pads` are (begin, end) pairs, or `auto` decides them.
+
+    `stuff`: zeros go between the inputs and the kernel is flipped (a transposed convolution, as a plain one)."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    auto: str = "NOTSET"
+    stuff: tuple[int, ...] = ()
+    extra: tuple[int, ...] = ()
+
+    def padded(self, x: Array) -> Array:
+        if self.stuff:
+            dims = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], self.stuff, strict=True)]
+            wide = np.zeros((*x.shape[:2], *dims), x.dtype)
+            wide[(slice(None), slice(None), *(slice(None, None, s) for s in self.stuff))] = x
+            x = wide
+        reach = [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
+        if self.stuff:
+            pads = [(r - a, r - b + e) for r, (a, b), e in zip(reach, self.pads, self.extra, strict=True)]
+        elif self.auto.startswith("SAME"):
+            total = [max(0, (-(-n // s) - 1) * s + r + 1 - n)
+                     for n, s, r in zip(x.shape[2:], self.strides, reach, strict=True)]  # fmt: skip
+            low = [t // 2 if self.auto == "SAME_UPPER" else -(-t // 2) for t in total]
+            pads = [(a, t - a) for a, t in zip(low, total, strict=True)]
+        else:
+            pads = [(0, 0)] * len(reach) if self.auto == "VALID" else list(self.pads)
+        x = np.pad(x, [(0, 0), (0, 0), *((max(a, 0), max(b, 0)) for a, b in pads)])
+        cut = [slice(-min(a, 0), n + min(b, 0)) for (a, b), n in zip(pads, x.shape[2:], strict=True)]
+        return x[(slice(None), slice(None), *cut)]
+
+    def results(self, dims: Sequence[int]) -> list[int]:
+        """Output sizes for padded input sizes."""
+        reach = [d * (k - 1) + 1 for d, k in zip(self.dilations, self.kernel, strict=True)]
+        return [(n - r) // s + 1 for n, r, s in zip(dims, reach, self.strides, strict=True)]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """`node` computes `out` from `data` with a weight whose layout `matrix` and `restore` know.
+
+    groups: independent blocks of channels. window: None for a matrix product. x_axis, y_axis: the feature axes.
+    bias: input index of the node's own bias, or None where it can have none. scale: factor on bias (Gemm's beta).
+    """
+
+    index: int
+    node: NodeProto
+    data: str
+    weight: Parameter
+    matrix: Callable[[Array], Array] = field(repr=False)
+    restore: Callable[[Array, tuple[int, ...]], Array] = field(repr=False)
+    groups: int = 1
+    window: Window | None = None
+    x_axis: int = -1
+    y_axis: int = -1
+    bias: int | None = None
+    scale: float = 1.0
+
+    @property
+    def out(self) -> str:
+        return str(self.node.output[0])
+
+    def taps(self) -> int:
+        """Columns of one input channel."""
+        return prod(self.window.kernel) if self.window else 1
+
+    def positions(self, y: Array) -> int:
+        """How many rows an output holds in one sample (convolution) or in all (matrix product)."""
+        return prod(y.shape[2:]) if self.window else y.size // y.shape[self.y_axis]
+
+    def rows(self, x: Array, at: NDArray[np.int64]) -> Array:
+        """[groups, rows, columns]: the inputs of the chosen output positions, sample-major."""
+        if self.window is None:
+            flat = np.moveaxis(x, self.x_axis, -1).reshape(-1, x.shape[self.x_axis])
+            return flat[at][None]
+        padded = self.window.padded(x)
+        n, c, *dims = padded.shape
+        where = np.stack(np.unravel_index(at, self.window.results(dims)))
+        starts = [w * s for w, s in zip(where, self.window.strides, strict=True)]
+        steps = np.array(list(product(*(range(k) for k in self.window.kernel))), np.int64).T
+        flat_index = np.zeros((len(at), steps.shape[1]), np.int64)
+        for axis, size in enumerate(dims):
+            flat_index = flat_index * size + starts[axis][:, None] + steps[axis][None] * self.window.dilations[axis]
+        picked = padded.reshape(n, self.groups, c // self.groups, -1)[..., flat_index]  # n g c P k
+        return np.ascontiguousarray(picked.transpose(1, 0, 3, 2, 4)).reshape(
+            self.groups, n * len(at), c // self.groups * self.taps()
+        )
+
+    def targets(self, y: Array, at: NDArray[np.int64]) -> Array:
+        """[groups, rows, outputs]: what stands at the chosen output positions, in the order of `rows`."""
+        if self.window is None:
+            return np.moveaxis(y, self.y_axis, -1).reshape(-1, y.shape[self.y_axis])[at][None]
+        n, o = y.shape[:2]
+        picked = y.reshape(n, self.groups, o // self.groups, -1)[..., at]
+        return picked.transpose(1, 0, 3, 2).reshape(self.groups, n * len(at), o // self.groups)
+
+
+Nodes = Mapping[str, NodeProto]
+Handle = Callable[[int, NodeProto, Model, Nodes, Callable[[str], int | None]], Layer | None]
+
+
+def _convolution(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any) -> Layer | None:
+    weight = parameter(node.input[1], model, made_by)
+    if weight is None or attribute(node, "activation") is not None or len(node.input) > 3:
+        return None
+    shape = weight.read(model).shape
+    n, groups = len(shape) - 2, int(attribute(node, "group", 1))
+    kernel = tuple(shape[2:])
+    pads = list(attribute(node, "pads", [0] * 2 * n))
+    window = Window(
+        kernel, tuple(attribute(node, "strides", [1] * n)), tuple(attribute(node, "dilations", [1] * n)),
+        tuple(zip(pads[:n], pads[n:], strict=True)), str(attribute(node, "auto_pad", "NOTSET")),
+    )  # fmt: skip
+
+    def matrix(w: Array) -> Array:
+        return w.reshape(groups, w.shape[0] // groups, -1).transpose(0, 2, 1)
+
+    def restore(m: Array, to: tuple[int, ...]) -> Array:
+        return m.transpose(0, 2, 1).reshape(to)
+
+    if node.op_type == "ConvTranspose":
+        if window.auto != "NOTSET" or attribute(node, "output_shape") is not None:
+            return None
+        window = Window(kernel, (1,) * n, window.dilations, window.pads, "NOTSET", window.strides,
+                        tuple(attribute(node, "output_padding", [0] * n)))  # fmt: skip
+        turn = tuple(range(2, 2 + n))
+
+        def matrix(w: Array) -> Array:
+            flipped = np.flip(w, turn).reshape(groups, w.shape[0] // groups, w.shape[1], -1)
+            return flipped.transpose(0, 1, 3, 2).reshape(groups, -1, w.shape[1])
+
+        def restore(m: Array, to: tuple[int, ...]) -> Array:
+            flipped = m.reshape(groups, to[0] // groups, -1, to[1]).transpose(0, 1, 3, 2)
+            return np.flip(flipped.reshape(to), turn)
+
+    return Layer(index, node, node.input[0], weight, matrix, restore, groups, window, 1, 1, 2)
+
+
+def _gemm(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any) -> Layer | None:
+    weight = parameter(node.input[1], model, made_by)
+    alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))
+    if weight is None or attribute(node, "activation") is not None or not alpha or not beta:
+        return None
+    turned = bool(attribute(node, "transB", 0))
+    return Layer(
+        index, node, node.input[0], weight,
+        lambda w: (alpha * (w.T if turned else w))[None],
+        lambda m, to: (m[0].T if turned else m[0]) / alpha,
+        x_axis=0 if attribute(node, "transA", 0) else 1, y_axis=1, bias=2, scale=beta,
+    )  # fmt: skip
+
+
+def _matmul(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any) -> Layer | None:
+    for side in (1, 0):
+        weight = parameter(node.input[side], model, made_by)
+        if weight is None or len(weight.read(model).shape) != 2:
+            continue
+        if parameter(node.input[1 - side], model, made_by) is not None or (rank(node.input[1 - side]) or 0) < 2:
+            return None
+        if side == 1:
+            return Layer(index, node, node.input[0], weight, lambda w: w[None], lambda m, to: m[0])
+        return Layer(
+            index, node, node.input[1], weight, lambda w: w.T[None], lambda m, to: m[0].T, x_axis=-2, y_axis=-2
+        )
+    return None
+
+
+HANDLES: dict[str, Handle] = {
+    "Conv": _convolution, "ConvTranspose": _convolution, "FusedConv": _convolution, "Gemm": _gemm, "FusedGemm": _gemm,
+    "MatMul": _matmul,
+}  # fmt: skip
+
+
+def layers(model: Model, rank: Callable[[str], int | None]) -> list[Layer]:
+    """Every node of the main graph that is a linear map of an activation by a parameter, in order."""
+    nodes = list(model.proto.graph.node)
+    made_by = {o: n for n in nodes for o in n.output}
+    found = []
+    for index, node in enumerate(nodes):
+        handle = HANDLES.get(node.op_type)
+        layer = handle(index, node, model, made_by, rank) if handle else None
+        if layer is not None and layer.data not in model.weights:
+            found.append(layer)
+    return found

@@ -1,0 +1,239 @@
+"""Refit what is left to what was there: sequential, asymmetric least squares over the rewritten graph.
+
+Layer by layer, in order: the input comes from the pruned network as it is by now, the target from the dense one (where
+the layer feeds a sum, the dense sum less the current shortcut). Every layer behind the first cut is solved again, not
+only those that lost inputs: each takes back part of what the earlier ones could not.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.expressions import EXPRESSIONS, Parameter, parameter
+from onnxprune.labels import Mask
+from onnxprune.layers import Layer, layers
+from onnxprune.least_squares import Problem, Solution, solve
+from onnxprune.model import Weight
+from onnxprune.rewrite import Rewritten
+from onnxprune.slicing import take
+from onnxprune.tails import Shift, Tail, tail
+from onnxprune.trace import Trace
+from onnxprune.walk import Walk
+
+Array = NDArray[Any]
+Gathered = list[tuple[Array, ...]]
+ROWS_PER_COLUMN = 24
+LEAST_ROWS = 6000
+MOST_NUMBERS = 150_000_000
+"""Sampled rows of one layer, in numbers: 600 MB of float32."""
+
+
+@dataclass
+class Refit:
+    """What happened to one layer: squared errors on held-out rows, relative to the target's energy."""
+
+    layer: str
+    before: float
+    after: float
+    ridge: float
+
+
+@dataclass
+class Refits:
+    """All layers that were solved for, and those that were not with the reason."""
+
+    solved: list[Refit] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def restricted(trace: Trace, kept: Mask, name: str, value: Array) -> Array:
+    """A dense activation at the kept positions of its labelled axes."""
+    blocks = [b.at(value.shape) for b in trace.of(name)]
+    if all(kept[b.ids].all() for b in blocks):
+        return value
+    return take(Weight.of(value), blocks, kept).array()
+
+
+class Reconstruction:
+    """Both networks on the way through the same batches. The last `held` batches only judge."""
+
+    def __init__(
+        self, trace: Trace, kept: Mask, after: Rewritten, feeds: Sequence[Mapping[str, Array]], held: int,
+        providers: Sequence[str] = ("cpu",), seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.trace, self.kept, self.after, self.held, self.seed = trace, kept, after, held, seed
+        self.dense = Walk(trace.model, feeds, trace.shapes.dtype, providers)
+        self.current = Walk(after.model, feeds, trace.shapes.dtype, providers)
+        self.open: set[int] = set()
+        self.refits = Refits()
+
+    def run(self, progress: Callable[[float], None] | None = None) -> Refits:
+        found = layers(self.after.model, self._rank)
+        shared: dict[str, list[Layer]] = defaultdict(list)
+        for layer in found:
+            shared[layer.weight.root].append(layer)
+        self.open = {layer.index for layer in found}
+        for k, layer in enumerate(found):
+            if progress:
+                progress(k / len(found))
+            members = shared[layer.weight.root]
+            if members[-1] is layer:
+                why = self._refit(members)
+                if why:
+                    self.refits.skipped[layer.weight.root] = why
+                self.open -= {m.index for m in members}
+                self.current.release()
+                self.dense.release()
+        return self.refits
+
+    def _rank(self, name: str) -> int | None:
+        dims = self.trace.shapes.static(name)
+        return None if dims is None else len(dims)
+
+    def _refit(self, members: list[Layer]) -> str:
+        """Solve for one weight and all layers that use it; why not, where it cannot be done."""
+        layer, model = members[0], self.after.model
+        if self._readers(layer.weight.root, {m.index for m in members}) != {m.index for m in members}:
+            return "the weight has uses that are no layers"
+        weight = layer.weight.read(model)
+        start = layer.matrix(weight)
+        groups, outputs = start.shape[0], start.shape[0] * start.shape[2]
+        tails = [tail(m, self.current, outputs, self._rank(m.out)) for m in members]
+        biases = [self._bias(m, outputs) for m in members]
+        alike = all(np.allclose(t.scale, tails[0].scale) for t in tails)
+        if any(b is None for b in biases) or not alike or not all(np.allclose(b, biases[0]) for b in biases):  # type: ignore[arg-type]
+            return "its bias or scale differs from use to use"
+        bias = np.asarray(biases[0]).reshape(groups, -1)
+        gathered = self._gather(members, tails, start)
+        if isinstance(gathered, str):
+            return gathered
+        movable = all(self._movable(t.shift) for t in tails)
+        solved, energy = [], 0.0
+        for g, (rows, wanted, offset) in enumerate(gathered):
+            scale = tails[0].scale.reshape(groups, -1)[g]
+            p = Problem(rows, wanted, scale, offset, tails[0].low, tails[0].high, movable)
+            held = max(1, round(len(rows) * self.held / self.dense.batches))
+            test = p.part(slice(len(rows) - held, None))
+            exact = test.error(start[g], bias[g]) <= 1e-10 * test.energy()
+            solved.append(Solution(start[g], bias[g], 0, 0, 0) if exact else solve(p, start[g], bias[g], held))
+            energy += test.energy() + 1e-30
+        if all(s.before == 0 for s in solved):
+            return "nothing that it reads or gives was cut"
+        self.refits.solved.append(Refit(
+            layer.node.name, sum(s.before for s in solved) / energy, sum(s.error for s in solved) / energy,
+            max(s.ridge for s in solved),
+        ))  # fmt: skip
+        layer.weight.write(model, layer.restore(np.stack([s.matrix for s in solved]), weight.shape))
+        moved = np.concatenate([s.bias for s in solved]) - bias.ravel()
+        self._move(tails, moved if movable else np.zeros_like(moved))
+        if len(members) > 1:
+            self.current.forget(m.index for m in members)
+        return ""
+
+    def _readers(self, root: str, members: Container[int]) -> set[int]:
+        """Indices of the nodes that read a parameter, seen through the expressions on it."""
+        found, todo = set[int](), [root]
+        while todo:
+            for k in self.current.readers[todo.pop()]:
+                node = self.current.nodes[k]
+                if k not in members and node.op_type in EXPRESSIONS:
+                    todo += node.output
+                else:
+                    found.add(k)
+        return found
+
+    def _bias(self, layer: Layer, outputs: int) -> Array | None:
+        """The layer's own bias [outputs]; None where it is no parameter."""
+        k = layer.bias
+        if k is None or len(layer.node.input) <= k or not layer.node.input[k]:
+            return np.zeros(outputs)
+        own = self._parameter(layer.node.input[k])
+        value = None if own is None else own.read(self.after.model)
+        if value is None or value.size not in (1, outputs):
+            return None
+        return np.broadcast_to(layer.scale * value.ravel(), outputs)
+
+    def _parameter(self, name: str) -> Parameter | None:
+        made_by = {o: self.current.nodes[k] for o, k in self.current.made_by.items()}
+        return parameter(name, self.after.model, made_by)
+
+    def _gather(self, members: list[Layer], tails: list[Tail], start: Array) -> Gathered | str:
+        """Of every group (rows, wanted, offset), held-out batches last."""
+        groups, columns = start.shape[:2]
+        total = max(LEAST_ROWS, ROWS_PER_COLUMN * columns)
+        total = min(total, MOST_NUMBERS // (groups * columns)) // len(members)
+        parts: list[list[tuple[Array, Array, Array]]] = [[] for _ in range(self.dense.batches)]
+        for layer, its in zip(members, tails, strict=True):
+            name, other = its.compared, its.other
+            if other and self.current.ancestors(other) & self.open - {layer.index}:
+                name, other = its.end, ""  # the shortcut is not final yet
+            if self.trace.shapes.static(name) is None:
+                return "its output is new in the pruned graph"
+            xs, dense = self.current.value(layer.data), self.dense.value(name)
+            others = self.current.value(other) if other else [None] * len(xs)
+            rng = np.random.default_rng((self.seed, layer.index))
+            for batch, (x, y, z) in enumerate(zip(xs, dense, others, strict=True)):
+                y = restricted(self.trace, self.kept, name, y)
+                if layer.window is None and y.shape[layer.y_axis] != start.shape[2]:
+                    return "its output has another shape in the pruned graph"
+                if layer.window is not None and y.shape[1] != groups * start.shape[2]:
+                    return "its output has another shape in the pruned graph"
+                there = layer.positions(y)
+                many = -(-total // (len(xs) * (len(x) if layer.window else 1)))
+                at = np.sort(rng.choice(there, min(there, max(many, 1)), replace=False))
+                rows, wanted = layer.rows(x, at), layer.targets(y, at)
+                offset = np.broadcast_to(its.offset.reshape(groups, 1, -1), wanted.shape)
+                if z is not None:
+                    offset = offset + layer.targets(np.broadcast_to(z, y.shape), at)
+                parts[batch].append((rows, wanted, offset))
+        flat = [p for batch in parts for p in batch]
+        return [
+            (*(np.concatenate([p[k][g] for p in flat]).astype(np.float32, copy=False) for k in range(3)),)
+            for g in range(groups)
+        ]
+
+    def _movable(self, shift: Shift | None) -> bool:
+        if shift is None:
+            return False
+        if len(shift.node.input) <= shift.operand or not shift.node.input[shift.operand]:
+            return True
+        own = self._parameter(shift.node.input[shift.operand])
+        return own is not None and (not own.path or len(self._readers(own.root, ())) == 1)
+
+    def _move(self, tails: list[Tail], moved: Array) -> None:
+        """Change the offset of the layer's output by `moved`, where the tail says; shared parameters are copied."""
+        if not moved.any():
+            return
+        model, done = self.after.model, dict[str, str]()
+        nodes = {t.shift.node.output[0] for t in tails if t.shift}
+        for its in tails:
+            assert its.shift is not None
+            node, k = its.shift.node, its.shift.operand
+            delta = np.divide(its.scale * moved, its.shift.factor, where=its.shift.factor != 0, out=np.zeros_like(moved))
+            old = node.input[k] if len(node.input) > k else ""
+            if old in done:
+                fresh = done[old]
+            elif not old:
+                fresh = model.fresh_name(f"{node.output[0]}_bias")
+                kind = self.trace.shapes.dtype(node.output[0])
+                model.weights[fresh] = Weight.of(delta, kind)
+            else:
+                own = self._parameter(old)
+                assert own is not None
+                lone = all(self.current.nodes[r].output[0] in nodes for r in self._readers(own.root, ()))
+                fresh = old if lone or own.path else model.fresh_name(f"{old}_refit")
+                value = own.read(model)
+                value = value if value.size == delta.size else np.broadcast_to(value.ravel(), delta.shape)
+                own.write(model, value + delta.reshape(value.shape), None if fresh == old else fresh)
+                if fresh != old:
+                    self.after.aliases[fresh] = self.after.aliases.get(old, old)
+            done[old] = fresh
+            if old != fresh:
+                node.input.extend([""] * (k + 1 - len(node.input)))
+                node.input[k] = fresh
