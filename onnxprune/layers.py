@@ -91,9 +91,11 @@ class Layer:
         """Columns of one input channel."""
         return prod(self.window.kernel) if self.window else 1
 
-    def positions(self, y: Array) -> int:
-        """How many rows an output holds in one sample (convolution) or in all (matrix product)."""
-        return prod(y.shape[2:]) if self.window else y.size // y.shape[self.y_axis]
+    def places(self, x: Array) -> int:
+        """How many rows an input makes: of one sample (convolution), of all (matrix product)."""
+        if self.window is None:
+            return x.size // x.shape[self.x_axis]
+        return prod(self.window.results(self.window.padded(x[:1, :1]).shape[2:]))
 
     def rows(self, x: Array, at: NDArray[np.int64]) -> Array:
         """[groups, rows, columns]: the inputs of the chosen output positions, sample-major."""

@@ -8,30 +8,27 @@ only those that lost inputs: each takes back part of what the earlier ones could
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.expressions import EXPRESSIONS, Parameter, parameter
+from onnxprune.fitted import Fitted
 from onnxprune.labels import Mask
 from onnxprune.layers import Layer, layers
 from onnxprune.least_squares import Problem, Solution, solve
 from onnxprune.model import Weight
 from onnxprune.rewrite import Rewritten
+from onnxprune.sites import sample_size
 from onnxprune.slicing import take
-from onnxprune.tails import Shift, Tail, tail
+from onnxprune.tails import Tail, tail
 from onnxprune.trace import Trace
 from onnxprune.walk import Walk
 
 Array = NDArray[Any]
 Gathered = list[tuple[Array, ...]]
-ROWS_PER_COLUMN = 24
-LEAST_ROWS = 6000
-MOST_NUMBERS = 150_000_000
-"""Sampled rows of one layer, in numbers: 600 MB of float32."""
 
 
 @dataclass
@@ -71,6 +68,7 @@ class Reconstruction:
         self.dense = Walk(trace.model, feeds, trace.shapes.dtype, providers)
         self.current = Walk(after.model, feeds, trace.shapes.dtype, providers)
         self.open: set[int] = set()
+        self.fitted = Fitted(self.current, trace.shapes.dtype, after.aliases)
         self.refits = Refits()
 
     def run(self, progress: Callable[[float], None] | None = None) -> Refits:
@@ -99,13 +97,13 @@ class Reconstruction:
     def _refit(self, members: list[Layer]) -> str:
         """Solve for one weight and all layers that use it; why not, where it cannot be done."""
         layer, model = members[0], self.after.model
-        if self._readers(layer.weight.root, {m.index for m in members}) != {m.index for m in members}:
+        if self.fitted.readers(layer.weight.root, {m.index for m in members}) != {m.index for m in members}:
             return "the weight has uses that are no layers"
         weight = layer.weight.read(model)
         start = layer.matrix(weight)
         groups, outputs = start.shape[0], start.shape[0] * start.shape[2]
         tails = [tail(m, self.current, outputs, self._rank(m.out)) for m in members]
-        biases = [self._bias(m, outputs) for m in members]
+        biases = [self.fitted.bias(m, outputs) for m in members]
         alike = all(np.allclose(t.scale, tails[0].scale) for t in tails)
         if any(b is None for b in biases) or not alike or not all(np.allclose(b, biases[0]) for b in biases):  # type: ignore[arg-type]
             return "its bias or scale differs from use to use"
@@ -113,7 +111,7 @@ class Reconstruction:
         gathered = self._gather(members, tails, start)
         if isinstance(gathered, str):
             return gathered
-        movable = all(self._movable(t.shift) for t in tails)
+        movable = all(self.fitted.movable(t.shift) for t in tails)
         solved, energy = [], 0.0
         for g, (rows, wanted, offset) in enumerate(gathered):
             scale = tails[0].scale.reshape(groups, -1)[g]
@@ -131,47 +129,19 @@ class Reconstruction:
         ))  # fmt: skip
         layer.weight.write(model, layer.restore(np.stack([s.matrix for s in solved]), weight.shape))
         moved = np.concatenate([s.bias for s in solved]) - bias.ravel()
-        self._move(tails, moved if movable else np.zeros_like(moved))
+        self.fitted.move(tails, moved if movable else np.zeros_like(moved))
         if len(members) > 1:
             self.current.forget(m.index for m in members)
         return ""
 
-    def _readers(self, root: str, members: Container[int]) -> set[int]:
-        """Indices of the nodes that read a parameter, seen through the expressions on it."""
-        found, todo = set[int](), [root]
-        while todo:
-            for k in self.current.readers[todo.pop()]:
-                node = self.current.nodes[k]
-                if k not in members and node.op_type in EXPRESSIONS:
-                    todo += node.output
-                else:
-                    found.add(k)
-        return found
-
-    def _bias(self, layer: Layer, outputs: int) -> Array | None:
-        """The layer's own bias [outputs]; None where it is no parameter."""
-        k = layer.bias
-        if k is None or len(layer.node.input) <= k or not layer.node.input[k]:
-            return np.zeros(outputs)
-        own = self._parameter(layer.node.input[k])
-        value = None if own is None else own.read(self.after.model)
-        if value is None or value.size not in (1, outputs):
-            return None
-        return np.broadcast_to(layer.scale * value.ravel(), outputs)
-
-    def _parameter(self, name: str) -> Parameter | None:
-        made_by = {o: self.current.nodes[k] for o, k in self.current.made_by.items()}
-        return parameter(name, self.after.model, made_by)
-
     def _gather(self, members: list[Layer], tails: list[Tail], start: Array) -> Gathered | str:
         """Of every group (rows, wanted, offset), held-out batches last."""
         groups, columns = start.shape[:2]
-        total = max(LEAST_ROWS, ROWS_PER_COLUMN * columns)
-        total = min(total, MOST_NUMBERS // (groups * columns)) // len(members)
+        total = sample_size(groups, columns) // len(members)
         parts: list[list[tuple[Array, Array, Array]]] = [[] for _ in range(self.dense.batches)]
         for layer, its in zip(members, tails, strict=True):
             name, other = its.compared, its.other
-            if other and self.current.ancestors(other) & self.open - {layer.index}:
+            if other and self.current.ancestors([other]) & self.open - {layer.index}:
                 name, other = its.end, ""  # the shortcut is not final yet
             if self.trace.shapes.static(name) is None:
                 return "its output is new in the pruned graph"
@@ -184,7 +154,7 @@ class Reconstruction:
                     return "its output has another shape in the pruned graph"
                 if layer.window is not None and y.shape[1] != groups * start.shape[2]:
                     return "its output has another shape in the pruned graph"
-                there = layer.positions(y)
+                there = layer.places(x)
                 many = -(-total // (len(xs) * (len(x) if layer.window else 1)))
                 at = np.sort(rng.choice(there, min(there, max(many, 1)), replace=False))
                 rows, wanted = layer.rows(x, at), layer.targets(y, at)
@@ -197,43 +167,3 @@ class Reconstruction:
             (*(np.concatenate([p[k][g] for p in flat]).astype(np.float32, copy=False) for k in range(3)),)
             for g in range(groups)
         ]
-
-    def _movable(self, shift: Shift | None) -> bool:
-        if shift is None:
-            return False
-        if len(shift.node.input) <= shift.operand or not shift.node.input[shift.operand]:
-            return True
-        own = self._parameter(shift.node.input[shift.operand])
-        return own is not None and (not own.path or len(self._readers(own.root, ())) == 1)
-
-    def _move(self, tails: list[Tail], moved: Array) -> None:
-        """Change the offset of the layer's output by `moved`, where the tail says; shared parameters are copied."""
-        if not moved.any():
-            return
-        model, done = self.after.model, dict[str, str]()
-        nodes = {t.shift.node.output[0] for t in tails if t.shift}
-        for its in tails:
-            assert its.shift is not None
-            node, k = its.shift.node, its.shift.operand
-            delta = np.divide(its.scale * moved, its.shift.factor, where=its.shift.factor != 0, out=np.zeros_like(moved))
-            old = node.input[k] if len(node.input) > k else ""
-            if old in done:
-                fresh = done[old]
-            elif not old:
-                fresh = model.fresh_name(f"{node.output[0]}_bias")
-                kind = self.trace.shapes.dtype(node.output[0])
-                model.weights[fresh] = Weight.of(delta, kind)
-            else:
-                own = self._parameter(old)
-                assert own is not None
-                lone = all(self.current.nodes[r].output[0] in nodes for r in self._readers(own.root, ()))
-                fresh = old if lone or own.path else model.fresh_name(f"{old}_refit")
-                value = own.read(model)
-                value = value if value.size == delta.size else np.broadcast_to(value.ravel(), delta.shape)
-                own.write(model, value + delta.reshape(value.shape), None if fresh == old else fresh)
-                if fresh != old:
-                    self.after.aliases[fresh] = self.after.aliases.get(old, old)
-            done[old] = fresh
-            if old != fresh:
-                node.input.extend([""] * (k + 1 - len(node.input)))
-                node.input[k] = fresh

@@ -9,7 +9,7 @@ whose rows agree is found by integer programming.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, gcd
 
@@ -39,6 +39,11 @@ class Linked:
     def coarse(self, wanted: float) -> bool:
         """No whole number of steps comes near `wanted`: the common divisor leaves no real choice."""
         return len(self.buckets) > 1 and abs(round(wanted) - wanted) > 0.05 * self.steps
+
+    @property
+    def name(self) -> int:
+        """The same whatever the scores."""
+        return min(min(b) for b in self.buckets)
 
     @property
     def size(self) -> int:
@@ -78,21 +83,31 @@ class Linked:
         return [] if found.x is None else [u for u, x in zip(units, found.x, strict=False) if x > 0.5]
 
 
-def select(groups: Groups, scores: Scores, options: Options) -> Mask:
-    """A mask over classes: the units to remove. Every rectangle still holds; nothing frozen is in it."""
-    allowed = _allowed(groups, options)
-    removed = np.zeros(len(allowed), bool)
+def parts(groups: Groups, scores: Scores, options: Options) -> tuple[Mask, list[Linked]]:
+    """The row units (heads) that go, as a mask over classes, and the sets of linked buckets that are left to choose."""
+    removed = np.zeros(len(groups.prunable), bool)
     if options.heads:
         for units in _heads(groups, scores, options, removed):
             trial = removed.copy()
             trial[list(units)] = True
             if not groups.faults(trial):
                 removed = trial
+    return removed, _linked(groups, scores, _allowed(groups, options), removed)
+
+
+def select(groups: Groups, scores: Scores, options: Options, shares: Mapping[int, float] | None = None) -> Mask:
+    """A mask over classes: the units to remove. Every rectangle still holds; nothing frozen is in it.
+
+    `shares`: what every set of linked buckets loses, by `Linked.name`; without it, what the ratio and scope say."""
+    removed, linked = parts(groups, scores, options)
     stuck: set[int] = set()
-    linked = _linked(groups, scores, allowed, removed)
+    if shares is None:
+        steps = _steps(linked, scores, options)
+    else:
+        steps = [_round(p, shares.get(p.name, 0.0) * p.steps, _limit(p, options), options) for p in linked]
     while True:
         trial = removed.copy()
-        for part, k in zip(linked, _steps(linked, scores, options), strict=True):
+        for part, k in zip(linked, steps, strict=True):
             if not stuck.intersection(u for b in part.buckets for u in b):
                 trial[_removals(part, k, options)] = True
         bad = groups.faults(trial)

@@ -17,7 +17,7 @@ from onnx import NodeProto
 from onnxprune.expressions import attribute
 from onnxprune.layers import Layer
 from onnxprune.model import Model
-from onnxprune.walk import Walk
+from onnxprune.walk import Topology
 
 Array = NDArray[Any]
 
@@ -54,15 +54,15 @@ class Tail:
         return self.total or self.end
 
 
-def tail(layer: Layer, walk: Walk, outputs: int, rank: int | None) -> Tail:
+def tail(layer: Layer, graph: Topology, outputs: int, rank: int | None) -> Tail:
     """Follow `layer` as long as each tensor has one reader. `outputs`: channels; `rank`: axes of its output."""
-    model = walk.model
+    model = graph.model
     scale, offset = np.ones(outputs), np.zeros(outputs)
     shift: Shift | None = None
     if layer.bias is not None:
         shift = Shift(layer.node, layer.bias, np.full(outputs, layer.scale))
     end = layer.out
-    while rank is not None and (node := _reader(walk, end)) is not None:
+    while rank is not None and (node := graph.reader(end)) is not None:
         step = _affine(node, end, model, layer.y_axis % rank, rank, outputs)
         if step is None:
             break
@@ -73,24 +73,15 @@ def tail(layer: Layer, walk: Walk, outputs: int, rank: int | None) -> Tail:
             shift = Shift(node, operand, np.full(outputs, sign))
         end = str(node.output[0])
     total = other = ""
-    node = _reader(walk, end)
+    node = graph.reader(end)
     if node is not None and node.op_type in ("Add", "Sum") and len(node.input) == 2:
         other = next((str(n) for n in node.input if n != end), "")
         if other and other not in model.weights:
             total = str(node.output[0])
         else:
             other = ""
-    low, high = _clips(_reader(walk, total or end), model)
+    low, high = _clips(graph.reader(total or end), model)
     return Tail(end, scale, offset, shift, total, other, low, high)
-
-
-def _reader(walk: Walk, tensor: str) -> NodeProto | None:
-    """The only reader of a tensor that is no output of the graph."""
-    readers = walk.readers[tensor]
-    if len(readers) != 1 or tensor in walk.outputs:
-        return None
-    node = walk.nodes[next(iter(readers))]
-    return node if list(node.input).count(tensor) == 1 else None
 
 
 def _affine(

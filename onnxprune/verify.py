@@ -99,7 +99,7 @@ def _saturates(trace: Trace, name: str) -> bool:
     return any(name in n.output and n.op_type in SATURATING for n in trace.model.proto.graph.node)
 
 
-def _taps(trace: Trace, kept: Mask) -> list[str]:
+def taps(trace: Trace, kept: Mask) -> list[str]:
     """What goes into a saturating operator that ends the graph: a sigmoid's 1e-7 says nothing about the rest."""
     outputs = {o.name for o in trace.model.proto.graph.output}
     ends = [n for n in trace.model.proto.graph.node if n.op_type in SATURATING and outputs & set(n.output)]
@@ -107,7 +107,7 @@ def _taps(trace: Trace, kept: Mask) -> list[str]:
     return [x for x in dict.fromkeys(whole) if x not in outputs and trace.shapes.dtype(x) in FLOATS]
 
 
-def _with_outputs(trace: Trace, model: Model, names: Sequence[str]) -> Model:
+def with_outputs(trace: Trace, model: Model, names: Sequence[str]) -> Model:
     model = model.copy()
     have = {o.name for o in model.proto.graph.output}
     made = (helper.make_tensor_value_info(n, trace.shapes.dtype(n) or 1, None) for n in names if n not in have)
@@ -117,18 +117,18 @@ def _with_outputs(trace: Trace, model: Model, names: Sequence[str]) -> Model:
 
 def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Proof:
     """Run the masked original and the rewritten model on the same random inputs, at both probes' sizes."""
-    taps = _taps(trace, kept)
-    after = _with_outputs(trace, after, taps)
+    tapped = taps(trace, kept)
+    after = with_outputs(trace, after, tapped)
     try:
         pruned = Session(after, options.providers)
     except RuntimeFailure as e:
         Session(trace.model, options.providers)  # if it does not load either, that is what the user should hear
         raise CheckFailed(f"the pruned model does not load: {e}") from e
-    floors = [1e-2 if o.name not in taps and _saturates(trace, o.name) else 1e-6 for o in after.proto.graph.output]
+    floors = [1e-2 if o.name not in tapped and _saturates(trace, o.name) else 1e-6 for o in after.proto.graph.output]
     worst, batches = 0.0, []
     tolerance = options.check_rtol or tolerance_of(trace)
     for k in range(2 if trace.shapes.inputs[0] != trace.shapes.inputs[1] else 1):
-        run = _run_masked(trace, kept, taps, options, k)
+        run = _run_masked(trace, kept, tapped, options, k)
         if run is None:
             continue  # no second batch size runs, not even in the original
         try:
@@ -139,7 +139,7 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
         allowed = tolerance
         if tolerance < error < 10 * tolerance and options.check_rtol is None:
             # how far rounding alone moves the outputs of the same model
-            noise = _worst(run.outputs, _session(trace, kept, taps, run.sizes, options).run(_nudged(run.feeds)), floors)
+            noise = _worst(run.outputs, _session(trace, kept, tapped, run.sizes, options).run(_nudged(run.feeds)), floors)
             allowed = max(tolerance, min(10 * tolerance, 4 * noise))
         worst = max(worst, error)
         batches.append(run.batch)
@@ -168,7 +168,7 @@ class _Run:
 
 
 def _session(trace: Trace, kept: Mask, taps: Sequence[str], sizes: Mapping[str, Dims], options: Options) -> Session:
-    return Session(_with_outputs(trace, masked(trace, kept, sizes), taps), options.providers)
+    return Session(with_outputs(trace, masked(trace, kept, sizes), taps), options.providers)
 
 
 def _run_masked(trace: Trace, kept: Mask, taps: Sequence[str], options: Options, k: int) -> _Run | None:
@@ -244,7 +244,7 @@ def _parting(trace: Trace, kept: Mask, after: Model, run: _Run, tolerance: float
     names = [o for n in trace.model.proto.graph.node for o in n.output
              if o in ours and (trace.shapes.dtype(o) in FLOATS)]  # fmt: skip
     try:
-        a, b = (_with_outputs(trace, m, names) for m in (masked(trace, kept, run.sizes), after))
+        a, b = (with_outputs(trace, m, names) for m in (masked(trace, kept, run.sizes), after))
         x, y = Session(a, options.providers), Session(b, options.providers)
         left = dict(zip(x.outputs, x.run(run.feeds), strict=True))
         right = dict(zip(y.outputs, y.run(run.feeds), strict=True))

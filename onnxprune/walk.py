@@ -7,7 +7,7 @@ running once per batch however many layers are looked at on the way.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -21,14 +21,11 @@ from onnxprune.trace import captured
 Array = NDArray[Any]
 
 
-class Walk:
-    """`model` over `feeds` (one dict of inputs a batch). `types` gives the ONNX element type of a tensor."""
+class Topology:
+    """Who makes and who reads which tensor of the main graph, by index of node."""
 
-    def __init__(
-        self, model: Model, feeds: Sequence[Mapping[str, Array]], types: Callable[[str], int | None],
-        providers: Sequence[str] = ("cpu",),
-    ) -> None:  # fmt: skip
-        self.model, self.types, self.providers = model, types, providers
+    def __init__(self, model: Model) -> None:
+        self.model = model
         self.nodes = list(model.proto.graph.node)
         self.reads = [read_by(n) for n in self.nodes]
         self.made_by = {o: k for k, n in enumerate(self.nodes) for o in n.output if o}
@@ -37,6 +34,36 @@ class Walk:
             for name in names:
                 self.readers[name].add(k)
         self.outputs = [o.name for o in model.proto.graph.output]
+
+    def ancestors(self, names: Sequence[str], stop: Container[str] = ()) -> set[int]:
+        """Indices of all nodes that the tensors depend on; `stop` tensors are not looked behind."""
+        found, todo = set[int](), list(names)
+        while todo:
+            name = todo.pop()
+            k = self.made_by.get(name)
+            if k is not None and name not in stop and k not in found:
+                found.add(k)
+                todo += self.reads[k]
+        return found
+
+    def reader(self, tensor: str) -> NodeProto | None:
+        """The only reader of a tensor that is no output of the graph."""
+        readers = self.readers[tensor]
+        if len(readers) != 1 or tensor in self.outputs:
+            return None
+        node = self.nodes[next(iter(readers))]
+        return node if list(node.input).count(tensor) == 1 else None
+
+
+class Walk(Topology):
+    """`model` over `feeds` (one dict of inputs a batch). `types` gives the ONNX element type of a tensor."""
+
+    def __init__(
+        self, model: Model, feeds: Sequence[Mapping[str, Array]], types: Callable[[str], int | None],
+        providers: Sequence[str] = ("cpu",),
+    ) -> None:  # fmt: skip
+        super().__init__(model)
+        self.types, self.providers = types, providers
         self.inputs = {name for feed in feeds for name in feed}
         self.batches = len(feeds)
         self.values: dict[str, list[Array]] = {n: [feed[n] for feed in feeds] for n in self.inputs}
@@ -49,10 +76,6 @@ class Walk:
         if name not in self.values:
             self._run([name])
         return self.values[name]
-
-    def ancestors(self, name: str) -> set[int]:
-        """Indices of all nodes that `name` depends on."""
-        return self._upstream([name], stop=())
 
     def forget(self, nodes: Iterable[int]) -> None:
         """What these nodes and all that follow them made is stale: their weights changed."""
@@ -74,18 +97,8 @@ class Walk:
             if name not in wanted and self.readers[name] <= self.done:
                 del self.values[name]
 
-    def _upstream(self, names: Sequence[str], stop: Iterable[str]) -> set[int]:
-        stop, found, todo = set(stop), set[int](), list(names)
-        while todo:
-            name = todo.pop()
-            k = self.made_by.get(name)
-            if k is not None and name not in stop and k not in found:
-                found.add(k)
-                todo += self.reads[k]
-        return found
-
     def _run(self, names: Sequence[str]) -> None:
-        piece = sorted(self._upstream(names, self.values))
+        piece = sorted(self.ancestors(names, self.values))
         inside = set(piece)
         made = {o for k in piece for o in self.nodes[k].output if o}
         ins = sorted({n for k in piece for n in self.reads[k]} & (self.values.keys() - made))

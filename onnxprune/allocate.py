@@ -1,0 +1,102 @@
+"""How much of every set of units goes: spend the budget where the measured loss per saved cost is least.
+
+Knows curves, costs and shares; no operator and no ONNX. The cost of a node is a constant times the kept shares of the
+blocks that cut it (MACs; the same for the elements of a parameter), so that what a step saves depends on what is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.groups import Groups
+from onnxprune.labels import Ids
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """`count` [terms]; term i costs count[i] * prod of the kept shares of `blocks[i]`, each an array of classes."""
+
+    count: Array
+    blocks: Sequence[tuple[Ids, ...]]
+
+    @staticmethod
+    def of(groups: Groups, what: str) -> Costs:
+        """Of MACs (at the first probe's sizes) or of parameters."""
+        if what == "macs":
+            terms = [(c, tuple(groups.classes[ids].ravel() for ids in b)) for c, b in groups.trace.macs.values()]
+        else:
+            model = groups.trace.model
+            by_name: dict[str, list[Ids]] = {}
+            for s, _, ids in groups.blocks:
+                by_name.setdefault(s.parameter, []).append(groups.classes[ids].ravel())
+            terms = [(float(model.weights[n].size), tuple(b)) for n, b in by_name.items()]
+        return Costs(np.array([c for c, _ in terms]), [b for _, b in terms])
+
+    def total(self, kept: NDArray[np.bool_]) -> float:
+        """Cost when the classes of `kept` are left."""
+        return float(sum(c * np.prod([kept[b].mean() for b in bs]) for c, bs in zip(self.count, self.blocks, strict=True)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One set of linked units: `units` in it, `losses[k]` after share k / (len(losses) - 1) of them is gone (inf: not
+    allowed), in the same measure for all sets."""
+
+    units: Sequence[int]
+    losses: Array
+
+
+def allocate(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], budget: float) -> list[float]:
+    """The share that every set loses so that the cost falls to `budget`: always the step with the least loss for what
+    it saves, along the lower convex hull of each curve. `gone`: classes that are removed already."""
+    terms = [(i, b) for i, bs in enumerate(costs.blocks) for b in bs]
+    owner = np.array([i for i, _ in terms], np.int64)
+    base = np.array([1.0 - gone[b].mean() for _, b in terms])
+    share = np.zeros((len(choices), len(terms)))  # of a block's positions, those of a set
+    for p, choice in enumerate(choices):
+        inside = np.zeros(len(gone), bool)
+        inside[list(choice.units)] = True
+        for j, (_, b) in enumerate(terms):
+            share[p, j] = inside[b].mean()
+    hulls = [_hull(c.losses) for c in choices]
+    at, taken = [0] * len(choices), np.zeros(len(choices))
+    while True:
+        kept = np.maximum(base - taken @ share, 1e-9)
+        cost = costs.count.copy()
+        np.multiply.at(cost, owner, kept)
+        if cost.sum() <= budget:
+            break
+        saving = share @ (cost[owner] / kept)  # by share of each set
+        best, which = np.inf, -1
+        for p, hull in enumerate(hulls):
+            if at[p] + 1 < len(hull) and saving[p] > 0:
+                (k0, l0), (k1, l1) = hull[at[p]], hull[at[p] + 1]
+                slope = (l1 - l0) / ((k1 - k0) * saving[p])
+                if slope < best:
+                    best, which = slope, p
+        if which < 0:
+            break
+        at[which] += 1
+        taken[which] = hulls[which][at[which]][0] / (len(choices[which].losses) - 1)
+    return taken.tolist()
+
+
+def _hull(losses: Array) -> list[tuple[int, float]]:
+    """Corners of the lower convex hull of (level, loss), from level 0 to the last one that is allowed; steps between
+    corners are cut into single levels, since along an edge every level costs the same."""
+    points = [(k, float(x)) for k, x in enumerate(losses) if np.isfinite(x)]
+    hull: list[tuple[int, float]] = []
+    for k, x in points:
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (k - hull[-2][0]) >= (x - hull[-2][1]) * (hull[-1][0] - hull[-2][0]):
+            hull.pop()
+        hull.append((k, x))
+    fine = hull[:1]
+    for (k0, x0), (k1, x1) in zip(hull, hull[1:], strict=False):
+        fine += [(k, x0 + (x1 - x0) * (k - k0) / (k1 - k0)) for k in range(k0 + 1, k1 + 1)]
+    return fine

@@ -1,0 +1,91 @@
+"""Put refitted weights and biases into a graph: the one place that knows who shares which parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.expressions import EXPRESSIONS, Parameter, parameter
+from onnxprune.layers import Layer
+from onnxprune.model import Weight
+from onnxprune.tails import Shift, Tail
+from onnxprune.walk import Topology
+
+Array = NDArray[Any]
+
+
+class Fitted:
+    """The parameters of the layers of `graph`. `aliases` collects copies (new name -> old)."""
+
+    def __init__(self, graph: Topology, types: Callable[[str], int | None], aliases: dict[str, str]) -> None:
+        self.graph, self.types, self.aliases = graph, types, aliases
+
+    def readers(self, root: str, members: Container[int]) -> set[int]:
+        """Indices of the nodes that read a parameter, seen through the expressions on it."""
+        found, todo = set[int](), [root]
+        while todo:
+            for k in self.graph.readers[todo.pop()]:
+                node = self.graph.nodes[k]
+                if k not in members and node.op_type in EXPRESSIONS:
+                    todo += node.output
+                else:
+                    found.add(k)
+        return found
+
+    def bias(self, layer: Layer, outputs: int) -> Array | None:
+        """The layer's own bias [outputs]; None where it is no parameter."""
+        k = layer.bias
+        if k is None or len(layer.node.input) <= k or not layer.node.input[k]:
+            return np.zeros(outputs)
+        own = self._parameter(layer.node.input[k])
+        value = None if own is None else own.read(self.graph.model)
+        if value is None or value.size not in (1, outputs):
+            return None
+        return np.broadcast_to(layer.scale * value.ravel(), outputs)
+
+    def _parameter(self, name: str) -> Parameter | None:
+        made_by = {o: self.graph.nodes[k] for o, k in self.graph.made_by.items()}
+        return parameter(name, self.graph.model, made_by)
+
+    def movable(self, shift: Shift | None) -> bool:
+        if shift is None:
+            return False
+        if len(shift.node.input) <= shift.operand or not shift.node.input[shift.operand]:
+            return True
+        own = self._parameter(shift.node.input[shift.operand])
+        return own is not None and (not own.path or len(self.readers(own.root, ())) == 1)
+
+    def move(self, tails: Sequence[Tail], moved: Array) -> None:
+        """Change the offset of the layer's output by `moved`, where the tail says; shared parameters are copied."""
+        if not moved.any():
+            return
+        model, done = self.graph.model, dict[str, str]()
+        nodes = {t.shift.node.output[0] for t in tails if t.shift}
+        for its in tails:
+            assert its.shift is not None
+            node, k = its.shift.node, its.shift.operand
+            delta = np.divide(its.scale * moved, its.shift.factor, where=its.shift.factor != 0, out=np.zeros_like(moved))
+            old = node.input[k] if len(node.input) > k else ""
+            if old in done:
+                fresh = done[old]
+            elif not old:
+                fresh = model.fresh_name(f"{node.output[0]}_bias")
+                kind = self.types(node.output[0])
+                model.weights[fresh] = Weight.of(delta, kind)
+            else:
+                own = self._parameter(old)
+                assert own is not None
+                lone = all(self.graph.nodes[r].output[0] in nodes for r in self.readers(own.root, ()))
+                fresh = old if lone or own.path else model.fresh_name(f"{old}_refit")
+                value = own.read(model)
+                value = value if value.size == delta.size else np.broadcast_to(value.ravel(), delta.shape)
+                own.write(model, value + delta.reshape(value.shape), None if fresh == old else fresh)
+                if fresh != old:
+                    self.aliases[fresh] = self.aliases.get(old, old)
+            done[old] = fresh
+            if old != fresh:
+                node.input.extend([""] * (k + 1 - len(node.input)))
+                node.input[k] = fresh

@@ -1,0 +1,105 @@
+"""What a cut of one set of units does to the outputs: one measured factor for each error curve.
+
+The curve of `obs` says how much a set's own layers lose; how much of that reaches the outputs differs 50-fold between
+sets of one network and hardly depends on where on the curve it is measured. So it is measured once: a large part of one
+set goes, its readers are compensated in closed form, and the rest stays dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.fitted import Fitted
+from onnxprune.groups import Groups
+from onnxprune.labels import Mask
+from onnxprune.model import Model
+from onnxprune.obs import DAMP
+from onnxprune.rewrite import rewrite
+from onnxprune.runtime import open_session
+from onnxprune.sites import Site
+from onnxprune.verify import taps, with_outputs
+from onnxprune.walk import Topology
+
+Feeds = Sequence[Mapping[str, NDArray[Any]]]
+
+
+class Judge:
+    """How far a model's outputs are from the dense ones over `feeds`, as a share of their variance.
+
+    A saturating operator that ends the graph (softmax) is judged by what goes into it."""
+
+    def __init__(self, groups: Groups, feeds: Feeds, providers: Sequence[str]) -> None:
+        self.groups, self.feeds, self.providers = groups, feeds, providers
+        trace = groups.trace
+        everything = np.ones(trace.labels.n, bool)
+        self.taps = taps(trace, everything)
+        covered = {o for n in trace.model.proto.graph.node if set(self.taps) & set(n.input) for o in n.output}
+        outputs = [o.name for o in trace.model.proto.graph.output]
+        self.names = [*self.taps, *(o for o in outputs if o not in covered)]
+        self.dense = self._outputs(trace.model)
+
+    def error(self, model: Model) -> float:
+        """Mean over the outputs of squared error by variance."""
+        errors = []
+        for ours, theirs in zip(self.dense, self._outputs(model), strict=True):
+            lost = sum(float(np.square(a - b).sum()) for a, b in zip(ours, theirs, strict=True))
+            mean = sum(a.sum() for a in ours) / max(sum(a.size for a in ours), 1)
+            energy = sum(float(np.square(a - mean).sum()) for a in ours)
+            errors.append(lost / energy if energy else 0.0)
+        return float(np.mean(errors)) if errors else 0.0
+
+    def _outputs(self, model: Model) -> list[list[NDArray[np.float64]]]:
+        session = open_session(with_outputs(self.groups.trace, model, self.taps), self.providers)
+        runs = [session.run(self.names, dict(feed)) for feed in self.feeds]
+        return [
+            [np.asarray(r[k], np.float64) for r in runs]
+            for k in range(len(self.names))
+            if isinstance(runs[0][k], np.ndarray) and runs[0][k].dtype.kind == "f"
+        ]
+
+
+def compensated(groups: Groups, sites: Sequence[Site], removed: Mask) -> Model:
+    """The pruned graph with the readers of what was removed compensated in closed form, from dense statistics."""
+    kept = groups.kept_ids(removed)
+    alive = np.zeros(len(groups.prunable), bool)
+    alive[groups.classes[kept]] = True
+    model = groups.trace.model.copy()
+    fitted = Fitted(Topology(model), groups.trace.shapes.dtype, {})
+    for site in sites:
+        if alive[site.units].all():
+            continue
+        matrix = np.stack([_resolved(site, g, alive[site.units[g]]) for g in range(len(site.units))])
+        moved = np.einsum("gk,gko->go", site.mean, site.matrix - matrix).ravel()
+        weight = site.members[0].weight
+        weight.write(model, site.members[0].restore(matrix, weight.read(model).shape))
+        if site.movable:
+            fitted.move(site.tails, moved)
+    return rewrite(replace(groups.trace, model=model), kept).model
+
+
+def _resolved(site: Site, group: int, alive: Mask) -> NDArray[np.float64]:
+    """The weights of the kept columns, re-solved, and zeros."""
+    gram, matrix = site.gram[group], site.matrix[group]
+    kept = np.repeat(alive, len(gram) // len(alive))
+    if kept.all() or not kept.any():
+        return matrix * kept[:, None]
+    unit = DAMP * max(float(np.trace(gram)) / len(gram), 1e-30)
+    inner = gram[np.ix_(kept, kept)] + unit * np.eye(int(kept.sum()))
+    out = np.zeros_like(matrix)
+    out[kept] = matrix[kept] + np.linalg.solve(inner, gram[np.ix_(kept, ~kept)] @ matrix[~kept])
+    return out
+
+
+def factor(judge: Judge, sites: Sequence[Site], removed: Mask, loss: float) -> float | None:
+    """Output error by `loss` (what the curve says) when the units of `removed` go; None where it cannot be run."""
+    try:
+        error = judge.error(compensated(judge.groups, sites, removed))
+    except OnnxPruneError:
+        return None
+    return error / loss if np.isfinite(error) and loss > 0 else None

@@ -1,0 +1,121 @@
+"""Where units are summed away by a layer, and the second moments of what it reads there, from the dense network.
+
+A *site* is one weight matrix with a column (or several) for each unit: the place where the loss of a unit can be computed
+and compensated in closed form. Statistics are float64, accumulated batch by batch from sampled output positions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.fitted import Fitted
+from onnxprune.groups import Groups
+from onnxprune.labels import Ids
+from onnxprune.layers import Layer, layers
+from onnxprune.tails import Tail, tail
+from onnxprune.walk import Walk
+
+Array = NDArray[np.float64]
+Feeds = Sequence[Mapping[str, NDArray[Any]]]
+ROWS_PER_COLUMN = 24
+LEAST_ROWS = 6000
+MOST_NUMBERS = 150_000_000
+"""Sampled rows of one layer, in numbers: 600 MB of float32."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """members: the layers that share the weight. units [groups, channels]: the class of every input channel.
+    gram [groups, K, K], mean [groups, K]: centred second moments (raw where no bias can absorb a mean) and means of the
+    K columns; matrix [groups, K, O]; energy: the variance of the outputs, summed."""
+
+    members: tuple[Layer, ...]
+    tails: tuple[Tail, ...]
+    units: Ids
+    gram: Array
+    mean: Array
+    matrix: Array
+    movable: bool
+    energy: float
+
+
+def sample_size(groups: int, columns: int) -> int:
+    """Rows to sample for a layer: several for every unknown, bounded by memory."""
+    return min(max(LEAST_ROWS, ROWS_PER_COLUMN * columns), MOST_NUMBERS // (groups * columns))
+
+
+def collect(
+    groups: Groups, feeds: Feeds, providers: Sequence[str], seed: int, progress: Callable[[float], None] | None = None
+) -> list[Site]:
+    """One pass of the dense network over `feeds`; the sites of all prunable units."""
+    trace = groups.trace
+    walk = Walk(trace.model, feeds, trace.shapes.dtype, providers)
+    fitted = Fitted(walk, trace.shapes.dtype, {})
+
+    def rank(name: str) -> int | None:
+        dims = trace.shapes.static(name)
+        return None if dims is None else len(dims)
+
+    sums: dict[int, list[Any]] = defaultdict(list)
+    for r in trace.reductions:
+        if r.kind == "sum" and r.block is not None:
+            sums[r.node].append(r)
+    shared: dict[str, list[Layer]] = defaultdict(list)
+    for layer in layers(trace.model, rank):
+        shared[layer.weight.root].append(layer)
+    found = []
+    for k, members in enumerate(shared.values()):
+        if progress:
+            progress(k / len(shared))
+        layer = members[0]
+        units = _units(groups, layer, sums.get(layer.index, ()), rank(layer.data))
+        if units is None or fitted.readers(layer.weight.root, {m.index for m in members}) != {m.index for m in members}:
+            continue
+        matrix = layer.matrix(layer.weight.read(trace.model))
+        outputs = matrix.shape[0] * matrix.shape[2]
+        tails = tuple(tail(m, walk, outputs, rank(m.out)) for m in members)
+        movable = all(fitted.movable(t.shift) for t in tails) and fitted.bias(layer, outputs) is not None
+        gram, mean = _moments(walk, members, matrix.shape[1], seed, movable)
+        walk.release()
+        energy = float(np.einsum("gko,gkl,glo->", matrix, gram, matrix, optimize=True))
+        if energy > 0:
+            found.append(Site(tuple(members), tails, units, gram, mean, matrix, movable, energy))
+    return found
+
+
+def _units(groups: Groups, layer: Layer, reductions: Sequence[Any], rank: int | None) -> Ids | None:
+    """[groups, channels]: the unit of every channel that the layer reads; None where none of them may go."""
+    if rank is None:
+        return None
+    axis = layer.x_axis % rank
+    for r in reductions:
+        if layer.node.input[r.operand] == layer.data and r.block.axes == (axis,):
+            units: Ids = groups.classes[r.block.ids].reshape(layer.groups, -1)
+            return units if groups.prunable[units].any() else None
+    return None
+
+
+def _moments(walk: Walk, members: Sequence[Layer], columns: int, seed: int, centred: bool) -> tuple[Array, Array]:
+    groups = members[0].groups
+    total = sample_size(groups, columns) // len(members)
+    gram, sums, count = np.zeros((groups, columns, columns)), np.zeros((groups, columns)), 0
+    for layer in members:
+        rng = np.random.default_rng((seed, layer.index))
+        xs = walk.value(layer.data)
+        for x in xs:
+            there = layer.places(x)
+            many = -(-total // (len(xs) * (len(x) if layer.window else 1)))
+            at = np.sort(rng.choice(there, min(there, max(many, 1)), replace=False))
+            rows = layer.rows(x, at).astype(np.float64)
+            gram += rows.transpose(0, 2, 1) @ rows
+            sums += rows.sum(1)
+            count += rows.shape[1]
+    mean = sums / count
+    gram = gram / count - (mean[:, :, None] * mean[:, None, :] if centred else 0)
+    return gram, mean
