@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,8 @@ class Costs:
 
     def total(self, kept: NDArray[np.bool_]) -> float:
         """Cost when the classes of `kept` are left."""
-        return float(sum(c * np.prod([kept[b].mean() for b in bs]) for c, bs in zip(self.count, self.blocks, strict=True)))
+        shares = [np.prod([kept[b].mean() for b in bs]) for bs in self.blocks]
+        return float(self.count @ np.array(shares)) if shares else 0.0
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,13 @@ def _hull(losses: Array) -> list[tuple[int, float]]:
     points = [(k, float(x)) for k, x in enumerate(losses) if np.isfinite(x)]
     hull: list[tuple[int, float]] = []
     for k, x in points:
-        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (k - hull[-2][0]) >= (x - hull[-2][1]) * (hull[-1][0] - hull[-2][0]):
+        while len(hull) > 1:
+            (k0, x0), (k1, x1) = hull[-2:]
+            if (x1 - x0) * (k - k0) < (x - x0) * (k1 - k0):
+                break
             hull.pop()
         hull.append((k, x))
     fine = hull[:1]
-    for (k0, x0), (k1, x1) in zip(hull, hull[1:], strict=False):
+    for (k0, x0), (k1, x1) in pairwise(hull):
         fine += [(k, x0 + (x1 - x0) * (k - k0) / (k1 - k0)) for k in range(k0 + 1, k1 + 1)]
     return fine

@@ -5,24 +5,24 @@ from __future__ import annotations
 import fnmatch
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnxprune import notes, profile
-from onnxprune.criteria import find
+from onnxprune import criteria, notes, profile
+from onnxprune.decide import decide
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.groups import Groups, build
 from onnxprune.labels import Labels, Mask
 from onnxprune.model import Model
 from onnxprune.options import FrozenInfo, GroupInfo, Inspection, Options, Progress, Proof, Report
 from onnxprune.plan import Plan, Removal
+from onnxprune.refit import refitted, replayed
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.rules import RULES
-from onnxprune.select import select
 from onnxprune.shapes import infer
 from onnxprune.trace import Trace
 from onnxprune.verify import equivalence, retrace
@@ -46,7 +46,7 @@ class _Clock:
     seconds: dict[str, float] = field(default_factory=dict)
     at: float = field(default_factory=time.perf_counter)
     stage: str = ""
-    stages = ("load", "shapes", "trace", "group", "score", "select", "rewrite", "re-trace", "equivalence")
+    stages = ("load", "shapes", "trace", "group", "decide", "rewrite", "re-trace", "equivalence", "reconstruct")
 
     def __call__(self, stage: str) -> None:
         now = time.perf_counter()
@@ -64,29 +64,30 @@ def prune(
 
     Keyword arguments are the fields of `Options`. With `plan` that plan is applied instead of a new one.
     Raises UsageError (bad input), NothingToPrune, CheckFailed (a proof failed), RuntimeFailure (ONNX Runtime)."""
-    options = _checked(replace(options or Options(), **kw))
+    options = _checked(replace(options or Options(), **kw)).resolved()
     clock = _Clock(progress)
     clock("load")
     source = Model.load(model)
     groups = _groups(source, options, clock)
-    trace = groups.trace
-    if plan is None:
-        clock("score")
-        scores = profile.importance(groups, find(options.criterion), options.seed)
-        clock("select")
-        removed = select(groups, scores, options)
-    else:
-        removed = _removed(groups, plan)
-    if not removed.any():
+    clock("decide")
+    decision = decide(groups, options, progress) if plan is None else replayed(groups, _removed(groups, plan), options)
+    if not decision.removed.any():
         raise NothingToPrune(_nothing(groups, options))
-    kept = groups.kept_ids(removed)
-    clock("rewrite")
-    after = rewrite(trace, kept)
-    proof, after_macs = _prove(groups, kept, after, options, clock)
+    after, kept, proof, after_macs = _proven(groups, decision.removed, options, clock)
+    story: Mapping[str, Any] | None = None
+    if decision.inputs is not None and options.reconstruct == "ls":
+        clock("reconstruct")
+        refit = refitted(decision, after, options, progress)
+        if refit.fallback is not None:
+            after, kept, proof, after_macs = _proven(groups, refit.fallback, options, clock)
+        else:
+            _check(groups, kept, after, options, clock)
+        story = refit.story
     clock("")
     report = Report(
-        profile.cost(trace.model, profile.macs(trace)), profile.cost(after.model, after_macs), _infos(groups, kept),
-        _frozen(groups), proof, options, notes.of(groups), None, dict(clock.seconds),
+        profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),
+        _infos(groups, kept), _frozen(groups), proof, replace(options, calib=None),
+        (*notes.of(groups), *decision.notes), None, dict(clock.seconds), story,
     )  # fmt: skip
     return Result(after.model, plan or _plan(groups, kept, options), report)
 
@@ -101,10 +102,9 @@ def inspect(model: Any, options: Options | None = None, **kw: Any) -> Inspection
 
 def plan(model: Any, options: Options | None = None, **kw: Any) -> Plan:
     """The plan that `prune` would apply."""
-    options = _checked(replace(options or Options(), **kw))
+    options = _checked(replace(options or Options(), **kw)).resolved()
     groups = _groups(Model.load(model), options, _Clock(None))
-    scores = profile.importance(groups, find(options.criterion), options.seed)
-    return _plan(groups, groups.kept_ids(select(groups, scores, options)), options)
+    return _plan(groups, groups.kept_ids(decide(groups, options).removed), options)
 
 
 def apply(model: Any, plan: Plan, options: Options | None = None, **kw: Any) -> Model:
@@ -148,7 +148,23 @@ def _groups(source: Model, options: Options, clock: _Clock) -> Groups:
     return build(traced)
 
 
+def _proven(groups: Groups, removed: Mask, options: Options, clock: _Clock) -> tuple[Rewritten, Mask, Proof, float]:
+    """The rewritten graph without `removed`, what is kept, the proof, and its MACs."""
+    kept = groups.kept_ids(removed)
+    clock("rewrite")
+    after = rewrite(groups.trace, kept)
+    return after, kept, *_prove(groups, kept, after, options, clock)
+
+
 def _prove(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock: _Clock) -> tuple[Proof, float]:
+    couplings = _check(groups, kept, after, options, clock)
+    clock("equivalence")
+    proof = equivalence(groups.trace, kept, after.model, options)
+    return replace(proof, couplings=couplings), profile.macs(groups.trace, kept)
+
+
+def _check(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock: _Clock) -> int:
+    """Re-trace and onnx.checker: what can be shown of a graph whatever its weights are."""
     clock("re-trace")
     shapes = infer(after.model, options.input_shapes)
     couplings = retrace(groups.trace, groups, kept, after, shapes)
@@ -158,9 +174,7 @@ def _prove(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock
     except onnx.checker.ValidationError as e:
         if _valid(groups.trace.model):
             raise CheckFailed(f"onnx.checker refuses the pruned model: {str(e).splitlines()[0]}") from e
-    clock("equivalence")
-    proof = equivalence(groups.trace, kept, after.model, options)
-    return replace(proof, couplings=couplings), profile.macs(groups.trace, kept)
+    return couplings
 
 
 def _valid(model: Model) -> bool:
@@ -197,11 +211,16 @@ def _checked(options: Options) -> Options:
         raise UsageError(
             f"ratio {options.ratio} is not between 0 and 1; it is the share of units to remove, such as 0.3"
         )
-    if options.scope not in ("local", "global"):
-        raise UsageError(f"no scope '{options.scope}'; choose local or global")
+    if options.scope not in ("", "local", "global", "sensitivity", "pq"):
+        raise UsageError(f"no scope '{options.scope}'; choose local, global, sensitivity or pq")
+    if options.of not in ("units", "macs", "params") or options.reconstruct not in ("", "ls", "merge", "none"):
+        raise UsageError("`of` is units, macs or params; `reconstruct` is ls, merge or none")
+    if options.calib_samples < 1 or options.calib_batch < 1 or options.memory < 1 << 20:
+        raise UsageError("--calib-samples is at least 1, --memory at least 1 MiB")
     if options.round_to < 1 or options.min_channels < 1 or not 0 < options.max_ratio <= 1:
         raise UsageError("--round-to and --min-channels are at least 1, --max-ratio is in (0, 1]")
-    find(options.criterion)
+    if options.criterion:
+        criteria.check(options.criterion)
     return options
 
 

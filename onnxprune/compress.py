@@ -1,22 +1,26 @@
-"""From statistics to a plan: error curves, measured factors, and the shares that spend the budget where it hurts least."""
+"""From statistics to shares: error curves, measured factors, and the budget spent where it hurts least."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune import criteria
 from onnxprune.allocate import Choice, Costs, allocate
+from onnxprune.criteria import l2
+from onnxprune.criteria.clues import Clues
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
 from onnxprune.obs import eliminate
-from onnxprune.options import Options
+from onnxprune.options import Options, Progress
+from onnxprune.profile import summed
 from onnxprune.select import Linked, parts, select
 from onnxprune.sensitivity import Judge, factor
-from onnxprune.sites import Site, collect
+from onnxprune.sites import Site
 
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -43,15 +47,15 @@ class Evidence:
     sites: list[Site]
 
 
-def observe(
-    groups: Groups, importance: Array, feeds: Feeds, options: Options,
-    progress: Callable[[str, float], None] | None = None,
-) -> Evidence:  # fmt: skip
-    """Statistics of the dense network over `feeds`, and from them the order in which units go and what it costs."""
+def observe(groups: Groups, clues: Clues, options: Options, progress: Progress | None = None) -> Evidence:
+    """From statistics of the dense network: the order in which units go (the criterion's) and what it costs."""
     say = progress or (lambda stage, share: None)
-    sites = collect(groups, feeds, options.providers, options.seed, lambda s: say("statistics", s))
+    importance = clues.importance(l2)
+    given = None if options.criterion == "obs" else criteria.scores(options.criterion, clues)
+    say("statistics", 0.0)
+    sites = clues.sites
     _, linked = parts(groups, importance, options)
-    scores = np.zeros(len(groups.prunable))
+    scores = np.zeros(len(groups.prunable)) if given is None else given
     curves = []
     for k, part in enumerate(linked):
         say("scores", k / len(linked))
@@ -59,21 +63,22 @@ def observe(
         most = int(levels * min(options.max_ratio, 1 - options.floor))
         inside = np.isin(np.arange(len(scores)), [u for b in part.buckets for u in b])
         near = [s for s in sites if inside[s.units].any()]
-        order, losses = eliminate(part.buckets, levels, most, near, importance, len(scores))
-        scores[list(order)] = list(order.values())
+        order, losses = eliminate(part.buckets, levels, most, near, importance, given)
+        if given is None:
+            scores[list(order)] = list(order.values())
         curves.append(Curve(part, losses))
-    return Evidence(scores, curves, sites)
+    return Evidence(scores, curves, list(sites))
 
 
 def measure(
-    groups: Groups, evidence: Evidence, feeds: Feeds, options: Options, progress: Callable[[float], None] | None = None
+    groups: Groups, evidence: Evidence, feeds: Feeds, options: Options, progress: Progress | None = None
 ) -> None:
     """Find the factor of every curve on inputs that the statistics have not seen."""
     judge = Judge(groups, feeds, options.providers)
     plain = replace(options, heads=False, round_to=1, min_channels=1)
     for k, curve in enumerate(evidence.curves):
         if progress:
-            progress(k / len(evidence.curves))
+            progress("sensitivity", k / len(evidence.curves))
         removed = select(groups, evidence.scores, plain, {curve.part.name: TRIAL})
         inside = [u for b in curve.part.buckets for u in b]
         share = float(removed[inside].mean()) if removed.any() else 0.0
@@ -94,6 +99,25 @@ def shares(groups: Groups, evidence: Evidence, options: Options, budget: float, 
     ]
     taken = allocate(choices, costs, _dead(groups, gone), budget)
     return {c.part.name: t for c, t in zip(evidence.curves, taken, strict=True)}
+
+
+def pq(groups: Groups, scores: Array, options: Options) -> dict[int, float]:
+    """How compressible the weights of every set are, by its name, the most compressible one 1: the PQ index
+    1 - d^(1/q - 1/p) |w|_p / |w|_q with p = 1/2, q = 1 over the weights of a unit's slices (Diao 2023, eq. 1)."""
+    _, linked = parts(groups, scores, options)
+    roots, sums = (np.zeros(len(scores)) for _ in range(2))
+    count = np.zeros(len(scores))
+    for s, axes, ids in groups.blocks:
+        weight = np.abs(groups.trace.model.weights[s.parameter].array().astype(np.float64))
+        for out, values in ((roots, np.sqrt(weight)), (sums, weight), (count, np.ones_like(weight))):
+            np.add.at(out, groups.classes[ids], summed(values, axes, ids.shape))
+    found = {}
+    for part in linked:
+        units = [u for b in part.buckets for u in b]
+        d, half, one = count[units].sum(), roots[units].sum(), sums[units].sum()
+        found[part.name] = max(1 - half**2 / (d * one), 1e-3) if one > 0 else 1.0
+    top = max(found.values(), default=1.0)
+    return {name: value / top for name, value in found.items()}
 
 
 def _dead(groups: Groups, removed: Mask) -> Mask:

@@ -67,7 +67,8 @@ class Fitted:
         for its in tails:
             assert its.shift is not None
             node, k = its.shift.node, its.shift.operand
-            delta = np.divide(its.scale * moved, its.shift.factor, where=its.shift.factor != 0, out=np.zeros_like(moved))
+            factor = its.shift.factor
+            delta = np.divide(its.scale * moved, factor, where=factor != 0, out=np.zeros_like(moved))
             old = node.input[k] if len(node.input) > k else ""
             if old in done:
                 fresh = done[old]

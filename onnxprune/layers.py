@@ -94,8 +94,8 @@ class Layer:
     def places(self, x: Array) -> int:
         """How many rows an input makes: of one sample (convolution), of all (matrix product)."""
         if self.window is None:
-            return x.size // x.shape[self.x_axis]
-        return prod(self.window.results(self.window.padded(x[:1, :1]).shape[2:]))
+            return int(x.size // x.shape[self.x_axis])
+        return int(prod(self.window.results(self.window.padded(x[:1, :1]).shape[2:])))
 
     def rows(self, x: Array, at: NDArray[np.int64]) -> Array:
         """[groups, rows, columns]: the inputs of the chosen output positions, sample-major."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,7 @@ class _Normal:
             gram += part.T @ part
         self.gram = gram
         self.unit = float(np.trace(gram)) / max(len(gram), 1) + 1e-30
-        self.factors: dict[float, object] = {}
+        self.factors: dict[float, Any] = {}
 
     def solve(self, target: Rows, start: Array, ridge: float) -> tuple[Array, Array]:
         """(W, b) for the targets [S, O] of the layer's own output."""

@@ -7,7 +7,7 @@ updated after each step, equals least squares on what is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,19 +73,28 @@ def _runs(keys: Ids, values: Ids) -> tuple[list[int], list[Ids]]:
 
 
 def eliminate(
-    buckets: Sequence[Sequence[int]], levels: int, most: int, sites: Sequence[Site], fallback: Array, count: int
-) -> tuple[dict[int, float], Array]:
+    buckets: Sequence[Sequence[int]], levels: int, most: int, sites: Sequence[Site], fallback: Array,
+    given: Array | None = None,
+) -> tuple[dict[int, float], Array]:  # fmt: skip
     """Remove units level by level, of every bucket the same share: (score of every unit, error after each level).
 
-    The score is the error at the level at which a unit goes; of units that outlive level `most`, larger ones.
-    `fallback`: importance in weight space of every class, for units that no site sums over. `count`: classes."""
-    members = np.zeros(count, bool)
+    The score is the level at which a unit goes; of units that outlive level `most`, larger ones. `fallback`: importance
+    in weight space of every class, for units that no site sums over. `given`: scores of another criterion, which decide
+    the order instead of the error."""
+    members = np.zeros(len(fallback), bool)
     for bucket in buckets:
         members[list(bucket)] = True
     parts = [Elimination(s, g, members) for s in sites for g in range(len(s.units)) if members[s.units[g]].any()]
     seen = {u for p in parts for u in p.columns}
     blind = {u: float(fallback[u]) for b in buckets for u in b if u not in seen}
     whole = sum(blind.values()) or 1.0
+
+    def score(units: Sequence[int]) -> Array:
+        if given is not None:
+            return given[list(units)]
+        alone = np.array([blind.get(u, 0.0) / whole for u in units])
+        return np.asarray(sum((p.scores(units) for p in parts), alone))
+
     left = [list(bucket) for bucket in buckets]
     scores: dict[int, float] = {}
     curve, lost = np.zeros(levels + 1), 0.0
@@ -94,8 +103,7 @@ def eliminate(
             n = level * len(bucket) // levels - (len(bucket) - len(rest))
             if n <= 0:
                 continue
-            each = np.sum([p.scores(rest) for p in parts], axis=0) if parts else np.zeros(len(rest))
-            each = each + [blind.get(u, 0.0) / whole for u in rest]
+            each = score(rest)
             going = [rest[k] for k in np.argsort(each, kind="stable")[:n]]
             for p in parts:
                 p.remove(going)
@@ -106,8 +114,6 @@ def eliminate(
         curve[level] = max(curve[level - 1], sum(p.error for p in parts) + lost)
     curve[most + 1 :] = np.inf
     for rest in left:
-        each = np.sum([p.scores(rest) for p in parts], axis=0) if parts and rest else np.zeros(len(rest))
-        each = each + [blind.get(u, 0.0) / whole for u in rest]
-        for rank, k in enumerate(np.argsort(each, kind="stable")):
+        for rank, k in enumerate(np.argsort(score(rest), kind="stable")):
             scores[rest[k]] = levels + 1.0 + rank
     return scores, curve

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Progress = Callable[[str, float], None]
@@ -15,7 +15,18 @@ class Options:
     """Everything that decides a plan. The command line's flags bear the same names.
 
     ratio: share of the prunable units to remove, in (0, 1).
-    scope: "local" removes the share from every group, "global" from all groups together.
+    of: what the ratio is a share of. "units" (the default): the MACs go down by what removing the share from every
+    group would save; "macs" or "params": that share of the model's MACs or parameters goes.
+    criterion: how units are ranked; "" is "obs", with `fast` "l2".
+    scope: how the budget is spread. "local" (uniform): the same share of every group; "global": all units in one
+    ranking; "sensitivity": where the measured loss is least; "pq": by the weights' PQ index. "" is "sensitivity", or
+    with `fast` "local".
+    reconstruct: "ls" refits what is left by least squares, "merge" in weight space, "none" does not; "" is "ls", or
+    with `fast` "none".
+    fast: weights only: no inputs are run but for the proof.
+    calib: inputs to calibrate on (see `calibrate`); None makes them up.
+    mean, std, scale: how the pixels of image files are normalised; (pixel * scale - mean) / std.
+    memory: bytes that activations may take.
     floor: share of a group's units that global scope always keeps.
     max_ratio: at most this share of any group, in every scope.
     round_to: kept counts are rounded to the nearest multiple of this.
@@ -23,8 +34,18 @@ class Options:
     """
 
     ratio: float = 0.3
-    scope: Literal["local", "global"] = "local"
-    criterion: str = "l2"
+    of: Literal["units", "macs", "params"] = "units"
+    scope: Literal["", "local", "global", "sensitivity", "pq"] = ""
+    criterion: str = ""
+    reconstruct: Literal["", "ls", "merge", "none"] = ""
+    fast: bool = False
+    calib: Any = None
+    calib_samples: int = 512
+    calib_batch: int = 32
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    scale: float | None = None
+    memory: int = 4 << 30
     heads: bool = True
     residual: bool = False
     conv_residual: bool = True
@@ -39,6 +60,15 @@ class Options:
     providers: Sequence[str] = ("cpu",)
     check_rtol: float | None = None
     check_atol: float = 0.0
+
+    def resolved(self) -> Options:
+        """With every default that depends on `fast` written out."""
+        criterion, scope, reconstruct = ("l2", "local", "none") if self.fast else ("obs", "sensitivity", "ls")
+        chosen: dict[str, Any] = {
+            "criterion": self.criterion or criterion, "scope": self.scope or scope,
+            "reconstruct": self.reconstruct or reconstruct,
+        }  # fmt: skip
+        return replace(self, **chosen)
 
 
 @dataclass(frozen=True)
@@ -112,3 +142,4 @@ class Report:
     notes: tuple[str, ...] = ()
     validation: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    reconstruction: Mapping[str, Any] | None = None

@@ -48,14 +48,14 @@ def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.fl
         for axes, ids in places:
             key = (axes, ids.shape)
             if key not in sums:
-                sums[key] = _summed(saliency, axes, ids.shape)
+                sums[key] = summed(saliency, axes, ids.shape)
             mean = float(sums[key].mean())
             if mean > 0:
                 np.add.at(scores, groups.classes[ids], sums[key] / mean)
     return scores
 
 
-def _summed(saliency: NDArray[Any], axes: tuple[int, ...], shape: tuple[int, ...]) -> NDArray[np.float64]:
+def summed(saliency: NDArray[Any], axes: tuple[int, ...], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Saliency summed over all axes but `axes`, in the ids' order of axes."""
     if saliency.shape[axes[0]] != shape[0]:  # a coarse axis: runs of positions
         n = saliency.shape[axes[0]]

@@ -56,6 +56,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     _print_groups(report.groups, console, verbose)
     _print_frozen(report.frozen, console, verbose)
     _print_notes(report.notes, console)
+    _print_reconstruction(report.reconstruction, console, verbose)
     proof = report.proof
     batches = ", ".join(map(str, proof.batches))
     console.print(
@@ -119,6 +120,31 @@ def _print_frozen(frozen: Sequence[FrozenInfo], console: Console, verbose: bool)
         table.add_row(*key, f"{count:,}", ", ".join(shown) + more)
     console.print(table)
     _print_rest(len(units), console, verbose)
+
+
+def _print_reconstruction(story: Mapping[str, Any] | None, console: Console, verbose: bool) -> None:
+    if not story:
+        return
+    diverse = "" if story.get("diversity") is None else f", diversity {story['diversity']:.2f}"
+    console.print(f"calibrated on {story['inputs']}{diverse}")
+    if "failed" in story:
+        console.print(f"not refitted: {story['failed']}")
+        return
+    errors = story["output_error"]
+    console.print(
+        f"refitted {len(story['layers'])} layers; output error on held-out inputs {errors['refitted']:.3f} (as sliced "
+        f"{errors['sliced']:.3f}, as --fast {errors['fast']:.3f})"
+    )
+    if story["fell_back"]:
+        console.print("this was worse than --fast, so the plan and weights of --fast were taken")
+    if verbose:
+        table = _table("layer", ">error before", ">error after", ">ridge", title="refitted")
+        for layer in story["layers"]:
+            row = (f"{layer['before']:.4f}", f"{layer['after']:.4f}", f"{layer['ridge']:g}")
+            table.add_row(layer["layer"], *row)
+        console.print(table)
+        for name, why in story["skipped"].items():
+            console.print(f"not refitted: {name}: {why}")
 
 
 def _print_rest(count: int, console: Console, verbose: bool) -> None:

@@ -88,10 +88,10 @@ def _resolved(site: Site, group: int, alive: Mask) -> NDArray[np.float64]:
     gram, matrix = site.gram[group], site.matrix[group]
     kept = np.repeat(alive, len(gram) // len(alive))
     if kept.all() or not kept.any():
-        return matrix * kept[:, None]
+        return np.asarray(matrix * kept[:, None])
     unit = DAMP * max(float(np.trace(gram)) / len(gram), 1e-30)
     inner = gram[np.ix_(kept, kept)] + unit * np.eye(int(kept.sum()))
-    out = np.zeros_like(matrix)
+    out: NDArray[np.float64] = np.zeros_like(matrix)
     out[kept] = matrix[kept] + np.linalg.solve(inner, gram[np.ix_(kept, ~kept)] @ matrix[~kept])
     return out
 

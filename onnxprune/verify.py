@@ -139,7 +139,8 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
         allowed = tolerance
         if tolerance < error < 10 * tolerance and options.check_rtol is None:
             # how far rounding alone moves the outputs of the same model
-            noise = _worst(run.outputs, _session(trace, kept, tapped, run.sizes, options).run(_nudged(run.feeds)), floors)
+            again = _session(trace, kept, tapped, run.sizes, options)
+            noise = _worst(run.outputs, again.run(_nudged(run.feeds)), floors)
             allowed = max(tolerance, min(10 * tolerance, 4 * noise))
         worst = max(worst, error)
         batches.append(run.batch)

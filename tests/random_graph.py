@@ -58,7 +58,9 @@ class Graph:
         values = self.rng.permutation(np.linspace(-1, 1, n) if n > 1 else np.ones(1)) + self.rng.uniform(-0.3, 0.3) / n
         values *= (3 / max(n // max(shape, default=1), 1)) ** 0.5 if role == "weight" else 1
         known.append(f"{role}{len(self.params)}")
-        self.params[known[-1]] = (abs(values) + 0.5 + values / 8 if role == "variance" else values).reshape(shape).astype(np.float32)
+        self.params[known[-1]] = (
+            (abs(values) + 0.5 + values / 8 if role == "variance" else values).reshape(shape).astype(np.float32)
+        )
         return known[-1]
 
     def ints(self, *values: int) -> str:
@@ -220,7 +222,11 @@ def merge(g: Graph, x: str) -> None:
 def concat(g: Graph, x: str) -> None:
     shape = g.shapes[x]
     axis = g.draw(st.integers(0, len(shape) - 1))
-    fitting = [y for y, s in g.shapes.items() if len(s) == len(shape) and s[:axis] + s[axis + 1 :] == shape[:axis] + shape[axis + 1 :]]
+    fitting = [
+        y
+        for y, s in g.shapes.items()
+        if len(s) == len(shape) and s[:axis] + s[axis + 1 :] == shape[:axis] + shape[axis + 1 :]
+    ]
     parts = [x, g.choose(*fitting[::-1])]
     size = sum(g.shapes[p][axis] for p in parts)
     if prod(shape) // shape[axis] * size <= LARGEST:
@@ -243,7 +249,9 @@ def pick(g: Graph, x: str) -> None:
     axis = g.choose(*(k for k, n in enumerate(shape) if n > 2))
     n = shape[axis]
     if g.choose(True, False):
-        start, end, step = g.choose((0, n - 1, 1), (1, n, 1), (0, n, 2), (1, n, 2), (n - 1, -n - 1, -1), (1, 1 << 40, 1))
+        start, end, step = g.choose(
+            (0, n - 1, 1), (1, n, 1), (0, n, 2), (1, n, 2), (n - 1, -n - 1, -1), (1, 1 << 40, 1)
+        )
         size = len(range(n)[slice(start, None if end < 0 else end, step)])
         bounds = [g.ints(start), g.ints(end), g.ints(axis + 1), g.ints(step)]
         g.add("Slice", [x, *bounds], (*shape[:axis], size, *shape[axis + 1 :]))

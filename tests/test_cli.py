@@ -68,7 +68,8 @@ def out(tmp_path: Path) -> Path:
 
 def test_prunes_and_reports(tiny_path: Path, tmp_path: Path, capsys: Captured) -> None:
     source, out, report, plan = tiny_path.read_bytes(), tmp_path / "o.onnx", tmp_path / "r.json", tmp_path / "p.json"
-    assert main([str(tiny_path), str(out), "--ratio", "0.5", "--report", str(report), "--save-plan", str(plan)]) == 0
+    assert main([str(tiny_path), str(out), "--ratio", "0.5", "--fast", "--report", str(report), "--save-plan",
+                 str(plan)]) == 0  # fmt: skip
     text = capsys.readouterr()
     assert "parameters" in text.out
     assert "proof" in text.out
@@ -85,7 +86,7 @@ def test_prunes_and_reports(tiny_path: Path, tmp_path: Path, capsys: Captured) -
     assert data["after"]["parameters"] == sum(int(np.prod(shape)) for shape in shapes.values())
 
     again = tmp_path / "again.onnx"
-    assert main([str(tiny_path), str(again), "--plan", str(plan), "-q"]) == 0
+    assert main([str(tiny_path), str(again), "--plan", str(plan), "--fast", "-q"]) == 0
     assert capsys.readouterr() == ("", "")
     assert again.read_bytes() == out.read_bytes()
 

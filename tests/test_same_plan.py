@@ -23,7 +23,9 @@ Shapes = Counter[tuple[int, ...]]
 
 def as_constants(model: ModelProto) -> None:
     """Every initializer becomes a Constant node."""
-    nodes = [helper.make_node("Constant", [], [t.name], name=f"{t.name}_constant", value=t) for t in model.graph.initializer]
+    nodes = [
+        helper.make_node("Constant", [], [t.name], name=f"{t.name}_constant", value=t) for t in model.graph.initializer
+    ]
     _replace(model, [*nodes, *model.graph.node])
     names = {t.name for t in model.graph.initializer}
     del model.graph.initializer[:]
@@ -34,7 +36,11 @@ def as_constants(model: ModelProto) -> None:
 
 def as_initializers(model: ModelProto) -> None:
     """Every Constant node of a tensor becomes an initializer."""
-    held = {n.output[0]: n.attribute[0].t for n in model.graph.node if n.op_type == "Constant" and n.attribute[0].HasField("t")}
+    held = {
+        n.output[0]: n.attribute[0].t
+        for n in model.graph.node
+        if n.op_type == "Constant" and n.attribute[0].HasField("t")
+    }
     for name, tensor in held.items():
         tensor.name = name
     model.graph.initializer.extend(held.values())
@@ -79,7 +85,9 @@ def listed_as_inputs(model: ModelProto) -> None:
     """Initializers are graph inputs as well, as in files of old opsets."""
     have = {i.name for i in model.graph.input}
     model.graph.input.extend(
-        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer if t.name not in have
+        helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+        for t in model.graph.initializer
+        if t.name not in have
     )
 
 
@@ -128,7 +136,7 @@ def matrices(model: ModelProto) -> Shapes:
 
 
 def kept(model: ModelProto) -> Shapes:
-    return matrices(prune(model, ratio=0.5, residual=True).model.to_proto())
+    return matrices(prune(model, ratio=0.5, residual=True, fast=True).model.to_proto())
 
 
 @cache

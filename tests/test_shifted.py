@@ -14,7 +14,7 @@ from test_learned import FUSED, HALVES, INTERLEAVED, ZEROS, rotary, scaled_atten
 from test_learned_channels import HEAD, IMAGE, SAME, shuffles
 
 from onnxprune import api, profile
-from onnxprune.criteria import find
+from onnxprune.criteria import l2
 from onnxprune.errors import CheckFailed
 from onnxprune.groups import Groups
 from onnxprune.labels import Block, Ids, Kept, Mask
@@ -33,9 +33,9 @@ class Pruning:
     """The stages of one pruning, laid open so that one of them can be disturbed."""
 
     def __init__(self, model: ModelProto, **options: Any) -> None:
-        self.options = Options(ratio=0.5, residual=True, **options)
+        self.options = Options(ratio=0.5, residual=True, fast=True, **options).resolved()
         self.groups: Groups = api._groups(Model.load(model), self.options, api._Clock(None))
-        scores = profile.importance(self.groups, find("l2"), 0)
+        scores = profile.importance(self.groups, l2, 0)
         self.kept: Mask = self.groups.kept_ids(select(self.groups, scores, self.options))
         self.after = rewrite(self.groups.trace, self.kept)
 

@@ -35,6 +35,8 @@ from rich.table import Table
 from written_file import Invalid, check, runs
 
 BAD = ("UNPROVEN", "INVALID", "TRACEBACK")
+SAMPLES = 32
+"""Calibration samples of a run that refits: enough to exercise everything."""
 STYLE = {"ok": "green", "refused": "yellow"} | dict.fromkeys(BAD, "bold red")
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -86,10 +88,12 @@ def attempt(task: Task) -> Row:
     from onnxprune import errors
 
     start = time.perf_counter()
+    plain = {} if task.criterion == "obs" else {"fast": True}
     try:
         result = onnxprune.prune(
-            task.path, ratio=task.ratio, scope=task.scope, criterion=task.criterion, heads=True, residual=task.residual
-        )
+            task.path, ratio=task.ratio, scope=task.scope, criterion=task.criterion, heads=True,
+            residual=task.residual, calib_samples=SAMPLES, **plain,
+        )  # fmt: skip
         seconds = time.perf_counter() - start
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / task.path.name
@@ -216,8 +220,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ratio", type=float, nargs="+", default=[0.3])
-    parser.add_argument("--scope", nargs="+", choices=("local", "global"), default=["local"])
-    parser.add_argument("--criterion", nargs="+", default=["l2"])
+    parser.add_argument("--scope", nargs="+", choices=("local", "global", "sensitivity"), default=["local"])
+    parser.add_argument("--criterion", nargs="+", default=["l2"], help="obs: with refitting; others: weights only")
     parser.add_argument("--jobs", type=int, default=2, help="worker processes (2)")
     parser.add_argument("--filter", default="*", metavar="GLOB", help="only the files whose name matches")
     parser.add_argument("--inputs", type=Path, help="folder of <model>.npz (default: FOLDER/../inputs where it exists)")

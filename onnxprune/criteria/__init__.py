@@ -1,19 +1,24 @@
-"""Criteria: a saliency for every weight. The mechanism sums it over the coupled slices of a unit (SPA, section 3.2).
+"""Criteria: how important a unit is.
 
-A criterion is a function (weight, rng) -> array of the weight's shape, larger = more important. It sees neither
-operators nor names. Others join through `register` or the entry point group `onnxprune.criteria`.
+The simplest kind is a saliency for every weight, which the mechanism sums over the coupled slices of a unit (SPA,
+section 3.2): a function (weight, rng) -> array of the weight's shape, larger = more important; it sees neither
+operators nor names. The other kind scores units from what `Clues` holds. Others join through `register` or the entry
+point group `onnxprune.criteria`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from onnxprune.criteria.clues import Clues
 
 Criterion = Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
 
@@ -33,20 +38,41 @@ def random(weight: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     return rng.random(weight.shape, np.float32)
 
 
-CRITERIA: dict[str, Criterion] = {"l1": l1, "l2": l2, "random": random}
+WEIGHTS: dict[str, Criterion] = {"l1": l1, "l2": l2, "random": random}
+UNITS = {
+    "bn-scale": "bn_scale", "fpgm": "fpgm", "lamp": "lamp", "wanda": "wanda", "flap": "flap", "obs": "obs",
+    "taylor": "taylor", "taylor-so": "taylor_so", "lrp": "lrp", "oracle": "oracle",
+}  # fmt: skip
+"""Name -> function of `units`, which is imported when it is asked for."""
+WITHOUT_INPUTS = {"bn-scale", "fpgm", "lamp"}
 
 
 def register(name: str, criterion: Criterion) -> None:
-    """Make `criterion` available under `name`."""
-    CRITERIA[name] = criterion
+    """Make a per-weight `criterion` available under `name`."""
+    WEIGHTS[name] = criterion
 
 
-def find(name: str) -> Criterion:
-    """The criterion of that name; UsageError with the known names if there is none."""
-    if name not in CRITERIA:
+def check(name: str) -> None:
+    """UsageError with the known names where there is no such criterion."""
+    if name not in WEIGHTS and name not in UNITS:
         for point in entry_points(group="onnxprune.criteria"):
             if point.name == name:
                 register(name, point.load())
-    if name not in CRITERIA:
-        raise UsageError(f"no criterion '{name}'; choose one of {', '.join(sorted(CRITERIA))}")
-    return CRITERIA[name]
+    if name not in WEIGHTS and name not in UNITS:
+        raise UsageError(f"no criterion '{name}'; choose one of {', '.join(sorted((*WEIGHTS, *UNITS)))}")
+
+
+def needs_inputs(name: str) -> bool:
+    """Whether the criterion looks at activations or gradients."""
+    return name in UNITS and name not in WITHOUT_INPUTS
+
+
+def scores(name: str, clues: Clues) -> NDArray[np.float64]:
+    """[classes]: the importance of every unit, by the criterion of that name."""
+    check(name)
+    if name in WEIGHTS:
+        return clues.importance(WEIGHTS[name])
+    from onnxprune.criteria import units
+
+    found: NDArray[np.float64] = getattr(units, UNITS[name])(clues)
+    return found

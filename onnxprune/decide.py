@@ -1,0 +1,166 @@
+"""Which units go: calibrate, score, allocate. Everything that `Options` leaves open about a plan is settled here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import compress, criteria
+from onnxprune.allocate import Costs
+from onnxprune.calibrate import Calibration, calibration
+from onnxprune.criteria.clues import Clues
+from onnxprune.errors import RuntimeFailure
+from onnxprune.groups import Groups
+from onnxprune.labels import Mask
+from onnxprune.moments import normalisations, re_estimated
+from onnxprune.options import Options, Progress
+from onnxprune.select import select
+
+HELD = 0.2
+"""Share of the calibration batches that only judge."""
+BATCHES = 8
+COPIES = 6
+"""Activations of this many times the largest tensor are alive at once while a graph is walked, twice over."""
+
+
+@dataclass
+class Decision:
+    """removed: the units that go. groups: of the graph that was looked at.
+
+    inputs: what was run, if anything was; the last `held` batches only judge.
+    notes: what the user should know."""
+
+    removed: Mask
+    groups: Groups
+    inputs: Calibration | None = None
+    held: int = 0
+    evidence: compress.Evidence | None = None
+    notes: tuple[str, ...] = ()
+
+
+def decide(groups: Groups, options: Options, progress: Progress | None = None) -> Decision:
+    """`options` must be resolved. Where no inputs can be run, weights alone decide, and a note says so."""
+    if not uses_inputs(options):
+        return Decision(by_weights(groups, options), groups)
+    try:
+        inputs, held = calibrated(groups, options, progress)
+    except RuntimeFailure as error:
+        plain = replace(options, criterion="l2", scope="local", reconstruct="merge").resolved()
+        why = f"no inputs could be run ({error.message}), so weights alone decided and were merged"
+        return Decision(by_weights(groups, plain), groups, notes=(why,))
+    return informed(working(groups, inputs, options), options, inputs, held, progress)
+
+
+def uses_inputs(options: Options) -> bool:
+    """Whether the plan, or what follows it, looks at activations."""
+    return options.reconstruct == "ls" or options.scope == "sensitivity" or criteria.needs_inputs(options.criterion)
+
+
+def calibrated(groups: Groups, options: Options, progress: Progress | None = None) -> tuple[Calibration, int]:
+    """The inputs, as many as the memory allows, and how many of their last batches only judge."""
+    if progress:
+        progress("calibrate", 0.0)
+    trace = groups.trace
+    most = max(1, _fitting(groups, options))
+    samples = min(options.calib_samples, most)
+    batch = max(1, min(options.calib_batch, samples // BATCHES))
+    inputs = calibration(trace.model, trace.shapes, replace(options, calib_samples=samples, calib_batch=batch))
+    return inputs, max(1, round(HELD * len(inputs.feeds))) if len(inputs.feeds) > 1 else 0
+
+
+def working(groups: Groups, inputs: Calibration, options: Options) -> Groups:
+    """The graph that statistics are taken of: with the moments of made-up inputs in its BatchNorms."""
+    if not inputs.synthetic or not normalisations(groups.trace.model):
+        return groups
+    return replace(groups, trace=re_estimated(groups.trace, inputs.feeds, options.providers))
+
+
+def _fitting(groups: Groups, options: Options) -> int:
+    """Samples whose activations stay within the memory."""
+    shapes = groups.trace.shapes
+    batch = next((s[0] for s in shapes.inputs[0].values() if s), 1) or 1
+    largest = max((int(np.prod([d or 1 for d in dims])) for n, dims in shapes.probe[0].items()
+                   if n not in groups.trace.model.weights), default=1)  # fmt: skip
+    return int(options.memory / (4 * 2 * COPIES * largest / batch))
+
+
+def informed(
+    groups: Groups, options: Options, inputs: Calibration, held: int, progress: Progress | None = None
+) -> Decision:
+    """Score on the inputs, allocate by what `options.scope` says."""
+    fit = inputs.feeds[: len(inputs.feeds) - held]
+    judging = inputs.feeds[len(inputs.feeds) - held :] if held else inputs.feeds
+    clues = Clues(groups, options, fit, None if inputs.labels is None else inputs.labels[: _rows(fit)])
+    notes = []
+    if options.criterion == "obs" and options.reconstruct == "none":
+        notes.append("the obs score assumes that weights are updated; without reconstruction l2 is the better choice")
+    if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
+        scores = criteria.scores(options.criterion, clues)
+        return Decision(spread(groups, scores, options), groups, inputs, held, None, tuple(notes))
+    evidence = compress.observe(groups, clues, options, progress)
+    if options.scope == "sensitivity":
+        compress.measure(groups, evidence, judging, options, progress)
+    if options.scope in ("local", "pq"):
+        return Decision(spread(groups, evidence.scores, options), groups, inputs, held, evidence, tuple(notes))
+    costs = Costs.of(groups, "params" if options.of == "params" else "macs")
+    shares = compress.shares(groups, evidence, options, budget(groups, options, costs), costs)
+    removed = select(groups, evidence.scores, options, shares)
+    return Decision(removed, groups, inputs, held, evidence, tuple(notes))
+
+
+def _rows(feeds: tuple[dict[str, NDArray[np.generic]], ...]) -> int:
+    return sum(len(next(iter(f.values()))) for f in feeds)
+
+
+def by_weights(groups: Groups, options: Options) -> Mask:
+    """The plan that needs nothing but weights."""
+    return spread(groups, criteria.scores(options.criterion, Clues(groups, options)), options)
+
+
+def spread(groups: Groups, scores: NDArray[np.float64], options: Options) -> Mask:
+    """Uniform or global shares, or shares by the PQ index, so that the target is met."""
+    if options.scope == "pq":
+        costs = Costs.of(groups, "params" if options.of == "params" else "macs")
+        prior = compress.pq(groups, scores, options)
+        return _bisected(
+            lambda c: select(groups, scores, options, {n: min(c * v, 1 - options.floor) for n, v in prior.items()}),
+            lambda removed: costs.total(_alive(groups, removed)), budget(groups, options, costs),
+        )  # fmt: skip
+    if options.of == "units":
+        return select(groups, scores, options)
+    costs = Costs.of(groups, options.of)
+    wanted = (1 - options.ratio) * costs.count.sum()
+    return _bisected(lambda r: select(groups, scores, replace(options, ratio=r, of="units")),
+                     lambda removed: costs.total(_alive(groups, removed)), wanted)  # fmt: skip
+
+
+def budget(groups: Groups, options: Options, costs: Costs) -> float:
+    """The cost to come down to: a share of the model's, or what removing the ratio of every group would leave."""
+    if options.of != "units":
+        return float((1 - options.ratio) * costs.count.sum())
+    uniform = replace(options, criterion="l2", scope="local")
+    return costs.total(_alive(groups, by_weights(groups, uniform)))
+
+
+def _alive(groups: Groups, removed: Mask) -> Mask:
+    """Classes of which something is left."""
+    alive = np.zeros(len(removed), bool)
+    np.logical_or.at(alive, groups.classes, groups.kept_ids(removed))
+    return alive
+
+
+def _bisected(plan: Callable[[float], Mask], cost: Callable[[Mask], float], wanted: float) -> Mask:
+    """The plan whose cost is nearest to `wanted`, of a family that removes more the larger its argument."""
+    low, high = 0.0, 1.0
+    best, miss = plan(0.5), np.inf
+    for _ in range(12):
+        middle = (low + high) / 2
+        removed = plan(middle)
+        off = cost(removed) - wanted
+        if abs(off) < miss:
+            best, miss = removed, abs(off)
+        low, high = (middle, high) if off > 0 else (low, middle)
+    return best

@@ -1,0 +1,62 @@
+"""Reconstruct a proven graph and judge it: the result is never worse, on inputs it has not seen, than weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from onnxprune.decide import Decision, by_weights, calibrated, uses_inputs, working
+from onnxprune.errors import RuntimeFailure
+from onnxprune.groups import Groups
+from onnxprune.labels import Mask
+from onnxprune.moments import restore
+from onnxprune.options import Options, Progress
+from onnxprune.reconstruct import Reconstruction
+from onnxprune.rewrite import Rewritten, rewrite
+from onnxprune.sensitivity import Judge
+
+
+@dataclass
+class Refitted:
+    """story: for the report. fallback: the units that weights alone would remove, where that is better."""
+
+    story: Mapping[str, Any]
+    fallback: Mask | None = None
+
+
+def replayed(groups: Groups, removed: Mask, options: Options) -> Decision:
+    """A decision that was made before: only inputs are missing."""
+    if not uses_inputs(options):
+        return Decision(removed, groups)
+    try:
+        inputs, held = calibrated(groups, options)
+    except RuntimeFailure as error:
+        return Decision(removed, groups, notes=(f"not reconstructed: no inputs could be run ({error.message})",))
+    return Decision(removed, working(groups, inputs, options), inputs, held)
+
+
+def refitted(decision: Decision, after: Rewritten, options: Options, progress: Progress | None = None) -> Refitted:
+    """Refit the weights of `after` in place. All is judged on the batches that nothing was fitted to."""
+    inputs, groups, held = decision.inputs, decision.groups, decision.held
+    assert inputs is not None
+    kept = groups.kept_ids(decision.removed)
+    judge = Judge(groups, inputs.feeds[len(inputs.feeds) - held :] if held else inputs.feeds, options.providers)
+    work = rewrite(groups.trace, kept)
+    sliced = judge.error(work.model)
+    try:
+        walk = Reconstruction(groups.trace, kept, work, inputs.feeds, max(held, 1), options.providers, options.seed)
+        refits = walk.run(None if progress is None else lambda share: progress("reconstruct", share))
+    except RuntimeFailure as failure:
+        return Refitted({"inputs": inputs.source, "failed": failure.message})
+    error = judge.error(work.model)
+    fast = by_weights(groups, replace(options, criterion="l2", scope="local"))
+    rival = judge.error(rewrite(groups.trace, groups.kept_ids(fast)).model)
+    restore(work.model, after.model)
+    after.model, after.aliases = work.model, work.aliases
+    story = {
+        "inputs": inputs.source, "samples": inputs.samples, "diversity": inputs.diversity, "held_out_batches": held,
+        "output_error": {"sliced": sliced, "refitted": error, "fast": rival},
+        "layers": [vars(r) for r in refits.solved], "skipped": refits.skipped, "fell_back": rival < error,
+    }  # fmt: skip
+    return Refitted(story, fast if rival < error else None)

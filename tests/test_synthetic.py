@@ -1,0 +1,126 @@
+"""The generators: statistics, determinism, speed."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from onnxprune import synthetic
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (4, 16, 40), (3, 64, 16), (3, 1, 5)])
+def test_images_are_normalised_and_bounded(shape: tuple[int, int, int]) -> None:
+    made = synthetic.images(rng(), 60, *shape)
+    assert made.shape == (60, *shape)
+    assert made.dtype == np.float32
+    low, high = synthetic.SPAN
+    assert low <= made.min()
+    assert made.max() <= high
+    assert abs(made.mean()) < 0.25
+    assert 0.5 < made.std() < 1.1
+
+
+def test_images_follow_the_seed() -> None:
+    assert np.array_equal(synthetic.images(rng(3), 4, 3, 16, 16), synthetic.images(rng(3), 4, 3, 16, 16))
+    assert not np.array_equal(synthetic.images(rng(3), 4, 3, 16, 16), synthetic.images(rng(4), 4, 3, 16, 16))
+
+
+def test_images_have_edges_and_a_spectrum_as_photographs_have() -> None:
+    """Heavy-tailed gradients (noise has a kurtosis of 3), and power that falls roughly as 1/f^2."""
+    grey = synthetic.images(rng(), 100, 3, 64, 64).mean(1)
+    steps = np.diff(grey, axis=2)
+    assert ((steps - steps.mean()) ** 4).mean() / steps.var() ** 2 > 6
+    power = (np.abs(np.fft.rfft(grey - grey.mean((1, 2), keepdims=True), axis=2)) ** 2).mean((0, 1))
+    slope = np.polyfit(np.log(np.arange(2, 20)), np.log(power[2:20]), 1)[0]
+    assert -2.6 < slope < -1.0
+
+
+def test_channels_share_most_of_their_brightness() -> None:
+    red, green, _ = synthetic.images(rng(), 50, 3, 32, 32).transpose(1, 0, 2, 3).reshape(3, -1)
+    assert 0.6 < np.corrcoef(red, green)[0, 1] < 0.95
+
+
+def test_half_of_the_grey_images_have_a_plain_background() -> None:
+    plain = [np.unique(image[[0, 0, -1, -1], [0, -1, 0, -1]]).size < 4 for image in
+             synthetic.images(rng(), 200, 1, 28, 28)[:, 0]]  # fmt: skip
+    assert 0.3 < np.mean(plain) < 0.6
+    coloured = synthetic.images(rng(), 50, 3, 28, 28)[:, 0]
+    assert not any(np.unique(image[[0, 0, -1, -1], [0, -1, 0, -1]]).size < 3 for image in coloured)
+
+
+def test_texture_exponents_differ() -> None:
+    fields = synthetic.textures(rng(), 20, 3, 32, 48)
+    assert fields.shape == (20, 3, 32, 48)
+    assert np.allclose(fields.std((1, 2, 3)), 1, atol=1e-3)
+    roughness = np.diff(fields, axis=3).std((1, 2, 3))
+    assert roughness.max() > 2 * roughness.min()
+
+
+@pytest.mark.parametrize(("count", "side", "limit"), [(250, 32, 10), (16, 224, 30)])
+def test_images_are_quick(count: int, side: int, limit: float) -> None:
+    """A tenth of a pool; the limits leave room for a machine that is five times slower and busy."""
+    start = time.perf_counter()
+    synthetic.images(rng(), count, 3, side, side)
+    assert time.perf_counter() - start < limit
+
+
+@pytest.mark.parametrize("shape", [(4, 16000), (3, 1, 512), (3, 400, 2), (1, 256)])
+def test_sound(shape: tuple[int, ...]) -> None:
+    made = synthetic.audio(rng(), shape)
+    assert made.shape == shape
+    assert made.dtype == np.float32
+    assert abs(made.mean()) < 0.2
+    assert 0.8 < made.std() < 1.2
+    assert np.isfinite(made).all()
+
+
+@pytest.mark.parametrize("shape", [(300, 20), (100, 12, 16), (10, 2, 3, 5), (50, 1)])
+def test_features(shape: tuple[int, ...]) -> None:
+    made = synthetic.features(rng(), shape)
+    assert made.shape == shape
+    assert 0.6 < made.std() < 1.5
+
+
+def test_features_have_structure() -> None:
+    """Few directions hold most of the variance, which is what calibration is about."""
+    values = np.linalg.eigvalsh(np.cov(synthetic.features(rng(), (2000, 40)).T))
+    assert values[-15:].sum() > 0.6 * values.sum()
+    steps = synthetic.features(rng(), (50, 30, 16))
+    assert np.corrcoef(steps[:, 1:].ravel(), steps[:, :-1].ravel())[0, 1] > 0.4
+
+
+def test_tokens_come_from_the_values_and_differ_from_sample_to_sample() -> None:
+    values = np.array([3, 5, 7, 11, 13, 17])
+    made = synthetic.tokens(rng(), values, (40, 64))
+    assert made.shape == (40, 64)
+    assert set(made.ravel()) == set(values)
+    commonest = {int(np.bincount(row).argmax()) for row in made}
+    assert len(commonest) > 3
+    assert synthetic.tokens(rng(), np.arange(2), ()).shape == ()
+
+
+def test_balanced_takes_equal_numbers_as_far_as_they_go() -> None:
+    classes = np.repeat([0, 1, 2, 3], [1000, 100, 5, 0])
+    taken = synthetic.balanced(rng(), classes, 105)
+    assert len(set(taken)) == 105
+    assert np.bincount(classes[taken]).tolist() == [50, 50, 5]
+    assert not np.array_equal(classes[taken], np.sort(classes[taken]))
+
+
+def test_balanced_with_more_classes_than_samples() -> None:
+    classes = np.concatenate([np.arange(80), np.zeros(500, int)])
+    assert len(set(classes[synthetic.balanced(rng(), classes, 60)])) == 60
+
+
+def test_softmax_and_entropy() -> None:
+    assert np.allclose(synthetic.softmax(np.array([[1e4, 0.0], [0.0, 0.0]])), [[1, 0], [0.5, 0.5]])
+    shares = np.array([[0.25, 0.75]])
+    assert synthetic.softmax(shares) is shares
+    assert synthetic.entropy(np.eye(8)) == pytest.approx(1)
+    assert synthetic.entropy(np.eye(8)[:1]) == pytest.approx(0, abs=1e-6)

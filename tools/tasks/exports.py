@@ -1,0 +1,99 @@
+"""Networks whose weights come as PyTorch state dictionaries, and their export. Needs torch."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Crepe(nn.Module):
+    """CREPE tiny (Kim et al. 2018) with the parameter names of torchcrepe: frames [n, 1024] to scores [n, 360]."""
+
+    WIDTHS = (1, 128, 16, 16, 16, 32, 64)
+
+    def __init__(self) -> None:
+        super().__init__()
+        for i, (ins, outs) in enumerate(zip(self.WIDTHS, self.WIDTHS[1:], strict=False), 1):
+            kernel, stride = ((512, 1), (4, 1)) if i == 1 else ((64, 1), (1, 1))
+            self.add_module(f"conv{i}", nn.Conv2d(ins, outs, kernel, stride))
+            self.add_module(f"conv{i}_BN", nn.BatchNorm2d(outs, eps=0.0010000000474974513))
+        self.classifier = nn.Linear(256, 360)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, None, :, None]
+        for i in range(1, len(self.WIDTHS)):
+            x = F.pad(x, (0, 0, 254, 254) if i == 1 else (0, 0, 31, 32))
+            x = F.relu(self.get_submodule(f"conv{i}")(x))
+            x = F.max_pool2d(self.get_submodule(f"conv{i}_BN")(x), (2, 1), (2, 1))
+        return torch.sigmoid(self.classifier(x.permute(0, 2, 1, 3).reshape(-1, 256)))
+
+
+class Bidirectional(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(width, width, bidirectional=True, batch_first=True)
+        self.linear = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.rnn(x)[0])
+
+
+class Features(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+
+        def conv(ins: int, outs: int) -> list[nn.Module]:
+            return [nn.Conv2d(ins, outs, 3, 1, 1), nn.ReLU()]
+
+        def normed(ins: int) -> list[nn.Module]:
+            return [nn.Conv2d(ins, 256, 3, 1, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU()]
+
+        self.ConvNet = nn.Sequential(
+            *conv(1, 32), nn.MaxPool2d(2, 2), *conv(32, 64), nn.MaxPool2d(2, 2), *conv(64, 128), *conv(128, 128),
+            nn.MaxPool2d((2, 1), (2, 1)), *normed(128), *normed(256), nn.MaxPool2d((2, 1), (2, 1)),
+            nn.Conv2d(256, 256, 2, 1, 0), nn.ReLU(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ConvNet(x)
+
+
+class EnglishG2(nn.Module):
+    """EasyOCR's second generation recogniser: lines [n, 1, 64, width] to CTC scores [n, width / 4 - 1, 97].
+
+    The adaptive pool over the height is written as a mean, which has an ONNX form for any width.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.FeatureExtraction = Features()
+        self.SequenceModeling = nn.Sequential(Bidirectional(256), Bidirectional(256))
+        self.Prediction = nn.Linear(256, 97)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.FeatureExtraction(x).mean(2).permute(0, 2, 1)
+        return self.Prediction(self.SequenceModeling(x))
+
+
+def export(name: str, weights: Path, target: Path) -> None:
+    """Write the network `crepe_tiny` or `english_g2` with these weights as ONNX; batch and line width stay free."""
+    if name == "crepe_tiny":
+        model, example, names = Crepe(), torch.zeros(2, 1024), ("frames", "scores")
+        axes = {"frames": {0: "N"}, "scores": {0: "N"}}
+    else:
+        model, example, names = EnglishG2(), torch.zeros(2, 1, 64, 256), ("image", "scores")
+        axes = {"image": {0: "N", 3: "W"}, "scores": {0: "N", 1: "T"}}
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    part = target.with_suffix(".part")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a batch size is traced, which these networks do not depend on
+        torch.onnx.export(
+            model.eval(), (example,), str(part), input_names=[names[0]], output_names=[names[1]], dynamic_axes=axes,
+            opset_version=17, dynamo=False,
+        )  # fmt: skip
+    part.replace(target)
