@@ -92,6 +92,7 @@ TABLE: list[tuple[str, str, dict[str, tuple[int, ...]]]] = [
     ("Pad channels", conv("p2 = Constant<value_ints=[0,4,0,0,0,4,0,0]>() q = Pad(a, p2) d = Conv(x, D:float[24,3,1,1] ) e = MaxPool<kernel_shape=[1,1]>(d) b = Add(q, e)", c=24), {}),
     ("Reshape to heads", conv("s2 = Constant<value_ints=[0,4,4,64]>() q = Reshape(a, s2) r = Relu(q) t = Constant<value_ints=[0,16,8,8]>() b = Reshape(r, t)"), HALF),
     ("Transpose", conv("q = Transpose<perm=[0,2,3,1]>(a) r = Relu(q) b = Transpose<perm=[0,3,1,2]>(r)"), HALF),
+    ("Shuffle", conv("s2 = Constant<value_ints=[0,2,8,8,8]>() q = Reshape(a, s2) t = Transpose<perm=[0,2,1,3,4]>(q) s3 = Constant<value_ints=[0,16,8,8]>() b = Reshape(t, s3)"), HALF),
     ("Squeeze", conv("k = Constant<value_ints=[4]>() q = Unsqueeze(a, k) b = Squeeze(q, k)"), HALF),
     ("Concat", conv("c = Conv(x, C:float[8,3,3,3] ) d = Conv(x, D:float[6,3,3,3] ) b = Concat<axis=1>(c, d) u = Relu(a)", c=14), {"C": (4, 3, 3, 3), "D": (3, 3, 3, 3)}),
     ("Split", conv("c, d = Split<axis=1, num_outputs=2>(a) b = Mul(c, d)", c=8), HALF),
