@@ -134,3 +134,22 @@ def test_a_wrong_order_is_found(checked: str, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr("onnxprune.api.retrace", lambda *_: 1)
     with pytest.raises(CheckFailed, match=checked):
         onnxprune.verify(model, after, result.plan, residual=True)
+
+
+def test_rows_without_a_common_divisor_take_their_share_of_a_global_budget() -> None:
+    """The 3 x 20 channels between two grouped convolutions meet in cells of 7 and 6: one step would be all or nothing."""
+    body = """
+        a = Conv(x, w0)
+        b = Conv<group = 3>(a, w1)
+        r = Reshape(b, apart) t = Transpose<perm = [0, 2, 1, 3, 4]>(r) s = Reshape(t, joint)
+        c = Relu(s)
+        d = Conv<group = 3>(c, w2)
+        p = GlobalAveragePool(d) f = Flatten(p) y = Gemm<transB = 1>(f, wo)
+    """
+    model = graph(
+        "(float[N, 3, 4, 4] x) => (float[N, 5] y)", body, w0=(48, 3, 1, 1), w1=(60, 16, 1, 1), w2=(30, 20, 1, 1),
+        wo=(5, 30), apart=np.array([0, 3, 20, 4, 4]), joint=np.array([0, 60, 4, 4]),
+    )  # fmt: skip
+    found = shapes(pruned(model, ratio=0.3, scope="global"))
+    for name, n in (("w0", 48), ("w1", 60), ("w2", 30)):
+        assert 0.45 * n <= found[name][0] <= 0.9 * n, (name, found[name])
