@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Editor:
     node: NodeProto
     before: list[NodeProto]
     after: list[NodeProto]
+    gone: set[int] = field(default_factory=set)
 
     def kept(self, ids: Ids) -> Mask:
         return self.mask[ids]
@@ -176,6 +177,21 @@ class Editor:
             self.const(1, np.array(sizes, np.int64))
         else:
             self.attr("split", sizes)
+
+    def replace(self, nodes: Sequence[int], op_type: str, source: str, array: NDArray[np.int64], **attrs: Any) -> None:
+        """`op_type` of `source` and a constant takes the place of `nodes`, of which this is the last: name, output and
+        documentation are its own."""
+        self.gone.update(nodes)
+        node = NodeProto()
+        node.CopyFrom(self.node)
+        self.node = node
+        self.after.append(node)
+        node.op_type = op_type
+        del node.attribute[:], node.input[1:]
+        for name, value in attrs.items():
+            self.attr(name, value)
+        node.input[0] = source
+        self.const(1, array)
 
     def _drop(self, name: str) -> None:
         for k, a in enumerate(self.node.attribute):

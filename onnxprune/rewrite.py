@@ -5,7 +5,8 @@ Nothing else in the file changes. Parameters are copied on write: uses that need
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx import NodeProto, helper
 from onnxprune.editor import Editor
 from onnxprune.labels import Mask
 from onnxprune.model import Model
+from onnxprune.normalise import needs
 from onnxprune.slicing import take
 from onnxprune.trace import Slice, Trace
 
@@ -32,11 +34,14 @@ def rewrite(trace: Trace, kept: Mask) -> Rewritten:
     aliases = _slice_all(trace, kept, model)
     before: dict[int, list[NodeProto]] = defaultdict(list)
     after: dict[int, list[NodeProto]] = defaultdict(list)
+    gone: set[int] = set()
     nodes = list(model.proto.graph.node)
     for index, edit in trace.edits:
-        edit(Editor(trace, kept, model, index, nodes[index], before[index], after[index]))
-    if any(before.values()) or any(after.values()):
+        edit(Editor(trace, kept, model, index, nodes[index], before[index], after[index], gone))
+    if gone or any(before.values()) or any(after.values()):
         ordered = [n for k, node in enumerate(nodes) for n in (*before[k], node, *after[k])]
+        if gone:
+            ordered = _without(model, ordered, [nodes[k] for k in gone])
         copies = []
         for n in ordered:
             copy = NodeProto()
@@ -53,10 +58,32 @@ def rewrite(trace: Trace, kept: Mask) -> Rewritten:
     return Rewritten(model, aliases)
 
 
+def _without(model: Model, nodes: Sequence[NodeProto], gone: Sequence[NodeProto]) -> list[NodeProto]:
+    """The nodes without those that are `gone`, and without what nobody but these read: sizes computed for them."""
+    dead = {id(n) for n in gone}
+    reads = Counter(name for n in nodes if id(n) not in dead for name in needs(n))
+    reads.update(v.name for v in (*model.proto.graph.output, *model.proto.graph.input))
+    makers = {o: n for n in nodes for o in n.output if o}
+    todo = [name for n in gone for name in needs(n)]
+    while todo:
+        name = todo.pop()
+        node = makers.get(name)
+        if node is None and not reads[name]:
+            model.weights.pop(name, None)
+        if node is not None and id(node) not in dead and not any(reads[o] for o in node.output):
+            dead.add(id(node))
+            names = list(needs(node))
+            reads.subtract(names)
+            todo += names
+    return [n for n in nodes if id(n) not in dead]
+
+
 def _forget_shapes(trace: Trace, kept: Mask, model: Model) -> None:
-    """Value_info of tensors that changed is dropped; that of the others stays."""
+    """Value_info of tensors that changed or went is dropped; that of the others stays."""
     graph = model.proto.graph
-    changed = {name for name, blocks in trace.blocks.items() if any(not kept[b.ids].all() for b in blocks)}
+    made = {o for n in graph.node for o in n.output}
+    changed = {o for n in trace.model.proto.graph.node for o in n.output if o not in made}
+    changed |= {name for name, blocks in trace.blocks.items() if any(not kept[b.ids].all() for b in blocks)}
     stay = [v for v in graph.value_info if v.name not in changed]
     if len(stay) != len(graph.value_info):
         stay = [type(v).FromString(v.SerializeToString()) for v in stay]

@@ -49,9 +49,14 @@ class Linked:
     def size(self) -> int:
         return sum(map(len, self.buckets))
 
-    def units(self, k: int) -> list[int]:
-        """The units that `k` steps remove."""
-        return [u for b in self.buckets for u in b[: k * len(b) // self.steps]]
+    @property
+    def ranks(self) -> int:
+        """Into how many parts the units are ranked: the steps, or finer ones where those leave no real choice."""
+        return self.steps if self.steps >= 10 else max(map(len, self.buckets))
+
+    def units(self, k: int, of: int = 0) -> list[int]:
+        """The units that `k` steps remove, or `k` parts `of` a number that need not divide the buckets."""
+        return [u for b in self.buckets for u in b[: k * len(b) // (of or self.steps)]]
 
     def solved(self, most: int, least: int) -> list[int]:
         """Between `least` and `most` units of least total score such that all rows of a rectangle lose equally many."""
@@ -211,27 +216,32 @@ def _steps(linked: Sequence[Linked], scores: Scores, options: Options) -> list[f
     total = sum(p.size for p in linked)
     queue = []
     for i, part in enumerate(linked):
-        units = [u for b in part.buckets for u in b]
-        mean = float(np.mean(scores[units])) or 1.0
+        # a unit is measured by its own bucket: parts that cannot take the same fraction of every bucket compare, too
+        value = {u: scores[u] / (float(np.mean(scores[b])) or 1.0) for b in part.buckets for u in b}
         worst = 0.0
-        for k in range(limits[i]):
-            step = set(part.units(k + 1)) - set(part.units(k))
-            worst = max(worst, float(np.mean([scores[u] for u in step])) / mean)
-            queue.append((worst, k, i, len(step)))
+        for k in range(_limit(part, options, part.ranks)):
+            step = set(part.units(k + 1, part.ranks)) - set(part.units(k, part.ranks))
+            if not step:
+                continue
+            worst = max(worst, float(np.mean([value[u] for u in step])))
+            queue.append((worst, k / part.ranks, i, k, len(step)))
     taken, count = 0, [0] * len(linked)
-    for _, k, i, n in sorted(queue):
+    for _, _, i, k, n in sorted(queue):  # of equals, the smallest fraction first
         if taken >= options.ratio * total:
             break
         count[i], taken = k + 1, taken + n
-    return [_round(p, k, limit, options) for p, k, limit in zip(linked, count, limits, strict=True)]
+    return [_round(p, k * p.steps / p.ranks, limit, options) for p, k, limit in zip(linked, count, limits, strict=True)]
 
 
-def _limit(part: Linked, options: Options) -> int:
-    """The most steps: the floor of the global scope, --max-ratio, --min-channels, and one unit at the least."""
-    smallest = min(map(len, part.buckets))
+def _limit(part: Linked, options: Options, of: int = 0) -> int:
+    """The most steps: the floor of the global scope, --max-ratio, --min-channels, and one unit at the least.
+
+    `of`: the same in so many parts. Where they are finer than steps, a bucket may be emptied: its rows are not."""
+    of = of or part.steps
+    bucket = (min if of == part.steps else max)(map(len, part.buckets))
     share = min(options.max_ratio, 1 - options.floor if options.scope == "global" else 1.0)
     least = max(options.min_channels, 1)
-    most = min(floor(share * part.steps + 1e-9), floor((smallest - least) * part.steps / smallest))
+    most = min(floor(share * of + 1e-9), floor((bucket - least) * of / bucket))
     return max(0, most)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnx import NodeProto, TensorProto
 
 from onnxprune.labels import Block, Ids, Labels, Reason
 from onnxprune.model import Model
+from onnxprune.normalise import needs
 from onnxprune.shapes import Shapes
 
 if TYPE_CHECKING:
@@ -79,13 +81,27 @@ class Trace:
     macs: dict[int, tuple[float, tuple[Ids, ...]]] = field(default_factory=dict)
     demands: dict[Hashable, list[Axes]] = field(default_factory=dict)
     owned: dict[tuple[int, int], tuple[Block, ...]] = field(default_factory=dict)
+    passed: set[int] = field(default_factory=set)
+
+    @cached_property
+    def readers(self) -> dict[str, list[int]]:
+        """Which nodes, by index, read a tensor (in their bodies, too); an output of the graph is read past the last."""
+        graph = self.model.proto.graph
+        out: dict[str, list[int]] = {o.name: [len(graph.node)] for o in graph.output}
+        for index, node in enumerate(graph.node):
+            for name in set(needs(node)):
+                out.setdefault(name, []).append(index)
+        return out
 
     def run(self, rules: Mapping[str, Callable[[Op], None]]) -> None:
         from onnxprune.op import Op
+        from onnxprune.shuffle import shuffle
 
         graph = self.model.proto.graph
         for index, node in enumerate(graph.node):
             op = Op(self, index, node)
+            if index in self.passed or shuffle(op):
+                continue
             rule = rules.get(op.type)
             if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
                 op.freeze("its body sees the whole tensor")
