@@ -121,7 +121,7 @@ class Op:
                 self.trace.labels.freeze(block.ids, self.why(text))
         for a in self.node.attribute if inputs is None else ():
             for body in [a.g] if a.HasField("g") else list(a.graphs):
-                for name in captured(body):
+                for name in sorted(captured(body)):
                     for block in self.trace.of(name, (self.index, -1)):
                         self.trace.labels.freeze(block.ids, self.why(text))
 
