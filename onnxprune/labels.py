@@ -109,7 +109,6 @@ class Labels:
             self.pairs.append((a, b, why))
 
     def freeze(self, ids: Ids, why: Reason) -> None:
-        ids = np.unique(ids)
         ids = ids[ids != KEPT]
         if ids.size:
             self.frozen.append((ids, why))
@@ -153,22 +152,18 @@ class Labels:
 
     def solve(self) -> tuple[Ids, NDArray[np.object_]]:
         """(class of every id, reason of every class or None). Derived ids with the same children are one."""
-        pairs = [(a, b) for a, b, _ in self.pairs]
-        while True:
-            a = np.concatenate([p[0] for p in pairs]) if pairs else np.zeros(0, np.int64)
-            b = np.concatenate([p[1] for p in pairs]) if pairs else np.zeros(0, np.int64)
-            graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(self.n, self.n))
-            count, found = connected_components(graph, directed=False)
-            classes: Ids = np.asarray(found, np.int64)
-            more = self._equal_rows(classes)
-            if not more.size:
-                break
-            pairs.append((more[:, 0], more[:, 1]))
-        reasons: NDArray[np.object_] = np.full(count, None, dtype=object)
-        for ids, why in self.frozen:
-            for c in np.unique(classes[ids]):
-                reasons[c] = reasons[c] or why
+        one, two = side_by_side([a for a, _, _ in self.pairs]), side_by_side([b for _, b, _ in self.pairs])
+        classes = joined(self.n, one[0], two[0])
+        while (more := self._equal_rows(classes)).size:
+            classes = joined(int(classes.max()) + 1, *classes[more.T])[classes]
+        reasons: NDArray[np.object_] = np.full(int(classes.max()) + 1, None, dtype=object)
+        for ids, why in reversed(self.frozen):  # the first one said it
+            reasons[classes[ids]] = why
         return classes, reasons
+
+    def rows(self) -> tuple[Ids, Ids, Ids]:
+        """The derived ids, the children of all of them side by side, and where those of each begin."""
+        return np.array([*self.children], np.int64), *side_by_side([*self.children.values()])
 
     def _equal_rows(self, classes: Ids) -> Ids:
         seen: dict[bytes, int] = {}
@@ -265,6 +260,18 @@ class Kept(Labels):
 
     def rectangle(self, ids: Ids) -> None:
         """A traced tensor is a rectangle by being one."""
+
+
+def side_by_side(parts: Sequence[Ids]) -> tuple[Ids, Ids]:
+    """One-dimensional arrays in one, and where each begins."""
+    starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)[:-1]
+    return np.concatenate([np.zeros(0, np.int64), *parts]), starts
+
+
+def joined(n: int, a: Ids, b: Ids) -> Ids:
+    """The class of each of `n` things of which a[i] and b[i] are one."""
+    graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(n, n))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
 def kept_shape(ids: Ids, kept: Mask) -> tuple[int, ...] | None:
