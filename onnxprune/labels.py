@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class Labels:
         """New ids of the given shape; `key` is where they are born (a parameter's axes)."""
         if key not in self.births:
             shape = tuple(shape)
-            size = int(np.prod(shape))
+            size = prod(shape)
             self.births[key] = np.arange(self.n, self.n + size, dtype=np.int64).reshape(shape)
             self._starts.append(self.n)
             self._keys.append(key)
