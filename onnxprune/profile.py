@@ -60,8 +60,12 @@ def _summed(saliency: NDArray[Any], axes: tuple[int, ...], shape: tuple[int, ...
     if saliency.shape[axes[0]] != shape[0]:  # a coarse axis: runs of positions
         n = saliency.shape[axes[0]]
         saliency = np.add.reduceat(saliency, np.arange(0, n, n // shape[0]), axis=axes[0])
-    others = tuple(k for k in range(saliency.ndim) if k not in axes)
-    summed = saliency.sum(axis=others).astype(np.float64)
+    summed, start = saliency, 0
+    for axis in (*sorted(axes), saliency.ndim):  # the outermost axes are summed first: along short ones numpy is slow
+        if start < axis:
+            gone = saliency.ndim - summed.ndim
+            summed = summed.sum(axis=tuple(range(start - gone, axis - gone)))
+        start = axis + 1
     return np.asarray(summed.transpose(np.argsort(np.argsort(axes))), np.float64)
 
 
