@@ -15,15 +15,13 @@ from onnxprune.weight import Weight
 def take(weight: Weight, blocks: Sequence[Block], kept: Mask) -> Weight:
     """The kept positions of a parameter, along all of its blocks at once."""
     array = weight.array()
-    index, dims = _index(weight.shape, blocks, kept)
-    flat = len(index) == array.ndim and all(i.size == i.shape[a] for a, i in enumerate(index))
-    if flat:
-        for axis, i in enumerate(index):
-            if i.size != array.shape[axis]:
-                array = np.take(array, i.ravel(), axis=axis)
+    if all(b.ids.ndim == 1 and b.ids.size == weight.shape[b.axes[0]] for b in blocks):
+        for b in sorted(blocks, key=lambda b: b.axes):
+            if not (mask := kept[b.ids]).all():
+                array = array.compress(mask, b.axes[0])
     else:
-        array = array.reshape(_viewed(weight.shape, blocks))[tuple(index)]
-        array = array.reshape(dims)
+        index, dims = _index(weight.shape, blocks, kept)
+        array = array.reshape(_viewed(weight.shape, blocks))[tuple(index)].reshape(dims)
     return Weight.of(np.ascontiguousarray(array), weight.onnx_type)
 
 
