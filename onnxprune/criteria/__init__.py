@@ -34,6 +34,8 @@ def random(weight: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 
 
 CRITERIA: dict[str, Criterion] = {"l1": l1, "l2": l2, "random": random}
+ELEMENTWISE: set[Criterion] = {l1, l2, random}
+"""Criteria that look at each weight alone: they may be shown a parameter a few rows at a time."""
 
 
 def register(name: str, criterion: Criterion) -> None:
