@@ -207,7 +207,8 @@ class Kept(Labels):
                         names[names == own] = name
                         changed = True
         self.canon = names[classes]
-        self._row_of = {int(n): int(i) for i, n in reversed(list(enumerate(self.canon)))}
+        self._row_of = np.full(names.size + 1, -1)  # the first id of every name; the last place is for FROZEN
+        self._row_of[self.canon[::-1]] = np.arange(self.canon.size)[::-1]
         self.births = {}
 
     def fresh(self, key: Hashable, shape: Iterable[int]) -> Ids:
