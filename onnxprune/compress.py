@@ -110,7 +110,7 @@ def pq(groups: Groups, scores: Array, options: Options) -> dict[int, float]:
     for s, axes, ids in groups.blocks:
         weight = np.abs(groups.trace.model.weights[s.parameter].array().astype(np.float64))
         for out, values in ((roots, np.sqrt(weight)), (sums, weight), (count, np.ones_like(weight))):
-            np.add.at(out, groups.classes[ids], summed(values, axes, ids.shape))
+            np.add.at(out, groups.classes[ids], summed(values, axes, weight.shape[axes[0]] // ids.shape[0]))
     found = {}
     for part in linked:
         units = [u for b in part.buckets for u in b]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 
@@ -102,6 +103,8 @@ class Equation:
 
     def project(self, block: Lettered, letters: Sequence[str]) -> Lettered:
         """Reduce a block to some of its letters: an inner axis leaves derived ids, an outer one ties what is inside."""
+        if all(x in letters for x in block.letters):
+            return block
         ids, left = block.ids, list(block.letters)
         while left and left[-1] not in letters:
             ids = self.labels.derive(ids) if len(left) > 1 else ids
@@ -122,7 +125,7 @@ class Equation:
             for axis, n in zip(block.axes, block.ids.shape, strict=True):
                 spelled = operand.spelling[axis]
                 full = [self.sizes[x] for x in spelled] if len(spelled) > 1 else [n]
-                if int(np.prod(full)) != n:
+                if prod(full) != n:
                     full, spelled = [n], spelled[:1]
                     coarse |= self.sizes.get(spelled) != n
                 elif len(spelled) == 1 and operand.dims[axis] not in (None, n):
@@ -147,8 +150,11 @@ class Equation:
 
     def _without_pinned(self, block: Lettered) -> Lettered:
         """A pinned letter alone is frozen; beside others it ties them: rows go whole, or the same inside every row."""
+        pinned = [x for x in block.letters if x in self.pinned]
+        if not pinned:
+            return block
         ids, left = block.ids, list(block.letters)
-        for letter in [x for x in left if x in self.pinned]:
+        for letter in pinned:
             if len(left) == 1:
                 self.labels.freeze(ids, replace(self.why, text="") if letter in self.silent else self.why)
             ids = self.labels.tie(ids, left.index(letter), self.why)
@@ -187,11 +193,12 @@ class Equation:
             ids = self.labels.tie(ids, 0, self.why)
 
     def _freeze_fixed(self, free: Set[str]) -> None:
+        carried = {x for b in self.main for x in b.letters}.difference(self.pinned, free)
         for operand, parts in zip(self.operands, self.parts, strict=True):
-            known = {x for b in parts for x in b.letters} | set(self.pinned) | free
-            for axis, dim in zip(operand.spelling, operand.dims, strict=True):
+            missing = carried.difference(*(b.letters for b in parts))
+            for axis, dim in zip(operand.spelling, operand.dims, strict=True) if missing else ():
                 sizes = {x: self.sizes[x] for x in axis} if len(axis) > 1 else dict.fromkeys(axis, dim)
-                for letter in (x for x, n in sizes.items() if x not in known and n != 1):
+                for letter in (x for x, n in sizes.items() if x in missing and n != 1):
                     for b in self.main:
                         if letter in b.letters:
                             self._hold(b, letter)
@@ -221,21 +228,21 @@ class Equation:
         axes = list(dict.fromkeys(where[x] for x in block.letters))
         wanted = [x for k in axes for x in spelling[k]]
         ids, letters = block.ids, list(block.letters)
-        for x in wanted:
-            if x not in letters:
-                n = self.sizes[x]
-                ids, letters = np.broadcast_to(ids[..., None], (*ids.shape, n)), [*letters, x]
-        inside = [x for x in wanted if x in block.letters]
-        if inside != list(block.letters):
-            self._tie_all(block)
-        ids = ids.transpose([letters.index(x) for x in wanted])
+        if wanted != letters:
+            for x in wanted:
+                if x not in letters:
+                    n = self.sizes[x]
+                    ids, letters = np.broadcast_to(ids[..., None], (*ids.shape, n)), [*letters, x]
+            if [x for x in wanted if x in block.letters] != list(block.letters):
+                self._tie_all(block)
+            ids = ids.transpose([letters.index(x) for x in wanted])
         dims, k = [], 0
         for axis in axes:
             n = len(spelling[axis])
-            dims.append(int(np.prod(ids.shape[k : k + n])))
+            dims.append(prod(ids.shape[k : k + n]))
             k += n
         ids = np.ascontiguousarray(ids).reshape(dims)
         big = [k for k, n in enumerate(dims) if n > 1]
-        if not big or not (ids != KEPT).any():
+        if not big or not ids.any():
             return None
         return Block(tuple(axes[k] for k in big), ids.reshape([dims[k] for k in big]))

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.labels import Ids, Mask, Reason, kept_shape
+from onnxprune.labels import Ids, Mask, Reason, kept_shape, side_by_side
 from onnxprune.trace import Slice, Trace
 
 
@@ -45,44 +46,56 @@ class Groups:
     def kept_ids(self, removed: Mask) -> Mask:
         """Which ids are kept when the units of `removed` (a mask over classes) go. A row goes with all it holds."""
         alive = ~removed
-        children = self.trace.labels.children.items()
-        changed = True
-        while changed:
-            changed = False
-            for derived, members in children:
-                c, any_left = self.classes[derived], alive[self.classes[members]].any()
-                if alive[c] and not any_left:
-                    alive[c], changed = False, True
-        return alive[self.classes]
+        rows, members, starts = self._nested
+        own, held = self.classes[rows], self.classes[members]
+        while True:
+            emptied = own[alive[own] & ~np.logical_or.reduceat(alive[held], starts)]
+            if not emptied.size:
+                return alive[self.classes]
+            alive[emptied] = False
 
     def faults(self, removed: Mask) -> set[int]:
         """Units in a constraint that `removed` would break: not a rectangle, emptied, or rows that disagree."""
         kept = self.kept_ids(removed)
+        flat, starts, vectors = self._vectors
+        emptied = np.flatnonzero(~np.logical_or.reduceat(kept[flat], starts))
         bad: set[int] = set()
-        for ids in self.rectangles:
+        for ids in [*(vectors[k] for k in emptied), *(ids for ids in self.rectangles if ids.ndim > 1)]:
             if kept_shape(ids, kept) is None:
-                bad |= self._leaves(ids[~kept[ids]].tolist() or ids.ravel().tolist())
-        for derived, members in self.trace.labels.children.items():
-            c = self.classes[derived]
-            if kept[members].any() != kept[derived] or (self.reason[c] is not None and not kept[derived]):
-                bad |= self._leaves(members.tolist())
+                gone = ids[~kept[ids]]
+                bad |= self._leaves(gone if gone.size else ids.ravel())
+        rows, members, starts = self._nested
+        lost = ~kept[rows]
+        wrong = np.logical_or.reduceat(kept[members], starts) == lost
+        for row in rows[wrong | (lost & self._stays[self.classes[rows]])].tolist():
+            bad |= self._leaves(self.trace.labels.children[row])
         return bad
 
-    def _leaves(self, ids: Iterable[int]) -> set[int]:
+    @cached_property
+    def _nested(self) -> tuple[Ids, Ids, Ids]:
+        return self.trace.labels.rows()
+
+    @cached_property
+    def _vectors(self) -> tuple[Ids, Ids, list[Ids]]:
+        """The ids of all rectangles of one axis side by side, where each begins, and each."""
+        vectors = [ids for ids in self.rectangles if ids.ndim == 1]
+        return *side_by_side(vectors), vectors
+
+    @cached_property
+    def _stays(self) -> Mask:
+        return np.array([r is not None for r in self.reason], bool)
+
+    def _leaves(self, ids: Ids) -> set[int]:
         """The units that ids amount to: their classes, and for row units the units in them."""
         out: set[int] = set()
         seen: set[int] = set()
-        todo = list(ids)
+        todo = set(self.classes[ids].tolist())
         while todo:
-            i = todo.pop()
-            c = int(self.classes[i])
-            if c in seen:
-                continue
-            seen.add(c)
-            if c in self.inside:
-                todo += self.inside[c]
-            else:
-                out.add(c)
+            rows = {c for c in todo if c in self.inside}
+            out |= todo - rows
+            seen |= rows
+            inside = np.array([i for c in rows for i in self.inside[c]], np.int64)
+            todo = set(self.classes[inside].tolist()) - seen
         return out
 
     def components(self) -> Iterator[list[int]]:
@@ -103,10 +116,10 @@ def build(trace: Trace) -> Groups:
             derived[classes[d]] = True
             inside[int(classes[d])] += members.tolist()
     blocks = [(s, b.axes, b.ids) for s in trace.slices.values() for b in s.blocks if b.ids.any()]
-    home = np.zeros(count, np.uint64)
+    home, place = np.zeros(count, np.uint64), np.empty(count, np.int64)
     marks = np.random.default_rng(0).integers(1, 1 << 63, len(blocks), np.uint64)
     for mark, (_, _, ids) in zip(marks, blocks, strict=True):
-        home[np.unique(classes[ids])] += mark  # sums of random numbers tell sets apart
+        home[_once(classes[ids.ravel()], place)] += mark  # sums of random numbers tell sets apart
     free = np.array([r is None for r in reason], bool)
     prunable = (home > 0) & free & ~derived
     streams = np.zeros(count, bool)
@@ -139,30 +152,35 @@ def _rectangles(blocks: Iterable[Ids], classes: Ids) -> list[Ids]:
     return list(seen.values())
 
 
+def _once(classes: Ids, place: Ids) -> Ids:
+    """Each of the classes once, in no order; `place` is scratch space of one entry for every class."""
+    order = np.arange(classes.size)
+    place[classes] = order
+    return np.asarray(classes[place[classes] == order])
+
+
 def _rows(groups: Groups) -> dict[int, frozenset[int]]:
     """Row units that may go: everything they hold may go, closed under rows that are emptied on the way."""
-    children = groups.trace.labels.children
     held: dict[int, set[int]] = defaultdict(set)
-    rows_of: dict[int, list[tuple[int, frozenset[int]]]] = defaultdict(list)
-    for d, members in children.items():
-        leaves = frozenset(groups._leaves(members.tolist()))
-        c = int(groups.classes[d])
-        held[c] |= leaves
-        for leaf in leaves:
-            rows_of[leaf].append((c, leaves))
+    leaves: dict[frozenset[int], set[int]] = defaultdict(set)  # what a row holds -> the row units that hold it
+    for d, members in groups.trace.labels.children.items():
+        inside, c = frozenset(groups._leaves(members)), int(groups.classes[d])
+        held[c] |= inside
+        leaves[inside].add(c)
+    beginning: dict[int, list[frozenset[int]]] = defaultdict(list)  # by the least leaf
+    for inside in leaves:
+        beginning[min(inside, default=-1)].append(inside)
     out: dict[int, frozenset[int]] = {}
-    for c in held:
+    for c, units in held.items():
         if groups.reason[c] is not None or not groups.derived[c]:
             continue
-        units, todo, seen = set(held[c]), list(held[c]), {c}
-        while todo and len(units) < 1 << 16:
-            leaf = todo.pop()
-            for other, leaves in rows_of[leaf]:
-                if other not in seen and leaves <= units:
-                    seen.add(other)
-                    todo += held[other] - units
-                    units |= held[other]
-        if units and all(groups.prunable[u] for u in units):
+        units, more = set(units), set(units)
+        while more and len(units) < 1 << 16:
+            near = (inside for leaf in units if leaf in beginning for inside in beginning[leaf])
+            emptied = {other for inside in near if inside <= units for other in leaves[inside]}
+            more = set().union(*(held[other] for other in emptied)) - units
+            units |= more
+        if units and groups.prunable[list(units)].all():
             out[c] = frozenset(units)
     return out
 
@@ -173,14 +191,17 @@ def _graph(groups: Groups) -> nx.Graph:
     home: dict[Hashable, int] = {}
     labels = groups.trace.labels
     first = np.full(len(groups.prunable), -1)
+    place = np.empty(len(first), np.int64)
     for k, (s, axes, ids) in enumerate(groups.blocks):
         graph.add_node(k, parameter=s.parameter, axes=axes)
         for key in {labels.born_in(int(i)) for i in (ids.flat[0], ids.flat[-1])}:
             home.setdefault(key, k)
-        units = np.unique(groups.classes[ids])
-        units = units[units != groups.classes[0]]
-        graph.add_edges_from(((other, k) for other in np.unique(first[units]).tolist() if other >= 0), operator="")
-        first[units[first[units] < 0]] = k
+        units = groups.classes[ids.ravel()]
+        earlier = first[units]
+        first[units[earlier < 0]] = k
+        first[groups.classes[0]] = -1  # what always stays couples nothing
+        others = _once(earlier[earlier >= 0], place)
+        graph.add_edges_from(((other, k) for other in others.tolist()), operator="")
     for a, b, why in labels.pairs:
         u, v = home.get(labels.born_in(int(a[0]))), home.get(labels.born_in(int(b[0])))
         if u is not None and v is not None and u != v:

@@ -18,7 +18,7 @@ from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_he
 from .backstop import alone, probe_with_runtime
 from .model import Model
 from .shape_rules import LIKE_FIRST, Kind, dims_of, from_partial, in_range, plausible
-from .values import FOLLOWED, FOLLOWED_TYPES, LIMIT, Dims, Value, propagate, shape_value
+from .values import FOLLOWED, FOLLOWED_TYPES, LIMIT, Array, Dims, Value, propagate, shape_value
 
 _DATALESS = frozenset([
     "Add", "And", "Cast", "Concat", "Conv", "DequantizeLinear", "Div", "Equal", "Gemm", "MatMul", "MatMulInteger",
@@ -44,6 +44,9 @@ class Pass:
 @dataclass(frozen=True)
 class _Node:
     proto: NodeProto
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     standard: bool
     schema: Any
     signature: bytes
@@ -62,6 +65,8 @@ class Inference:
         self._values: dict[str, Value | None] = {}
         self._known_types: dict[Kind, TypeProto] = {}
         self._memo: dict[Any, list[Kind | None] | None] = {}
+        self._followed: dict[Any, list[Value] | None] = {}
+        self._schemas: dict[tuple[str, str], Any] = {}
         self._ir = model.proto.ir_version
         self._opsets = list(model.proto.opset_import)
         self._versions = {o.domain: o.version for o in self._opsets}
@@ -79,19 +84,25 @@ class Inference:
         return state
 
     def _described(self, node: NodeProto) -> _Node:
-        standard = node.domain in ("", "ai.onnx")
-        schema = None
-        if standard or node.domain in self._versions:
-            version = self._opset if standard else self._versions[node.domain]
-            if onnx.defs.has(node.op_type, "" if standard else node.domain):
-                try:
-                    schema = onnx.defs.get_schema(node.op_type, version, "" if standard else node.domain)
-                except onnx.defs.SchemaError:
-                    schema = None
-        parts = [node.op_type.encode(), node.domain.encode(), bytes(bool(n) for n in node.output)]
-        parts += sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
-        captured = tuple(dict.fromkeys(n for a in node.attribute for g in (a.g, *a.graphs) for n in _reads(g)))
-        return _Node(node, standard, schema, b"\0".join(parts), captured)
+        op, domain, outputs, attributes = node.op_type, node.domain, tuple(node.output), list(node.attribute)
+        standard = domain in ("", "ai.onnx")
+        if (op, domain) not in self._schemas:
+            self._schemas[op, domain] = self._schema(op, "" if standard else domain)
+        parts = [op.encode(), domain.encode(), bytes(map(bool, outputs))]
+        parts += sorted(a.SerializeToString(deterministic=True) for a in attributes)
+        bodies = (g for a in attributes for g in ([a.g] if a.HasField("g") else a.graphs))
+        captured = tuple(dict.fromkeys(n for g in bodies for n in _reads(g)))
+        schema = self._schemas[op, domain]
+        return _Node(node, op, tuple(node.input), outputs, standard, schema, b"\0".join(parts), captured)
+
+    def _schema(self, op: str, domain: str) -> Any:
+        version = self._versions.get(domain) if domain else self._opset
+        if version is None or not onnx.defs.has(op, domain):
+            return None
+        try:
+            return onnx.defs.get_schema(op, version, domain)
+        except onnx.defs.SchemaError:
+            return None
 
     def _value(self, name: str, state: Pass) -> Value | None:
         return state.values[name] if name in state.values else self.constant(name)
@@ -105,44 +116,49 @@ class Inference:
         return self._values[name]
 
     def _step(self, node: _Node, state: Pass) -> None:
-        proto = node.proto
-        found = self._shape_of(proto, state) if node.standard else None
-        if found is None and node.standard and proto.op_type in FOLLOWED:
-            given = [self._value(n, state) if n else None for n in proto.input]
-            if all(v is not None or not n for v, n in zip(given, proto.input, strict=True)):
-                found = propagate(proto, given, self._opset)
+        found = self._shape_of(node, state) if node.standard else None
+        if found is None and node.standard and node.op in FOLLOWED:
+            given = [self._value(n, state) if n else None for n in node.inputs]
+            if all(v is not None or not n for v, n in zip(given, node.inputs, strict=True)):
+                found = self._follow(node, given)
         if found is not None:
-            for name, value in zip(proto.output, found, strict=False):
+            for name, value in zip(node.outputs, found, strict=False):
                 if name:
                     state.values[name] = value
                     state.kinds[name] = (_ELEMENT[value.data.dtype], value.data.shape)
             return
         kinds = self._infer(node, state)
-        for name, kind in zip(proto.output, kinds, strict=False):
+        for name, kind in zip(node.outputs, kinds, strict=False):
             if name and kind is not None:
                 state.kinds[name] = kind
 
-    def _shape_of(self, node: NodeProto, state: Pass) -> list[Value] | None:
-        if node.op_type not in ("Shape", "Size"):
+    def _follow(self, node: _Node, given: Sequence[Value | None]) -> list[Value] | None:
+        key = (node.signature, *(None if v is None else (*_content(v.data), *_content(v.known)) for v in given))
+        if key not in self._followed:
+            self._followed[key] = propagate(node.proto, given, self._opset)
+        return self._followed[key]
+
+    def _shape_of(self, node: _Node, state: Pass) -> list[Value] | None:
+        if node.op not in ("Shape", "Size"):
             return None
-        dims = state.dims(node.input[0])
+        dims = state.dims(node.inputs[0])
         if dims is None:
             return None
-        if node.op_type == "Size":
+        if node.op == "Size":
             sizes = [d for d in dims if d is not None]
             return [Value(np.array(math.prod(sizes), np.int64))] if len(sizes) == len(dims) else None
-        bounds = {a.name: a.i for a in node.attribute}
+        bounds = {a.name: a.i for a in node.proto.attribute}
         return [shape_value(dims[bounds.get("start", 0) : bounds.get("end", len(dims))])]
 
     def _infer(self, node: _Node, state: Pass) -> Sequence[Kind | None]:
         proto = node.proto
-        kinds = [state.kinds.get(n) if n else None for n in proto.input]
+        kinds = [state.kinds.get(n) if n else None for n in node.inputs]
         values: list[Value | None] = [None] * len(kinds)
-        if not node.standard or proto.op_type not in _DATALESS:
-            values = [self._value(n, state) if n else None for n in proto.input]
+        if not node.standard or node.op not in _DATALESS:
+            values = [self._value(n, state) if n else None for n in node.inputs]
         if node.standard and (special := from_partial(proto, kinds, values)):
             return special
-        telling = {"Gather": "", "Range": "iuf", "Resize": "iuf", "Upsample": "f"}.get(proto.op_type, "biu")
+        telling = {"Gather": "", "Range": "iuf", "Resize": "iuf", "Upsample": "f"}.get(node.op, "biu")
         if node.standard and not in_range(proto, dims_of(kinds[0] if kinds else None), values[-1] if values else None):
             state.failures += 1
             return []
@@ -153,8 +169,8 @@ class Inference:
         }
         key = None
         if node.memoised:
-            present = bytes(bool(n) for n in proto.input)
-            contents = tuple((i, x.dtype.str, x.shape, x.tobytes()) for i, x in data.items())
+            present = bytes(map(bool, node.inputs))
+            contents = tuple((i, *_content(x)) for i, x in data.items())
             key = (node.signature, present, tuple(kinds), contents)
         if key is None or key not in self._memo:
             out = self._ask(node, kinds, data, state)
@@ -167,7 +183,7 @@ class Inference:
         else:
             found = self._memo[key]
         if found is None:
-            state.failures += all(k is not None or not n for k, n in zip(kinds, proto.input, strict=True))
+            state.failures += all(k is not None or not n for k, n in zip(kinds, node.inputs, strict=True))
             return []
         return found
 
@@ -175,7 +191,7 @@ class Inference:
         self, node: _Node, given: Sequence[Kind | None], data: Mapping[int, Any], state: Pass
     ) -> list[Kind | None] | None:
         """The kinds of the outputs, as ONNX or, for other domains, ONNX Runtime infers them; None: it cannot run."""
-        proto, names = node.proto, node.proto.input
+        proto, names = node.proto, node.inputs
         types = {n: self._type(k) for n, k in zip(names, given, strict=True) if n}
         types |= {n: self._type(state.kinds[n]) for n in node.captured if n in state.kinds}
         tensors = {names[i]: numpy_helper.from_array(x, names[i]) for i, x in data.items()}
@@ -216,6 +232,10 @@ class Inference:
 
 
 _ELEMENT = {t: int(helper.np_dtype_to_tensor_dtype(t)) for t in FOLLOWED_TYPES}
+
+
+def _content(x: Array | None) -> tuple[Any, ...]:
+    return () if x is None else (x.dtype, x.shape, x.tobytes())
 
 
 def _reads(graph: GraphProto) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class Labels:
         """New ids of the given shape; `key` is where they are born (a parameter's axes)."""
         if key not in self.births:
             shape = tuple(shape)
-            size = int(np.prod(shape))
+            size = prod(shape)
             self.births[key] = np.arange(self.n, self.n + size, dtype=np.int64).reshape(shape)
             self._starts.append(self.n)
             self._keys.append(key)
@@ -109,7 +110,6 @@ class Labels:
             self.pairs.append((a, b, why))
 
     def freeze(self, ids: Ids, why: Reason) -> None:
-        ids = np.unique(ids)
         ids = ids[ids != KEPT]
         if ids.size:
             self.frozen.append((ids, why))
@@ -153,22 +153,18 @@ class Labels:
 
     def solve(self) -> tuple[Ids, NDArray[np.object_]]:
         """(class of every id, reason of every class or None). Derived ids with the same children are one."""
-        pairs = [(a, b) for a, b, _ in self.pairs]
-        while True:
-            a = np.concatenate([p[0] for p in pairs]) if pairs else np.zeros(0, np.int64)
-            b = np.concatenate([p[1] for p in pairs]) if pairs else np.zeros(0, np.int64)
-            graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(self.n, self.n))
-            count, found = connected_components(graph, directed=False)
-            classes: Ids = np.asarray(found, np.int64)
-            more = self._equal_rows(classes)
-            if not more.size:
-                break
-            pairs.append((more[:, 0], more[:, 1]))
-        reasons: NDArray[np.object_] = np.full(count, None, dtype=object)
-        for ids, why in self.frozen:
-            for c in np.unique(classes[ids]):
-                reasons[c] = reasons[c] or why
+        one, two = side_by_side([a for a, _, _ in self.pairs]), side_by_side([b for _, b, _ in self.pairs])
+        classes = joined(self.n, one[0], two[0])
+        while (more := self._equal_rows(classes)).size:
+            classes = joined(int(classes.max()) + 1, *classes[more.T])[classes]
+        reasons: NDArray[np.object_] = np.full(int(classes.max()) + 1, None, dtype=object)
+        for ids, why in reversed(self.frozen):  # the first one said it
+            reasons[classes[ids]] = why
         return classes, reasons
+
+    def rows(self) -> tuple[Ids, Ids, Ids]:
+        """The derived ids, the children of all of them side by side, and where those of each begin."""
+        return np.array([*self.children], np.int64), *side_by_side([*self.children.values()])
 
     def _equal_rows(self, classes: Ids) -> Ids:
         seen: dict[bytes, int] = {}
@@ -211,7 +207,8 @@ class Kept(Labels):
                         names[names == own] = name
                         changed = True
         self.canon = names[classes]
-        self._row_of = {int(n): int(i) for i, n in reversed(list(enumerate(self.canon)))}
+        self._row_of = np.full(names.size + 1, -1)  # the first id of every name; the last place is for FROZEN
+        self._row_of[self.canon[::-1]] = np.arange(self.canon.size)[::-1]
         self.births = {}
 
     def fresh(self, key: Hashable, shape: Iterable[int]) -> Ids:
@@ -265,6 +262,18 @@ class Kept(Labels):
 
     def rectangle(self, ids: Ids) -> None:
         """A traced tensor is a rectangle by being one."""
+
+
+def side_by_side(parts: Sequence[Ids]) -> tuple[Ids, Ids]:
+    """One-dimensional arrays in one, and where each begins."""
+    starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)[:-1]
+    return np.concatenate([np.zeros(0, np.int64), *parts]), starts
+
+
+def joined(n: int, a: Ids, b: Ids) -> Ids:
+    """The class of each of `n` things of which a[i] and b[i] are one."""
+    graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(n, n))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
 def kept_shape(ids: Ids, kept: Mask) -> tuple[int, ...] | None:

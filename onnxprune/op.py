@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,10 @@ class Op:
     index: int
     node: NodeProto
 
-    @property
-    def type(self) -> str:
-        domain = self.node.domain
-        return self.node.op_type if domain in ("", "ai.onnx") else f"{domain}::{self.node.op_type}"
+    def __post_init__(self) -> None:
+        self.inputs, self.outputs = tuple(self.node.input), tuple(self.node.output)
+        kind, domain = self.node.op_type, self.node.domain
+        self.type = kind if domain in ("", "ai.onnx") else f"{domain}::{kind}"
 
     def why(self, text: str = "") -> Reason:
         return Reason(self.type, self.node.name, text)
@@ -46,36 +47,36 @@ class Op:
         return opset(self.trace.model, self.node.domain)
 
     def has(self, i: int) -> bool:
-        return i < len(self.node.input) and self.node.input[i] != ""
+        return i < len(self.inputs) and self.inputs[i] != ""
 
     def gives(self, i: int) -> bool:
-        return i < len(self.node.output) and self.node.output[i] != ""
+        return i < len(self.outputs) and self.outputs[i] != ""
 
     def rank(self, i: int) -> int | None:
-        return self._rank(self.node.input[i])
+        return self._rank(self.inputs[i])
 
     def out_rank(self, i: int = 0) -> int | None:
-        return self._rank(self.node.output[i])
+        return self._rank(self.outputs[i])
 
     def _rank(self, name: str) -> int | None:
         dims = self.trace.shapes.static(name)
         return None if dims is None else len(dims)
 
     def dims(self, i: int) -> Dims:
-        return (self.trace.shapes.static(self.node.input[i]) or ()) if self.has(i) else ()
+        return (self.trace.shapes.static(self.inputs[i]) or ()) if self.has(i) else ()
 
     def out_dims(self, i: int = 0) -> Dims:
-        return self.trace.shapes.static(self.node.output[i]) or ()
+        return self.trace.shapes.static(self.outputs[i]) or ()
 
     def value(self, i: int) -> np.ndarray | None:
-        return self.trace.shapes.value(self.node.input[i]) if self.has(i) else None
+        return self.trace.shapes.value(self.inputs[i]) if self.has(i) else None
 
     def partial(self, i: int) -> list[int | None] | None:
         """The entries of an integer vector, None where one is known at run time only."""
         value = self.value(i)
         if value is not None:
             return [int(v) for v in np.asarray(value).ravel()]
-        known = self.trace.shapes.partial(self.node.input[i]) if self.has(i) else None
+        known = self.trace.shapes.partial(self.inputs[i]) if self.has(i) else None
         return (
             None if known is None else [int(v) if k else None for v, k in zip(*(x.ravel() for x in known), strict=True)]
         )
@@ -83,7 +84,7 @@ class Op:
     def across(self, blocks: Mapping[int, tuple[Block, ...]], letters: Sequence[str], axis: int) -> tuple[Block, ...]:
         """Couple the given blocks of several inputs that are joined along `axis`; the blocks of the result."""
         operands = [
-            Operand(self.node.input[i], [
+            Operand(self.inputs[i], [
                 "" if k == axis or n == 1 else s for k, (s, n) in enumerate(zip(letters, self.dims(i), strict=True))
             ], self.dims(i), own) for i, own in blocks.items()
         ]  # fmt: skip
@@ -94,10 +95,10 @@ class Op:
         return eq.output(["" if k == axis else s for k, s in enumerate(letters)])
 
     def blocks(self, i: int) -> tuple[Block, ...]:
-        return self.trace.of(self.node.input[i], (self.index, i)) if self.has(i) else ()
+        return self.trace.of(self.inputs[i], (self.index, i)) if self.has(i) else ()
 
     def labelled(self) -> bool:
-        return any(self.blocks(i) for i in range(len(self.node.input)))
+        return any(self.blocks(i) for i in range(len(self.inputs)))
 
     def block_on(self, i: int, axis: int) -> Block | None:
         return next((b for b in self.blocks(i) if axis in b.axes), None)
@@ -107,21 +108,21 @@ class Op:
             good = tuple(b for b in blocks if b.ids.any())
             for block in good:
                 self.trace.labels.rectangle(block.ids)
-            self.trace.blocks[self.node.output[i]] = good
+            self.trace.blocks[self.outputs[i]] = good
 
     def couple(self, a: Ids, b: Ids) -> None:
         self.trace.labels.couple(a, b, self.why("two sides of one operator"))
 
     def freeze(self, text: str, inputs: Iterable[int] | None = None, outputs: bool = False) -> None:
-        for i in range(len(self.node.input)) if inputs is None else inputs:
+        for i in range(len(self.inputs)) if inputs is None else inputs:
             for block in self.blocks(i):
                 self.trace.labels.freeze(block.ids, self.why(text))
-        for name in self.node.output if outputs else ():
+        for name in self.outputs if outputs else ():
             for block in self.trace.of(name):
                 self.trace.labels.freeze(block.ids, self.why(text))
         for a in self.node.attribute if inputs is None else ():
             for body in [a.g] if a.HasField("g") else list(a.graphs):
-                for name in captured(body):
+                for name in sorted(captured(body)):
                     for block in self.trace.of(name, (self.index, -1)):
                         self.trace.labels.freeze(block.ids, self.why(text))
 
@@ -143,7 +144,7 @@ class Op:
         dims = tuple(sizes.get(k, 1) for k in range(len(other)))
         operands = [
             Operand("", ["" if k not in sizes else s for k, s in enumerate(other)], dims, tuple(blocks)),
-            Operand(self.node.input[i], spelled, self.dims(i) or (None,) * len(spelled), self.blocks(i)),
+            Operand(self.inputs[i], spelled, self.dims(i) or (None,) * len(spelled), self.blocks(i)),
         ]
         free = {x for s in other for x in s} ^ {x for s in spelled for x in s}
         demand: Callable[..., None] = lambda o, x, _: self._demand(o, x, {})  # noqa: E731
@@ -161,7 +162,7 @@ class Op:
         sizes = sizes or {}
         text = text or "meets an axis of fixed size here"
         operands = [
-            Operand(self.node.input[i], spelled, self.dims(i) or (None,) * len(spelled), self.blocks(i))
+            Operand(self.inputs[i], spelled, self.dims(i) or (None,) * len(spelled), self.blocks(i))
             for i, spelled in ins.items()
             if self.has(i)
         ]
@@ -204,11 +205,11 @@ class Op:
         for main in eq.main:
             gone = {x for x in main.letters if x not in kept}
             # one operand with zeros is enough: the activation, where there is one, spares a copy of the weight
-            for i in sorted(used, key=lambda i: self.node.input[i] in self.trace.model.weights):
+            for i in sorted(used, key=lambda i: self.inputs[i] in self.trace.model.weights):
                 holders = [b for b in self.blocks(i) if gone & {x for a in b.axes for x in ins[i][a]}]
                 covered = {x for b in holders for a in b.axes for x in ins[i][a]}
                 if gone and gone <= covered:
-                    fill = self.node.input[fills[i]] if i in fills and self.has(fills[i]) else ""
+                    fill = self.inputs[fills[i]] if i in fills and self.has(fills[i]) else ""
                     for b in holders:
                         self.trace.reductions.append(Reduction(self.index, kind, i, b, fill))
                     break
@@ -219,10 +220,7 @@ class Op:
 
         inputs = tuple((i, b) for i, spelled in ins.items() if self.has(i) for b in on(spelled, self.blocks(i)))
         outputs = tuple(
-            (i, b)
-            for i, s in outs.items()
-            if self.gives(i)
-            for b in on(s, self.trace.blocks.get(self.node.output[i], ()))
+            (i, b) for i, s in outs.items() if self.gives(i) for b in on(s, self.trace.blocks.get(self.outputs[i], ()))
         )
         if inputs:
             self.trace.reductions.append(Reduction(self.index, "gather", ins=inputs, outs=outputs))
@@ -234,11 +232,11 @@ class Op:
         """MACs = the product of the letters' sizes (dynamic ones as in the first probe), and the blocks that cut it."""
         size = dict(sizes)
         probe = self.trace.shapes.probe[0]
-        for names, spellings in ((self.node.input, ins), (self.node.output, outs)):
+        for names, spellings in ((self.inputs, ins), (self.outputs, outs)):
             for i, spelled in spellings.items():
                 dims = probe.get(names[i]) if i < len(names) else None
                 for s, n in zip(spelled, dims or (), strict=False):
                     if len(s) == 1 and n is not None:
                         size[s] = max(size.get(s, 1), n)
         blocks = tuple(b.ids for b in eq.main if set(b.letters) <= set(macs))
-        self.trace.macs[self.index] = (float(np.prod([float(size.get(x, 1)) for x in macs])), blocks)
+        self.trace.macs[self.index] = (prod(float(size.get(x, 1)) for x in macs), blocks)

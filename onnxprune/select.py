@@ -113,7 +113,7 @@ def select(groups: Groups, scores: Scores, options: Options, shares: Mapping[int
     while True:
         trial = removed.copy()
         for part, k in zip(linked, steps, strict=True):
-            if not stuck.intersection(u for b in part.buckets for u in b):
+            if all(map(stuck.isdisjoint, part.buckets)):
                 trial[_removals(part, k, options)] = True
         bad = groups.faults(trial)
         if not bad:
@@ -154,7 +154,7 @@ def _heads(groups: Groups, scores: Scores, options: Options, removed: Mask) -> l
             families[frozenset(groups.home[list(units)].tolist())].setdefault(units, row)
     out = []
     for family in families.values():
-        rows = sorted(family, key=lambda units: (scores[family[units]] + sum(scores[u] for u in units), min(units)))
+        rows = sorted(family, key=lambda units: (scores[family[units]] + scores[list(units)].sum(), min(units)))
         if len(rows) < 2 or len(frozenset().union(*rows)) != sum(map(len, rows)):
             continue
         n = round(options.ratio * len(rows))
@@ -189,15 +189,14 @@ def _linked(groups: Groups, scores: Scores, allowed: Mask, removed: Mask) -> lis
     most = np.zeros(len(nested) + 1, np.int64)
     np.maximum.at(most, roots[:-1], gone)
     alive = np.flatnonzero(live)
-    alive = alive[np.lexsort((alive, scores[alive]))]
-    buckets: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-    linked = roots[link[alive]]
-    keys = zip(groups.home[alive].tolist(), where[alive].tolist(), linked.tolist(), strict=True)
-    for u, key in zip(alive.tolist(), keys, strict=True):
-        buckets[key].append(u)
+    alive = alive[np.argsort(scores[alive], kind="stable")]
+    _, first, bucket = np.unique(groups.home[alive] + where[alive], return_index=True, return_inverse=True)
+    order = np.argsort(bucket, kind="stable")
+    buckets = np.split(alive[order], np.flatnonzero(np.diff(bucket[order])) + 1) if alive.size else []
     joined: dict[Hashable, list[list[int]]] = defaultdict(list)
-    for key, bucket in buckets.items():
-        joined[key[2] if key[2] >= 0 else key].append(bucket)
+    for k in np.argsort(first).tolist():
+        root = int(roots[link[buckets[k][0]]])
+        joined[root if root >= 0 else ("alone", k)].append(buckets[k].tolist())
     out = []
     for name, parts in joined.items():
         left = sum(map(len, parts))
@@ -250,8 +249,9 @@ def _round(part: Linked, wanted: float, limit: int, options: Options) -> float:
     if options.round_to == 1 and part.coarse(wanted):
         return wanted
     n, each = options.round_to, min(map(len, part.buckets))
-    good = [k for k in range(limit + 1) if k == 0 or (each - k * each // part.steps) % n == 0]
-    if (n > 1 and each % n == 0) or n == 1:
-        return min(good, key=lambda k: (abs(k - wanted), k))
-    multiples = [k for k in good if k]
-    return min(multiples, key=lambda k: (abs(k - wanted), k)) if multiples and wanted > 0 else 0
+    steps = np.arange(limit + 1)
+    good = steps[(steps == 0) | ((each - steps * each // part.steps) % n == 0)]
+    if n == 1 or each % n == 0:
+        return int(good[np.abs(good - wanted).argmin()])
+    multiples = good[good > 0]
+    return int(multiples[np.abs(multiples - wanted).argmin()]) if multiples.size and wanted > 0 else 0

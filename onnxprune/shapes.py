@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -36,10 +37,17 @@ class Shapes:
 
     def static(self, name: str) -> Dims | None:
         """The dims that no symbolic input dimension changes, None for the others; None where the rank is unknown."""
-        first, second = self.probe[0].get(name), self.probe[1].get(name)
-        if first is None or second is None or len(first) != len(second):
-            return None
-        return tuple(a if a == b else None for a, b in zip(first, second, strict=True))
+        return self._static.get(name)
+
+    @cached_property
+    def _static(self) -> dict[str, Dims]:
+        first, second = self.probe
+        both = ((name, dims, second.get(name)) for name, dims in first.items())
+        return {
+            name: a if a == b else tuple(x if x == y else None for x, y in zip(a, b, strict=True))
+            for name, a, b in both
+            if b is not None and len(a) == len(b)
+        }
 
     def dtype(self, name: str) -> int | None:
         kind = self.passes[0].kinds.get(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,36 @@ from numpy.typing import NDArray
 from onnxprune.labels import Block, Mask, positions
 from onnxprune.weight import Weight
 
+SLAB = 1 << 18
+"""Bytes of rows that are cut at a time."""
+
 
 def take(weight: Weight, blocks: Sequence[Block], kept: Mask) -> Weight:
     """The kept positions of a parameter, along all of its blocks at once."""
     array = weight.array()
-    index, dims = _index(weight.shape, blocks, kept)
-    flat = len(index) == array.ndim and all(i.size == i.shape[a] for a, i in enumerate(index))
-    if flat:
-        for axis, i in enumerate(index):
-            if i.size != array.shape[axis]:
-                array = np.take(array, i.ravel(), axis=axis)
+    if all(b.ids.ndim == 1 and b.ids.size == weight.shape[b.axes[0]] for b in blocks):
+        masks = ((b.axes[0], kept[b.ids]) for b in blocks)
+        array = _cut(array, {axis: np.flatnonzero(mask) for axis, mask in masks if not mask.all()})
     else:
-        array = array.reshape(_viewed(weight.shape, blocks))[tuple(index)]
-        array = array.reshape(dims)
+        index, dims = _index(weight.shape, blocks, kept)
+        array = array.reshape(_viewed(weight.shape, blocks))[tuple(index)].reshape(dims)
     return Weight.of(np.ascontiguousarray(array), weight.onnx_type)
+
+
+def _cut(array: NDArray[Any], at: Mapping[int, NDArray[np.int64]]) -> NDArray[Any]:
+    """Positions `at` some axes. Of several axes a few rows are cut at a time, so that what is cut along one axis only
+    stays in the processor's cache."""
+    if len(at) < 2:
+        return next((array.take(where, axis) for axis, where in at.items()), array)
+    *first, last = sorted(at)
+    out = np.empty([len(at[k]) if k in at else n for k, n in enumerate(array.shape)], array.dtype)
+    rows, step = at.get(0, np.arange(len(array))), max(1, SLAB // array[0].nbytes)
+    for k in range(0, len(rows), step):
+        part = array[rows[k : k + step]]
+        for axis in first:
+            part = part.take(at[axis], axis) if axis else part
+        part.take(at[last], last, out=out[k : k + step], mode="clip")  # other modes would copy `out`
+    return out
 
 
 def _viewed(shape: Sequence[int], blocks: Sequence[Block]) -> list[int]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
@@ -81,6 +81,7 @@ class Trace:
     macs: dict[int, tuple[float, tuple[Ids, ...]]] = field(default_factory=dict)
     demands: dict[Hashable, list[Axes]] = field(default_factory=dict)
     owned: dict[tuple[int, int], tuple[Block, ...]] = field(default_factory=dict)
+    _seen: dict[tuple[str, tuple[int, int] | None], tuple[Block, ...]] = field(default_factory=dict, repr=False)
     passed: set[int] = field(default_factory=set)
 
     @cached_property
@@ -117,14 +118,21 @@ class Trace:
 
     def of(self, name: str, use: tuple[int, int] | None = None) -> tuple[Block, ...]:
         """The blocks of a tensor; of a parameter, as seen by the use (node index, input index)."""
-        weight = self.model.weights.get(name)
         if use in self.owned:
             return self.owned[use]
-        if weight is None:
-            return self.blocks.get(name, ())
-        if weight.onnx_type not in LABELLED or name in self.blocks:
-            return self.blocks.get(name, ())
-        dims = tuple(weight.shape)
+        if name in self.blocks:
+            return self.blocks[name]
+        if name not in self.model.weights:
+            return ()
+        if (name, use) not in self._seen:
+            self._seen[name, use] = self._of_parameter(name, use)
+        return self._seen[name, use]
+
+    def _of_parameter(self, name: str, use: tuple[int, int] | None) -> tuple[Block, ...]:
+        weight = self.model.weights[name]
+        if weight.onnx_type not in LABELLED:
+            return ()
+        dims = weight.shape
         root = self.aliases.get(name, name)
         # Exporters share equal vectors between unrelated layers; a shared matrix is tied on purpose.
         vector = sum(n > 1 for n in dims) <= 1
@@ -147,7 +155,7 @@ class Trace:
             shape = [dims[axis] if n == -1 else n for axis, n in axes]
             if self.retraced and len(axes) > 1:
                 shape = [dims[axis] if n == -1 else -1 for axis, n in axes]
-            if int(np.prod(shape)) == 1:
+            if prod(shape) == 1:
                 continue
             ids = self.labels.fresh((key, axes), shape)
             self.labels.rectangle(ids)

@@ -45,6 +45,8 @@ UNITS = {
 }  # fmt: skip
 """Name -> function of `units`, which is imported when it is asked for."""
 WITHOUT_INPUTS = {"bn-scale", "fpgm", "lamp"}
+ELEMENTWISE: set[Criterion] = {l1, l2, random}
+"""Criteria that look at each weight alone: they may be shown a parameter a few rows at a time."""
 
 
 def register(name: str, criterion: Criterion) -> None:
