@@ -36,10 +36,10 @@ def _cut(array: NDArray[Any], at: Mapping[int, NDArray[np.int64]]) -> NDArray[An
     out = np.empty([len(at[k]) if k in at else n for k, n in enumerate(array.shape)], array.dtype)
     rows, step = at.get(0, np.arange(len(array))), max(1, SLAB // array[0].nbytes)
     for k in range(0, len(rows), step):
-        part = array[rows[k : k + step]]
+        part = array.take(rows[k : k + step], 0, mode="wrap")
         for axis in first:
             part = part.take(at[axis], axis) if axis else part
-        part.take(at[last], last, out=out[k : k + step], mode="clip")  # other modes would copy `out`
+        part.take(at[last], last, out=out[k : k + step], mode="wrap")  # the default mode would copy `out`
     return out
 
 
