@@ -72,7 +72,7 @@ class Reconstruction:
         self.refits = Refits()
 
     def run(self, progress: Callable[[float], None] | None = None) -> Refits:
-        found = layers(self.after.model, self._rank)
+        found = layers(self.after.model, self.trace.rank)
         shared: dict[str, list[Layer]] = defaultdict(list)
         for layer in found:
             shared[layer.weight.root].append(layer)
@@ -90,10 +90,6 @@ class Reconstruction:
                 self.dense.release()
         return self.refits
 
-    def _rank(self, name: str) -> int | None:
-        dims = self.trace.shapes.static(name)
-        return None if dims is None else len(dims)
-
     def _refit(self, members: list[Layer]) -> str:
         """Solve for one weight and all layers that use it; why not, where it cannot be done."""
         layer, model = members[0], self.after.model
@@ -102,7 +98,7 @@ class Reconstruction:
         weight = layer.weight.read(model)
         start = layer.matrix(weight)
         groups, outputs = start.shape[0], start.shape[0] * start.shape[2]
-        tails = [tail(m, self.current, outputs, self._rank(m.out)) for m in members]
+        tails = [tail(m, self.current, outputs, self.trace.rank(m.out)) for m in members]
         biases = [self.fitted.bias(m, outputs) for m in members]
         alike = all(np.allclose(t.scale, tails[0].scale) for t in tails)
         if any(b is None for b in biases) or not alike or not all(np.allclose(b, biases[0]) for b in biases):  # type: ignore[arg-type]

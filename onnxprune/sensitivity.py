@@ -23,6 +23,7 @@ from onnxprune.obs import DAMP
 from onnxprune.rewrite import rewrite
 from onnxprune.runtime import open_session
 from onnxprune.sites import Site
+from onnxprune.tails import tail
 from onnxprune.verify import taps, with_outputs
 from onnxprune.walk import Topology
 
@@ -70,7 +71,8 @@ def compensated(groups: Groups, sites: Sequence[Site], removed: Mask) -> Model:
     alive = np.zeros(len(groups.prunable), bool)
     alive[groups.classes[kept]] = True
     model = groups.trace.model.copy()
-    fitted = Fitted(Topology(model), groups.trace.shapes.dtype, {})
+    graph = Topology(model)
+    fitted = Fitted(graph, groups.trace.shapes.dtype, {})
     for site in sites:
         if alive[site.units].all():
             continue
@@ -79,7 +81,8 @@ def compensated(groups: Groups, sites: Sequence[Site], removed: Mask) -> Model:
         weight = site.members[0].weight
         weight.write(model, site.members[0].restore(matrix, weight.read(model).shape))
         if site.movable:
-            fitted.move(site.tails, moved)
+            own = [replace(m, node=graph.nodes[m.index]) for m in site.members]
+            fitted.move([tail(m, graph, moved.size, groups.trace.rank(m.out)) for m in own], moved)
     return rewrite(replace(groups.trace, model=model), kept).model
 
 

@@ -18,7 +18,7 @@ from onnxprune.fitted import Fitted
 from onnxprune.groups import Groups
 from onnxprune.labels import Ids
 from onnxprune.layers import Layer, layers
-from onnxprune.tails import Tail, tail
+from onnxprune.tails import tail
 from onnxprune.walk import Walk
 
 Array = NDArray[np.float64]
@@ -36,7 +36,6 @@ class Site:
     K columns; matrix [groups, K, O]; energy: the variance of the outputs, summed."""
 
     members: tuple[Layer, ...]
-    tails: tuple[Tail, ...]
     units: Ids
     gram: Array
     mean: Array
@@ -57,35 +56,30 @@ def collect(
     trace = groups.trace
     walk = Walk(trace.model, feeds, trace.shapes.dtype, providers)
     fitted = Fitted(walk, trace.shapes.dtype, {})
-
-    def rank(name: str) -> int | None:
-        dims = trace.shapes.static(name)
-        return None if dims is None else len(dims)
-
     sums: dict[int, list[Any]] = defaultdict(list)
     for r in trace.reductions:
         if r.kind == "sum" and r.block is not None:
             sums[r.node].append(r)
     shared: dict[str, list[Layer]] = defaultdict(list)
-    for layer in layers(trace.model, rank):
+    for layer in layers(trace.model, trace.rank):
         shared[layer.weight.root].append(layer)
     found = []
     for k, members in enumerate(shared.values()):
         if progress:
             progress(k / len(shared))
         layer = members[0]
-        units = _units(groups, layer, sums.get(layer.index, ()), rank(layer.data))
+        units = _units(groups, layer, sums.get(layer.index, ()), trace.rank(layer.data))
         if units is None or fitted.readers(layer.weight.root, {m.index for m in members}) != {m.index for m in members}:
             continue
         matrix = layer.matrix(layer.weight.read(trace.model))
         outputs = matrix.shape[0] * matrix.shape[2]
-        tails = tuple(tail(m, walk, outputs, rank(m.out)) for m in members)
+        tails = [tail(m, walk, outputs, trace.rank(m.out)) for m in members]
         movable = all(fitted.movable(t.shift) for t in tails) and fitted.bias(layer, outputs) is not None
         gram, mean = _moments(walk, members, matrix.shape[1], seed, movable)
         walk.release()
         energy = float(np.einsum("gko,gkl,glo->", matrix, gram, matrix, optimize=True))
         if energy > 0:
-            found.append(Site(tuple(members), tails, units, gram, mean, matrix, movable, energy))
+            found.append(Site(tuple(members), units, gram, mean, matrix, movable, energy))
     return found
 
 

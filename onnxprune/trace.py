@@ -94,6 +94,11 @@ class Trace:
                 out.setdefault(name, []).append(index)
         return out
 
+    def rank(self, name: str) -> int | None:
+        """Axes of a tensor; None where that is not known."""
+        dims = self.shapes.static(name)
+        return None if dims is None else len(dims)
+
     def run(self, rules: Mapping[str, Callable[[Op], None]]) -> None:
         from onnxprune.op import Op
         from onnxprune.shuffle import shuffle
