@@ -13,6 +13,7 @@ from onnxprune import criteria
 from onnxprune.allocate import Choice, Costs, allocate
 from onnxprune.criteria import l2
 from onnxprune.criteria.clues import Clues
+from onnxprune.fit.sites import Site
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
 from onnxprune.obs import eliminate
@@ -20,7 +21,6 @@ from onnxprune.options import Options, Progress
 from onnxprune.profile import summed
 from onnxprune.select import Linked, parts, select
 from onnxprune.sensitivity import Judge, factor
-from onnxprune.sites import Site
 
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]

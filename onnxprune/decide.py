@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from onnxprune import compress, criteria
 from onnxprune.allocate import Costs
-from onnxprune.calibrate import Calibration, calibration
+from onnxprune.calibration.calibrate import Calibration, calibration
 from onnxprune.criteria.clues import Clues
 from onnxprune.errors import RuntimeFailure
+from onnxprune.fit.moments import normalisations, re_estimated
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
-from onnxprune.moments import normalisations, re_estimated
 from onnxprune.options import Options, Progress
 from onnxprune.select import select
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.fit.sites import Site
 from onnxprune.labels import Ids
-from onnxprune.sites import Site
 
 Array = NDArray[np.float64]
 DAMP = 1e-2

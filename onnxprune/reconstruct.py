@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.fitted import Fitted
+from onnxprune.fit.fitted import Fitted
+from onnxprune.fit.layers import Layer, layers
+from onnxprune.fit.least_squares import Problem, Solution, solve
+from onnxprune.fit.sites import sample_size
+from onnxprune.fit.tails import Tail, tail
+from onnxprune.fit.walk import Walk
 from onnxprune.labels import Mask
-from onnxprune.layers import Layer, layers
-from onnxprune.least_squares import Problem, Solution, solve
 from onnxprune.model import Weight
 from onnxprune.rewrite import Rewritten
-from onnxprune.sites import sample_size
 from onnxprune.slicing import take
-from onnxprune.tails import Tail, tail
 from onnxprune.trace import Trace
-from onnxprune.walk import Walk
 
 Array = NDArray[Any]
 Gathered = list[tuple[Array, ...]]

@@ -8,9 +8,9 @@ from typing import Any
 
 from onnxprune.decide import Decision, by_weights, calibrated, uses_inputs, working
 from onnxprune.errors import RuntimeFailure
+from onnxprune.fit.moments import restore
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
-from onnxprune.moments import restore
 from onnxprune.options import Options, Progress
 from onnxprune.reconstruct import Reconstruction
 from onnxprune.rewrite import Rewritten, rewrite

@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.fitted import Fitted
+from onnxprune.fit.fitted import Fitted
+from onnxprune.fit.sites import Site
+from onnxprune.fit.tails import tail
+from onnxprune.fit.walk import Topology
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
 from onnxprune.model import Model
 from onnxprune.obs import DAMP
 from onnxprune.rewrite import rewrite
 from onnxprune.runtime import open_session
-from onnxprune.sites import Site
-from onnxprune.tails import tail
 from onnxprune.verify import taps, with_outputs
-from onnxprune.walk import Topology
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 

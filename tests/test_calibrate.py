@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from onnxprune.calibrate import Calibration, calibration
+from onnxprune.calibration.calibrate import Calibration, calibration
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Model
 from onnxprune.options import Options

@@ -17,9 +17,9 @@ from onnx.reference import ReferenceEvaluator
 from onnxprune import api
 from onnxprune.criteria.gradient import in_sets, lrp, taylor, taylor_so
 from onnxprune.errors import UsageError
-from onnxprune.gradients import gate_gradients
+from onnxprune.gradients.gradients import gate_gradients
+from onnxprune.gradients.losses import cross_entropy, log_softmax
 from onnxprune.groups import Groups, build
-from onnxprune.losses import cross_entropy, log_softmax
 from onnxprune.options import Options
 
 Array = NDArray[Any]

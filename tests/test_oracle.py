@@ -12,10 +12,10 @@ from test_gradients import CASES, LABELS, OPTIONS, feed, groups_of, in_double, l
 
 from onnxprune import api
 from onnxprune.criteria.gradient import in_sets, taylor, taylor_so
-from onnxprune.gradients import gate_gradients
+from onnxprune.gradients.gradients import gate_gradients
+from onnxprune.gradients.losses import cross_entropy
+from onnxprune.gradients.oracle import changes, oracle
 from onnxprune.groups import build
-from onnxprune.losses import cross_entropy
-from onnxprune.oracle import changes, oracle
 from onnxprune.rewrite import rewrite
 
 MODELS = Path(__file__).parents[1] / "models"

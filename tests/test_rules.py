@@ -133,7 +133,13 @@ TABLE: list[tuple[str, str, dict[str, tuple[int, ...]]]] = [
         HALF,
     ),
     ("Transpose", conv("q = Transpose<perm=[0,2,3,1]>(a) r = Relu(q) b = Transpose<perm=[0,3,1,2]>(r)"), HALF),
-    ("Shuffle", conv("s2 = Constant<value_ints=[0,2,8,8,8]>() q = Reshape(a, s2) t = Transpose<perm=[0,2,1,3,4]>(q) s3 = Constant<value_ints=[0,16,8,8]>() b = Reshape(t, s3)"), HALF),
+    (
+        "Shuffle",
+        conv(
+            "s2 = Constant<value_ints=[0,2,8,8,8]>() q = Reshape(a, s2) t = Transpose<perm=[0,2,1,3,4]>(q) s3 = Constant<value_ints=[0,16,8,8]>() b = Reshape(t, s3)"
+        ),
+        HALF,
+    ),
     ("Squeeze", conv("k = Constant<value_ints=[4]>() q = Unsqueeze(a, k) b = Squeeze(q, k)"), HALF),
     (
         "Concat",

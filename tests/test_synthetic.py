@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from onnxprune import synthetic
+from onnxprune.calibration import synthetic
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -46,7 +46,7 @@ class Clues:
     @cached_property
     def sites(self) -> Sequence[Any]:
         """Where units are summed away, with second moments of the inputs (see `sites.Site`)."""
-        from onnxprune.sites import collect
+        from onnxprune.fit.sites import collect
 
         if not self.feeds:
             raise UsageError(f"--criterion {self.options.criterion} needs inputs; leave out --fast")
@@ -78,7 +78,7 @@ class Clues:
 
     def gradients(self, seed_with: str = "loss") -> Array:
         """[samples, classes]: derivatives of every sample's loss by the units' gates."""
-        from onnxprune.gradients import gate_gradients
+        from onnxprune.gradients.gradients import gate_gradients
 
         if not self.feeds:
             raise UsageError(f"--criterion {self.options.criterion} needs inputs; leave out --fast")
@@ -86,6 +86,6 @@ class Clues:
 
     def masked_losses(self) -> Array:
         """[classes]: the change of the loss when a unit alone is masked."""
-        from onnxprune.oracle import oracle
+        from onnxprune.gradients.oracle import oracle
 
         return oracle(self.groups, [dict(f) for f in self.feeds], self.labels, self.options)

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from .errors import OnnxPruneError, UsageError
-from .inputs import Input
-from .pixels import Pixels
+from onnxprune.calibration.inputs import Input
+from onnxprune.calibration.pixels import Pixels
+from onnxprune.errors import OnnxPruneError, UsageError
 
 Array = NDArray[Any]
 Feed = dict[str, Array]

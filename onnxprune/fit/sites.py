@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.fitted import Fitted
+from onnxprune.fit.fitted import Fitted
+from onnxprune.fit.layers import Layer, layers
+from onnxprune.fit.tails import tail
+from onnxprune.fit.walk import Walk
 from onnxprune.groups import Groups
 from onnxprune.labels import Ids
-from onnxprune.layers import Layer, layers
-from onnxprune.tails import tail
-from onnxprune.walk import Walk
 
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]

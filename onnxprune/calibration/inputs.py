@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto
 
-from .masking import FLOATS
-from .model import Model
-from .shapes import Inputs, Shapes
-from .sizes import plan
-from .weight import dtype_of
+from onnxprune.masking import FLOATS
+from onnxprune.model import Model
+from onnxprune.shapes import Inputs, Shapes
+from onnxprune.sizes import plan
+from onnxprune.weight import dtype_of
 
 Array = NDArray[Any]
 Kind = Literal["image", "sound", "features", "tokens", "positions", "integers", "mask", "state", "text"]

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.expressions import EXPRESSIONS, Parameter, parameter
-from onnxprune.layers import Layer
+from onnxprune.fit.expressions import EXPRESSIONS, Parameter, parameter
+from onnxprune.fit.layers import Layer
+from onnxprune.fit.tails import Shift, Tail
+from onnxprune.fit.walk import Topology
 from onnxprune.model import Weight
-from onnxprune.tails import Shift, Tail
-from onnxprune.walk import Topology
 
 Array = NDArray[Any]
 

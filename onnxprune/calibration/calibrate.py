@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from . import synthetic
-from .errors import RuntimeFailure, UsageError
-from .inputs import Input, describe, sizes
-from .model import Model
-from .options import Options
-from .pixels import Pixels, pixels
-from .runtime import first_line, open_session
-from .samples import Feed, batched, checked, cut, read
-from .shapes import Inputs, Shapes
-from .verify import random_inputs
+from onnxprune.calibration import synthetic
+from onnxprune.calibration.inputs import Input, describe, sizes
+from onnxprune.calibration.pixels import Pixels, pixels
+from onnxprune.calibration.samples import Feed, batched, checked, cut, read
+from onnxprune.errors import RuntimeFailure, UsageError
+from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.runtime import first_line, open_session
+from onnxprune.shapes import Inputs, Shapes
+from onnxprune.verify import random_inputs
 
 Array = NDArray[Any]
 

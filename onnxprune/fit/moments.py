@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.expressions import attribute
+from onnxprune.fit.expressions import attribute
+from onnxprune.fit.walk import Walk
 from onnxprune.model import Model, Weight
 from onnxprune.trace import Trace
-from onnxprune.walk import Walk
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 

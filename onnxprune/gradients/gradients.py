@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.explicit import frozen, smoothed
-from onnxprune.gates import insert, sample_axes
+from onnxprune.gradients.explicit import frozen, smoothed
+from onnxprune.gradients.gates import insert, sample_axes
+from onnxprune.gradients.losses import OTHERWISE, Seed, head, seeds
 from onnxprune.groups import Groups
-from onnxprune.losses import OTHERWISE, Seed, head, seeds
 from onnxprune.model import Model
 from onnxprune.normalise import needs
 from onnxprune.options import Options

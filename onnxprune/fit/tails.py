@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxprune.expressions import attribute
-from onnxprune.layers import Layer
+from onnxprune.fit.expressions import attribute
+from onnxprune.fit.layers import Layer
+from onnxprune.fit.walk import Topology
 from onnxprune.model import Model
-from onnxprune.walk import Topology
 
 Array = NDArray[Any]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxprune.expressions import Parameter, attribute, parameter
+from onnxprune.fit.expressions import Parameter, attribute, parameter
 from onnxprune.model import Model
 
 Array = NDArray[Any]

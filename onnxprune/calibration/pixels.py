@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from onnx import NodeProto, helper
 
-from .errors import UsageError
-from .inputs import Input, consumers, sizes
-from .model import Model
-from .normalise import needs
-from .options import Options
-from .runtime import open_session
-from .shapes import Shapes
-from .synthetic import images
+from onnxprune.calibration.inputs import Input, consumers, sizes
+from onnxprune.calibration.synthetic import images
+from onnxprune.errors import UsageError
+from onnxprune.model import Model
+from onnxprune.normalise import needs
+from onnxprune.options import Options
+from onnxprune.runtime import open_session
+from onnxprune.shapes import Shapes
 
 Array = NDArray[Any]
 

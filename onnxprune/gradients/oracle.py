@@ -11,11 +11,11 @@ from onnx import helper
 
 from onnxprune.criteria.gradient import in_sets
 from onnxprune.errors import RuntimeFailure
-from onnxprune.gates import insert
-from onnxprune.gradients import only, rows, samples_of, static_batch
+from onnxprune.gradients.gates import insert
+from onnxprune.gradients.gradients import only, rows, samples_of, static_batch
+from onnxprune.gradients.losses import cross_entropy, head
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask, kept_shape
-from onnxprune.losses import cross_entropy, head
 from onnxprune.masking import masked
 from onnxprune.options import Options
 from onnxprune.runtime import first_line, open_session

@@ -1,0 +1,1 @@
+"""Derivatives by gates on units, without a training framework: onnx-ad differentiates, ONNX Runtime runs."""
