@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+from onnxprune.fit.normal import Moments, Normal
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.float32]
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 CLIP_ROUNDS = 2
-CHUNK = 8192
 
 
 @dataclass(frozen=True)
@@ -65,73 +64,64 @@ class Solution:
     before: float
 
 
-class _Normal:
-    """Centred normal equations of some rows; factored once for each ridge."""
-
-    def __init__(self, p: Problem) -> None:
-        rows, self.p = p.rows, p
-        self.mean = rows.mean(0, dtype=np.float64) if p.intercept else np.zeros(rows.shape[1])
-        gram = np.zeros((rows.shape[1],) * 2)
-        for k in range(0, len(rows), CHUNK):
-            part = rows[k : k + CHUNK].astype(np.float64) - self.mean
-            gram += part.T @ part
-        self.gram = gram
-        self.unit = float(np.trace(gram)) / max(len(gram), 1) + 1e-30
-        self.factors: dict[float, Any] = {}
-
-    def solve(self, target: Rows, start: Array, ridge: float) -> tuple[Array, Array]:
-        """(W, b) for the targets [S, O] of the layer's own output."""
-        mean = target.mean(0, dtype=np.float64) if self.p.intercept else np.zeros(target.shape[1])
-        right = np.zeros((len(self.gram), target.shape[1]))
-        for k in range(0, len(target), CHUNK):
-            part = self.p.rows[k : k + CHUNK].astype(np.float64) - self.mean
-            right += part.T @ (target[k : k + CHUNK] - mean)
-        while True:
-            lam = ridge * self.unit
-            try:
-                if ridge not in self.factors:
-                    self.factors[ridge] = cho_factor(self.gram + lam * np.eye(len(self.gram)), lower=True)
-                matrix = cho_solve(self.factors[ridge], right + lam * start)
-                break
-            except LinAlgError:
-                ridge *= 10
-        return matrix, mean - self.mean @ matrix
-
-
 def solve(p: Problem, start: Array, bias: Array, held: int, ridges: Sequence[float] = RIDGES) -> Solution:
     """Fit on all but the last `held` rows, choose the ridge on those, then fit on all. `start` [K, O] and `bias` [O]
     are the old weights: the ridge pulls towards them, and they win where no fit is better on the held-out rows."""
     cut = len(p.rows) - held
     fit, test = p.part(slice(0, cut)), p.part(slice(cut, None))
     before = test.error(start, bias)
-    normal = _Normal(fit)
+    goal = _Goal(p, start, bias)
+    first = Moments.of(fit.rows, goal.targets(fit, fit.wanted))
+    normal = Normal(first, p.intercept)
     tried = []
     for ridge in ridges:
-        matrix, b = _clipped(fit, normal, start, bias, ridge)
-        tried.append((test.error(matrix, b), ridge, matrix, b))
-    error, ridge, matrix, b = min(tried, key=lambda t: t[0])
+        matrix, b = goal.kept(normal.solve(start, ridge))
+        tried.append((test.error(matrix, b), ridge, False, matrix, b))
+    if np.isfinite((p.low, p.high)).any():
+        _, ridge, _, matrix, b = min(tried, key=lambda t: t[0])
+        matrix, b = _clipped(fit, normal, goal, start, ridge, matrix, b)
+        tried.append((test.error(matrix, b), ridge, True, matrix, b))
+    error, ridge, clip, matrix, b = min(tried, key=lambda t: t[0])
     if error >= before:
         return Solution(start, bias, np.inf, before, before)
-    matrix, b = _clipped(p, _Normal(p), start, bias, ridge)
+    rest = Moments.of(test.rows, goal.targets(test, test.wanted), first.shift, first.base)
+    normal = Normal(first + rest, p.intercept)
+    matrix, b = goal.kept(normal.solve(start, ridge))
+    if clip:
+        matrix, b = _clipped(p, normal, goal, start, ridge, matrix, b)
     return Solution(matrix, b, ridge, error, before)
 
 
-def _clipped(p: Problem, normal: _Normal, start: Array, bias: Array, ridge: float) -> tuple[Array, Array]:
-    """Solve; then, where the target is clipped, let what is beyond the clip stay where the prediction has it."""
-    live = np.abs(p.scale) > 1e-6 * max(float(np.abs(p.scale).max()), 1e-30)
-    scale = np.where(live, p.scale, 1.0)
-    own = p.rows @ start.astype(np.float32) + bias.astype(np.float32)
+class _Goal:
+    """Targets of the layer's own output; of channels that the scale switches off, what they are already."""
 
-    def solved(wanted: Rows) -> tuple[Array, Array]:
-        target = np.where(live, (wanted - p.offset) / scale, own)
-        matrix, b = normal.solve(target.astype(np.float32), start, ridge)
-        return matrix, b if p.intercept else bias
+    def __init__(self, p: Problem, start: Array, bias: Array) -> None:
+        self.start, self.bias, self.intercept = start.astype(np.float32), bias, p.intercept
+        self.live = np.abs(p.scale) > 1e-6 * max(float(np.abs(p.scale).max()), 1e-30)
+        self.scale = np.where(self.live, p.scale, 1.0).astype(np.float32)
 
-    matrix, b = solved(p.wanted)
-    if np.isfinite((p.low, p.high)).any():
-        for _ in range(CLIP_ROUNDS):
-            z = p.predicted(matrix, b)
-            wanted = np.where(p.wanted <= p.low, np.minimum(z, p.low), p.wanted)
-            wanted = np.where(p.wanted >= p.high, np.maximum(z, p.high), wanted)
-            matrix, b = solved(wanted)
-    return matrix, b
+    def targets(self, p: Problem, wanted: Rows) -> Rows:
+        found = np.asarray((wanted - p.offset) / self.scale, np.float32)
+        if not self.intercept:
+            found -= self.bias.astype(np.float32)
+        if not self.live.all():
+            own = p.rows @ self.start + self.bias.astype(np.float32) * self.intercept
+            found = np.where(self.live, found, own)
+        return found
+
+    def kept(self, solved: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The solution, with the old bias where it cannot be moved."""
+        return solved if self.intercept else (solved[0], self.bias)
+
+
+def _clipped(
+    p: Problem, normal: Normal, goal: _Goal, start: Array, ridge: float, matrix: Array, bias: Array
+) -> tuple[Array, Array]:
+    """Where the target is clipped, let what is beyond the clip stay where the prediction has it, and solve again."""
+    for _ in range(CLIP_ROUNDS):
+        z = p.predicted(matrix, bias)
+        wanted = np.where(p.wanted <= p.low, np.minimum(z, p.low), p.wanted)
+        wanted = np.where(p.wanted >= p.high, np.maximum(z, p.high), wanted)
+        changed = normal.crossed(p.rows, goal.targets(p, np.asarray(wanted, np.float32)))
+        matrix, bias = goal.kept(normal.solve(start, ridge, changed))
+    return matrix, bias

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.layers import Layer, layers
+from onnxprune.fit.normal import Moments
 from onnxprune.fit.tails import tail
 from onnxprune.fit.walk import Walk
 from onnxprune.groups import Groups
@@ -24,7 +25,7 @@ from onnxprune.labels import Ids
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 ROWS_PER_COLUMN = 24
-LEAST_ROWS = 6000
+LEAST_ROWS, MORE_ROWS = 6000, 20000
 MOST_NUMBERS = 150_000_000
 """Sampled rows of one layer, in numbers: 600 MB of float32."""
 
@@ -46,7 +47,8 @@ class Site:
 
 def sample_size(groups: int, columns: int) -> int:
     """Rows to sample for a layer: several for every unknown, bounded by memory."""
-    return min(max(LEAST_ROWS, ROWS_PER_COLUMN * columns), MOST_NUMBERS // (groups * columns))
+    wanted = max(LEAST_ROWS, min(ROWS_PER_COLUMN * columns, MORE_ROWS + 2 * columns))
+    return min(wanted, MOST_NUMBERS // (groups * columns))
 
 
 def collect(
@@ -98,7 +100,7 @@ def _units(groups: Groups, layer: Layer, reductions: Sequence[Any], rank: int | 
 def _moments(walk: Walk, members: Sequence[Layer], columns: int, seed: int, centred: bool) -> tuple[Array, Array]:
     groups = members[0].groups
     total = sample_size(groups, columns) // len(members)
-    gram, sums, count = np.zeros((groups, columns, columns)), np.zeros((groups, columns)), 0
+    found: list[Moments] = []
     for layer in members:
         rng = np.random.default_rng((seed, layer.index))
         xs = walk.value(layer.data)
@@ -106,10 +108,12 @@ def _moments(walk: Walk, members: Sequence[Layer], columns: int, seed: int, cent
             there = layer.places(x)
             many = -(-total // (len(xs) * (len(x) if layer.window else 1)))
             at = np.sort(rng.choice(there, min(there, max(many, 1)), replace=False))
-            rows = layer.rows(x, at).astype(np.float64)
-            gram += rows.transpose(0, 2, 1) @ rows
-            sums += rows.sum(1)
-            count += rows.shape[1]
-    mean = sums / count
-    gram = gram / count - (mean[:, :, None] * mean[:, None, :] if centred else 0)
-    return gram, mean
+            rows = layer.rows(x, at)
+            nothing = np.zeros((rows.shape[1], 0), np.float32)
+            if found:
+                for moments, part in zip(found, rows, strict=True):
+                    moments.add(part, nothing)
+            else:
+                found = [Moments.of(part, nothing) for part in rows]
+    gram = np.stack([(m.centred() if centred else m.raw())[0] / m.count for m in found])
+    return gram, np.stack([m.mean for m in found])
