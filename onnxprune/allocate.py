@@ -57,15 +57,7 @@ class Choice:
 def allocate(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], budget: float) -> list[float]:
     """The share that every set loses so that the cost falls to `budget`: always the step with the least loss for what
     it saves, along the lower convex hull of each curve. `gone`: classes that are removed already."""
-    terms = [(i, b) for i, bs in enumerate(costs.blocks) for b in bs]
-    owner = np.array([i for i, _ in terms], np.int64)
-    base = np.array([1.0 - gone[b].mean() for _, b in terms])
-    share = np.zeros((len(choices), len(terms)))  # of a block's positions, those of a set
-    for p, choice in enumerate(choices):
-        inside = np.zeros(len(gone), bool)
-        inside[list(choice.units)] = True
-        for j, (_, b) in enumerate(terms):
-            share[p, j] = inside[b].mean()
+    owner, base, share = _terms(choices, costs, gone)
     hulls = [_hull(c.losses) for c in choices]
     at, taken = [0] * len(choices), np.zeros(len(choices))
     while True:
@@ -87,6 +79,30 @@ def allocate(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], b
         at[which] += 1
         taken[which] = hulls[which][at[which]][0] / (len(choices[which].losses) - 1)
     return taken.tolist()
+
+
+def uniform(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], budget: float) -> float:
+    """The share that, taken from every set, brings the cost down to `budget`."""
+    owner, base, share = _terms(choices, costs, gone)
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        cost = costs.count.copy()
+        np.multiply.at(cost, owner, np.maximum(base - share.sum(0) * (low + high) / 2, 1e-9))
+        low, high = (low, (low + high) / 2) if cost.sum() <= budget else ((low + high) / 2, high)
+    return high
+
+
+def _terms(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_]) -> tuple[Ids, Array, Array]:
+    """Of every block of every cost: the index of its cost, the share that is not gone, and [sets, blocks] the share of
+    its positions that each set has."""
+    terms = [(i, b) for i, bs in enumerate(costs.blocks) for b in bs]
+    share = np.zeros((len(choices), len(terms)))
+    for p, choice in enumerate(choices):
+        inside = np.zeros(len(gone), bool)
+        inside[list(choice.units)] = True
+        for j, (_, b) in enumerate(terms):
+            share[p, j] = inside[b].mean()
+    return np.array([i for i, _ in terms], np.int64), np.array([1.0 - gone[b].mean() for _, b in terms]), share
 
 
 def _hull(losses: Array) -> list[tuple[int, float]]:

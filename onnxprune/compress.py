@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune import criteria
-from onnxprune.allocate import Choice, Costs, allocate
+from onnxprune.allocate import Choice, Costs, allocate, uniform
 from onnxprune.criteria import l2
 from onnxprune.criteria.clues import Clues
 from onnxprune.fit.sites import Site
@@ -90,14 +90,26 @@ def measure(
             curve.factor = float(np.median(known)) if known else 1.0
 
 
-def shares(groups: Groups, evidence: Evidence, options: Options, budget: float, costs: Costs) -> dict[int, float]:
-    """What every set loses, by its name, so that `costs` fall to `budget`."""
+def shares(
+    groups: Groups, evidence: Evidence, options: Options, budget: float, costs: Costs, trust: float = 1.0
+) -> dict[int, float]:
+    """What every set loses, by its name, so that `costs` fall to `budget`.
+
+    `trust` in 0..1 says how much the inputs are worth: at 0 every set loses the same share, at 1 any share up to the
+    floor. Made-up inputs that a network answers monotonously hide what matters to it."""
     gone, _ = parts(groups, evidence.scores, options)
+    dead = _dead(groups, gone)
     choices = [
-        Choice([u for b in c.part.buckets for u in b], c.losses * (1.0 if c.factor is None else c.factor))
+        Choice([u for b in c.part.buckets for u in b], c.losses * (1.0 if c.factor is None else max(c.factor, 1e-9)))
         for c in evidence.curves
     ]
-    taken = allocate(choices, costs, _dead(groups, gone), budget)
+    if trust < 1 and choices:
+        even = uniform(choices, costs, dead, budget)
+        most = even + max(0.0, 1 - options.floor - even) * trust
+        for choice in choices:
+            levels = len(choice.losses) - 1
+            choice.losses[np.arange(levels + 1) > np.ceil(most * levels)] = np.inf
+    taken = allocate(choices, costs, dead, budget)
     return {c.part.name: t for c, t in zip(evidence.curves, taken, strict=True)}
 
 

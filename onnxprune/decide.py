@@ -22,6 +22,8 @@ from onnxprune.select import select
 HELD = 0.2
 """Share of the calibration batches that only judge."""
 BATCHES = 8
+UNKNOWN = 0.5
+"""How far made-up inputs are trusted where the model has no classes that would show how diverse they are."""
 COPIES = 6
 """Activations of this many times the largest tensor are alive at once while a graph is walked, twice over."""
 
@@ -106,7 +108,8 @@ def informed(
     if options.scope in ("local", "pq"):
         return Decision(spread(groups, evidence.scores, options), groups, inputs, held, evidence, tuple(notes))
     costs = Costs.of(groups, "params" if options.of == "params" else "macs")
-    shares = compress.shares(groups, evidence, options, budget(groups, options, costs), costs)
+    trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
+    shares = compress.shares(groups, evidence, options, budget(groups, options, costs), costs, trust)
     removed = select(groups, evidence.scores, options, shares)
     return Decision(removed, groups, inputs, held, evidence, tuple(notes))
 

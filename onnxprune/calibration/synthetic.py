@@ -211,18 +211,32 @@ def features(rng: np.random.Generator, shape: tuple[int, ...], clusters: int = 8
 
 
 def tokens(rng: np.random.Generator, values: Array, shape: tuple[int, ...]) -> Array:
-    """Some of `values`: in every sample (first axis) a few are frequent, by Zipf's law with an exponent of its own,
-    and which ones these are differs, as it does from text to text; an exponent near 0 is plain uniform noise."""
+    """Some of `values`, in every sample (first axis) as a text of its own: a few are frequent, by Zipf's law with an
+    exponent of its own (near 0 is plain noise); they come from all values or from a range of neighbours, as the letters
+    of a script do; and what was written is written again."""
     count = len(values)
     if len(shape) < 2 or count < 3:
         return np.asarray(rng.choice(values, shape))
     made = np.empty(shape, values.dtype)
-    ranks = np.arange(1, count + 1)
     for sample in made:
-        frequency = np.cumsum(ranks ** -rng.uniform(0, 1.5))
-        drawn = np.searchsorted(frequency, rng.random(sample.shape) * frequency[-1])
-        sample[...] = rng.permutation(values)[drawn]
+        width = count if rng.random() < 0.5 else int(math.exp(rng.uniform(math.log(min(8, count)), math.log(count))))
+        start = int(rng.integers(0, count - width + 1))
+        own = rng.permutation(values[start : start + width])
+        frequency = np.cumsum(np.arange(1, width + 1) ** -rng.uniform(0, 1.5))
+        drawn = own[np.searchsorted(frequency, rng.random(sample.size) * frequency[-1])]
+        sample[...] = _repeated(rng, drawn).reshape(sample.shape)
     return made
+
+
+def _repeated(rng: np.random.Generator, text: Array) -> Array:
+    """Replace a share of the text, which differs from text to text, by copies of pieces that stand before them."""
+    length = len(text)
+    for _ in range(int(rng.uniform(0, 0.15) * length) if length >= 16 else 0):
+        size = int(rng.integers(2, 12))
+        at = int(rng.integers(size, length - size + 1))
+        source = int(rng.integers(0, at - size + 1))
+        text[at : at + size] = text[source : source + size]
+    return text
 
 
 def balanced(rng: np.random.Generator, classes: Array, count: int) -> Array:

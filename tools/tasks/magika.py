@@ -56,7 +56,10 @@ def encode(content: bytes) -> np.ndarray:
 def sample(data: Path, part: str, n: int, seed: int) -> tuple[Feeds, np.ndarray]:
     """Encoded files [n, 2048] and the index of each type among the model's classes [n]."""
     paths = files(data)[part]
-    chosen = [paths[k] for k in choose(len(paths), n, generator("magika", part, seed))]
+    chosen = [
+        paths[k]
+        for k in choose(len(paths), min(n, len(paths)) if part == "calib" else n, generator("magika", part, seed))
+    ]
     classes = json.loads((data / "magika.json").read_text())["target_labels_space"]
     labels = np.array([classes.index(TYPES[path.suffix]) for path in chosen])
     return {"bytes": np.stack([encode(path.read_bytes()) for path in chosen])}, labels
