@@ -17,6 +17,7 @@ from onnxprune.decide import decide
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.groups import Groups, build
 from onnxprune.labels import Labels, Mask
+from onnxprune.merge import merged
 from onnxprune.model import Model
 from onnxprune.options import FrozenInfo, GroupInfo, Inspection, Options, Progress, Proof, Report
 from onnxprune.plan import Plan, Removal
@@ -83,6 +84,10 @@ def prune(
         else:
             _check(groups, kept, after, options, clock)
         story = refit.story
+    elif options.reconstruct == "merge" or decision.merge:
+        clock("reconstruct")
+        story = merged(groups, decision.removed, after)
+        _check(groups, kept, after, options, clock)
     clock("")
     report = Report(
         profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),

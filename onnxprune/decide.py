@@ -33,13 +33,15 @@ class Decision:
     """removed: the units that go. groups: of the graph that was looked at.
 
     inputs: what was run, if anything was; the last `held` batches only judge.
-    notes: what the user should know."""
+    merge: what goes is to be merged in weight space, because nothing better can be done. notes: what the user should
+    know."""
 
     removed: Mask
     groups: Groups
     inputs: Calibration | None = None
     held: int = 0
     evidence: compress.Evidence | None = None
+    merge: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -50,9 +52,10 @@ def decide(groups: Groups, options: Options, progress: Progress | None = None) -
     try:
         inputs, held = calibrated(groups, options, progress)
     except RuntimeFailure as error:
-        plain = replace(options, criterion="l2", scope="local", reconstruct="merge").resolved()
-        why = f"no inputs could be run ({error.message}), so weights alone decided and were merged"
-        return Decision(by_weights(groups, plain), groups, notes=(why,))
+        plain = replace(options, criterion="l2", scope="local")
+        merge = options.reconstruct != "none"
+        why = f"no inputs could be run ({error.message}), so weights alone decided{' and were merged' if merge else ''}"
+        return Decision(by_weights(groups, plain), groups, merge=merge, notes=(why,))
     return informed(working(groups, inputs, options), options, inputs, held, progress)
 
 
@@ -101,17 +104,17 @@ def informed(
         notes.append("the obs score assumes that weights are updated; without reconstruction l2 is the better choice")
     if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
         scores = criteria.scores(options.criterion, clues)
-        return Decision(spread(groups, scores, options), groups, inputs, held, None, tuple(notes))
+        return Decision(spread(groups, scores, options), groups, inputs, held, notes=tuple(notes))
     evidence = compress.observe(groups, clues, options, progress)
     if options.scope == "sensitivity":
         compress.measure(groups, evidence, judging, options, progress)
     if options.scope in ("local", "pq"):
-        return Decision(spread(groups, evidence.scores, options), groups, inputs, held, evidence, tuple(notes))
+        return Decision(spread(groups, evidence.scores, options), groups, inputs, held, evidence, notes=tuple(notes))
     costs = Costs.of(groups, "params" if options.of == "params" else "macs")
     trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
     shares = compress.shares(groups, evidence, options, budget(groups, options, costs), costs, trust)
     removed = select(groups, evidence.scores, options, shares)
-    return Decision(removed, groups, inputs, held, evidence, tuple(notes))
+    return Decision(removed, groups, inputs, held, evidence, notes=tuple(notes))
 
 
 def _rows(feeds: tuple[dict[str, NDArray[np.generic]], ...]) -> int:

@@ -32,7 +32,9 @@ def replayed(groups: Groups, removed: Mask, options: Options) -> Decision:
     try:
         inputs, held = calibrated(groups, options)
     except RuntimeFailure as error:
-        return Decision(removed, groups, notes=(f"not reconstructed: no inputs could be run ({error.message})",))
+        merge = options.reconstruct == "ls"
+        why = f"no inputs could be run ({error.message}), so weights were {'merged' if merge else 'only sliced'}"
+        return Decision(removed, groups, merge=merge, notes=(why,))
     return Decision(removed, working(groups, inputs, options), inputs, held)
 
 

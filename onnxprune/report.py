@@ -125,6 +125,10 @@ def _print_frozen(frozen: Sequence[FrozenInfo], console: Console, verbose: bool)
 def _print_reconstruction(story: Mapping[str, Any] | None, console: Console, verbose: bool) -> None:
     if not story:
         return
+    if story.get("method") == "merge":
+        like = f", which are {story['similarity']:.2f} similar on average" if story["merged"] else ""
+        console.print(f"merged {story['merged']:,} removed units into kept ones{like}")
+        return
     diverse = "" if story.get("diversity") is None else f", diversity {story['diversity']:.2f}"
     console.print(f"calibrated on {story['inputs']}{diverse}")
     if "failed" in story:

@@ -70,7 +70,7 @@ def collect(
         if progress:
             progress(k / len(shared))
         layer = members[0]
-        units = _units(groups, layer, sums.get(layer.index, ()), trace.rank(layer.data))
+        units = units_of(groups, layer, sums.get(layer.index, ()), trace.rank(layer.data))
         if units is None or fitted.readers(layer.weight.root, {m.index for m in members}) != {m.index for m in members}:
             continue
         matrix = layer.matrix(layer.weight.read(trace.model))
@@ -85,7 +85,7 @@ def collect(
     return found
 
 
-def _units(groups: Groups, layer: Layer, reductions: Sequence[Any], rank: int | None) -> Ids | None:
+def units_of(groups: Groups, layer: Layer, reductions: Sequence[Any], rank: int | None) -> Ids | None:
     """[groups, channels]: the unit of every channel that the layer reads; None where none of them may go."""
     if rank is None:
         return None

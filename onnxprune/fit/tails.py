@@ -63,7 +63,7 @@ def tail(layer: Layer, graph: Topology, outputs: int, rank: int | None) -> Tail:
         shift = Shift(layer.node, layer.bias, np.full(outputs, layer.scale))
     end = layer.out
     while rank is not None and (node := graph.reader(end)) is not None:
-        step = _affine(node, end, model, layer.y_axis % rank, rank, outputs)
+        step = affine(node, end, model, layer.y_axis % rank, rank, outputs)
         if step is None:
             break
         factor, constant, operand, sign = step
@@ -84,7 +84,7 @@ def tail(layer: Layer, graph: Topology, outputs: int, rank: int | None) -> Tail:
     return Tail(end, scale, offset, shift, total, other, low, high)
 
 
-def _affine(
+def affine(
     node: NodeProto, tensor: str, model: Model, axis: int, rank: int, n: int
 ) -> tuple[Array, Array, int | None, float] | None:
     """(factor, constant, input that is added as it is, its sign) of a per-channel affine operator, or None."""

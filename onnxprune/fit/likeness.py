@@ -1,0 +1,191 @@
+"""How alike the channels of a tensor are, told from weights alone: an inner product of any two of them.
+
+A channel is described by all that makes it: the filters that give birth to it with their biases, and every scale and
+offset on the way to the tensor, through sums as well (the channel of a residual stream is one row of all branches so
+far). Only inner products are kept, so that a description never has to be written out: concatenation adds them, a
+channelwise filter on top multiplies them, a scale scales rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from onnxprune.fit.fitted import Fitted
+from onnxprune.fit.layers import Layer
+from onnxprune.fit.tails import affine
+from onnxprune.fit.walk import Topology
+from onnxprune.groups import Groups
+from onnxprune.labels import Ids, Mask
+from onnxprune.rules import RULES
+from onnxprune.rules.base import first_only, pointwise, unary
+
+Array = NDArray[np.float64]
+TOGETHER = {"Add", "Sum", "Concat"}
+"""Several tensors in one: what describes their channels is put side by side."""
+EVEN = {
+    "Identity", "Cast", "Dropout", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Pad",
+    "Resize", "Upsample", "DepthToSpace", "SpaceToDepth", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum",
+    "Relu", "LeakyRelu", "MaxPool", "GlobalMaxPool", "ReduceMax",
+}  # fmt: skip
+"""f(s x) = s f(x) for s > 0."""
+MOST = 1 << 13
+"""Units of one layer that are compared with each other: 512 MiB of inner products."""
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """units [C]: sorted classes. gram [C, C]: inner products of their descriptions, but for the `constant` [C] that is
+    still added to each: it is a number of the description only where nothing linear can change it any more."""
+
+    units: Ids
+    gram: Array
+    constant: Array
+
+    @property
+    def whole(self) -> Array:
+        """[C, C]: inner products of weights and constants, jointly."""
+        return self.gram + np.outer(self.constant, self.constant)
+
+    def cosines(self, rows: Ids, columns: Ids) -> tuple[Array, tuple[Array, Array]]:
+        """[rows, columns]: cosines between units, and the lengths of both."""
+        size = np.sqrt(np.maximum(np.diag(self.gram) + self.constant**2, 1e-300))
+        u, v = np.searchsorted(self.units, rows), np.searchsorted(self.units, columns)
+        inner = self.gram[np.ix_(u, v)] + np.outer(self.constant[u], self.constant[v])
+        return inner / np.outer(size[u], size[v]), (size[u], size[v])
+
+    def settled(self) -> Likeness:
+        """Behind a nonlinearity the constant is a number as any other."""
+        return Likeness(self.units, self.whole, np.zeros(len(self.units)))
+
+    def scaled(self, factor: Array, offset: Array) -> Likeness:
+        return Likeness(self.units, self.gram * np.outer(factor, factor), self.constant * factor + offset)
+
+    def unscalable(self) -> Likeness:
+        """Behind a nonlinearity that commutes with no scale: 2<u, v> / (<u, u> + <v, v>), which is 1 for equal
+        descriptions only."""
+        whole = self.whole
+        size = np.maximum(np.diag(whole), 1e-300)
+        return Likeness(self.units, 2 * whole / (size[:, None] + size), np.zeros(len(self.units)))
+
+    def times(self, other: Likeness) -> Likeness | None:
+        """Of the product of two tensors."""
+        if not np.array_equal(self.units, other.units):
+            return None
+        return Likeness(self.units, self.whole * other.whole, np.zeros(len(self.units)))
+
+    def beside(self, other: Likeness) -> Likeness:
+        """Of a tensor that holds the channels of both, or their sums."""
+        units = np.union1d(self.units, other.units)
+        gram, constant = np.zeros((len(units), len(units))), np.zeros(len(units))
+        for part in (self, other):
+            at = np.searchsorted(units, part.units)
+            gram[np.ix_(at, at)] += part.gram
+            constant[at] += part.constant
+        return Likeness(units, gram, constant)
+
+
+class Likenesses:
+    """Of the tensors of the dense graph that hold units of `removed`, node by node in order."""
+
+    def __init__(self, groups: Groups, removed: Mask, layers: Sequence[Layer]) -> None:
+        self.groups, self.trace, self.removed = groups, groups.trace, removed
+        self.graph = Topology(groups.trace.model)
+        self.fitted = Fitted(self.graph, groups.trace.shapes.dtype, {})
+        self.layers = {layer.index: layer for layer in layers}
+        self.known: dict[str, Likeness] = {}
+
+    def pass_node(self, index: int) -> None:
+        """Find the likenesses of what a node makes, and forget those that nobody will read any more."""
+        node = self.graph.nodes[index]
+        layer = self.layers.get(index)
+        found = self._born(layer) if layer else self._carried(node)
+        for name in node.output:
+            if found is not None and self.graph.readers[name] and self._holds(name):
+                self.known[name] = found
+        for name in node.input:
+            if max(self.graph.readers[name], default=0) <= index:
+                self.known.pop(name, None)
+
+    def _holds(self, name: str) -> bool:
+        return any(self.removed[self.groups.classes[block.ids]].any() for block in self.trace.of(name))
+
+    def places(self, name: str, axis: int | None = None) -> tuple[int, Ids] | None:
+        """(axis, class of every position) of the axis along which a tensor holds units that go."""
+        for block in self.trace.of(name):
+            units = self.groups.classes[block.ids]
+            if len(block.axes) == 1 and axis in (None, block.axes[0]) and self.removed[units].any():
+                return block.axes[0], units
+        return None
+
+    def _born(self, layer: Layer) -> Likeness | None:
+        rank = self.trace.rank(layer.out)
+        placed = self.places(layer.out, layer.y_axis % rank) if rank else None
+        if placed is None:
+            return None
+        matrix = layer.matrix(layer.weight.read(self.trace.model))  # G K O
+        groups, columns, each = matrix.shape
+        bias = self.fitted.bias(layer, groups * each)
+        units, first, count = np.unique(placed[1], return_index=True, return_counts=True)
+        if bias is None or len(placed[1]) != groups * each or len(units) > MOST:
+            return None
+        filters = matrix.transpose(0, 2, 1).reshape(groups * each, -1)
+        inner: Array | float = 1.0
+        if groups > 1:
+            before = self.known.get(layer.data)
+            if columns == layer.taps() and before is not None and np.isin(units, before.units).all():
+                at = np.searchsorted(before.units, units)
+                inner = before.whole[np.ix_(at, at)]  # channelwise: on top of what it reads
+            else:
+                inner = np.equal.outer(first // each, first // each).astype(np.float64)  # the groups read other things
+        order = np.argsort(placed[1], kind="stable")
+        starts = np.cumsum(count) - count
+        gram = np.zeros((len(units), len(units)))
+        for k in range(int(count.max())):  # a unit may be several filters
+            at = order[starts + np.minimum(k, count - 1)]
+            rows = np.where((k < count)[:, None], filters[at], 0)
+            gram += rows @ rows.T * inner
+            if k:
+                gram += np.outer(bias[at] * (k < count), bias[at] * (k < count))
+        return Likeness(units, gram, bias[first].copy())
+
+    def _carried(self, node: NodeProto) -> Likeness | None:
+        data = [n for n in node.input if n and n not in self.trace.model.weights]
+        found = [self.known.get(n) for n in data]
+        have = [f for f in found if f is not None]
+        if not have or len(have) < len(found):
+            return None
+        if node.op_type in TOGETHER and len(have) > 1:
+            return reduce(Likeness.beside, have)
+        if node.op_type == "Mul" and len(have) == 2:
+            return have[0].times(have[1])
+        if len(have) > 1:
+            return None
+        step = self._affine(node, data[0], have[0])
+        if step is not None:
+            return step
+        kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        if kind in EVEN:
+            return have[0].settled()
+        scalars = all(self.trace.model.weights[n].size == 1 for n in node.input if n in self.trace.model.weights)
+        if RULES.get(kind) in (unary, first_only, pointwise) and scalars:
+            return have[0].unscalable()
+        return None
+
+    def _affine(self, node: NodeProto, tensor: str, before: Likeness) -> Likeness | None:
+        placed, rank = self.places(tensor), self.trace.rank(tensor)
+        if placed is None or rank is None:
+            return None
+        axis, classes = placed
+        step = affine(node, tensor, self.trace.model, axis, rank, len(classes))
+        if step is None:
+            return None
+        units, first = np.unique(classes, return_index=True)
+        if not np.array_equal(units, before.units):
+            return None
+        return before.scaled(step[0][first], step[1][first])
