@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from onnxprune import compress, criteria
 from onnxprune.allocate import Costs
 from onnxprune.calibration.calibrate import Calibration, calibration
+from onnxprune.calibration.inputs import describe
 from onnxprune.criteria.clues import Clues
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit.moments import normalisations, re_estimated
@@ -24,6 +26,8 @@ HELD = 0.2
 BATCHES = 8
 UNKNOWN = 0.5
 """How far made-up inputs are trusted where the model has no classes that would show how diverse they are."""
+SLACK = 1.03
+"""What may be left, by the budget, before heads go."""
 COPIES = 6
 """Activations of this many times the largest tensor are alive at once while a graph is walked, twice over."""
 
@@ -98,27 +102,36 @@ def informed(
     """Score on the inputs, allocate by what `options.scope` says."""
     fit = inputs.feeds[: len(inputs.feeds) - held]
     judging = inputs.feeds[len(inputs.feeds) - held :] if held else inputs.feeds
-    clues = Clues(groups, options, fit, None if inputs.labels is None else inputs.labels[: _rows(fit)])
+    clues = Clues(groups, options, fit, None if inputs.labels is None else inputs.labels[: _rows(groups, fit)])
     notes = []
     if options.criterion == "obs" and options.reconstruct == "none":
         notes.append("the obs score assumes that weights are updated; without reconstruction l2 is the better choice")
     if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
         scores = criteria.scores(options.criterion, clues)
         return Decision(spread(groups, scores, options), groups, inputs, held, notes=tuple(notes))
-    evidence = compress.observe(groups, clues, options, progress)
-    if options.scope == "sensitivity":
-        compress.measure(groups, evidence, judging, options, progress)
     if options.scope in ("local", "pq"):
+        evidence = compress.observe(groups, clues, options, progress)
         return Decision(spread(groups, evidence.scores, options), groups, inputs, held, evidence, notes=tuple(notes))
     costs = Costs.of(groups, "params" if options.of == "params" else "macs")
+    wanted = budget(groups, options, costs)
     trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
-    shares = compress.shares(groups, evidence, options, budget(groups, options, costs), costs, trust)
-    removed = select(groups, evidence.scores, options, shares)
+    for heads in (False, True) if options.heads and options.scope == "sensitivity" else (options.heads,):
+        trial = replace(options, heads=heads)  # whole heads are the dearest units: only where nothing else is left
+        evidence = compress.observe(groups, clues, trial, progress)
+        if options.scope == "sensitivity":
+            compress.measure(groups, evidence, judging, trial, progress)
+        shares = compress.shares(groups, evidence, trial, wanted, costs, trust)
+        removed = select(groups, evidence.scores, trial, shares)
+        if not groups.rows or costs.total(_alive(groups, removed)) <= SLACK * wanted:
+            break
     return Decision(removed, groups, inputs, held, evidence, notes=tuple(notes))
 
 
-def _rows(feeds: tuple[dict[str, NDArray[np.generic]], ...]) -> int:
-    return sum(len(next(iter(f.values()))) for f in feeds)
+def _rows(groups: Groups, feeds: Sequence[dict[str, NDArray[Any]]]) -> int:
+    """How many samples the feeds hold, by the first input that counts them."""
+    inputs = describe(groups.trace.model, groups.trace.shapes)
+    name = next((i.name for i in inputs if i.batch == 0), None)
+    return sum(len(f[name]) if name else 1 for f in feeds)
 
 
 def by_weights(groups: Groups, options: Options) -> Mask:

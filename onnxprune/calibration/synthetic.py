@@ -232,7 +232,7 @@ def _repeated(rng: np.random.Generator, text: Array) -> Array:
     """Replace a share of the text, which differs from text to text, by copies of pieces that stand before them."""
     length = len(text)
     for _ in range(int(rng.uniform(0, 0.15) * length) if length >= 16 else 0):
-        size = int(rng.integers(2, 12))
+        size = int(rng.integers(2, min(12, length // 3)))
         at = int(rng.integers(size, length - size + 1))
         source = int(rng.integers(0, at - size + 1))
         text[at : at + size] = text[source : source + size]
