@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
@@ -41,11 +42,8 @@ class Parameter:
         kind = model.weights[self.root].onnx_type
         for node in reversed(self.path):
             value = _backward(node, value, model)
-        dtype = model.weights[self.root].dtype
-        if dtype.kind in "iu":
-            info = np.iinfo(dtype)
-            value = np.clip(np.rint(value), info.min, info.max)
-        model.weights[root or self.root] = Weight.of(np.ascontiguousarray(value.astype(dtype)), kind)
+        held = _held(value, model.weights[self.root].dtype)
+        model.weights[root or self.root] = Weight.of(np.ascontiguousarray(held), kind)
 
 
 def parameter(name: str, model: Model, made_by: Mapping[str, NodeProto]) -> Parameter | None:
@@ -78,6 +76,16 @@ def _float(value: Array) -> Array:
     return value.astype(np.float64)
 
 
+def _held(value: Array, dtype: np.dtype[Any]) -> Array:
+    """The nearest values of a type, of four bits or half precision as of any other."""
+    info: Any
+    try:
+        info, value = ml_dtypes.iinfo(dtype), np.rint(value)  # type: ignore[no-untyped-call]
+    except ValueError:
+        info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    return np.clip(value, float(info.min), float(info.max)).astype(dtype)
+
+
 def _perm(node: NodeProto, rank: int) -> list[int]:
     return list(attribute(node, "perm", range(rank)[::-1]))
 
@@ -86,6 +94,10 @@ def _scales(node: NodeProto, value: Array, model: Model) -> tuple[Array, Array]:
     """Scale and zero point, broadcastable to the value."""
     parts = [_float(model.weights[n].array()) for n in node.input[1:] if n]
     scale, zero = parts[0], parts[1] if len(parts) > 1 else np.zeros(())
+    if block := int(attribute(node, "block_size", 0)):
+        axis = int(attribute(node, "axis", 1))
+        places = np.arange(value.shape[axis]) // block
+        return scale.take(places, axis), np.broadcast_to(zero, scale.shape).take(places, axis)
     if scale.ndim != 1 or scale.size == 1:
         return scale.reshape(()) if scale.size == 1 else scale, zero.reshape(()) if zero.size == 1 else zero
     shape = [1] * value.ndim
@@ -107,5 +119,5 @@ def _backward(node: NodeProto, value: Array, model: Model) -> Array:
         return value.transpose(np.argsort(_perm(node, value.ndim)))
     if node.op_type == "DequantizeLinear":
         scale, zero = _scales(node, value, model)
-        return value / scale + zero
+        return np.divide(value, scale, out=np.zeros(value.shape), where=scale != 0) + zero
     return value
