@@ -42,7 +42,7 @@ class Fitted:
             return np.zeros(outputs)
         own = self._parameter(layer.node.input[k])
         value = None if own is None else own.read(self.graph.model)
-        if value is None or value.size not in (1, outputs):
+        if value is None or value.size not in (1, outputs) or value.shape[-1:] not in ((), (value.size,)):
             return None
         return np.broadcast_to(layer.scale * value.ravel(), outputs)
 
@@ -62,16 +62,17 @@ class Fitted:
         """Change the offset of the layer's output by `moved`, where the tail says; shared parameters are copied."""
         if not moved.any():
             return
-        model, done = self.graph.model, dict[str, str]()
-        nodes = {t.shift.node.output[0] for t in tails if t.shift}
+        model, done = self.graph.model, dict[tuple[str, bytes], str]()
+        moves = []
         for its in tails:
             assert its.shift is not None
-            node, k = its.shift.node, its.shift.operand
-            factor = its.shift.factor
+            node, k, factor = its.shift.node, its.shift.operand, its.shift.factor
             delta = np.divide(its.scale * moved, factor, where=factor != 0, out=np.zeros_like(moved))
-            old = node.input[k] if len(node.input) > k else ""
-            if old in done:
-                fresh = done[old]
+            moves.append((node, k, node.input[k] if len(node.input) > k else "", delta))
+        for node, k, old, delta in moves:
+            key = (old, delta.tobytes())
+            if key in done:
+                fresh = done[key]
             elif not old:
                 fresh = model.fresh_name(f"{node.output[0]}_bias")
                 kind = self.types(node.output[0])
@@ -79,14 +80,21 @@ class Fitted:
             else:
                 own = self._parameter(old)
                 assert own is not None
-                lone = all(self.graph.nodes[r].output[0] in nodes for r in self.readers(own.root, ()))
-                fresh = old if lone or own.path else model.fresh_name(f"{old}_refit")
+                alike = {(n.output[0], i) for n, i, name, d in moves if (name, d.tobytes()) == key}
+                fresh = old if own.path or self._uses(own.root) <= alike else model.fresh_name(f"{old}_refit")
                 value = own.read(model)
                 value = value if value.size == delta.size else np.broadcast_to(value.ravel(), delta.shape)
                 own.write(model, value + delta.reshape(value.shape), None if fresh == old else fresh)
                 if fresh != old:
                     self.aliases[fresh] = self.aliases.get(old, old)
-            done[old] = fresh
+            done[key] = fresh
             if old != fresh:
                 node.input.extend([""] * (k + 1 - len(node.input)))
                 node.input[k] = fresh
+
+    def _uses(self, root: str) -> set[tuple[str, int]]:
+        """(first output of a node, input) wherever a parameter is read; input -1 in a body or an expression."""
+        found = set()
+        for node in (self.graph.nodes[r] for r in self.readers(root, ())):
+            found |= {(node.output[0], i) for i in [i for i, name in enumerate(node.input) if name == root] or [-1]}
+        return found

@@ -29,7 +29,8 @@ def normalisations(model: Model) -> list[tuple[int, str, str, str]]:
     for k, node in enumerate(walk.nodes):
         if node.op_type == "BatchNormalization" and not attribute(node, "training_mode", 0):
             data, _, _, mean, var = (str(n) for n in node.input[:5])
-            if mean != var and all(n in model.weights and walk.readers[n] == {k} for n in (mean, var)):
+            once = all(list(node.input).count(n) == 1 and walk.readers[n] == {k} for n in (mean, var))
+            if once and mean in model.weights and var in model.weights:
                 found.append((k, data, mean, var))
     return found
 
