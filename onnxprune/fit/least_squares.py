@@ -70,9 +70,14 @@ def solve(p: Problem, start: Array, bias: Array, held: int, ridges: Sequence[flo
     cut = len(p.rows) - held
     fit, test = p.part(slice(0, cut)), p.part(slice(cut, None))
     before = test.error(start, bias)
+    stays = Solution(start, bias, np.inf, before, before)
+    if cut < 1 or not np.isfinite(before):
+        return stays
     goal = _Goal(p, start, bias)
     first = Moments.of(fit.rows, goal.targets(fit, fit.wanted))
     normal = Normal(first, p.intercept)
+    if not (np.isfinite(normal.gram).all() and np.isfinite(normal.cross).all()):
+        return stays
     tried = []
     for ridge in ridges:
         matrix, b = goal.kept(normal.solve(start, ridge))
@@ -82,8 +87,8 @@ def solve(p: Problem, start: Array, bias: Array, held: int, ridges: Sequence[flo
         matrix, b = _clipped(fit, normal, goal, start, ridge, matrix, b)
         tried.append((test.error(matrix, b), ridge, True, matrix, b))
     error, ridge, clip, matrix, b = min(tried, key=lambda t: t[0])
-    if error >= before:
-        return Solution(start, bias, np.inf, before, before)
+    if not error < before:
+        return stays
     rest = Moments.of(test.rows, goal.targets(test, test.wanted), first.shift, first.base)
     normal = Normal(first + rest, p.intercept)
     matrix, b = goal.kept(normal.solve(start, ridge))

@@ -30,8 +30,8 @@ class Moments:
     @classmethod
     def of(cls, rows: Rows, targets: Rows, shift: Rows | None = None, base: Rows | None = None) -> Moments:
         """`shift` [K] and `base` [O] default to the means of the first rows."""
-        shift = rows[:CHUNK].mean(0) if shift is None else shift
-        base = targets[:CHUNK].mean(0) if base is None else base
+        shift = rows[:CHUNK].mean(0, dtype=np.float32) if shift is None else shift
+        base = targets[:CHUNK].mean(0, dtype=np.float32) if base is None else base
         k, o = rows.shape[1], targets.shape[1]
         made = cls(shift, base, np.zeros((k, k)), np.zeros((k, o)), np.zeros(k), np.zeros(o))
         made.add(rows, targets)
@@ -39,7 +39,8 @@ class Moments:
 
     def add(self, rows: Rows, targets: Rows) -> None:
         for k in range(0, len(rows), CHUNK):
-            a, t = rows[k : k + CHUNK] - self.shift, targets[k : k + CHUNK] - self.base
+            a = rows[k : k + CHUNK].astype(np.float32, copy=False) - self.shift
+            t = targets[k : k + CHUNK].astype(np.float32, copy=False) - self.base
             self.gram += a.T @ a
             self.cross += a.T @ t
             self.row_sum += a.sum(0, dtype=np.float64)
@@ -105,11 +106,11 @@ class Normal:
 
     def crossed(self, rows: Rows, targets: Rows) -> tuple[Array, Array]:
         """Cross moments and means of other targets for the same rows, as `solve` takes them."""
-        found, base = np.zeros((rows.shape[1], targets.shape[1])), targets[:CHUNK].mean(0)
+        found, base = np.zeros((rows.shape[1], targets.shape[1])), targets[:CHUNK].mean(0, dtype=np.float32)
         shift, total = self.moments.shift, np.zeros(targets.shape[1])
         for k in range(0, len(rows), CHUNK):
             part = targets[k : k + CHUNK] - base
-            found += (rows[k : k + CHUNK] - shift).T @ part
+            found += (rows[k : k + CHUNK].astype(np.float32, copy=False) - shift).T @ part
             total += part.sum(0, dtype=np.float64)
         found -= np.outer(self.moments.row_sum, total) / len(rows)
         mean = np.asarray(base + total / len(rows), np.float64)
