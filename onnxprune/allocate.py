@@ -6,43 +6,58 @@ blocks that cut it (MACs; the same for the elements of a parameter), so that wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.groups import Groups
 from onnxprune.labels import Ids
+from onnxprune.profile import share
+from onnxprune.trace import LABELLED
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Costs:
-    """`count` [terms]; term i costs count[i] * prod of the kept shares of `blocks[i]`, each an array of classes."""
+    """`count` [terms]; term i costs count[i] * prod of the kept shares of `blocks[i]`, each an array of classes
+    (see `profile.share`)."""
 
     count: Array
     blocks: Sequence[tuple[Ids, ...]]
 
     @staticmethod
     def of(groups: Groups, what: str) -> Costs:
-        """Of MACs (at the first probe's sizes) or of parameters."""
+        """Of MACs (of one sample at the first probe's sizes) or of parameters."""
+        terms: list[tuple[float, tuple[Ids, ...]]]
         if what == "macs":
-            terms = [(c, tuple(groups.classes[ids].ravel() for ids in b)) for c, b in groups.trace.macs.values()]
+            terms = [(c, tuple(groups.classes[ids] for ids in b)) for c, b in groups.trace.macs.values()]
         else:
-            model = groups.trace.model
-            by_name: dict[str, list[Ids]] = {}
-            for s, _, ids in groups.blocks:
-                by_name.setdefault(s.parameter, []).append(groups.classes[ids].ravel())
-            terms = [(float(model.weights[n].size), tuple(b)) for n, b in by_name.items()]
+            weights = {n: w for n, w in groups.trace.model.weights.items() if w.onnx_type in LABELLED}
+            by_use: dict[str, dict[Hashable, list[tuple[int, Ids]]]] = {n: {} for n in weights}
+            for s, axes, ids in groups.blocks:
+                by_use[s.parameter].setdefault(s.key, []).append((axes[0], groups.classes[ids]))
+            terms = [
+                (weights[n].size / max(len(uses), 1), _in_rows(blocks))
+                for n, uses in by_use.items()
+                for blocks in (uses.values() or [[]])
+            ]
         return Costs(np.array([c for c, _ in terms]), [b for _, b in terms])
 
     def total(self, kept: NDArray[np.bool_]) -> float:
         """Cost when the classes of `kept` are left."""
-        shares = [np.prod([kept[b].mean() for b in bs]) for bs in self.blocks]
-        return float(self.count @ np.array(shares)) if shares else 0.0
+        return float(sum(count * share(blocks, kept) for count, blocks in zip(self.count, self.blocks, strict=True)))
+
+
+def _in_rows(blocks: Sequence[tuple[int, Ids]]) -> tuple[Ids, ...]:
+    """Blocks with the first of their axes; those that have it in common (a grouped weight's) as rows along it."""
+    firsts = [axis for axis, _ in blocks]
+    rows = {axis: gcd(*(len(ids) for a, ids in blocks if a == axis)) for axis in firsts if firsts.count(axis) > 1}
+    return tuple(ids.reshape(rows[axis], -1) if axis in rows else ids.ravel() for axis, ids in blocks)
 
 
 @dataclass(frozen=True)
@@ -57,16 +72,16 @@ class Choice:
 def allocate(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], budget: float) -> list[float]:
     """The share that every set loses so that the cost falls to `budget`: always the step with the least loss for what
     it saves, along the lower convex hull of each curve. `gone`: classes that are removed already."""
-    owner, base, share = _terms(choices, costs, gone)
+    owner, base, held, full = _terms(choices, costs, gone)
     hulls = [_hull(c.losses) for c in choices]
     at, taken = [0] * len(choices), np.zeros(len(choices))
     while True:
-        kept = np.maximum(base - taken @ share, 1e-9)
-        cost = costs.count.copy()
+        kept = np.maximum(base - taken @ held, 1e-9)
+        cost = full.copy()
         np.multiply.at(cost, owner, kept)
         if cost.sum() <= budget:
             break
-        saving = share @ (cost[owner] / kept)  # by share of each set
+        saving = held @ (cost[owner] / kept)  # by share of each set
         best, which = np.inf, -1
         for p, hull in enumerate(hulls):
             if at[p] + 1 < len(hull) and saving[p] > 0:
@@ -83,26 +98,30 @@ def allocate(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], b
 
 def uniform(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], budget: float) -> float:
     """The share that, taken from every set, brings the cost down to `budget`."""
-    owner, base, share = _terms(choices, costs, gone)
+    owner, base, held, full = _terms(choices, costs, gone)
     low, high = 0.0, 1.0
     for _ in range(20):
-        cost = costs.count.copy()
-        np.multiply.at(cost, owner, np.maximum(base - share.sum(0) * (low + high) / 2, 1e-9))
+        cost = full.copy()
+        np.multiply.at(cost, owner, np.maximum(base - held.sum(0) * (low + high) / 2, 1e-9))
         low, high = (low, (low + high) / 2) if cost.sum() <= budget else ((low + high) / 2, high)
     return high
 
 
-def _terms(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_]) -> tuple[Ids, Array, Array]:
+def _terms(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_]) -> tuple[Ids, Array, Array, Array]:
     """Of every block of every cost: the index of its cost, the share that is not gone, and [sets, blocks] the share of
-    its positions that each set has."""
+    its positions that each set has. Of every cost: its count, without what all blocks know alike (rows)."""
     terms = [(i, b) for i, bs in enumerate(costs.blocks) for b in bs]
-    share = np.zeros((len(choices), len(terms)))
+    held = np.zeros((len(choices), len(terms)))
     for p, choice in enumerate(choices):
         inside = np.zeros(len(gone), bool)
         inside[list(choice.units)] = True
         for j, (_, b) in enumerate(terms):
-            share[p, j] = inside[b].mean()
-    return np.array([i for i, _ in terms], np.int64), np.array([1.0 - gone[b].mean() for _, b in terms]), share
+            held[p, j] = inside[b].mean()
+    full = costs.count.copy()
+    for i, bs in enumerate(costs.blocks):
+        left = float(np.prod([1.0 - gone[b].mean() for b in bs]))
+        full[i] *= share(bs, ~gone) / left if left else 0.0
+    return np.array([i for i, _ in terms], np.int64), np.array([1.0 - gone[b].mean() for _, b in terms]), held, full
 
 
 def _hull(losses: Array) -> list[tuple[int, float]]:

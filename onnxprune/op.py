@@ -229,14 +229,20 @@ class Op:
         self, eq: Equation, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]],
         sizes: Mapping[str, int], macs: str,
     ) -> None:  # fmt: skip
-        """MACs = the product of the letters' sizes (dynamic ones as in the first probe), and the blocks that cut it."""
+        """MACs = the product of the letters' sizes (dynamic ones as in the first probe, the batch as one sample), and
+        the blocks that cut it; those that share letters (the groups of a convolution) as rows of these."""
         size = dict(sizes)
-        probe = self.trace.shapes.probe[0]
         for names, spellings in ((self.inputs, ins), (self.outputs, outs)):
             for i, spelled in spellings.items():
-                dims = probe.get(names[i]) if i < len(names) else None
+                dims = self.trace.shapes.of_sample(names[i]) if i < len(names) else None
                 for s, n in zip(spelled, dims or (), strict=False):
                     if len(s) == 1 and n is not None:
                         size[s] = max(size.get(s, 1), n)
-        blocks = tuple(b.ids for b in eq.main if set(b.letters) <= set(macs))
-        self.trace.macs[self.index] = (prod(float(size.get(x, 1)) for x in macs), blocks)
+        found = [b for b in eq.main if set(b.letters) <= set(macs)]
+        blocks = []
+        for b in found:
+            shared = [k for k, x in enumerate(b.letters) if any(x in o.letters for o in found if o is not b)]
+            rest = [k for k in range(b.ids.ndim) if k not in shared]
+            rows = prod(b.ids.shape[k] for k in shared)
+            blocks.append(b.ids.transpose(*shared, *rest).reshape(rows, -1) if shared else b.ids.ravel())
+        self.trace.macs[self.index] = (prod(float(size.get(x, 1)) for x in macs), tuple(blocks))

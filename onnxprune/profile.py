@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,14 @@ def cost(model: Model, macs: float) -> Cost:
 
 def macs(trace: Trace, kept: Mask | None = None) -> float:
     """Multiply-accumulates at the first probe's sizes, for one sample where the batch is dynamic."""
-    total = 0.0
-    for count, blocks in trace.macs.values():
-        share = 1.0 if kept is None else float(np.prod([kept[ids].mean() for ids in blocks]))
-        total += count * share
-    return total
+    return float(sum(count * (1.0 if kept is None else share(blocks, kept)) for count, blocks in trace.macs.values()))
+
+
+def share(blocks: Sequence[Ids], kept: Mask) -> float:
+    """What is left of a product of axes. Blocks of two axes have the same rows, and each counts the rows that went."""
+    left = float(np.prod([kept[ids].mean() for ids in blocks]))
+    rows = [ids for ids in blocks if ids.ndim > 1]
+    return left / float(kept[rows[0]].any(1).mean()) ** (len(rows) - 1) if left and rows else left
 
 
 def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.float64]:

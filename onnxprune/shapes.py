@@ -49,6 +49,15 @@ class Shapes:
             if b is not None and len(a) == len(b)
         }
 
+    def of_sample(self, name: str) -> Dims | None:
+        """The dims at the first probe as they would be for one sample, where the batch is dynamic."""
+        first, second = (p.get(name) for p in self.probe)
+        if first is None or second is None or len(first) != len(second):
+            return first
+        batches = ((a[0], b[0]) for a, b in zip(*(p.values() for p in self.inputs), strict=True) if a and a[0] != b[0])
+        n, m = next(batches, (1, 1))
+        return tuple(x // n if x and y and x != y and x * m == y * n else x for x, y in zip(first, second, strict=True))
+
     def dtype(self, name: str) -> int | None:
         kind = self.passes[0].kinds.get(name)
         return kind[0] if isinstance(kind, tuple) and kind[0] else None
