@@ -145,7 +145,7 @@ def test_a_curve_is_the_least_squares_error_of_what_is_gone(buckets: list[list[i
 
 def test_the_greedy_order_beats_most_others() -> None:
     s = site([list(range(8))], taps=2, seed=3)
-    scores, curve = eliminate([list(range(8))], 8, 4, [s], np.ones(8))
+    _, curve = eliminate([list(range(8))], 8, 4, [s], np.ones(8))
     random = np.random.default_rng(0)
     others = [lost(s, set(random.permutation(8)[:4].tolist())) for _ in range(40)]
     assert curve[4] <= np.quantile(others, 0.1)
