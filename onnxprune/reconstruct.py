@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,8 +81,10 @@ class Reconstruction:
             if progress:
                 progress(k / len(found))
             members = shared[layer.weight.root]
+            if members[0] is layer and len(members) > 1:
+                self._refit(members, 1)  # the others must not read what nothing was done about
             if members[-1] is layer:
-                why = self._refit(members)
+                why = self._refit(members, len(members))
                 if why:
                     self.refits.skipped[layer.weight.root] = why
                 self.open -= {m.index for m in members}
@@ -90,28 +92,29 @@ class Reconstruction:
                 self.dense.release()
         return self.refits
 
-    def _refit(self, members: list[Layer]) -> str:
-        """Solve for one weight and all layers that use it; why not, where it cannot be done."""
+    def _refit(self, members: list[Layer], seen: int) -> str:
+        """Solve for one weight by the first `seen` of the layers that use it; why not, where it cannot be done."""
         layer, model = members[0], self.after.model
         if self.fitted.readers(layer.weight.root, {m.index for m in members}) != {m.index for m in members}:
             return "the weight has uses that are no layers"
         weight = layer.weight.read(model)
         start = layer.matrix(weight)
         groups, outputs = start.shape[0], start.shape[0] * start.shape[2]
-        tails = [tail(m, self.current, outputs, self.trace.rank(m.out)) for m in members]
+        tails = [self._tail(m, outputs) for m in members]
         biases = [self.fitted.bias(m, outputs) for m in members]
         alike = all(np.allclose(t.scale, tails[0].scale) for t in tails)
         if any(b is None for b in biases) or not alike or not all(np.allclose(b, biases[0]) for b in biases):  # type: ignore[arg-type]
             return "its bias or scale differs from use to use"
         bias = np.asarray(biases[0]).reshape(groups, -1)
-        gathered = self._gather(members, tails, start)
+        gathered = self._gather(members[:seen], tails[:seen], start)
         if isinstance(gathered, str):
             return gathered
         movable = all(self.fitted.movable(t.shift) for t in tails)
+        low, high = min(t.low for t in tails), max(t.high for t in tails)
         solved, energy = [], 0.0
         for g, (rows, wanted, offset) in enumerate(gathered):
             scale = tails[0].scale.reshape(groups, -1)[g]
-            p = Problem(rows, wanted, scale, offset, tails[0].low, tails[0].high, movable)
+            p = Problem(rows, wanted, scale, offset, low, high, movable)
             held = max(1, round(len(rows) * self.held / self.dense.batches))
             test = p.part(slice(len(rows) - held, None))
             exact = test.error(start[g], bias[g]) <= 1e-10 * test.energy()
@@ -119,16 +122,26 @@ class Reconstruction:
             energy += test.energy() + 1e-30
         if all(s.before == 0 for s in solved):
             return "nothing that it reads or gives was cut"
-        self.refits.solved.append(Refit(
-            layer.node.name, sum(s.before for s in solved) / energy, sum(s.error for s in solved) / energy,
-            max(s.ridge for s in solved),
-        ))  # fmt: skip
+        if seen == len(members):
+            self.refits.solved.append(Refit(
+                layer.node.name, sum(s.before for s in solved) / energy, sum(s.error for s in solved) / energy,
+                max(s.ridge for s in solved),
+            ))  # fmt: skip
         layer.weight.write(model, layer.restore(np.stack([s.matrix for s in solved]), weight.shape))
         moved = np.concatenate([s.bias for s in solved]) - bias.ravel()
         self.fitted.move(tails, moved if movable else np.zeros_like(moved))
         if len(members) > 1:
             self.current.forget(m.index for m in members)
         return ""
+
+    def _tail(self, layer: Layer, outputs: int) -> Tail:
+        """What follows the layer; without the sum it goes into where that cannot be the target yet, or is larger."""
+        its = tail(layer, self.current, outputs, self.trace.rank(layer.out))
+        shapes = self.trace.shapes.probe[0]
+        early = its.other and self.current.ancestors([its.other]) & self.open - {layer.index}
+        if early or (its.total and shapes.get(its.total) != shapes.get(its.end)):
+            return replace(its, total="", other="", low=-np.inf, high=np.inf)
+        return its
 
     def _gather(self, members: list[Layer], tails: list[Tail], start: Array) -> Gathered | str:
         """Of every group (rows, wanted, offset), held-out batches last."""
@@ -137,8 +150,6 @@ class Reconstruction:
         parts: list[list[tuple[Array, Array, Array]]] = [[] for _ in range(self.dense.batches)]
         for layer, its in zip(members, tails, strict=True):
             name, other = its.compared, its.other
-            if other and self.current.ancestors([other]) & self.open - {layer.index}:
-                name, other = its.end, ""  # the shortcut is not final yet
             if self.trace.shapes.static(name) is None:
                 return "its output is new in the pruned graph"
             xs, dense = self.current.value(layer.data), self.dense.value(name)
