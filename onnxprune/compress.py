@@ -20,7 +20,7 @@ from onnxprune.obs import eliminate
 from onnxprune.options import Options, Progress
 from onnxprune.profile import summed
 from onnxprune.select import Linked, parts, select
-from onnxprune.sensitivity import Judge, factor
+from onnxprune.sensitivity import Judge, factor, loss_of
 
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -54,12 +54,13 @@ def observe(groups: Groups, clues: Clues, options: Options, progress: Progress |
     given = None if options.criterion == "obs" else criteria.scores(options.criterion, clues)
     say("statistics", 0.0)
     sites = clues.sites
-    _, linked = parts(groups, importance, options)
+    _, linked = parts(groups, importance if given is None else given, options)
     scores = np.zeros(len(groups.prunable)) if given is None else given
     curves = []
     for k, part in enumerate(linked):
         say("scores", k / len(linked))
-        levels = part.steps if part.steps <= LEVELS and not part.coarse(0.5) and part.steps > 8 else LEVELS
+        own = len(part.buckets) == 1 or (part.steps > 8 and not part.coarse(0.5))
+        levels = part.steps if own and part.steps <= LEVELS else LEVELS
         most = int(levels * min(options.max_ratio, 1 - options.floor))
         inside = np.isin(np.arange(len(scores)), [u for b in part.buckets for u in b])
         near = [s for s in sites if inside[s.units].any()]
@@ -75,7 +76,9 @@ def measure(
 ) -> None:
     """Find the factor of every curve on inputs that the statistics have not seen."""
     judge = Judge(groups, feeds, options.providers)
-    plain = replace(options, heads=False, round_to=1, min_channels=1)
+    plain = replace(options, round_to=1, min_channels=1)
+    heads, _ = parts(groups, evidence.scores, plain)
+    base = loss_of(judge, evidence.sites, heads) if heads.any() else None
     for k, curve in enumerate(evidence.curves):
         if progress:
             progress("sensitivity", k / len(evidence.curves))
@@ -83,7 +86,7 @@ def measure(
         inside = [u for b in curve.part.buckets for u in b]
         share = float(removed[inside].mean()) if removed.any() else 0.0
         loss = float(np.interp(share, np.linspace(0, 1, len(curve.losses)), np.nan_to_num(curve.losses, posinf=1.0)))
-        curve.factor = factor(judge, evidence.sites, removed, loss) if share else None
+        curve.factor = factor(judge, evidence.sites, removed, loss, base or 0.0) if share else None
     known = [c.factor for c in evidence.curves if c.factor is not None]
     for curve in evidence.curves:
         if curve.factor is None:

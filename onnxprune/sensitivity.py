@@ -99,10 +99,17 @@ def _resolved(site: Site, group: int, alive: Mask) -> NDArray[np.float64]:
     return out
 
 
-def factor(judge: Judge, sites: Sequence[Site], removed: Mask, loss: float) -> float | None:
-    """Output error by `loss` (what the curve says) when the units of `removed` go; None where it cannot be run."""
+def loss_of(judge: Judge, sites: Sequence[Site], removed: Mask) -> float | None:
+    """Output error when the units of `removed` go; None where it cannot be run."""
     try:
         error = judge.error(compensated(judge.groups, sites, removed))
     except OnnxPruneError:
         return None
-    return error / loss if np.isfinite(error) and loss > 0 else None
+    return error if np.isfinite(error) else None
+
+
+def factor(judge: Judge, sites: Sequence[Site], removed: Mask, loss: float, base: float = 0.0) -> float | None:
+    """Output error by `loss` (what the curve says) when the units of `removed` go; None where it cannot be run.
+    `base`: the part of it that is due to units (heads) that the curve does not know."""
+    error = loss_of(judge, sites, removed)
+    return max(error - base, 0.1 * error) / loss if error is not None and loss > 0 else None
