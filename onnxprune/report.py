@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -176,11 +177,13 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's own types: numpy's scalars and arrays, tuples and mappings included."""
+    """JSON's own types: numpy's scalars and arrays, tuples and mappings included. It has no infinity and no NaN."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, np.generic | np.ndarray):
         return _plain(value.tolist())
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
