@@ -13,12 +13,15 @@ Scores = NDArray[np.float64]
 
 
 def bn_scale(clues: Clues) -> Scores:
-    """|gamma| of the normalisations behind a unit (Liu et al. 2017, Network Slimming, arXiv 1708.06519)."""
-    scores = np.zeros(clues.count)
+    """|gamma| of the normalisations behind a unit (Liu et al. 2017, Network Slimming, arXiv 1708.06519); the mean where
+    there are none."""
+    scores, seen = np.zeros(clues.count), np.zeros(clues.count, bool)
     if not clues.scales:
         raise UsageError("--criterion bn-scale needs a normalisation in the graph; it was folded, so take obs or l2")
     for gamma, units in clues.scales:
         np.add.at(scores, units, np.abs(gamma))
+        seen[units] = True
+    scores[~seen] = scores[seen].mean()
     return scores
 
 
