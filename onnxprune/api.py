@@ -78,7 +78,7 @@ def prune(
     story: Mapping[str, Any] | None = None
     if decision.inputs is not None and options.reconstruct == "ls":
         clock("reconstruct")
-        refit = refitted(decision, after, options, progress)
+        refit = refitted(groups, decision, after, options, progress)
         if refit.fallback is not None:
             after, kept, proof, after_macs = _proven(groups, refit.fallback, options, clock)
         else:

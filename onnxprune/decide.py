@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from onnxprune import compress, criteria
 from onnxprune.allocate import Costs
 from onnxprune.calibration.calibrate import Calibration, calibration
+from onnxprune.calibration.inputs import describe
 from onnxprune.criteria.clues import Clues
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit.moments import normalisations, re_estimated
@@ -98,7 +100,7 @@ def informed(
     """Score on the inputs, allocate by what `options.scope` says."""
     fit = inputs.feeds[: len(inputs.feeds) - held]
     judging = inputs.feeds[len(inputs.feeds) - held :] if held else inputs.feeds
-    clues = Clues(groups, options, fit, None if inputs.labels is None else inputs.labels[: _rows(fit)])
+    clues = Clues(groups, options, fit, None if inputs.labels is None else inputs.labels[: _rows(groups, fit)])
     notes = []
     if options.criterion == "obs" and options.reconstruct == "none":
         notes.append("the obs score assumes that weights are updated; without reconstruction l2 is the better choice")
@@ -117,8 +119,11 @@ def informed(
     return Decision(removed, groups, inputs, held, evidence, notes=tuple(notes))
 
 
-def _rows(feeds: tuple[dict[str, NDArray[np.generic]], ...]) -> int:
-    return sum(len(next(iter(f.values()))) for f in feeds)
+def _rows(groups: Groups, feeds: Sequence[dict[str, NDArray[Any]]]) -> int:
+    """How many samples the feeds hold, by the first input that counts them."""
+    inputs = describe(groups.trace.model, groups.trace.shapes)
+    name = next((i.name for i in inputs if i.batch == 0), None)
+    return sum(len(f[name]) if name else 1 for f in feeds)
 
 
 def by_weights(groups: Groups, options: Options) -> Mask:

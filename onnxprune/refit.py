@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from onnxprune.decide import Decision, by_weights, calibrated, uses_inputs, working
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit.moments import restore
@@ -38,8 +40,11 @@ def replayed(groups: Groups, removed: Mask, options: Options) -> Decision:
     return Decision(removed, working(groups, inputs, options), inputs, held)
 
 
-def refitted(decision: Decision, after: Rewritten, options: Options, progress: Progress | None = None) -> Refitted:
-    """Refit the weights of `after` in place. All is judged on the batches that nothing was fitted to."""
+def refitted(
+    weights: Groups, decision: Decision, after: Rewritten, options: Options, progress: Progress | None = None
+) -> Refitted:
+    """Refit the weights of `after` in place. All is judged on the batches that nothing was fitted to. `weights`: the
+    groups with the moments that the network was trained with, by which weights alone decide."""
     inputs, groups, held = decision.inputs, decision.groups, decision.held
     assert inputs is not None
     kept = groups.kept_ids(decision.removed)
@@ -52,13 +57,14 @@ def refitted(decision: Decision, after: Rewritten, options: Options, progress: P
     except RuntimeFailure as failure:
         return Refitted({"inputs": inputs.source, "failed": failure.message})
     error = judge.error(work.model)
-    fast = by_weights(groups, replace(options, criterion="l2", scope="local"))
-    rival = judge.error(rewrite(groups.trace, groups.kept_ids(fast)).model)
+    fast = by_weights(weights, replace(options, criterion="l2", scope="local"))
+    rival = judge.error(rewrite(groups.trace, groups.kept_ids(fast)).model) if fast.any() else np.inf
+    worse = bool(fast.any()) and (rival < error or not np.isfinite(error))
     restore(work.model, after.model)
     after.model, after.aliases = work.model, work.aliases
     story = {
         "inputs": inputs.source, "samples": inputs.samples, "diversity": inputs.diversity, "held_out_batches": held,
         "output_error": {"sliced": sliced, "refitted": error, "fast": rival},
-        "layers": [vars(r) for r in refits.solved], "skipped": refits.skipped, "fell_back": rival < error,
+        "layers": [vars(r) for r in refits.solved], "skipped": refits.skipped, "fell_back": worse,
     }  # fmt: skip
-    return Refitted(story, fast if rival < error else None)
+    return Refitted(story, fast if worse else None)
