@@ -77,7 +77,22 @@ def calibrated(groups: Groups, options: Options, progress: Progress | None = Non
     samples = min(options.calib_samples, most)
     batch = max(1, min(options.calib_batch, samples // BATCHES))
     inputs = calibration(trace.model, trace.shapes, replace(options, calib_samples=samples, calib_batch=batch))
+    inputs = replace(inputs, feeds=_apart(groups, inputs.feeds))
     return inputs, max(1, round(HELD * len(inputs.feeds))) if len(inputs.feeds) > 1 else 0
+
+
+def _apart(groups: Groups, feeds: tuple[dict[str, NDArray[Any]], ...]) -> tuple[dict[str, NDArray[Any]], ...]:
+    """Few feeds in smaller ones, in the same order: some of them are to judge what was fitted to the others."""
+    specs = describe(groups.trace.model, groups.trace.shapes)
+    counted = [i.name for i in specs if i.batch == 0 and i.axes[0] is None]
+    if not counted or any(i.batch is not None and i.name not in counted for i in specs) or len(feeds) >= BATCHES:
+        return feeds
+    parts = []
+    for feed in feeds:
+        n = len(feed[counted[0]])
+        for at in np.array_split(np.arange(n), min(n, -(-BATCHES // len(feeds)))):
+            parts.append({name: x[at] if name in counted else x for name, x in feed.items()})
+    return tuple(parts)
 
 
 def working(groups: Groups, inputs: Calibration, options: Options) -> Groups:

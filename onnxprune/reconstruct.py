@@ -29,6 +29,8 @@ from onnxprune.trace import Trace
 
 Array = NDArray[Any]
 Gathered = list[tuple[Array, ...]]
+HELD = 0.2
+"""Share of the rows that judge where no batch is left to do so."""
 
 
 @dataclass
@@ -58,7 +60,7 @@ def restricted(trace: Trace, kept: Mask, name: str, value: Array) -> Array:
 
 
 class Reconstruction:
-    """Both networks on the way through the same batches. The last `held` batches only judge."""
+    """Both networks on the way through the same batches. The last `held` batches, if any, only judge."""
 
     def __init__(
         self, trace: Trace, kept: Mask, after: Rewritten, feeds: Sequence[Mapping[str, Array]], held: int,
@@ -115,7 +117,7 @@ class Reconstruction:
         for g, (rows, wanted, offset) in enumerate(gathered):
             scale = tails[0].scale.reshape(groups, -1)[g]
             p = Problem(rows, wanted, scale, offset, low, high, movable)
-            held = max(1, round(len(rows) * self.held / self.dense.batches))
+            held = max(1, round(len(rows) * (self.held / self.dense.batches or HELD)))
             test = p.part(slice(len(rows) - held, None))
             exact = test.error(start[g], bias[g]) <= 1e-10 * test.energy()
             solved.append(Solution(start[g], bias[g], 0, 0, 0) if exact else solve(p, start[g], bias[g], held))

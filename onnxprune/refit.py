@@ -52,7 +52,7 @@ def refitted(
     work = rewrite(groups.trace, kept)
     sliced = judge.error(work.model)
     try:
-        walk = Reconstruction(groups.trace, kept, work, inputs.feeds, max(held, 1), options.providers, options.seed)
+        walk = Reconstruction(groups.trace, kept, work, inputs.feeds, held, options.providers, options.seed)
         refits = walk.run(None if progress is None else lambda share: progress("reconstruct", share))
     except RuntimeFailure as failure:
         return Refitted({"inputs": inputs.source, "failed": failure.message})
