@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -105,11 +106,10 @@ class _Calibrator:
         return self.plain()
 
     def chosen(self, dims: Inputs, first: Feed, rng: np.random.Generator) -> Calibration:
-        """As many samples as wanted at these sizes; of images for a classifier, those of a pool whose predicted classes
-        are most evenly spread."""
+        """As many samples as wanted at these sizes; for a classifier, those of a pool whose predicted classes are most
+        evenly spread."""
         rows = next((dims[s.name][0] for s in self.specs if s.batch == 0), 1)
-        classes = bool(self.scales) and all(s.batch == 0 for s in self.specs)
-        classes = classes and self.probabilities(first, rows) is not None
+        classes = all(s.batch == 0 for s in self.specs) and self.probabilities(first, rows) is not None
         count = math.ceil((self.pool(dims, rows) if classes else self.want) / rows)
         feeds = [first] + [self.feed(dims, rng) for _ in range(count - 1)]
         text = self.text()
@@ -121,9 +121,22 @@ class _Calibrator:
             joined = {s.name: np.stack([feeds[k // rows][s.name][k % rows] for k in picked]) for s in self.specs}
             feeds = cut(joined, np.arange(len(picked)), self.specs, rows, any(s.axes[0] for s in self.specs))
             text += ", class-balanced"
+        self.carry_states(feeds)
         samples = min(self.want, rows * len(feeds))
         spread = synthetic.entropy(scores[picked]) if classes else self.diversity(feeds, samples)
         return Calibration(tuple(feeds), samples, f"synthetic {text}", True, spread)
+
+    def carry_states(self, feeds: list[Feed]) -> None:
+        """Recurrent states are what the batch before left behind: at zero, where they begin, little depends on them."""
+        states = [s.name for s in self.specs if s.kind == "state"]
+        outputs = [o.name for o in self.session.get_outputs()]
+        for before, feed in pairwise(feeds) if states else ():
+            left = [x for x in self.session.run(outputs, before) if isinstance(x, np.ndarray)]
+            for name in states:
+                alike = [x for x in left if x.shape == feed[name].shape and x.dtype == feed[name].dtype]
+                if alike:
+                    feed[name] = alike[0]
+                    left = [x for x in left if x is not alike[0]]
 
     def plain(self) -> Calibration:
         """Plain random inputs at the sizes that shape inference found."""
