@@ -170,7 +170,7 @@ def _paint(rng: np.random.Generator, canvas: Floats, fields: Floats) -> None:
 
 def audio(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
     """Wave forms along the longest axis but the first: harmonics of a gliding tone over 1/f noise, loud and quiet in
-    turn; half of them of unit variance, half as quiet as recordings in -1..1 are."""
+    turn, of unit variance as a whole."""
     axis = 1 + int(np.argmax(shape[1:]))
     length = shape[axis]
     others = tuple(d for k, d in enumerate(shape) if k != axis)
@@ -188,8 +188,6 @@ def audio(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
     swell = 1 + 0.9 * np.sin(2 * math.pi * (rng.uniform(0.5, 4, (*others, 1)) * time + rng.random((*others, 1))))
     made = swell * (np.sqrt(share) * waves + np.sqrt(1 - share) * noise)
     made /= made.std(-1, keepdims=True) + 1e-6
-    quiet = np.exp(rng.uniform(math.log(1e-3), math.log(0.5), (*others, 1)))
-    made *= np.where(rng.random((shape[0], *[1] * (len(others) - 1), 1)) < 0.5, 1, quiet)
     return np.asarray(np.moveaxis(made, -1, axis), np.float32)
 
 
