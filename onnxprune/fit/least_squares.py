@@ -78,14 +78,19 @@ class _Normal:
         self.gram = gram
         self.unit = float(np.trace(gram)) / max(len(gram), 1) + 1e-30
         self.factors: dict[float, Any] = {}
+        self.first: tuple[Array, Array] | None = None
 
-    def solve(self, target: Rows, start: Array, ridge: float) -> tuple[Array, Array]:
-        """(W, b) for the targets [S, O] of the layer's own output."""
+    def right(self, target: Rows) -> tuple[Array, Array]:
+        """The right-hand side [K, O] and the means [O] of targets [S, O] of the layer's own output."""
         mean = target.mean(0, dtype=np.float64) if self.p.intercept else np.zeros(target.shape[1])
         right = np.zeros((len(self.gram), target.shape[1]))
         for k in range(0, len(target), CHUNK):
             part = self.p.rows[k : k + CHUNK].astype(np.float64) - self.mean
             right += part.T @ (target[k : k + CHUNK] - mean)
+        return right, mean
+
+    def solve(self, right: Array, mean: Array, start: Array, ridge: float) -> tuple[Array, Array]:
+        """(W, b) for what `right` gives."""
         while True:
             lam = ridge * self.unit
             try:
@@ -120,18 +125,22 @@ def _clipped(p: Problem, normal: _Normal, start: Array, bias: Array, ridge: floa
     """Solve; then, where the target is clipped, let what is beyond the clip stay where the prediction has it."""
     live = np.abs(p.scale) > 1e-6 * max(float(np.abs(p.scale).max()), 1e-30)
     scale = np.where(live, p.scale, 1.0)
-    own = p.rows @ start.astype(np.float32) + bias.astype(np.float32)
+    own = None if live.all() else p.rows @ start.astype(np.float32) + bias.astype(np.float32)
 
-    def solved(wanted: Rows) -> tuple[Array, Array]:
-        target = np.where(live, (wanted - p.offset) / scale, own)
-        matrix, b = normal.solve(target.astype(np.float32), start, ridge)
+    def right(wanted: Rows) -> tuple[Array, Array]:
+        target = (wanted - p.offset) / scale
+        return normal.right((target if own is None else np.where(live, target, own)).astype(np.float32))
+
+    def solved(sides: tuple[Array, Array]) -> tuple[Array, Array]:
+        matrix, b = normal.solve(*sides, start, ridge)
         return matrix, b if p.intercept else bias
 
-    matrix, b = solved(p.wanted)
+    normal.first = normal.first or right(p.wanted)  # whatever the ridge is
+    matrix, b = solved(normal.first)
     if np.isfinite((p.low, p.high)).any():
         for _ in range(CLIP_ROUNDS):
             z = p.predicted(matrix, b)
             wanted = np.where(p.wanted <= p.low, np.minimum(z, p.low), p.wanted)
             wanted = np.where(p.wanted >= p.high, np.maximum(z, p.high), wanted)
-            matrix, b = solved(wanted)
+            matrix, b = solved(right(wanted))
     return matrix, b
