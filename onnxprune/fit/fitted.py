@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.fit.expressions import EXPRESSIONS, Parameter, parameter
-from onnxprune.fit.layers import Layer
-from onnxprune.fit.tails import Shift, Tail
+from onnxprune.fit.linear import Linear, Shift
+from onnxprune.fit.tails import Tail
 from onnxprune.fit.walk import Topology
 from onnxprune.model import Weight
 
@@ -35,20 +35,22 @@ class Fitted:
                     found.add(k)
         return found
 
-    def bias(self, layer: Layer, outputs: int) -> Array | None:
+    def own(self, members: Sequence[Linear]) -> bool:
+        """Whether nobody but these layers reads what holds their matrix."""
+        nodes = {m.index for m in members}
+        return all(self.readers(root, nodes) == nodes for root in members[0].roots)
+
+    def bias(self, layer: Linear, outputs: int) -> Array | None:
         """The layer's own bias [outputs]; None where it is no parameter."""
         k = layer.bias
         if k is None or len(layer.node.input) <= k or not layer.node.input[k]:
             return np.zeros(outputs)
         own = self._parameter(layer.node.input[k])
         value = None if own is None else own.read(self.graph.model)
-        if value is None or value.size not in (1, outputs):
-            return None
-        return np.broadcast_to(layer.scale * value.ravel(), outputs)
+        return None if value is None else layer.folded(value, outputs)
 
     def _parameter(self, name: str) -> Parameter | None:
-        made_by = {o: self.graph.nodes[k] for o, k in self.graph.made_by.items()}
-        return parameter(name, self.graph.model, made_by)
+        return parameter(name, self.graph.model, self.graph.makers)
 
     def movable(self, shift: Shift | None) -> bool:
         if shift is None:
@@ -69,6 +71,7 @@ class Fitted:
             node, k = its.shift.node, its.shift.operand
             factor = its.shift.factor
             delta = np.divide(its.scale * moved, factor, where=factor != 0, out=np.zeros_like(moved))
+            delta = its.shift.laid(delta)
             old = node.input[k] if len(node.input) > k else ""
             if old in done:
                 fresh = done[old]

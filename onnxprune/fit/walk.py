@@ -54,6 +54,11 @@ class Topology:
         node = self.nodes[next(iter(readers))]
         return node if list(node.input).count(tensor) == 1 else None
 
+    @property
+    def makers(self) -> dict[str, NodeProto]:
+        """The node that makes a tensor."""
+        return {o: self.nodes[k] for o, k in self.made_by.items()}
+
 
 class Walk(Topology):
     """`model` over `feeds` (one dict of inputs a batch). `types` gives the ONNX element type of a tensor."""
