@@ -104,7 +104,7 @@ class Reconstruction:
         self.refits = Refits()
 
     def run(self, progress: Callable[[float], None] | None = None) -> Refits:
-        every = shared(layers(self.after.model, self.trace.rank))
+        every = shared(layers(self.after.model, self.trace.rank, self.refits.skipped))
         for k, members in enumerate(every):
             if progress:
                 progress(k / len(every))

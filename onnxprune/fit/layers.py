@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter, attribute, parameter
-from onnxprune.fit.linear import Linear, Shift, restricted
+from onnxprune.fit.linear import Linear, Shift, Unfit, restricted
+from onnxprune.fit.recurrent import GATES, recurrent
 from onnxprune.fit.walk import Walk
 from onnxprune.labels import Ids, Mask
 from onnxprune.model import Model
@@ -256,8 +257,9 @@ HANDLES: dict[str, Handle] = {
 }  # fmt: skip
 
 
-def layers(model: Model, rank: Callable[[str], int | None]) -> list[Linear]:
-    """Every linear map of an activation by a parameter in the main graph, in order."""
+def layers(model: Model, rank: Callable[[str], int | None], skipped: dict[str, str] | None = None) -> list[Linear]:
+    """Every linear map of an activation by a parameter in the main graph, in order. `skipped` collects the nodes that
+    hold one which cannot be told apart, with the reason."""
     nodes = list(model.proto.graph.node)
     made_by = {o: n for n in nodes for o in n.output}
     found: list[Linear] = []
@@ -266,6 +268,11 @@ def layers(model: Model, rank: Callable[[str], int | None]) -> list[Linear]:
         layer = handle(index, node, model, made_by, rank) if handle else None
         if layer is not None and layer.data not in model.weights:
             found.append(layer)
+        if node.op_type in GATES:
+            try:
+                found += recurrent(index, node, model, made_by)
+            except Unfit as why:
+                (skipped if skipped is not None else {})[node.name] = str(why)
     return found
 
 
