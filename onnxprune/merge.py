@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from onnxprune.fit.layers import Layer, layers
+from onnxprune.fit.layers import Layer, layers, shared
 from onnxprune.fit.likeness import Likeness, Likenesses
 from onnxprune.fit.sites import units_of
 from onnxprune.groups import Groups
@@ -64,11 +64,9 @@ class Merge:
         self.similar: dict[int, list[float]] = defaultdict(list)
 
     def run(self) -> None:
-        found = layers(self.trace.model, self.trace.rank)
+        found = [f for f in layers(self.trace.model, self.trace.rank) if isinstance(f, Layer)]
         by_node = {layer.index: layer for layer in found}
-        shared: dict[str, list[Layer]] = defaultdict(list)
-        for each in found:
-            shared[each.weight.root].append(each)
+        sharing = {members[0].key: members for members in shared(found)}
         sums: dict[int, list[Reduction]] = defaultdict(list)
         for r in self.trace.reductions:
             if r.kind == "sum" and r.block is not None:
@@ -79,11 +77,10 @@ class Merge:
             if (layer := by_node.get(index)) is not None:
                 root = layer.weight.root
                 reads[root].append(likenesses.known.get(layer.data))
-                members = shared[root]
+                members = sharing[layer.key]
                 if layer is members[-1]:
-                    own = {m.index for m in members}
-                    units = units_of(self.groups, members[0], sums[members[0].index], self.trace.rank(members[0].data))
-                    if units is not None and likenesses.fitted.readers(root, own) == own:
+                    units = units_of(self.groups, members[0], sums[members[0].index])
+                    if units is not None and likenesses.fitted.own(members):
                         self._site(members[0], units, reads[root])
                     del reads[root]
             likenesses.pass_node(index)
@@ -97,11 +94,10 @@ class Merge:
             like = part if like is None else like.beside(part)
         if like is None or self.alive[units].all():
             return
-        weight = layer.weight.read(self.trace.model)
-        matrix = layer.matrix(weight).copy()
+        matrix = layer.read(self.trace.model).copy()
         parts = [self._group(matrix[g], classes, like) for g, classes in enumerate(units)]
         if any(parts):
-            layer.weight.write(self.model, layer.restore(matrix, weight.shape))
+            layer.write(self.model, matrix)
 
     def _group(self, matrix: Array, classes: Ids, like: Likeness) -> bool:
         """One matrix [channels * taps, outputs] in place; whether anything changed.

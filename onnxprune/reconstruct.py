@@ -7,7 +7,6 @@ only those that lost inputs: each takes back part of what the earlier ones could
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,21 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.fit.fitted import Fitted
-from onnxprune.fit.layers import Layer, layers
+from onnxprune.fit.layers import layers, shared
 from onnxprune.fit.least_squares import Problem, Solution, solve
+from onnxprune.fit.linear import Linear
 from onnxprune.fit.sites import sample_size
 from onnxprune.fit.tails import Tail, tail
 from onnxprune.fit.walk import Walk
 from onnxprune.labels import Mask
-from onnxprune.model import Weight
 from onnxprune.rewrite import Rewritten
-from onnxprune.slicing import take
 from onnxprune.trace import Trace
 
 Array = NDArray[Any]
-Gathered = list[tuple[Array, ...]]
+ROUNDS = 2
+"""A layer that reads what it gave before is solved for this often, each time on what its weights make it read."""
 HELD = 0.2
 """Share of the rows that judge where no batch is left to do so."""
+MOST_HELD = 0.5
+"""Share of the rows that may be held out: a model whose batch size is fixed can have all of them in one batch."""
 
 
 @dataclass
@@ -51,12 +52,43 @@ class Refits:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def restricted(trace: Trace, kept: Mask, name: str, value: Array) -> Array:
-    """A dense activation at the kept positions of its labelled axes."""
-    blocks = [b.at(value.shape) for b in trace.of(name)]
-    if all(kept[b.ids].all() for b in blocks):
-        return value
-    return take(Weight.of(value), blocks, kept).array()
+@dataclass
+class Equations:
+    """Layers that share a matrix, as they are: matrix [groups, columns, outputs], bias [groups, outputs], and what they
+    read and should give, a problem a group. movable: there is a parameter for a new bias. held: share of the rows, the
+    last ones, that only judge."""
+
+    members: list[Linear]
+    tails: list[Tail]
+    matrix: Array
+    bias: Array
+    movable: bool
+    problems: list[Problem]
+    held: float
+
+    def _held(self, p: Problem) -> int:
+        return max(1, round(len(p.rows) * self.held))
+
+    def _tests(self) -> list[Problem]:
+        return [p.part(slice(len(p.rows) - self._held(p), None)) for p in self.problems]
+
+    @property
+    def error(self) -> float:
+        """Squared error on the held-out rows of the layers as they are."""
+        return sum(p.error(w, b) for p, w, b in zip(self._tests(), self.matrix, self.bias, strict=True))
+
+    @property
+    def energy(self) -> float:
+        """What errors are relative to: squares of the centred target on the held-out rows; never zero."""
+        return sum(p.energy() + 1e-30 for p in self._tests())
+
+    def solve(self) -> list[Solution]:
+        """One solution a group; the old weights where they are exact."""
+        found = []
+        for p, test, w, b in zip(self.problems, self._tests(), self.matrix, self.bias, strict=True):
+            exact = test.error(w, b) <= 1e-10 * test.energy()
+            found.append(Solution(w, b, 0, 0, 0) if exact else solve(p, w, b, self._held(p)))
+        return found
 
 
 class Reconstruction:
@@ -74,69 +106,85 @@ class Reconstruction:
         self.refits = Refits()
 
     def run(self, progress: Callable[[float], None] | None = None) -> Refits:
-        found = layers(self.after.model, self.trace.rank)
-        shared: dict[str, list[Layer]] = defaultdict(list)
-        for layer in found:
-            shared[layer.weight.root].append(layer)
-        self.open = {layer.index for layer in found}
+        found = layers(self.after.model, self.trace.rank, self.refits.skipped)
+        todo = {members[0].key: members for members in shared(found)}
         for k, layer in enumerate(found):
             if progress:
                 progress(k / len(found))
-            members = shared[layer.weight.root]
+            members = todo[layer.key]
+            self.open = {m.index for later in todo.values() for m in later}
             if members[0] is layer and len(members) > 1:
                 self._refit(members, 1)  # the others must not read what nothing was done about
             if members[-1] is layer:
                 why = self._refit(members, len(members))
                 if why:
-                    self.refits.skipped[layer.weight.root] = why
-                self.open -= {m.index for m in members}
-                self.current.release()
-                self.dense.release()
+                    self.refits.skipped[layer.roots[0]] = why
+                del todo[layer.key]
+                if k + 1 == len(found) or found[k + 1].index != layer.index:  # or the node's next layer needs it
+                    self.current.release()
+                    self.dense.release()
         return self.refits
 
-    def _refit(self, members: list[Layer], seen: int) -> str:
-        """Solve for one weight by the first `seen` of the layers that use it; why not, where it cannot be done."""
-        layer, model = members[0], self.after.model
-        if self.fitted.readers(layer.weight.root, {m.index for m in members}) != {m.index for m in members}:
+    def _refit(self, members: list[Linear], seen: int) -> str:
+        """Solve for one matrix by the first `seen` of the layers that use it; why not, where it cannot be done."""
+        here = self._equations(members, seen)
+        if isinstance(here, str):
+            return here
+        loop = members[0].feeds_back
+        report: Refit | None = None
+        for _ in range(ROUNDS if loop else 1):
+            solved, energy = here.solve(), here.energy
+            before, error = (sum(getattr(s, what) for s in solved) / energy for what in ("before", "error"))
+            report = report or Refit(members[0].title, before, before if loop else error, max(s.ridge for s in solved))
+            if not before:
+                break
+            self._write(here, np.stack([s.matrix for s in solved]), np.stack([s.bias for s in solved]))
+            then = self._equations(members, seen) if loop else ""
+            if isinstance(then, str):
+                break
+            if not then.error < here.error:  # what it reads with the new weights is worse
+                self._write(then, here.matrix, here.bias)
+                break
+            here, report.after = then, then.error / then.energy
+        if report is None or not report.before:
+            return "nothing that it reads or gives was cut"
+        if seen == len(members):
+            self.refits.solved.append(report)
+        return ""
+
+    def _write(self, at: Equations, matrix: Array, bias: Array) -> None:
+        """Replace what the layers had when `at` was set up."""
+        at.members[0].write(self.after.model, matrix)
+        moved = (bias - at.bias).ravel()
+        self.fitted.move(at.tails, moved if at.movable else np.zeros_like(moved))
+        self.current.forget(m.index for m in at.members)
+
+    def _equations(self, members: list[Linear], seen: int) -> Equations | str:
+        """What the first `seen` of the layers read and should give; a change is for all of them."""
+        if not self.fitted.own(members):
             return "the weight has uses that are no layers"
-        weight = layer.weight.read(model)
-        start = layer.matrix(weight)
-        groups, outputs = start.shape[0], start.shape[0] * start.shape[2]
+        matrix = members[0].read(self.after.model)
+        groups, outputs = matrix.shape[0], matrix.shape[0] * matrix.shape[2]
         tails = [self._tail(m, outputs) for m in members]
         biases = [self.fitted.bias(m, outputs) for m in members]
         alike = all(np.allclose(t.scale, tails[0].scale) for t in tails)
         if any(b is None for b in biases) or not alike or not all(np.allclose(b, biases[0]) for b in biases):  # type: ignore[arg-type]
             return "its bias or scale differs from use to use"
         bias = np.asarray(biases[0]).reshape(groups, -1)
-        gathered = self._gather(members[:seen], tails[:seen], start)
+        gathered = self._gather(members[:seen], tails[:seen], matrix)
         if isinstance(gathered, str):
             return gathered
         movable = all(self.fitted.movable(t.shift) for t in tails)
         low, high = min(t.low for t in tails), max(t.high for t in tails)
-        solved, energy = [], 0.0
-        for g, (rows, wanted, offset) in enumerate(gathered):
-            scale = tails[0].scale.reshape(groups, -1)[g]
-            p = Problem(rows, wanted, scale, offset, low, high, movable)
-            held = max(1, round(len(rows) * (self.held / self.dense.batches or HELD)))
-            test = p.part(slice(len(rows) - held, None))
-            exact = test.error(start[g], bias[g]) <= 1e-10 * test.energy()
-            solved.append(Solution(start[g], bias[g], 0, 0, 0) if exact else solve(p, start[g], bias[g], held))
-            energy += test.energy() + 1e-30
-        if all(s.before == 0 for s in solved):
-            return "nothing that it reads or gives was cut"
-        if seen == len(members):
-            self.refits.solved.append(Refit(
-                layer.node.name, sum(s.before for s in solved) / energy, sum(s.error for s in solved) / energy,
-                max(s.ridge for s in solved),
-            ))  # fmt: skip
-        layer.weight.write(model, layer.restore(np.stack([s.matrix for s in solved]), weight.shape))
-        moved = np.concatenate([s.bias for s in solved]) - bias.ravel()
-        self.fitted.move(tails, moved if movable else np.zeros_like(moved))
-        if len(members) > 1:
-            self.current.forget(m.index for m in members)
-        return ""
+        scale = tails[0].scale.reshape(groups, -1)
+        problems = [
+            Problem(rows, wanted, own, offset, low, high, movable)
+            for own, (rows, wanted, offset) in zip(scale, gathered, strict=True)
+        ]
+        held = min(self.held / self.dense.batches or HELD, MOST_HELD)
+        return Equations(members, tails, matrix, bias, movable, problems, held)
 
-    def _tail(self, layer: Layer, outputs: int) -> Tail:
+    def _tail(self, layer: Linear, outputs: int) -> Tail:
         """What follows the layer; without the sum it goes into where that cannot be the target yet, or is larger."""
         its = tail(layer, self.current, outputs, self.trace.rank(layer.out))
         shapes = self.trace.shapes.probe[0]
@@ -145,27 +193,21 @@ class Reconstruction:
             return replace(its, total="", other="", low=-np.inf, high=np.inf)
         return its
 
-    def _gather(self, members: list[Layer], tails: list[Tail], start: Array) -> Gathered | str:
+    def _gather(self, members: list[Linear], tails: list[Tail], matrix: Array) -> list[tuple[Array, ...]] | str:
         """Of every group (rows, wanted, offset), held-out batches last."""
-        groups, columns = start.shape[:2]
+        groups, columns, outputs = matrix.shape
         total = sample_size(groups, columns) // len(members)
         parts: list[list[tuple[Array, Array, Array]]] = [[] for _ in range(self.dense.batches)]
         for layer, its in zip(members, tails, strict=True):
             name, other = its.compared, its.other
-            if self.trace.shapes.static(name) is None:
-                return "its output is new in the pruned graph"
-            xs, dense = self.current.value(layer.data), self.dense.value(name)
+            dense = layer.dense(self.trace, self.kept, self.dense, name, outputs)
+            if isinstance(dense, str):
+                return dense
+            xs = layer.inputs(self.current)
             others = self.current.value(other) if other else [None] * len(xs)
             rng = np.random.default_rng((self.seed, layer.index))
             for batch, (x, y, z) in enumerate(zip(xs, dense, others, strict=True)):
-                y = restricted(self.trace, self.kept, name, y)
-                if layer.window is None and y.shape[layer.y_axis] != start.shape[2]:
-                    return "its output has another shape in the pruned graph"
-                if layer.window is not None and y.shape[1] != groups * start.shape[2]:
-                    return "its output has another shape in the pruned graph"
-                there = layer.places(x)
-                many = -(-total // (len(xs) * (len(x) if layer.window else 1)))
-                at = np.sort(rng.choice(there, min(there, max(many, 1)), replace=False))
+                at = layer.sample(x, -(-total // len(xs)), rng)
                 rows, wanted = layer.rows(x, at), layer.targets(y, at)
                 offset = np.broadcast_to(its.offset.reshape(groups, 1, -1), wanted.shape)
                 if z is not None:

@@ -78,10 +78,9 @@ def compensated(groups: Groups, sites: Sequence[Site], removed: Mask) -> Model:
             continue
         matrix = np.stack([_resolved(site, g, alive[site.units[g]]) for g in range(len(site.units))])
         moved = np.einsum("gk,gko->go", site.mean, site.matrix - matrix).ravel()
-        weight = site.members[0].weight
-        weight.write(model, site.members[0].restore(matrix, weight.read(model).shape))
+        site.members[0].write(model, matrix)
         if site.movable:
-            own = [replace(m, node=graph.nodes[m.index]) for m in site.members]
+            own = [m.on(graph.nodes[m.index]) for m in site.members]
             fitted.move([tail(m, graph, moved.size, groups.trace.rank(m.out)) for m in own], moved)
     return rewrite(replace(groups.trace, model=model), kept).model
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import NodeProto
 
 from onnxprune.fit.expressions import EXPRESSIONS, Parameter, parameter
-from onnxprune.fit.layers import Layer
-from onnxprune.fit.tails import Shift, Tail
+from onnxprune.fit.linear import Linear, Shift
+from onnxprune.fit.tails import Tail
 from onnxprune.fit.walk import Topology
 from onnxprune.model import Weight
 
@@ -35,20 +36,22 @@ class Fitted:
                     found.add(k)
         return found
 
-    def bias(self, layer: Layer, outputs: int) -> Array | None:
+    def own(self, members: Sequence[Linear]) -> bool:
+        """Whether nobody but these layers reads what holds their matrix."""
+        nodes = {m.index for m in members}
+        return all(self.readers(root, nodes) == nodes for root in members[0].roots)
+
+    def bias(self, layer: Linear, outputs: int) -> Array | None:
         """The layer's own bias [outputs]; None where it is no parameter."""
         k = layer.bias
         if k is None or len(layer.node.input) <= k or not layer.node.input[k]:
             return np.zeros(outputs)
         own = self._parameter(layer.node.input[k])
         value = None if own is None else own.read(self.graph.model)
-        if value is None or value.size not in (1, outputs) or value.shape[-1:] not in ((), (value.size,)):
-            return None
-        return np.broadcast_to(layer.scale * value.ravel(), outputs)
+        return None if value is None else layer.folded(value, outputs)
 
     def _parameter(self, name: str) -> Parameter | None:
-        made_by = {o: self.graph.nodes[k] for o, k in self.graph.made_by.items()}
-        return parameter(name, self.graph.model, made_by)
+        return parameter(name, self.graph.model, self.graph.makers)
 
     def movable(self, shift: Shift | None) -> bool:
         if shift is None:
@@ -68,7 +71,7 @@ class Fitted:
             assert its.shift is not None
             node, k, factor = its.shift.node, its.shift.operand, its.shift.factor
             delta = np.divide(its.scale * moved, factor, where=factor != 0, out=np.zeros_like(moved))
-            moves.append((node, k, node.input[k] if len(node.input) > k else "", delta))
+            moves.append((node, k, node.input[k] if len(node.input) > k else "", its.shift.laid(delta)))
         for node, k, old, delta in moves:
             key = (old, delta.tobytes())
             if key in done:
@@ -80,7 +83,7 @@ class Fitted:
             else:
                 own = self._parameter(old)
                 assert own is not None
-                alike = {(n.output[0], i) for n, i, name, d in moves if (name, d.tobytes()) == key}
+                alike = {(_made(n), i) for n, i, name, d in moves if (name, d.tobytes()) == key}
                 fresh = old if own.path or self._uses(own.root) <= alike else model.fresh_name(f"{old}_refit")
                 value = own.read(model)
                 value = value if value.size == delta.size else np.broadcast_to(value.ravel(), delta.shape)
@@ -93,8 +96,13 @@ class Fitted:
                 node.input[k] = fresh
 
     def _uses(self, root: str) -> set[tuple[str, int]]:
-        """(first output of a node, input) wherever a parameter is read; input -1 in a body or an expression."""
+        """(what a node makes, input) wherever a parameter is read; input -1 in a body or an expression."""
         found = set()
         for node in (self.graph.nodes[r] for r in self.readers(root, ())):
-            found |= {(node.output[0], i) for i in [i for i, name in enumerate(node.input) if name == root] or [-1]}
+            found |= {(_made(node), i) for i in [i for i, name in enumerate(node.input) if name == root] or [-1]}
         return found
+
+
+def _made(node: NodeProto) -> str:
+    """The first output that has a name: it tells a node from any other."""
+    return next((str(o) for o in node.output if o), "")

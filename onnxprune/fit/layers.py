@@ -1,4 +1,4 @@
-"""Layers as least squares sees them: output = rows(input) @ matrix + bias, for each convolution group.
+"""Convolutions and matrix products as layers of `fit.linear`, and the list of all layers of a graph.
 
 One small function a family of operators builds the `Layer`; everything after it (statistics, scores, refitting) speaks
 of rows, columns and targets only. A column is one input channel at one kernel position, channel-major.
@@ -6,20 +6,27 @@ of rows, columns and targets only. A column is one input channel at one kernel p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter, attribute, parameter
+from onnxprune.fit.linear import Linear, Shift, Unfit, restricted
+from onnxprune.fit.recurrent import GATES, recurrent
+from onnxprune.fit.walk import Walk
+from onnxprune.labels import Ids, Mask
 from onnxprune.model import Model
+from onnxprune.trace import Reduction, Trace
 
 Array = NDArray[Any]
+Kind = TypeVar("Kind", bound=Linear)
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Layer:
-    """`node` computes `out` from `data` with a weight whose layout `matrix` and `restore` know.
+    """`node` computes `out` from `data` with a weight whose layout `matrix` and `restore` know (see `linear.Linear`).
 
     groups: independent blocks of channels. window: None for a matrix product. x_axis, y_axis: the feature axes.
     bias: input index of the node's own bias, or None where it can have none. scale: factor on bias (Gemm's beta).
@@ -82,10 +89,63 @@ class Layer:
     y_axis: int = -1
     bias: int | None = None
     scale: float = 1.0
+    feeds_back: bool = False
 
     @property
     def out(self) -> str:
         return str(self.node.output[0])
+
+    @property
+    def title(self) -> str:
+        return str(self.node.name)
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        return (self.weight.root,)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return self.roots
+
+    def on(self, node: NodeProto) -> Layer:
+        return replace(self, node=node)
+
+    def read(self, model: Model) -> Array:
+        return self.matrix(self.weight.read(model))
+
+    def write(self, model: Model, matrix: Array) -> None:
+        self.weight.write(model, self.restore(matrix, self.weight.read(model).shape))
+
+    def folded(self, value: Array, outputs: int) -> Array | None:
+        if value.size not in (1, outputs) or value.shape[-1:] not in ((), (value.size,)):
+            return None
+        return np.broadcast_to(self.scale * value.ravel(), outputs)
+
+    def shift(self, outputs: int) -> Shift | None:
+        return None if self.bias is None else Shift(self.node, self.bias, np.full(outputs, self.scale))
+
+    def inputs(self, walk: Walk) -> list[Array]:
+        return walk.value(self.data)
+
+    def sample(self, x: Array, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        there = self.places(x)
+        many = -(-most // len(x)) if self.window else most
+        return np.sort(rng.choice(there, min(there, max(many, 1)), replace=False))
+
+    def dense(self, trace: Trace, kept: Mask, walk: Walk, name: str, outputs: int) -> Iterable[Array] | str:
+        if trace.shapes.static(name) is None:
+            return "its output is new in the pruned graph"
+        values = walk.value(name)
+        if restricted(trace, kept, name, values[0]).shape[self.y_axis] != outputs * self.groups:
+            return "its output has another shape in the pruned graph"
+        return (restricted(trace, kept, name, y) for y in values)
+
+    def units(self, reductions: Sequence[Reduction], rank: Callable[[str], int | None]) -> Ids | None:
+        axis = self.x_axis % (rank(self.data) or 1)
+        for r in reductions if rank(self.data) else ():
+            if self.node.input[r.operand] == self.data and r.block and r.block.axes == (axis,):
+                return r.block.ids.reshape(self.groups, -1)
+        return None
 
     def taps(self) -> int:
         """Columns of one input channel."""
@@ -200,14 +260,28 @@ HANDLES: dict[str, Handle] = {
 }  # fmt: skip
 
 
-def layers(model: Model, rank: Callable[[str], int | None]) -> list[Layer]:
-    """Every node of the main graph that is a linear map of an activation by a parameter, in order."""
+def layers(model: Model, rank: Callable[[str], int | None], skipped: dict[str, str] | None = None) -> list[Linear]:
+    """Every linear map of an activation by a parameter in the main graph, in order. `skipped` collects the nodes that
+    hold one which cannot be told apart, with the reason."""
     nodes = list(model.proto.graph.node)
     made_by = {o: n for n in nodes for o in n.output}
-    found = []
+    found: list[Linear] = []
     for index, node in enumerate(nodes):
         handle = HANDLES.get(node.op_type)
         layer = handle(index, node, model, made_by, rank) if handle else None
         if layer is not None and layer.data not in model.weights:
             found.append(layer)
+        if node.op_type in GATES:
+            try:
+                found += recurrent(index, node, model, made_by)
+            except Unfit as why:
+                (skipped if skipped is not None else {})[node.name] = str(why)
     return found
+
+
+def shared(found: Sequence[Kind]) -> list[list[Kind]]:
+    """Layers by the matrix that they share, in the order of the last of each."""
+    by_key: dict[Hashable, list[Kind]] = defaultdict(list)
+    for layer in found:
+        by_key[layer.key].append(layer)
+    return sorted(by_key.values(), key=lambda members: members[-1].index)

@@ -128,7 +128,7 @@ class Likenesses:
         placed = self.places(layer.out, layer.y_axis % rank) if rank else None
         if placed is None:
             return None
-        matrix = layer.matrix(layer.weight.read(self.trace.model))  # G K O
+        matrix = layer.read(self.trace.model)  # G K O
         groups, columns, each = matrix.shape
         bias = self.fitted.bias(layer, groups * each)
         units, first, count = np.unique(placed[1], return_index=True, return_counts=True)

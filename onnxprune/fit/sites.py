@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.fit.fitted import Fitted
-from onnxprune.fit.layers import Layer, layers
+from onnxprune.fit.layers import layers, shared
+from onnxprune.fit.linear import Linear
 from onnxprune.fit.normal import Moments
 from onnxprune.fit.tails import tail
 from onnxprune.fit.walk import Walk
 from onnxprune.groups import Groups
 from onnxprune.labels import Ids
+from onnxprune.trace import Reduction
 
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -36,7 +38,7 @@ class Site:
     gram [groups, K, K], mean [groups, K]: centred second moments (raw where no bias can absorb a mean) and means of the
     K columns; matrix [groups, K, O]; energy: the variance of the outputs, summed."""
 
-    members: tuple[Layer, ...]
+    members: tuple[Linear, ...]
     units: Ids
     gram: Array
     mean: Array
@@ -58,57 +60,50 @@ def collect(
     trace = groups.trace
     walk = Walk(trace.model, feeds, trace.shapes.dtype, providers)
     fitted = Fitted(walk, trace.shapes.dtype, {})
-    sums: dict[int, list[Any]] = defaultdict(list)
+    sums: dict[int, list[Reduction]] = defaultdict(list)
     for r in trace.reductions:
         if r.kind == "sum" and r.block is not None:
             sums[r.node].append(r)
-    shared: dict[str, list[Layer]] = defaultdict(list)
-    for layer in layers(trace.model, trace.rank):
-        shared[layer.weight.root].append(layer)
+    every = shared(layers(trace.model, trace.rank))
     found = []
-    for k, members in enumerate(shared.values()):
+    for k, members in enumerate(every):
         if progress:
-            progress(k / len(shared))
+            progress(k / len(every))
+        if k and every[k - 1][-1].index != members[-1].index:  # a node may hold several layers, which read the same
+            walk.release()
         layer = members[0]
-        units = units_of(groups, layer, sums.get(layer.index, ()), trace.rank(layer.data))
-        if units is None or fitted.readers(layer.weight.root, {m.index for m in members}) != {m.index for m in members}:
+        units = units_of(groups, layer, sums.get(layer.index, ()))
+        if units is None or not fitted.own(members):
             continue
-        matrix = layer.matrix(layer.weight.read(trace.model))
+        matrix = layer.read(trace.model)
         outputs = matrix.shape[0] * matrix.shape[2]
         tails = [tail(m, walk, outputs, trace.rank(m.out)) for m in members]
         movable = all(fitted.movable(t.shift) for t in tails) and fitted.bias(layer, outputs) is not None
         gram, mean = _moments(walk, members, matrix.shape[1], seed, movable)
-        walk.release()
         energy = float(np.einsum("gko,gkl,glo->", matrix, gram, matrix, optimize=True))
         if energy > 0:
             found.append(Site(tuple(members), units, gram, mean, matrix, movable, energy))
     return found
 
 
-def units_of(groups: Groups, layer: Layer, reductions: Sequence[Any], rank: int | None) -> Ids | None:
+def units_of(groups: Groups, layer: Linear, reductions: Sequence[Reduction]) -> Ids | None:
     """[groups, channels]: the unit of every channel that the layer reads; None where none of them may go."""
-    if rank is None:
+    ids = layer.units(reductions, groups.trace.rank)
+    if ids is None:
         return None
-    axis = layer.x_axis % rank
-    for r in reductions:
-        if layer.node.input[r.operand] == layer.data and r.block.axes == (axis,):
-            units: Ids = groups.classes[r.block.ids].reshape(layer.groups, -1)
-            return units if groups.prunable[units].any() else None
-    return None
+    units: Ids = groups.classes[ids]
+    return units if groups.prunable[units].any() else None
 
 
-def _moments(walk: Walk, members: Sequence[Layer], columns: int, seed: int, centred: bool) -> tuple[Array, Array]:
+def _moments(walk: Walk, members: Sequence[Linear], columns: int, seed: int, centred: bool) -> tuple[Array, Array]:
     groups = members[0].groups
     total = sample_size(groups, columns) // len(members)
     found: list[Moments] = []
     for layer in members:
         rng = np.random.default_rng((seed, layer.index))
-        xs = walk.value(layer.data)
+        xs = layer.inputs(walk)
         for x in xs:
-            there = layer.places(x)
-            many = -(-total // (len(xs) * (len(x) if layer.window else 1)))
-            at = np.sort(rng.choice(there, min(there, max(many, 1)), replace=False))
-            rows = layer.rows(x, at)
+            rows = layer.rows(x, layer.sample(x, -(-total // len(xs)), rng))
             nothing = np.zeros((rows.shape[1], 0), np.float32)
             if found:
                 for moments, part in zip(found, rows, strict=True):

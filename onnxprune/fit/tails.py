@@ -7,7 +7,7 @@ clipped away need not be right).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,21 +15,11 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import attribute
-from onnxprune.fit.layers import Layer
+from onnxprune.fit.linear import Linear, Shift
 from onnxprune.fit.walk import Topology
 from onnxprune.model import Model
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Shift:
-    """A parameter whose change by d moves the tail's end by `factor` * d. `node` reads it as its input `operand`; an
-    operand that is absent is to be made."""
-
-    node: NodeProto
-    operand: int
-    factor: Array
 
 
 @dataclass(frozen=True)
@@ -54,13 +44,11 @@ class Tail:
         return self.total or self.end
 
 
-def tail(layer: Layer, graph: Topology, outputs: int, rank: int | None) -> Tail:
+def tail(layer: Linear, graph: Topology, outputs: int, rank: int | None) -> Tail:
     """Follow `layer` as long as each tensor has one reader. `outputs`: channels; `rank`: axes of its output."""
     model = graph.model
     scale, offset = np.ones(outputs), np.zeros(outputs)
-    shift: Shift | None = None
-    if layer.bias is not None:
-        shift = Shift(layer.node, layer.bias, np.full(outputs, layer.scale))
+    shift = layer.shift(outputs)
     end = layer.out
     while rank is not None and (node := graph.reader(end)) is not None:
         step = affine(node, end, model, layer.y_axis % rank, rank, outputs)
@@ -68,7 +56,7 @@ def tail(layer: Layer, graph: Topology, outputs: int, rank: int | None) -> Tail:
             break
         factor, constant, operand, sign = step
         scale, offset = scale * factor, offset * factor + constant
-        shift = None if shift is None else Shift(shift.node, shift.operand, shift.factor * factor)
+        shift = None if shift is None else replace(shift, factor=shift.factor * factor)
         if operand is not None:
             shift = Shift(node, operand, np.full(outputs, sign))
         end = str(node.output[0])

@@ -54,6 +54,11 @@ class Topology:
         node = self.nodes[next(iter(readers))]
         return node if list(node.input).count(tensor) == 1 else None
 
+    @property
+    def makers(self) -> dict[str, NodeProto]:
+        """The node that makes a tensor."""
+        return {o: self.nodes[k] for o, k in self.made_by.items()}
+
 
 class Walk(Topology):
     """`model` over `feeds` (one dict of inputs a batch). `types` gives the ONNX element type of a tensor."""
@@ -68,6 +73,24 @@ class Walk(Topology):
         self.batches = len(feeds)
         self.values: dict[str, list[Array]] = {n: [feed[n] for feed in feeds] for n in self.inputs}
         self.done: set[int] = set()
+        self.taps: dict[int, str] = {}
+
+    def tap(self, index: int) -> str:
+        """The name of a node's first output; one that the graph gives no name gets one, for this walk only."""
+        node = self.nodes[index]
+        if node.output[0]:
+            return str(node.output[0])
+        if index not in self.taps:
+            self.taps[index] = self.model.fresh_name(f"{self._named(index)}_tap")
+            self.made_by[self.taps[index]] = index
+        return self.taps[index]
+
+    def _named(self, index: int) -> str:
+        return next(str(o) for o in self.nodes[index].output if o)
+
+    def makes(self, index: int) -> list[str]:
+        """The tensors that a node makes."""
+        return [*filter(None, self.nodes[index].output), *filter(None, [self.taps.get(index)])]
 
     def value(self, name: str) -> list[Array]:
         """The tensor's value in every batch, run for where it is not at hand."""
@@ -86,7 +109,7 @@ class Walk(Topology):
                 stale.add(k)
                 todo += [r for o in self.nodes[k].output for r in self.readers[o]]
         for k in stale:
-            for o in self.nodes[k].output:
+            for o in self.makes(k):
                 self.values.pop(o, None)
         self.done -= stale
 
@@ -100,7 +123,7 @@ class Walk(Topology):
     def _run(self, names: Sequence[str]) -> None:
         piece = sorted(self.ancestors(names, self.values))
         inside = set(piece)
-        made = {o for k in piece for o in self.nodes[k].output if o}
+        made = {o for k in piece for o in self.makes(k)}
         ins = sorted({n for k in piece for n in self.reads[k]} & (self.values.keys() - made))
         crossing = {o for o in made if self.readers[o] - inside - self.done or o in self.outputs}
         outs = sorted({n for n in (*names, *crossing) if n not in self.values})
@@ -121,6 +144,8 @@ class Walk(Topology):
         proto = ModelProto(ir_version=max(source.ir_version, 4), opset_import=source.opset_import)
         proto.graph.name = "piece"
         proto.graph.node.extend(self.nodes[k] for k in nodes)
+        for k in self.taps.keys() & set(nodes):
+            proto.graph.node[nodes.index(k)].output[0] = self.taps[k]
         proto.graph.input.extend(self._info(n) for n in ins)
         proto.graph.output.extend(self._info(n) for n in outs)
         names = {n for k in nodes for n in read_by(self.nodes[k])}
@@ -130,7 +155,8 @@ class Walk(Topology):
         for info in (*self.model.proto.graph.input, *self.model.proto.graph.output):
             if info.name == name and not info.type.HasField("tensor_type"):
                 return info
-        kind = self.types(name)
+        like = next((self._named(k) for k, tap in self.taps.items() if tap == name), name)
+        kind = self.types(like)
         if kind is None:
             raise RuntimeFailure(f"tensor '{name}' has no known type, so the graph cannot be run piece by piece")
         return helper.make_tensor_value_info(name, kind, None)
