@@ -82,15 +82,18 @@ def allocate(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], b
         if cost.sum() <= budget:
             break
         saving = held @ (cost[owner] / kept)  # by share of each set
-        best, which = np.inf, -1
+        steps = []
         for p, hull in enumerate(hulls):
             if at[p] + 1 < len(hull) and saving[p] > 0:
                 (k0, l0), (k1, l1) = hull[at[p]], hull[at[p] + 1]
-                slope = (l1 - l0) / ((k1 - k0) * saving[p])
-                if slope < best:
-                    best, which = slope, p
-        if which < 0:
+                saved = saving[p] * (k1 - k0) / (len(choices[p].losses) - 1)
+                steps.append(((l1 - l0) / saved, l1 - l0, saved, p))
+        if not steps:
             break
+        which = min(steps)[-1]
+        short = cost.sum() - budget
+        if min(steps)[2] >= short:  # the last step: the least loss of those that are enough
+            which = min((loss, saved, p) for _, loss, saved, p in steps if saved >= short)[-1]
         at[which] += 1
         taken[which] = hulls[which][at[which]][0] / (len(choices[which].losses) - 1)
     return taken.tolist()

@@ -367,7 +367,7 @@ def test_features_in_the_models_own_type(kind: str) -> None:
     model = parsed(f"({kind}[N, 12] x) => ({kind}[N, 12] y) {{ y = Softmax(x) }}")
     found = run(model)
     assert rows(found).dtype == {"float16": np.float16, "double": np.float64}[kind]
-    assert found.source == "synthetic features"
+    assert found.source == "synthetic features, class-balanced"
     assert found.diversity is not None
 
 
