@@ -137,10 +137,15 @@ def test_every_set_is_allocated_and_measured_where_heads_go(monkeypatch: pytest.
         ratio=0.5, of="params", criterion=criterion, calib_samples=32, reconstruct="none", seed=1
     ).resolved()
     groups = grouped(attention(), options)
-    decision = decide.decide(groups, options)
-    assert decision.evidence is not None
-    assert len(measured) == len(decision.evidence.curves) > 2
-    assert abs(share_left(groups, decision.removed, "params") - 0.5) < 0.06
+    made, held = decide.calibrated(groups, options)
+    evidence = compress.observe(groups, Clues(groups, options, made.feeds[:-held]), options)
+    compress.measure(groups, evidence, made.feeds[-held:], options)
+    assert len(measured) == len(evidence.curves) > 2
+    costs = Costs.of(groups, "params")
+    shares = compress.shares(groups, evidence, options, decide.budget(groups, options, costs), costs)
+    removed = select(groups, evidence.scores, options, shares)
+    assert any(removed[list(units)].all() for units in groups.rows.values())
+    assert abs(share_left(groups, removed, "params") - 0.5) < 0.06
 
 
 # -- criteria -----------------------------------------------------------------------------------------------------------

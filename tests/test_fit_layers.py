@@ -452,6 +452,21 @@ def test_what_depends_on_an_input_is_no_parameter() -> None:
     assert parameter("e", model, {o: n for n in proto.graph.node for o in n.output}) is None
 
 
+def test_a_kernel_whose_axes_stand_in_another_order() -> None:
+    """As converters from channels-last frameworks keep it."""
+    body = "h = Cast<to=1>(w) e = Transpose<perm=[3,2,0,1]>(h) y = Conv(x, e)"
+    made = Linear(
+        graph(
+            f"({X2}) => (float[] y)", body, w=np.random.default_rng(0).standard_normal((3, 2, 6, 4)).astype(np.float16)
+        )
+    )
+    check(made)
+    layer, other = made.layer, made.weight[::-1].copy()
+    layer.weight.write(made.model, layer.restore(layer.matrix(other), other.shape))
+    np.testing.assert_array_equal(layer.weight.read(made.model), other)
+    np.testing.assert_allclose(made.rerun().values["y"], made.values["y"][:, ::-1], atol=1e-5)
+
+
 def test_a_refitted_weight_reaches_the_output_through_its_expression() -> None:
     """A layer's matrix, changed and restored, is what ONNX Runtime then computes with, whatever stands between."""
     body = "q = DequantizeLinear<axis=1>(w, scale) h = Transpose(q) y = MatMul(x, h)"

@@ -23,6 +23,8 @@ from onnxprune.api import Result, prune
 from onnxprune.errors import NothingToPrune
 from onnxprune.fit import sites
 from onnxprune.fit.least_squares import Problem, Solution, solve
+from onnxprune.fit.moments import normalisations
+from onnxprune.model import Model
 from onnxprune.options import Options
 
 Array = NDArray[Any]
@@ -121,6 +123,24 @@ def test_normalisations_that_stay() -> None:
     for name in ("mean", "var", "mean2", "var2"):  # moments of the inputs that were made up are gone again
         kept = array(result.model.to_proto(), name)
         assert np.isin(kept, array(model, name)).all()
+
+
+def test_trained_moments_return_after_inputs_that_were_made_up() -> None:
+    vectors = ("gain", "beta", "mean", "var")
+    body = f"a = Conv<{SAME}>(x, wa) n = BatchNormalization(a, {', '.join(vectors)}) r = Relu(n) {POOLED.format('r')}"
+    model = graph(IMAGE, body, wa=(12, 3, 3, 3), **dict.fromkeys(vectors, (12,)), **HEAD)
+    assert len(normalisations(Model.load(model))) == 1
+    result = prune(model, ratio=0.5, scope="local", calib_samples=16)
+    story = result.report.reconstruction
+    assert story is not None
+    assert not story["fell_back"]
+    assert "synthetic" in story["inputs"]
+    after = result.model.to_proto()
+    kept = np.flatnonzero(np.isin(array(model, "gain"), array(after, "gain")))
+    assert len(kept) == 6
+    for name in ("gain", "mean", "var"):
+        np.testing.assert_array_equal(array(after, name), array(model, name)[kept])
+    assert not np.array_equal(array(after, "wo"), array(model, "wo")[:, kept])
 
 
 @pytest.mark.usefixtures("exact")
@@ -319,6 +339,19 @@ def test_a_shared_weight_before_different_clips(problems: list[Problem]) -> None
     assert all(p.low == -np.inf for p in shared)
 
 
+def test_what_follows_a_shared_weight_reads_what_it_gives_in_the_end(problems: list[Problem]) -> None:
+    body = f"a = Conv<{SAME}>(x, wa, ba) r = Tanh(a) c = Conv(r, wc, bc) d = Tanh(c) e = Conv(d, wc, bc) s = Tanh(e) {POOLED.format('s')}"
+    model = graph(IMAGE, body, wa=(12, 3, 3, 3), ba=(12,), wc=(12, 12, 1, 1), bc=(12,), **HEAD)
+    feeds = inputs(model, 64, 7)
+    after = prune(model, ratio=0.25, scope="local", calib=[feeds]).model.to_proto()
+    after.graph.output[0].name = "f"
+    del after.graph.output[0].type.tensor_type.shape.dim[:]
+    pooled = run(after, feeds)[0]
+    rows = problems[-1].rows
+    assert rows.shape == pooled.shape == (64, 9)
+    np.testing.assert_allclose(np.sort(rows, 0), np.sort(pooled, 0), atol=1e-5)
+
+
 @pytest.mark.parametrize("order", ["main first", "shortcut first"])
 def test_a_branch_before_its_sum_is_whole(problems: list[Problem], order: str) -> None:
     """The first of two branches is solved for on its own, with no clip; the second for what the sum still lacks."""
@@ -347,7 +380,8 @@ ZEROS = np.zeros(8, np.float32)
 def test_normalisations_that_read_one_vector_twice(names: str, held: dict[str, Any]) -> None:
     body = f"a = Conv<{SAME}>(x, wa, ba) n = BatchNormalization(a, {names}) r = Relu(n) c = Conv<{SAME}>(r, wc, bc) s = Relu(c) {POOLED.format('s')}"
     model = graph(IMAGE, body, wa=(8, 3, 3, 3), ba=(8,), wc=(12, 8, 3, 3), bc=(12,), **held, **HEAD)
-    restored(echo(model, ["wa", "ba", "wc", "bc", *(n for n in held)]), limit=1e-4)
+    assert normalisations(Model.load(model)) == []  # no moments that could be changed alone
+    restored(echo(model, ["wa", "ba", "wc", "bc", *held]), limit=1e-4)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5])

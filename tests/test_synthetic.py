@@ -124,3 +124,10 @@ def test_softmax_and_entropy() -> None:
     assert synthetic.softmax(shares) is shares
     assert synthetic.entropy(np.eye(8)) == pytest.approx(1)
     assert synthetic.entropy(np.eye(8)[:1]) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 21, 22, 40])
+def test_texts_of_any_length(length: int) -> None:
+    made = synthetic.tokens(rng(), np.arange(5, 30), (200, length))
+    assert made.shape == (200, length)
+    assert np.isin(made, np.arange(5, 30)).all()
