@@ -175,10 +175,20 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description:<10}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:<11}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("load", total=1.0)
-        yield lambda stage, share: bar.update(task, description=stage, completed=share)
+        now = "load"
+
+        def show(stage: str, share: float) -> None:
+            """Every stage is a bar of its own, so that what is left of it can be estimated."""
+            nonlocal now
+            if stage != now:
+                now = stage
+                bar.reset(task, total=1.0, description=stage)
+            bar.update(task, description=stage, completed=share)
+
+        yield show

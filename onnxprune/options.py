@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Progress = Callable[[str, float], None]
-"""Called with the stage's name and the share done in 0..1."""
+"""Called with a stage's name and the share of that stage that is done, 0..1."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What pruning costs in accuracy: trained models x methods x cuts, each on its own labelled data.
 
     python tools/get_models.py CACHE
-    python tools/bench_accuracy.py CACHE --json RESULTS.json [--only TASK...] [--methods ...] [--cuts 0.3 0.5] [--seeds 0 1]
+    python tools/bench_accuracy.py CACHE --json RESULTS [--only TASK...] [--methods ...] [--cuts 0.3 0.5] [--seeds 0 1]
 
 A cut is the share of the MACs that goes. Methods: `random` and `l2` (weights only, the same share everywhere, nothing
 refitted: the baselines), `merge` (l2, merged in weight space), `data-free` (the default of the command line),
