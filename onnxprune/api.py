@@ -295,8 +295,7 @@ def _plan(groups: Groups, kept: Mask, options: Options) -> Plan:
 
 
 def _infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
-    alive = np.zeros(len(groups.prunable), bool)
-    np.logical_or.at(alive, groups.classes, kept)
+    alive = groups.alive(kept)
     sizes = profile.of_units(groups)
     work = np.zeros(len(groups.prunable))
     for count, blocks in groups.trace.macs.values():

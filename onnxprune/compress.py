@@ -15,7 +15,6 @@ from onnxprune.criteria import l2
 from onnxprune.criteria.clues import Clues
 from onnxprune.fit.sites import Site
 from onnxprune.groups import Groups
-from onnxprune.labels import Mask
 from onnxprune.obs import eliminate
 from onnxprune.options import Options, Progress
 from onnxprune.profile import summed
@@ -101,7 +100,7 @@ def shares(
     `trust` in 0..1 says how much the inputs are worth: at 0 every set loses the same share, at 1 any share up to the
     floor. Made-up inputs that a network answers monotonously hide what matters to it."""
     gone, _ = parts(groups, evidence.scores, options)
-    dead = _dead(groups, gone)
+    dead = ~groups.alive(groups.kept_ids(gone))
     choices = [
         Choice([u for b in c.part.buckets for u in b], c.losses * (1.0 if c.factor is None else max(c.factor, 1e-9)))
         for c in evidence.curves
@@ -133,10 +132,3 @@ def pq(groups: Groups, scores: Array, options: Options) -> dict[int, float]:
         found[part.name] = max(1 - half**2 / (d * one), 1e-3) if one > 0 else 1.0
     top = max(found.values(), default=1.0)
     return {name: value / top for name, value in found.items()}
-
-
-def _dead(groups: Groups, removed: Mask) -> Mask:
-    """Classes that are gone with `removed`, rows among them."""
-    alive = np.zeros(len(removed), bool)
-    np.logical_or.at(alive, groups.classes, groups.kept_ids(removed))
-    return ~alive

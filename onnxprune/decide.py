@@ -137,7 +137,7 @@ def informed(
             compress.measure(groups, evidence, judging, trial, progress)
         shares = compress.shares(groups, evidence, trial, wanted, costs, trust)
         removed = select(groups, evidence.scores, trial, shares)
-        if not groups.rows or costs.total(_alive(groups, removed)) <= SLACK * wanted:
+        if not groups.rows or _cost(groups, costs, removed) <= SLACK * wanted:
             break
     return Decision(removed, groups, inputs, held, evidence, notes=tuple(notes))
 
@@ -161,14 +161,14 @@ def spread(groups: Groups, scores: NDArray[np.float64], options: Options) -> Mas
         prior = compress.pq(groups, scores, options)
         return _bisected(
             lambda c: select(groups, scores, options, {n: min(c * v, 1 - options.floor) for n, v in prior.items()}),
-            lambda removed: costs.total(_alive(groups, removed)), budget(groups, options, costs),
+            lambda removed: _cost(groups, costs, removed), budget(groups, options, costs),
         )  # fmt: skip
     if options.of == "units":
         return select(groups, scores, options)
     costs = Costs.of(groups, options.of)
     wanted = (1 - options.ratio) * costs.count.sum()
     return _bisected(lambda r: select(groups, scores, replace(options, ratio=r, of="units")),
-                     lambda removed: costs.total(_alive(groups, removed)), wanted)  # fmt: skip
+                     lambda removed: _cost(groups, costs, removed), wanted)  # fmt: skip
 
 
 def budget(groups: Groups, options: Options, costs: Costs) -> float:
@@ -176,14 +176,12 @@ def budget(groups: Groups, options: Options, costs: Costs) -> float:
     if options.of != "units":
         return float((1 - options.ratio) * costs.count.sum())
     uniform = replace(options, criterion="l2", scope="local")
-    return costs.total(_alive(groups, by_weights(groups, uniform)))
+    return _cost(groups, costs, by_weights(groups, uniform))
 
 
-def _alive(groups: Groups, removed: Mask) -> Mask:
-    """Classes of which something is left."""
-    alive = np.zeros(len(removed), bool)
-    np.logical_or.at(alive, groups.classes, groups.kept_ids(removed))
-    return alive
+def _cost(groups: Groups, costs: Costs, removed: Mask) -> float:
+    """What is left to pay without the units of `removed`."""
+    return costs.total(groups.alive(groups.kept_ids(removed)))
 
 
 def _bisected(plan: Callable[[float], Mask], cost: Callable[[Mask], float], wanted: float) -> Mask:

@@ -54,6 +54,12 @@ class Groups:
                 return alive[self.classes]
             alive[emptied] = False
 
+    def alive(self, kept: Mask) -> Mask:
+        """Classes of which an id is kept (see `kept_ids`)."""
+        found = np.zeros(len(self.prunable), bool)
+        found[self.classes[kept]] = True
+        return found
+
     def faults(self, removed: Mask) -> set[int]:
         """Units in a constraint that `removed` would break: not a rectangle, emptied, or rows that disagree."""
         kept = self.kept_ids(removed)

@@ -42,6 +42,18 @@ class Block:
         ]
         return self if max(repeats) == 1 else Block(self.axes, np.tile(self.ids, repeats))
 
+    def spread(self, dims: Sequence[int | None]) -> Ids:
+        """The ids, broadcastable to a tensor of size `dims`; a coarse axis written out."""
+        ids = self.ids
+        for k, axis in enumerate(self.axes):
+            n = dims[axis]
+            if n is not None and n != ids.shape[k]:
+                ids = np.repeat(ids, n // ids.shape[k], axis=k)
+        shape = [1] * len(dims)
+        for k, axis in enumerate(self.axes):
+            shape[axis] = ids.shape[k]
+        return ids.transpose(np.argsort(self.axes)).reshape(shape)
+
 
 @dataclass(frozen=True)
 class Reason:

@@ -79,17 +79,8 @@ def _add(model: Model, base: str, array: NDArray[Any], onnx_type: int | None = N
 
 def _mask(trace: Trace, name: str, block: Block, kept: Mask, dims: Sequence[int | None]) -> Mask:
     """The kept positions of a block, broadcastable to its tensor."""
-    mask = kept[block.ids]
     weight = trace.model.weights.get(name)
-    sizes = weight.shape if weight is not None else dims
-    for k, axis in enumerate(block.axes):  # a coarse axis: runs of positions
-        n = sizes[axis]
-        if n is not None and n != mask.shape[k]:
-            mask = np.repeat(mask, n // mask.shape[k], axis=k)
-    shape = [1] * len(sizes)
-    for k, axis in enumerate(block.axes):
-        shape[axis] = mask.shape[k]
-    return mask.transpose(np.argsort(block.axes)).reshape(shape)
+    return kept[block.spread(weight.shape if weight is not None else dims)]
 
 
 def _masked(trace: Trace, model: Model, source: str, name: str, mask: Mask, fill: str, before: list[NodeProto]) -> str:

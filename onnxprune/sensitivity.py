@@ -68,8 +68,7 @@ class Judge:
 def compensated(groups: Groups, sites: Sequence[Site], removed: Mask) -> Model:
     """The pruned graph with the readers of what was removed compensated in closed form, from dense statistics."""
     kept = groups.kept_ids(removed)
-    alive = np.zeros(len(groups.prunable), bool)
-    alive[groups.classes[kept]] = True
+    alive = groups.alive(kept)
     model = groups.trace.model.copy()
     graph = Topology(model)
     fitted = Fitted(graph, groups.trace.shapes.dtype, {})

@@ -18,7 +18,7 @@ from test_shifted import convolutions, perceptron
 
 from onnxprune import api, profile
 from onnxprune.allocate import Choice, Costs, allocate
-from onnxprune.decide import _alive, budget, by_weights
+from onnxprune.decide import budget, by_weights
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.rewrite import rewrite
@@ -205,7 +205,9 @@ def test_macs_of_a_mask(net: Any) -> None:
     seen = set()
     for groups, removed in plans(net()):
         expected = profile.macs(groups.trace, groups.kept_ids(removed))
-        assert Costs.of(groups, "macs").total(_alive(groups, removed)) == pytest.approx(expected, rel=1e-9)
+        assert Costs.of(groups, "macs").total(groups.alive(groups.kept_ids(removed))) == pytest.approx(
+            expected, rel=1e-9
+        )
         seen.add(expected)
     assert len(seen) > 4
 
@@ -230,7 +232,7 @@ def test_macs_of_a_rewritten_file() -> None:
     for groups, removed in plans(model):
         costs = Costs.of(groups, "macs")
         after = rewrite(groups.trace, groups.kept_ids(removed)).model.to_proto()
-        assert costs.total(_alive(groups, removed)) == pytest.approx(convolutions_of(after), rel=1e-9)
+        assert costs.total(groups.alive(groups.kept_ids(removed))) == pytest.approx(convolutions_of(after), rel=1e-9)
 
 
 def test_macs_are_of_one_sample() -> None:
@@ -258,7 +260,9 @@ def test_parameters_of_a_mask(net: Any) -> None:
         costs = Costs.of(groups, "params")
         every = np.ones(len(removed), bool)
         assert costs.total(every) == profile.cost(groups.trace.model, 0).parameters
-        assert costs.total(every) - costs.total(_alive(groups, removed)) == pytest.approx(saved, rel=0.02)
+        assert costs.total(every) - costs.total(groups.alive(groups.kept_ids(removed))) == pytest.approx(
+            saved, rel=0.02
+        )
 
 
 @given(models(), st.integers(0, 3))
@@ -269,7 +273,7 @@ def test_parameters_of_a_mask(net: Any) -> None:
 def test_costs_of_a_mask_on_random_graphs(model: ModelProto, seed: int) -> None:
     groups, options = grouped(model, seed=seed, criterion="random")
     removed = by_weights(groups, options)
-    alive = _alive(groups, removed)
+    alive = groups.alive(groups.kept_ids(removed))
     expected = profile.macs(groups.trace, groups.kept_ids(removed))
     assert Costs.of(groups, "macs").total(alive) == pytest.approx(expected, rel=1e-9)
     costs = Costs.of(groups, "params")

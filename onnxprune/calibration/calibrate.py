@@ -52,11 +52,10 @@ class Calibration:
 
 def calibration(model: Model, shapes: Shapes, options: Options) -> Calibration:
     """The inputs on which activations are measured: the user's, or synthetic ones. Seeded and deterministic."""
-    want = max(1, int(getattr(options, "calib_samples", 512)))
-    batch = max(1, min(int(getattr(options, "calib_batch", 32)), want))
+    want = options.calib_samples
+    batch = min(options.calib_batch, want)
     made = _Calibrator(model, shapes, options, want, batch)
-    data = getattr(options, "calib", None)
-    return made.synthetic() if data is None else made.given(data)
+    return made.synthetic() if options.calib is None else made.given(options.calib)
 
 
 class _Calibrator:

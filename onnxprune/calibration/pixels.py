@@ -218,7 +218,7 @@ def _from_biases(moments: Sequence[Sequence[tuple[Array, Array]]]) -> list[float
 def _given(options: Options, channels: int) -> Pixels | None:
     """x = (pixel * scale - mean) / std of pixels in 0..255. Without a scale, a mean or deviation that only pixels up
     to 255 can have means a scale of 1, else it is 1/255."""
-    mean, std, scale = (getattr(options, name, None) for name in ("mean", "std", "scale"))
+    mean, std, scale = options.mean, options.std, options.scale
     if mean is None and std is None and scale is None:
         return None
     lists = [np.atleast_1d(np.asarray(v, float)) for v in (0.0 if mean is None else mean, 1.0 if std is None else std)]

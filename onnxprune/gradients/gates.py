@@ -105,7 +105,7 @@ def _gate(
     static = trace.shapes.static(name) or ()
     if weight is None:  # periodic axes are written out to the sizes of the run
         block = block.at([n if k is None else None for k, n in zip(static, dims, strict=True)])
-    ids = _spread(block, dims)
+    ids = block.spread(dims)
     shape = list(ids.shape)
     sample = None
     if axis is not None and samples > 1:
@@ -115,19 +115,6 @@ def _gate(
         sample = sample.reshape([size if k == axis else 1 for k in range(len(shape))])
     dtype = np.dtype(bool) if masks else helper.tensor_dtype_to_np_dtype(kind or TensorProto.FLOAT)
     return Gate(gate, tuple(shape), dtype, ids, sample)
-
-
-def _spread(block: Block, dims: Dims) -> Ids:
-    """The ids of a block, broadcastable to a tensor of size `dims`."""
-    ids = block.ids
-    for k, axis in enumerate(block.axes):  # a coarse axis: runs of positions
-        n = dims[axis]
-        if n is not None and n != ids.shape[k]:
-            ids = np.repeat(ids, n // ids.shape[k], axis=k)
-    shape = [1] * len(dims)
-    for k, axis in enumerate(block.axes):
-        shape[axis] = ids.shape[k]
-    return ids.transpose(np.argsort(block.axes)).reshape(shape)
 
 
 def _zero(model: Model, name: str, kind: int) -> str:
