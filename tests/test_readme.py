@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 
 from onnxprune import flags
+from onnxprune.commands import prune
 from onnxprune.options import Options
 
 ROOT = Path(__file__).parents[1]
@@ -46,9 +47,9 @@ def test_second_command_runs_the_tests() -> None:
 
 
 def test_every_flag_is_described_and_every_default_is_of_options() -> None:
-    for action in flags.prune_parser()._actions:
+    for action in prune.parser()._actions:
         for name in action.option_strings:
             if name.startswith("--") and name not in ("--help", "--version", "--quiet"):
                 assert f"`{name}" in README, name
-    arguments = flags.prune_parser().parse_args(["in.onnx", "out.onnx"])
+    arguments = prune.parser().parse_args(["in.onnx", "out.onnx"])
     assert flags.options(arguments) == Options()

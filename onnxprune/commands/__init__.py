@@ -1,0 +1,1 @@
+"""One module for each job of the command line; `run(argv)` does it and returns the exit code."""

@@ -1,0 +1,35 @@
+"""onnxprune inspect IN: the groups, and what is frozen with the reason."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from onnxprune import arguments, flags
+from onnxprune.options import Options
+from onnxprune.terminal import console
+
+
+def parser() -> argparse.ArgumentParser:
+    made = arguments.parser("onnxprune inspect", "Show the groups of coupled units, and what is frozen and why.")
+    flags.model_argument(made)
+    made.add_argument("--json", action="store_true", default=False, help="print JSON")
+    flags.stay_flags(made)
+    return made
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse_args(argv)
+    options = flags.options(args)
+
+    from onnxprune import api
+    from onnxprune.report import print_inspection, to_json
+
+    fields = {name: getattr(options, name) for name in Options.__dataclass_fields__}
+    inspection = api.inspect(args.IN, **fields)
+    if args.json:
+        print(json.dumps(to_json(inspection), indent=2))
+    else:
+        print_inspection(inspection, console(), args.verbose)
+    return 0
