@@ -25,7 +25,7 @@ from onnxprune.model import Model
 from onnxprune.obs import DAMP
 from onnxprune.rewrite import rewrite
 from onnxprune.runtime import open_session
-from onnxprune.verify import taps, with_outputs
+from onnxprune.verify import last, taps, with_outputs
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
@@ -40,7 +40,9 @@ class Judge:
         trace = groups.trace
         everything = np.ones(trace.labels.n, bool)
         self.taps = taps(trace, everything)
-        covered = {o for n in trace.model.proto.graph.node if set(self.taps) & set(n.input) for o in n.output}
+        ends = last(trace)
+        covered = {o for n in trace.model.proto.graph.node if set(self.taps) & set(n.input) and n.output[0] in ends
+                   for o in ends[n.output[0]]}  # fmt: skip
         outputs = [o.name for o in trace.model.proto.graph.output]
         self.names = [*self.taps, *(o for o in outputs if o not in covered)]
         self.dense = self._outputs(trace.model)

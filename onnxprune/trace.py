@@ -5,7 +5,7 @@ This module knows the graph and its parameters but no operator: rules (in `rules
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -206,6 +206,15 @@ class Trace:
 
 def opset(model: Model, domain: str = "") -> int:
     return next((o.version for o in model.proto.opset_import if o.domain in (domain, domain or "ai.onnx")), 1)
+
+
+def nested(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """The nodes in the bodies of a control-flow node, however deep."""
+    for a in node.attribute:
+        for g in [a.g] if a.HasField("g") else list(a.graphs):
+            for inner in g.node:
+                yield inner
+                yield from nested(inner)
 
 
 def captured(body: onnx.GraphProto) -> set[str]:

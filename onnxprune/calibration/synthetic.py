@@ -168,29 +168,6 @@ def _paint(rng: np.random.Generator, canvas: Floats, fields: Floats) -> None:
     np.clip(canvas, *SPAN, out=canvas)
 
 
-def audio(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
-    """Wave forms along the longest axis but the first: harmonics of a gliding tone over 1/f noise, loud and quiet in
-    turn, of unit variance as a whole."""
-    axis = 1 + int(np.argmax(shape[1:]))
-    length = shape[axis]
-    others = tuple(d for k, d in enumerate(shape) if k != axis)
-    noise = textures(rng, math.prod(others), 1, 1, length).reshape(*others, length)
-    time = np.linspace(0, 1, length)
-    tone = np.exp(rng.uniform(math.log(4), math.log(max(length / 16, 5)), (*others, 1)))  # cycles in the whole
-    glide = tone * (time + rng.uniform(-0.2, 0.2, (*others, 1)) * time**2)
-    waves = np.zeros((*others, length))
-    for harmonic in range(1, 9):
-        phase = rng.uniform(0, 2 * math.pi, (*others, 1))
-        loud = rng.exponential(1 / harmonic, (*others, 1)) * (tone * harmonic < length / 2.5)
-        waves += loud * np.sin(2 * math.pi * harmonic * glide + phase)
-    waves /= waves.std(-1, keepdims=True) + 1e-6
-    share = rng.uniform(0, 1, (*others, 1))
-    swell = 1 + 0.9 * np.sin(2 * math.pi * (rng.uniform(0.5, 4, (*others, 1)) * time + rng.random((*others, 1))))
-    made = swell * (np.sqrt(share) * waves + np.sqrt(1 - share) * noise)
-    made /= made.std(-1, keepdims=True) + 1e-6
-    return np.asarray(np.moveaxis(made, -1, axis), np.float32)
-
-
 def features(rng: np.random.Generator, shape: tuple[int, ...], clusters: int = 8) -> Floats:
     """Vectors along the last axis from a mixture of Gaussians, each with few strong directions; unit variance as a
     whole. Neighbours on the axes between follow each other slowly, as the steps of a sequence do."""
