@@ -6,20 +6,20 @@ import fnmatch
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnxprune import criteria, notes, profile
-from onnxprune.decide import decide
+from onnxprune.decide import Decision, decide, planner
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.groups import Groups, build
 from onnxprune.labels import Labels, Mask
 from onnxprune.merge import merged
 from onnxprune.model import Model
-from onnxprune.options import FrozenInfo, GroupInfo, Inspection, Options, Progress, Proof, Report
+from onnxprune.options import Compared, FrozenInfo, GroupInfo, Inspection, Options, Progress, Proof, Report
 from onnxprune.plan import Plan, Removal
 from onnxprune.refit import refitted, replayed
 from onnxprune.rewrite import Rewritten, rewrite
@@ -28,6 +28,8 @@ from onnxprune.shapes import infer
 from onnxprune.trace import Trace
 from onnxprune.verify import equivalence, retrace
 
+STEPS = 6
+"""Of the search for the largest cut: each halves what is open."""
 ROUNDS = 6
 """Tracing is run again while it learns which axes of a parameter belong together; a handful of rounds settles it."""
 
@@ -66,18 +68,57 @@ def prune(
     Raises UsageError (bad input), NothingToPrune, CheckFailed (a proof failed), RuntimeFailure (ONNX Runtime)."""
     options = _checked(replace(options or Options(), **kw)).resolved()
     clock = _Clock(progress)
-    clock("load")
-    source = Model.load(model)
-    groups = _groups(source, options, clock)
+    groups = _groups(_loaded(model, clock), options, clock)
     clock("decide")
     decision = decide(groups, options, progress) if plan is None else replayed(groups, _removed(groups, plan), options)
+    return _carried_out(groups, decision, options, clock, plan)
+
+
+def largest(
+    model: Any, holds: Callable[[Result], bool], options: Options | None = None, *, progress: Progress | None = None,
+    **kw: Any,
+) -> Result:  # fmt: skip
+    """The largest cut for which `holds` says yes, by bisection of the ratio to about a sixtieth; what does not depend
+    on the ratio (inputs, statistics, curves) is worked out once. CheckFailed where none is small enough. The smaller
+    models are taken to be the worse ones."""
+    options = _checked(replace(options or Options(), **kw)).resolved()
+    clock = _Clock(progress)
+    groups = _groups(_loaded(model, clock), options, clock)
+    clock("decide")
+    plans = planner(groups, options, progress)
+    low, high, best = 0.0, 1.0, None
+    for step in range(STEPS):
+        ratio = (low + high) / 2
+        if progress:
+            progress("search", step / STEPS)
+        asked = replace(options, ratio=ratio)
+        decision = plans(asked)
+        if decision.removed.any():
+            result = _carried_out(groups, decision, asked, clock, None)
+            fine = holds(result)
+            best = result if fine else best
+        else:
+            fine = True
+        low, high = (ratio, high) if fine else (low, ratio)
+    if best is None:
+        raise CheckFailed(f"no cut is small enough to hold what was asked for: not even --ratio {high:.3f} does")
+    return best
+
+
+def _loaded(model: Any, clock: _Clock) -> Model:
+    clock("load")
+    return Model.load(model)
+
+
+def _carried_out(groups: Groups, decision: Decision, options: Options, clock: _Clock, plan: Plan | None) -> Result:
+    """Rewrite, prove, refit, report."""
     if not decision.removed.any():
         raise NothingToPrune(_nothing(groups, options))
     after, kept, proof, after_macs = _proven(groups, decision.removed, options, clock)
     story: Mapping[str, Any] | None = None
     if decision.inputs is not None and options.reconstruct == "ls":
         clock("reconstruct")
-        refit = refitted(groups, decision, after, options, progress)
+        refit = refitted(groups, decision, after, options, clock.progress)
         if refit.fallback is not None:
             after, kept, proof, after_macs = _proven(groups, refit.fallback, options, clock)
         else:
@@ -102,6 +143,21 @@ def inspect(model: Any, options: Options | None = None, **kw: Any) -> Inspection
     kept = np.ones(groups.trace.labels.n, bool)
     cost = profile.cost(groups.trace.model, profile.macs(groups.trace))
     return Inspection(_infos(groups, kept), _frozen(groups), cost, notes.of(groups))
+
+
+def compare(
+    a: Any, b: Any, data: Any = None, options: Options | None = None, *, metric: str = "", gates: Any = None,
+    samples: int | None = None, **kw: Any,
+) -> Compared:  # fmt: skip
+    """Costs of two models with the same inputs and outputs, and how good `b` is beside `a` on `data` (what --calib
+    takes, with labels where there are any; None makes inputs up). Gates that do not hold are named, not raised."""
+    from onnxprune.quality.measure import compared
+
+    options = _checked(replace(options or Options(), **kw))
+    quality = compared(a, data, options, metric, samples).measure(Model.load(b).normalised(), gates, options.seed)
+    costs = [profile.cost(g.trace.model, profile.macs(g.trace)) for g in
+             (_groups(Model.load(x), options, _Clock(None)) for x in (a, b))]  # fmt: skip
+    return Compared(costs[0], costs[1], asdict(quality))
 
 
 def plan(model: Any, options: Options | None = None, **kw: Any) -> Plan:

@@ -49,18 +49,28 @@ class Decision:
     notes: tuple[str, ...] = ()
 
 
+Planner = Callable[[Options], Decision]
+"""Gives a plan for options that differ in their ratio only from those that it was made with."""
+
+
 def decide(groups: Groups, options: Options, progress: Progress | None = None) -> Decision:
     """`options` must be resolved. Where no inputs can be run, weights alone decide, and a note says so."""
+    return planner(groups, options, progress)(options)
+
+
+def planner(groups: Groups, options: Options, progress: Progress | None = None) -> Planner:
+    """Everything that does not depend on the ratio, done once."""
     if not uses_inputs(options):
-        return Decision(by_weights(groups, options), groups)
+        return lambda asked: Decision(by_weights(groups, asked), groups)
     try:
         inputs, held = calibrated(groups, options, progress)
     except RuntimeFailure as error:
-        plain = replace(options, criterion="l2", scope="local")
         merge = options.reconstruct != "none"
         why = f"no inputs could be run ({error.message}), so weights alone decided{' and were merged' if merge else ''}"
-        return Decision(by_weights(groups, plain), groups, merge=merge, notes=(why,))
-    return informed(working(groups, inputs, options), options, inputs, held, progress)
+        return lambda asked: Decision(
+            by_weights(groups, replace(asked, criterion="l2", scope="local")), groups, merge=merge, notes=(why,)
+        )
+    return Informed(working(groups, inputs, options), options, inputs, held, progress)
 
 
 def uses_inputs(options: Options) -> bool:
@@ -111,35 +121,58 @@ def _fitting(groups: Groups, options: Options) -> int:
     return int(options.memory / (4 * 2 * COPIES * largest / batch))
 
 
-def informed(
-    groups: Groups, options: Options, inputs: Calibration, held: int, progress: Progress | None = None
-) -> Decision:
-    """Score on the inputs, allocate by what `options.scope` says."""
-    fit = inputs.feeds[: len(inputs.feeds) - held]
-    judging = inputs.feeds[len(inputs.feeds) - held :] if held else inputs.feeds
-    clues = Clues(groups, options, fit, None if inputs.labels is None else inputs.labels[: _rows(groups, fit)])
-    notes = []
-    if options.criterion == "obs" and options.reconstruct == "none":
-        notes.append("the obs score assumes that weights are updated; without reconstruction l2 is the better choice")
-    if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
-        scores = criteria.scores(options.criterion, clues)
-        return Decision(spread(groups, scores, options), groups, inputs, held, notes=tuple(notes))
-    if options.scope in ("local", "pq"):
-        evidence = compress.observe(groups, clues, options, progress)
-        return Decision(spread(groups, evidence.scores, options), groups, inputs, held, evidence, notes=tuple(notes))
-    costs = Costs.of(groups, "params" if options.of == "params" else "macs")
-    wanted = budget(groups, options, costs)
-    trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
-    for heads in (False, True) if options.heads and options.scope == "sensitivity" else (options.heads,):
-        trial = replace(options, heads=heads)  # whole heads are the dearest units: only where nothing else is left
-        evidence = compress.observe(groups, clues, trial, progress)
-        if options.scope == "sensitivity":
-            compress.measure(groups, evidence, judging, trial, progress)
-        shares = compress.shares(groups, evidence, trial, wanted, costs, trust)
-        removed = select(groups, evidence.scores, trial, shares)
-        if not groups.rows or _cost(groups, costs, removed) <= SLACK * wanted:
-            break
-    return Decision(removed, groups, inputs, held, evidence, notes=tuple(notes))
+class Informed:
+    """A planner that scores on the inputs and allocates by what `options.scope` says."""
+
+    def __init__(
+        self, groups: Groups, options: Options, inputs: Calibration, held: int, progress: Progress | None = None
+    ) -> None:
+        self.groups, self.inputs, self.held, self.progress = groups, inputs, held, progress
+        fit = inputs.feeds[: len(inputs.feeds) - held]
+        self.judging = inputs.feeds[len(inputs.feeds) - held :] if held else inputs.feeds
+        self.clues = Clues(groups, options, fit, None if inputs.labels is None else inputs.labels[: _rows(groups, fit)])
+        self.trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
+        self.found: dict[bool, compress.Evidence] = {}
+        self.scores: NDArray[np.float64] | None = None
+
+    def __call__(self, options: Options) -> Decision:
+        evidence: compress.Evidence | None = None
+        if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
+            if self.scores is None:
+                self.scores = criteria.scores(options.criterion, self.clues)
+            removed = spread(self.groups, self.scores, options)
+        elif options.scope in ("local", "pq"):
+            evidence = self.evidence(options)
+            removed = spread(self.groups, evidence.scores, options)
+        else:
+            removed, evidence = self.allocated(options)
+        notes: tuple[str, ...] = ()
+        if options.criterion == "obs" and options.reconstruct == "none":
+            notes = ("the obs score assumes that weights are updated; without reconstruction l2 is the better choice",)
+        return Decision(removed, self.groups, self.inputs, self.held, evidence, notes=notes)
+
+    def evidence(self, options: Options) -> compress.Evidence:
+        """Curves, and for the sensitivity scope their factors; they depend on whether heads may go."""
+        if options.heads not in self.found:
+            found = compress.observe(self.groups, self.clues, options, self.progress)
+            if options.scope == "sensitivity":
+                compress.measure(self.groups, found, self.judging, options, self.progress)
+            self.found[options.heads] = found
+        return self.found[options.heads]
+
+    def allocated(self, options: Options) -> tuple[Mask, compress.Evidence]:
+        """The budget spent along the curves."""
+        groups = self.groups
+        costs = Costs.of(groups, "params" if options.of == "params" else "macs")
+        wanted = budget(groups, options, costs)
+        for heads in (False, True) if options.heads and options.scope == "sensitivity" else (options.heads,):
+            trial = replace(options, heads=heads)  # whole heads are the dearest units: only where nothing else is left
+            evidence = self.evidence(trial)
+            shares = compress.shares(groups, evidence, trial, wanted, costs, self.trust)
+            removed = select(groups, evidence.scores, trial, shares)
+            if not groups.rows or _cost(groups, costs, removed) <= SLACK * wanted:
+                break
+        return removed, evidence
 
 
 def _rows(groups: Groups, feeds: Sequence[dict[str, NDArray[Any]]]) -> int:

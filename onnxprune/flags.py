@@ -108,6 +108,33 @@ def proof_flags(parser: argparse.ArgumentParser) -> None:
     proof.add_argument("--check-atol", type=take.tolerance, metavar="X", help="allowed absolute error on top of that")
 
 
+def quality_flags(parser: argparse._ActionsContainer) -> None:
+    """A metric and what must hold of it."""
+    parser.add_argument(
+        "--metric",
+        default="",
+        metavar="NAME",
+        help="top-1, top-5, miou, exact (against labels), agreement, cosine, snr (against the dense model), or "
+        "script.py:function (default: what fits the labels; without labels agreement or cosine)",
+    )
+    parser.add_argument(
+        "--validate-samples", type=take.count, default=None, metavar="N", help="at most so many samples"
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=take.tolerance,
+        default=None,
+        metavar="X",
+        help="fail if the metric falls by more (0.01 is a point)",
+    )
+    parser.add_argument(
+        "--min-agreement", type=take.limit, default=None, metavar="X", help="fail if the models agree on fewer answers"
+    )
+    parser.add_argument(
+        "--min-cosine", type=take.limit, default=None, metavar="X", help="fail if the outputs' mean cosine is less"
+    )
+
+
 def provider_flag(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--providers", nargs="+", metavar="P", help="cpu, cuda, tensorrt or full names (default cpu)")
 

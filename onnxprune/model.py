@@ -47,7 +47,9 @@ class Model:
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | ModelProto | Any) -> Model:
-        """Load a path, a ModelProto or an onnx_graphsurgeon Graph; the source is never modified."""
+        """Load a path, a ModelProto, an onnx_graphsurgeon Graph or a Model; the source is never modified."""
+        if isinstance(source, cls):
+            return source.copy()
         path = None
         if isinstance(source, (str, os.PathLike)):
             path = Path(source)

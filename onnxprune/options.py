@@ -130,6 +130,15 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """What `onnxprune compare A B` prints: the costs of both models and `quality` (see `quality.measure.Quality`)."""
+
+    before: Cost
+    after: Cost
+    quality: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of one run, as written by `--report out.json` (see `report.to_json`)."""
 

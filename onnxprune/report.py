@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
-from .options import Cost, FrozenInfo, GroupInfo, Inspection, Report
+from .options import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Report
 
 SCHEMA = 1
 ROWS = 20
 
 
-def to_json(result: Report | Inspection) -> dict[str, Any]:
+def to_json(result: Report | Inspection | Compared) -> dict[str, Any]:
     """Plain dicts, lists, strings and numbers; `schema` grows when a key changes its meaning."""
     body = _plain(asdict(result))
     header: dict[str, Any] = {"schema": SCHEMA, "kind": type(result).__name__.lower(), "versions": versions()}
@@ -48,11 +48,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         table.add_row(label, show(before), show(after), _percent(after, before))
     groups = sum(group.kept < group.units for group in report.groups)
     table.add_row("groups", str(len(report.groups)), f"{groups} pruned", "")
-    validation = report.validation
-    if validation:
-        then, now = float(validation["before"]), float(validation["after"])
-        label, change = f"top-1 of {validation['samples']:,}", f"{100 * (now - then):+.2f} points"
-        table.add_row(label, f"{then:.2%}", f"{now:.2%}", change)
+    if report.validation:
+        _add_quality(table, report.validation)
     console.print(table)
     _print_groups(report.groups, console, verbose)
     _print_frozen(report.frozen, console, verbose)
@@ -66,6 +63,31 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     )
     if verbose and report.seconds:
         console.print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items()))
+
+
+def print_comparison(found: Compared, console: Console) -> None:
+    """Costs and quality of two models."""
+    table = _table("", ">A", ">B", ">B of A")
+    for label, before, after, show in _rows(found.before, found.after):
+        table.add_row(label, show(before), show(after), _percent(after, before))
+    _add_quality(table, found.quality)
+    console.print(table)
+    console.print(f"data: {found.quality['data']}; on {', '.join(found.quality['providers'])}")
+
+
+def _add_quality(table: Table, quality: Mapping[str, Any]) -> None:
+    """The metric with the drop and its interval, and fidelity to the dense model."""
+    metric, interval = str(quality["metric"]), quality["interval"]
+    if metric != "snr":  # which the dense model beside itself has none of
+        drop = f"{-100 * quality['drop']:+.2f} points"
+        if interval:
+            low, high = sorted(-100 * x for x in interval)
+            drop += f" ({low:+.2f} to {high:+.2f})"
+        name = f"{metric} of {quality['samples']:,}"
+        table.add_row(name, f"{quality['before']:.2%}", f"{quality['after']:.2%}", drop)
+    fidelity = quality["fidelity"]
+    told = f"agreement {fidelity['agreement']:.2%}, cosine {fidelity['cosine']:.4f}, {fidelity['snr']:.1f} dB"
+    table.add_row("fidelity", "", told, "")
 
 
 def print_inspection(inspection: Inspection, console: Console, verbose: bool = True) -> None:

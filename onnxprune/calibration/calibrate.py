@@ -16,7 +16,7 @@ from onnx import NodeProto
 from onnxprune.calibration import sounds, synthetic
 from onnxprune.calibration.inputs import Input, describe, sizes
 from onnxprune.calibration.pixels import Pixels, pixels
-from onnxprune.calibration.samples import Feed, batched, checked, cut, read
+from onnxprune.calibration.samples import Decode, Feed, batched, checked, cut, read
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Model
 from onnxprune.options import Options
@@ -74,9 +74,7 @@ class _Calibrator:
         return {s.name: pixels(self.model, self.shapes, s, self.options) for s in self.specs if s.kind == "image"}
 
     def given(self, data: Any) -> Calibration:
-        def decode(name: str) -> tuple[Pixels, tuple[int, ...]]:
-            return self.scales[name], next(self.sizes())[name]
-
+        decode = decoder(self.model, self.shapes, self.specs, self.options)
         source = read(data, self.specs, self.want, self.options.seed, decode)
         feeds = [checked(feed, self.specs, source.name) for feed in source.feeds]
         first = next((s.name for s in self.specs if s.batch == 0), None)
@@ -90,7 +88,9 @@ class _Calibrator:
             raise UsageError(f"{source.name}: the model cannot run on this data: {first_line(error)}") from error
         of = f" of {have}" if have > samples else ""
         text = f"{source.name}: {samples}{of} samples{source.note}"
-        return Calibration(tuple(feeds), samples, text, False, self.diversity(feeds, samples), labels)
+        return Calibration(
+            tuple(feeds), samples, text, False, self.diversity(feeds, samples), _classes(labels, source.name)
+        )
 
     def sizes(self) -> Iterator[Inputs]:
         return sizes(self.model, self.shapes, self.batch, self.options.input_shapes)
@@ -254,6 +254,26 @@ class _Calibrator:
                 return None  # as many scores as the input is long are no classes either
             scores.append(found)
         return synthetic.entropy(np.concatenate(scores)[:samples]) if scores else None
+
+
+def decoder(model: Model, shapes: Shapes, specs: Sequence[Input], options: Options) -> Decode:
+    """How pictures become what an input takes: its range of values and its size."""
+
+    def decode(name: str) -> tuple[Pixels, tuple[int, ...]]:
+        spec = next(s for s in specs if s.name == name)
+        dims = next(sizes(model, shapes, options.calib_batch, options.input_shapes))
+        return pixels(model, shapes, spec, options), dims[name]
+
+    return decode
+
+
+def _classes(labels: list[Array] | None, source: str) -> Array | None:
+    """(samples,): for criteria that differentiate a loss."""
+    if labels is None:
+        return None
+    if any(x.dtype.kind not in "iu" or x.size != len(x) for x in labels):
+        raise UsageError(f"{source}: 'labels' must be integers, one per sample")
+    return np.concatenate([x.reshape(-1) for x in labels])
 
 
 def _safe(spec: Input, shape: tuple[int, ...]) -> Array:

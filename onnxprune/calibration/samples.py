@@ -8,7 +8,7 @@ import runpy
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,31 @@ FORMS = "an .npz, a folder of .npy, .npz or pictures, ONNX test_data_set folders
 
 @dataclass(frozen=True)
 class Source:
-    """Feeds as they were found; `name` is how messages call them, `note` says how they were read."""
+    """Feeds as they were found, and the labels of each where there are any; `folders` are the numbers of the folders
+    that pictures lie in; `name` is how messages call the whole, `note` says how it was read."""
 
     feeds: list[Feed]
     name: str
-    labels: Array | None = None
+    labels: list[Array] | None = None
+    folders: list[Array] | None = None
     note: str = ""
 
 
 def read(data: Any, specs: Sequence[Input], limit: int, seed: int, decode: Decode) -> Source:
+    """Reads any of the forms (see `_read`). An array named `labels` that is no input of the model holds labels."""
+    source = _read(data, specs, limit, seed, decode)
+    if source.labels is None and all(s.name != LABELS for s in specs):
+        labels = [feed.pop(LABELS, None) for feed in source.feeds]
+        given = [x for x in labels if x is not None]
+        if given and len(given) < len(labels):
+            raise UsageError(f"{source.name}: {len(labels) - len(given)} of {len(labels)} feeds have no 'labels'")
+        source = replace(source, labels=given or None)
+    if not any(source.feeds):
+        raise UsageError(f"{source.name}: no arrays; keys are the names of the model's inputs")
+    return source
+
+
+def _read(data: Any, specs: Sequence[Input], limit: int, seed: int, decode: Decode) -> Source:
     """Reads any of the forms. Of pictures, a random choice of `limit` is read; a stream is read until it has given as
     many samples, since it may have no end."""
     if isinstance(data, (str, os.PathLike)):
@@ -103,15 +119,7 @@ def _call(path: str, function: str) -> Any:
 def _path(path: Path, specs: Sequence[Input], limit: int, seed: int, decode: Decode) -> Source:
     if path.is_file():
         arrays = _arrays(path)
-        labels = None if any(s.name == LABELS for s in specs) else arrays.pop(LABELS, None)
-        if not arrays:
-            raise UsageError(f"{path}: no arrays; keys are the names of the model's inputs")
-        if labels is not None:
-            counts = {len(a) for a in arrays.values() if a.ndim}
-            if labels.dtype.kind not in "iu" or labels.size != len(labels.reshape(-1)) or {labels.size} != counts:
-                raise UsageError(f"{path}: 'labels' must be integers, one per sample")
-            labels = labels.reshape(-1)
-        return Source([arrays], path.name, labels)
+        return Source([arrays], path.name)
     if not path.is_dir():
         raise UsageError(f"{path}: no such file or folder; --calib takes {FORMS}")
     sets = sorted(p for p in path.glob("test_data_set_*") if p.is_dir()) or [path]
@@ -148,7 +156,7 @@ def _folder(files: Sequence[Path], specs: Sequence[Input]) -> list[Feed]:
         if {_plain(p.stem) for p in lone} < named.keys() or len(lone) != len(specs):
             raise UsageError(f"{lone[0].parent}: name the .npy files after the inputs {', '.join(named.values())}")
         return [{named.get(_plain(p.stem), p.stem): _arrays(p)[p.stem] for p in lone}]
-    return [{k: v for k, v in _arrays(p).items() if k != LABELS or LABELS in named} for p in files]
+    return [_arrays(p) for p in files]
 
 
 def _plain(name: str) -> str:
@@ -188,7 +196,16 @@ def _pictures(
     stack = np.stack(list(_decoded(chosen, spec, shape)))
     have = f", of {len(files)}" if len(files) > len(chosen) else ""
     feed = {spec.name: scale.of_pixels(stack, spec.channel, spec.dtype)}
-    return Source([feed], path.name, None, f"{have} ({scale.text})")
+    return Source([feed], path.name, None, _folders(path, files, chosen), f"{have} ({scale.text})")
+
+
+def _folders(path: Path, files: Sequence[Path], chosen: Sequence[Path]) -> list[Array] | None:
+    """Where all pictures lie in two or more folders of one level, these are the classes, numbered in order of name."""
+    inside = [p.relative_to(path).parts for p in files]
+    names = sorted({parts[0] for parts in inside})
+    if len(names) < 2 or any(len(parts) != 2 for parts in inside):
+        return None
+    return [np.array([names.index(p.relative_to(path).parts[0]) for p in chosen])]
 
 
 def _decoded(files: Sequence[Path], spec: Input, shape: Sequence[int]) -> Iterator[Array]:
@@ -251,8 +268,14 @@ def _array(array: Array, spec: Input, source: str) -> Array:
 
 
 def batched(
-    feeds: Sequence[Feed], labels: Array | None, specs: Sequence[Input], want: int, batch: int, seed: int, source: str
-) -> tuple[list[Feed], Array | None, int, int]:
+    feeds: Sequence[Feed],
+    labels: list[Array] | None,
+    specs: Sequence[Input],
+    want: int,
+    batch: int,
+    seed: int,
+    source: str,
+) -> tuple[list[Feed], list[Array] | None, int, int]:  # fmt: skip
     """(batches, their labels, samples, samples there were): a random choice in a random order, because data is often
     sorted by class. Feeds of one shape are joined and cut anew, unless an input counts samples on another axis."""
     rng = np.random.default_rng(seed)
@@ -261,11 +284,14 @@ def batched(
     have = int(counts.sum())
     if not have:
         raise UsageError(f"{source}: no samples")
+    if labels is not None and any(len(x) != n for x, n in zip(labels, counts, strict=True)):
+        raise UsageError(f"{source}: 'labels' must be one per sample")
     limit = min(have, want)
     if first is None or any(s.batch != 0 and None in s.axes for s in specs):
         order = rng.permutation(len(feeds))
         order = order[: int(np.searchsorted(np.cumsum(counts[order]), limit)) + 1]
-        return [feeds[k] for k in order], labels, int(counts[order].sum()), have
+        given = None if labels is None else [labels[k] for k in order]
+        return [feeds[k] for k in order], given, int(counts[order].sum()), have
     groups: dict[Any, list[int]] = defaultdict(list)
     for k, feed in enumerate(feeds):
         groups[tuple(feed[s.name].shape[1:] if s.batch == 0 else feed[s.name].tobytes() for s in specs)].append(k)
@@ -274,15 +300,17 @@ def batched(
     starts = np.concatenate(([0], np.cumsum(counts)))
     fixed = next((s.axes[0] for s in specs if s.batch == 0 and s.axes[0]), None)
     batches: list[Feed] = []
-    picked: list[Array] = []
+    given = []
     for members in groups.values():
         rows = np.concatenate([np.arange(starts[k], starts[k + 1]) for k in members])
         local = rng.permutation(np.flatnonzero(chosen[rows]))
         joined = {s.name: np.concatenate([feeds[k][s.name] for k in members]) if len(members) > 1 and s.batch == 0
                   else feeds[members[0]][s.name] for s in specs}  # fmt: skip
         batches += cut(joined, local, specs, fixed or batch, bool(fixed))
-        picked.append(rows[local])
-    return batches, None if labels is None else labels[np.concatenate(picked)], limit, have
+        if labels is not None:
+            own = np.concatenate([labels[k] for k in members])[local]
+            given += np.split(own, range(fixed or batch, len(own), fixed or batch))
+    return batches, None if labels is None else given, limit, have
 
 
 def cut(feed: Feed, rows: Array, specs: Sequence[Input], size: int, fixed: bool) -> list[Feed]:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from onnxprune import arguments, flags
+from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.files import check_distinct, check_outputs, read_json, write_json
+from onnxprune.options import Options, Progress
 from onnxprune.terminal import console, progress
 
+if TYPE_CHECKING:
+    from onnxprune.api import Result
+    from onnxprune.quality.measure import Comparison, Gates, Quality
+
 EPILOG = """\
-exit codes: 0 done, 1 a check failed (OUT is not written), 2 wrong usage, 3 nothing can be pruned as asked,
-4 the runtime, a provider or the disk failed.
-'onnxprune inspect IN' shows what can be pruned, and what cannot with the reason."""
+exit codes: 0 done, 1 a check or a gate failed (OUT is not written), 2 wrong usage, 3 nothing can be pruned as
+asked, 4 the runtime, a provider or the disk failed.
+other jobs: onnxprune inspect | compare, each with --help."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,13 +33,16 @@ def parser() -> argparse.ArgumentParser:
     flags.stay_flags(made)
     flags.calibration_flags(made)
     flags.proof_flags(made)
-    quality = made.add_argument_group("quality")
+    quality = made.add_argument_group("quality, before and after")
     quality.add_argument(
         "--validate",
-        type=Path,
         default=None,
-        metavar="NPZ",
-        help="top-1 before and after; keys are the input names plus 'labels'",
+        metavar="DATA",
+        help="what --calib takes, with 'labels' where there are any; pictures may lie in a folder for each class",
+    )
+    flags.quality_flags(quality)
+    quality.add_argument(
+        "--keep-on-fail", action="store_true", default=False, help="then write OUT.failed.onnx instead"
     )
     out = made.add_argument_group("output")
     out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")
@@ -47,28 +56,22 @@ def run(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     flags.refuse_with_plan(args)
     options = flags.options(args)
-    outputs = [path for path in (args.OUT, args.report, args.save_plan) if path]
+    failed = args.OUT.with_suffix(".failed.onnx")
+    outputs = [path for path in (args.OUT, args.report, args.save_plan, failed if args.keep_on_fail else None) if path]
     check_outputs(outputs)
     outputs.append(args.OUT.with_name(f"{args.OUT.name}.data"))
-    check_distinct([path for path in (args.IN, args.plan, args.validate) if path], outputs)
+    read = [Path(path) for path in (args.IN, args.plan, args.validate) if path]
+    check_distinct(read, outputs)
 
-    from onnxprune import api, validate
-    from onnxprune.model import Model
-    from onnxprune.plan import Plan
-
-    data = validate.load_data(args.validate) if args.validate else None
-    plan = Plan.from_json(read_json(args.plan)) if args.plan else None
-    before = validate.top1(Model.load(args.IN), data, options.providers) if data else None
+    comparison, gates = _comparison(args, options)
     with progress(args.quiet) as show:
-        result = api.prune(args.IN, options, plan=plan, progress=show)
+        result, quality = _pruned(args, options, comparison, gates, show)
     check_distinct(result.model.data_files, outputs)
-    report = result.report
-    if data and before:
-        after = validate.top1(result.model, data, options.providers)
-        scores: dict[str, Any] = {"metric": "top-1", "before": before.top1, "after": after.top1}
-        scores |= {"samples": after.samples, "providers": after.providers, "data": str(args.validate)}
-        report = replace(report, validation=scores)
-    result.model.save(args.OUT, external=True if args.save_as_external_data else None)
+    report = result.report if quality is None else replace(result.report, validation=asdict(quality))
+    good = quality is None or not quality.failed
+    path = args.OUT if good else failed
+    if good or args.keep_on_fail:
+        result.model.save(path, external=True if args.save_as_external_data else None)
     if args.save_plan:
         write_json(args.save_plan, result.plan.to_json())
     if args.report or not args.quiet:
@@ -79,5 +82,45 @@ def run(argv: Sequence[str]) -> int:
         if not args.quiet:
             out = console()
             print_report(report, out, args.verbose)
-            out.print(f"written: {args.OUT}", soft_wrap=True)
+            if good:
+                out.print(f"written: {args.OUT}", soft_wrap=True)
+    if quality is not None and quality.failed:
+        kept = f"kept as {failed}" if args.keep_on_fail else "--keep-on-fail keeps the model"
+        raise CheckFailed(f"{'; '.join(quality.failed)}; {args.OUT} was not written ({kept})")
     return 0
+
+
+def _comparison(args: argparse.Namespace, options: Options) -> tuple[Comparison | None, Gates | None]:
+    """The dense model on the validation data, before any work is done."""
+    given = [f for f in ("metric", "max_drop", "min_agreement", "min_cosine") if getattr(args, f) not in (None, "")]
+    if not args.validate:
+        if given:
+            raise UsageError(f"--{given[0].replace('_', '-')} needs data: give it with --validate")
+        return None, None
+    from onnxprune.quality.measure import Gates, compared
+
+    gates = Gates(args.max_drop, args.min_agreement, args.min_cosine)
+    return compared(args.IN, args.validate, options, args.metric, args.validate_samples), gates
+
+
+def _pruned(
+    args: argparse.Namespace,
+    options: Options,
+    comparison: Comparison | None,
+    gates: Gates | None,
+    show: Progress | None,
+) -> tuple[Result, Quality | None]:  # fmt: skip
+    """The result, and what it is worth. With a gate and no ratio it is the largest cut that holds the gates."""
+    from onnxprune import api
+    from onnxprune.plan import Plan
+
+    if comparison is None or not gates or hasattr(args, "ratio") or args.plan:
+        plan = Plan.from_json(read_json(args.plan)) if args.plan else None
+        result = api.prune(args.IN, options, plan=plan, progress=show)
+        return result, None if comparison is None else comparison.measure(result.model, gates, options.seed)
+
+    def holds(result: Result) -> bool:
+        return not comparison.measure(result.model, gates, options.seed).failed
+
+    result = api.largest(args.IN, holds, options, progress=show)
+    return result, comparison.measure(result.model, gates, options.seed)

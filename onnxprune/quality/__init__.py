@@ -1,0 +1,1 @@
+"""How good a model is on data: metrics, comparison, gates. Whether a rewriting is right is what `verify` proves."""
