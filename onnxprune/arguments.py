@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Container, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
@@ -14,6 +16,48 @@ from .errors import UsageError
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The arguments, and for what they leave out those of the file that --config names."""
+        given = list(argv)
+        files = [k for k, word in enumerate(given) if word.partition("=")[0] == "--config"]
+        if not files:
+            return self.parse_args(given)
+        at = files[-1]
+        name = given[at].partition("=")[2] or next(iter(given[at + 1 : at + 2]), "")
+        said = {action.dest for word in given if (action := self._option_string_actions.get(word.partition("=")[0]))}
+        return self.parse_args([*given, *self._configured(Path(name), said)])
+
+    def _configured(self, path: Path, said: Container[str]) -> Iterator[str]:
+        """The file's entries as arguments, but for those whose flag is given."""
+        for key, value in read_toml(path).items():
+            flag = f"--{key.replace('_', '-')}"
+            action = self._option_string_actions.get(flag)
+            if action is None or action.dest in ("config", "help", "version"):
+                raise UsageError(f"{path}: there is no flag {flag}")
+            if action.dest in said:
+                continue
+            if isinstance(value, bool):
+                off = f"--no-{flag[2:]}"
+                if action.nargs != 0:
+                    raise UsageError(f"{path}: {key} takes a value, not {str(value).lower()}")
+                if value or off in self._option_string_actions:
+                    yield flag if value else off
+            elif isinstance(value, list) and action.nargs == "+":
+                yield from (flag, *(str(v) for v in value)) if value else ()
+            elif isinstance(value, list | dict) or action.nargs == 0:
+                raise UsageError(f"{path}: {key} takes {'true or false' if action.nargs == 0 else 'one value'}")
+            else:
+                yield f"{flag}={value}"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path or '--config'}: {error.strerror}; --config takes a TOML file of flags") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML: {error}") from None
 
 
 def parser(prog: str, description: str, epilog: str | None = None) -> Parser:
@@ -26,6 +70,7 @@ def parser(prog: str, description: str, epilog: str | None = None) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--verbose", action="store_true", default=False, help="print everything, and tracebacks")
+    made.add_argument("--config", metavar="TOML", default=None, help="a file of flags (ratio = 0.3); given ones win")
     made.add_argument("-v", "--version", action="version", version=f"onnxprune {__version__}")
     return made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from onnxprune.errors import CheckFailed
 from onnxprune.terminal import console
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     made = arguments.parser(
         "onnxprune compare",
         "Compare any two models of the same inputs and outputs: size, MACs, the metric, fidelity of B to A.",
@@ -31,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str]) -> int:
-    args = parser().parse_args(argv)
+    args = parser().parse(argv)
     options = flags.options(args)
 
     from onnxprune import api

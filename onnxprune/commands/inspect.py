@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from onnxprune.options import Options
 from onnxprune.terminal import console
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     made = arguments.parser("onnxprune inspect", "Show the groups of coupled units, and what is frozen and why.")
     flags.model_argument(made)
     made.add_argument("--json", action="store_true", default=False, help="print JSON")
@@ -20,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str]) -> int:
-    args = parser().parse_args(argv)
+    args = parser().parse(argv)
     options = flags.options(args)
 
     from onnxprune import api

@@ -24,7 +24,7 @@ asked, 4 the runtime, a provider or the disk failed.
 other jobs: onnxprune inspect | compare, each with --help."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     made = arguments.parser("onnxprune", "Remove whole channels, heads and hidden units of an ONNX model.", EPILOG)
     flags.model_argument(made)
     made.add_argument("OUT", type=Path, help="the model to write")
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str]) -> int:
-    args = parser().parse_args(argv)
+    args = parser().parse(argv)
     flags.refuse_with_plan(args)
     options = flags.options(args)
     failed = args.OUT.with_suffix(".failed.onnx")
