@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import compress, criteria
+from onnxprune import compress, criteria, timings
 from onnxprune.allocate import Costs
 from onnxprune.calibration.calibrate import Calibration, calibration
 from onnxprune.calibration.inputs import describe
@@ -47,20 +47,41 @@ class Decision:
     evidence: compress.Evidence | None = None
     merge: bool = False
     notes: tuple[str, ...] = ()
+    costs: Costs | None = None
+
+
+def settled(groups: Groups, options: Options) -> Options:
+    """Resolved, and with the multiple to round to that this machine likes where it was left to be found out."""
+    options = options.resolved()
+    if options.round_to == 0:
+        return replace(options, round_to=timings.multiple(groups, options), round_narrow=True)
+    return options
 
 
 def decide(groups: Groups, options: Options, progress: Progress | None = None) -> Decision:
-    """`options` must be resolved. Where no inputs can be run, weights alone decide, and a note says so."""
+    """`options` must be settled. Where no inputs can be run, weights alone decide, and a note says so."""
+    costs = costs_of(groups, options, progress)
+    return replace(_decided(groups, options, costs, progress), costs=costs)
+
+
+def costs_of(groups: Groups, options: Options, progress: Progress | None = None) -> Costs:
+    """What the budget is counted in."""
+    if options.of == "latency":
+        return timings.costs(groups, options, progress)
+    return Costs.of(groups, "params" if options.of == "params" else "macs")
+
+
+def _decided(groups: Groups, options: Options, costs: Costs, progress: Progress | None) -> Decision:
     if not uses_inputs(options):
-        return Decision(by_weights(groups, options), groups)
+        return Decision(by_weights(groups, options, costs), groups)
     try:
         inputs, held = calibrated(groups, options, progress)
     except RuntimeFailure as error:
         plain = replace(options, criterion="l2", scope="local")
         merge = options.reconstruct != "none"
         why = f"no inputs could be run ({error.message}), so weights alone decided{' and were merged' if merge else ''}"
-        return Decision(by_weights(groups, plain), groups, merge=merge, notes=(why,))
-    return informed(working(groups, inputs, options), options, inputs, held, progress)
+        return Decision(by_weights(groups, plain, costs), groups, merge=merge, notes=(why,))
+    return informed(working(groups, inputs, options), options, inputs, held, costs, progress)
 
 
 def uses_inputs(options: Options) -> bool:
@@ -112,7 +133,7 @@ def _fitting(groups: Groups, options: Options) -> int:
 
 
 def informed(
-    groups: Groups, options: Options, inputs: Calibration, held: int, progress: Progress | None = None
+    groups: Groups, options: Options, inputs: Calibration, held: int, costs: Costs, progress: Progress | None = None
 ) -> Decision:
     """Score on the inputs, allocate by what `options.scope` says."""
     fit = inputs.feeds[: len(inputs.feeds) - held]
@@ -123,11 +144,12 @@ def informed(
         notes.append("the obs score assumes that weights are updated; without reconstruction l2 is the better choice")
     if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
         scores = criteria.scores(options.criterion, clues)
-        return Decision(spread(groups, scores, options), groups, inputs, held, notes=tuple(notes))
+        return Decision(spread(groups, scores, options, costs), groups, inputs, held, notes=tuple(notes))
     if options.scope in ("local", "pq"):
         evidence = compress.observe(groups, clues, options, progress)
-        return Decision(spread(groups, evidence.scores, options), groups, inputs, held, evidence, notes=tuple(notes))
-    costs = Costs.of(groups, "params" if options.of == "params" else "macs")
+        return Decision(
+            spread(groups, evidence.scores, options, costs), groups, inputs, held, evidence, notes=tuple(notes)
+        )
     wanted = budget(groups, options, costs)
     trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
     for heads in (False, True) if options.heads and options.scope == "sensitivity" else (options.heads,):
@@ -149,15 +171,15 @@ def _rows(groups: Groups, feeds: Sequence[dict[str, NDArray[Any]]]) -> int:
     return sum(len(f[name]) if name else 1 for f in feeds)
 
 
-def by_weights(groups: Groups, options: Options) -> Mask:
+def by_weights(groups: Groups, options: Options, costs: Costs | None = None) -> Mask:
     """The plan that needs nothing but weights."""
-    return spread(groups, criteria.scores(options.criterion, Clues(groups, options)), options)
+    scores = criteria.scores(options.criterion, Clues(groups, options))
+    return spread(groups, scores, options, costs or costs_of(groups, options))
 
 
-def spread(groups: Groups, scores: NDArray[np.float64], options: Options) -> Mask:
+def spread(groups: Groups, scores: NDArray[np.float64], options: Options, costs: Costs) -> Mask:
     """Uniform or global shares, or shares by the PQ index, so that the target is met."""
     if options.scope == "pq":
-        costs = Costs.of(groups, "params" if options.of == "params" else "macs")
         prior = compress.pq(groups, scores, options)
         return _bisected(
             lambda c: select(groups, scores, options, {n: min(c * v, 1 - options.floor) for n, v in prior.items()}),
@@ -165,18 +187,16 @@ def spread(groups: Groups, scores: NDArray[np.float64], options: Options) -> Mas
         )  # fmt: skip
     if options.of == "units":
         return select(groups, scores, options)
-    costs = Costs.of(groups, options.of)
-    wanted = (1 - options.ratio) * costs.count.sum()
     return _bisected(lambda r: select(groups, scores, replace(options, ratio=r, of="units")),
-                     lambda removed: _cost(groups, costs, removed), wanted)  # fmt: skip
+                     lambda removed: _cost(groups, costs, removed), budget(groups, options, costs))  # fmt: skip
 
 
 def budget(groups: Groups, options: Options, costs: Costs) -> float:
     """The cost to come down to: a share of the model's, or what removing the ratio of every group would leave."""
     if options.of != "units":
-        return float((1 - options.ratio) * costs.count.sum())
+        return (1 - options.ratio) * costs.whole
     uniform = replace(options, criterion="l2", scope="local")
-    return _cost(groups, costs, by_weights(groups, uniform))
+    return _cost(groups, costs, by_weights(groups, uniform, costs))
 
 
 def _cost(groups: Groups, costs: Costs, removed: Mask) -> float:

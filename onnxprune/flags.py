@@ -20,7 +20,9 @@ def plan_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--ratio", type=take.share, help=f"share of the prunable units to remove (default {default.ratio})"
     )
-    what.add_argument("--of", choices=("units", "macs", "params"), help="what the ratio is of (default units)")
+    what.add_argument(
+        "--of", choices=("units", "macs", "params", "latency"), help="what the ratio is of (default units)"
+    )
     what.add_argument("--fast", action="store_true", help="weights only: l2, the same share everywhere, no refitting")
     what.add_argument(
         "--criterion",
@@ -47,7 +49,12 @@ def plan_flags(parser: argparse.ArgumentParser) -> None:
         help="refit what is left by least squares (default), in weight space, or not (as --fast)",
     )
     what.add_argument("--min-channels", type=take.count, metavar="N", help="keep at least N units of every group")
-    what.add_argument("--round-to", type=take.count, metavar="N", help="keep a multiple of N units")
+    what.add_argument(
+        "--round-to",
+        type=take.multiple,
+        metavar="N",
+        help="keep a multiple of N units; auto: of what this machine's runtime likes",
+    )
     what.add_argument("--max-ratio", type=take.limit, metavar="R", help="remove at most this share of any group")
     what.add_argument("--seed", type=take.seed, help="seed of the random criterion and of the proof's inputs")
 
@@ -106,6 +113,14 @@ def proof_flags(parser: argparse.ArgumentParser) -> None:
     provider_flag(proof)
     proof.add_argument("--check-rtol", type=take.tolerance, metavar="X", help="allowed error, as a share of the output")
     proof.add_argument("--check-atol", type=take.tolerance, metavar="X", help="allowed absolute error on top of that")
+
+
+def timing_flags(parser: argparse._ActionsContainer) -> None:
+    """How time is measured."""
+    parser.add_argument(
+        "--threads", type=take.seed, metavar="N", help="inside an operator (default: the runtime's own)"
+    )
+    parser.add_argument("--batch", type=take.count, metavar="N", help="samples, where their number is open (default 1)")
 
 
 def provider_flag(parser: argparse._ActionsContainer) -> None:

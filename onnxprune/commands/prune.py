@@ -35,6 +35,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="NPZ",
         help="top-1 before and after; keys are the input names plus 'labels'",
     )
+    time = made.add_argument_group("time (--benchmark and --of latency)")
+    time.add_argument("--benchmark", action="store_true", default=False, help="measure the latency before and after")
+    flags.timing_flags(time)
     out = made.add_argument_group("output")
     out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")
     out.add_argument("--report", type=Path, default=None, metavar="JSON", help="write everything about the run")
@@ -68,6 +71,14 @@ def run(argv: Sequence[str]) -> int:
         scores: dict[str, Any] = {"metric": "top-1", "before": before.top1, "after": after.top1}
         scores |= {"samples": after.samples, "providers": after.providers, "data": str(args.validate)}
         report = replace(report, validation=scores)
+    if args.benchmark:
+        from onnxprune.latency import benchmark
+
+        measured = benchmark(
+            Model.load(args.IN), result.model, batch=options.batch, threads=options.threads,
+            providers=options.providers, input_shapes=options.input_shapes, seed=options.seed,
+        )  # fmt: skip
+        report = replace(report, latency={**(report.latency or {}), "measured": measured.to_json()})
     result.model.save(args.OUT, external=True if args.save_as_external_data else None)
     if args.save_plan:
         write_json(args.save_plan, result.plan.to_json())
