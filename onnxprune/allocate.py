@@ -87,11 +87,16 @@ def allocate(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], b
     owner, full, line, base, held = _terms(choices, costs, gone)
     hulls = [_hull(c.losses) for c in choices]
     at, taken = [0] * len(choices), np.zeros(len(choices))
-    while True:
+
+    def paid(taken: Array) -> tuple[float, Array, Array]:
+        """The cost when these shares are taken, that of each product, and what is kept of each block."""
         kept = np.maximum(base - taken @ held, 1e-9)
         cost = full.copy()
         np.multiply.at(cost, owner, kept)
-        left = cost.sum() + line @ kept + costs.fixed
+        return float(cost.sum() + line @ kept + costs.fixed), cost, kept
+
+    while True:
+        left, cost, kept = paid(taken)
         if left <= budget:
             break
         saving = held @ (cost[owner] / kept + line)  # by share of each set
@@ -109,6 +114,14 @@ def allocate(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], b
             which = min((loss, saved, p) for _, loss, saved, p in steps if saved >= short)[-1]
         at[which] += 1
         taken[which] = hulls[which][at[which]][0] / (len(choices[which].losses) - 1)
+    # Where steps are coarse, the last one may make earlier ones needless: the dearest are undone.
+    for p in sorted(range(len(choices)), key=lambda p: hulls[p][at[p] - 1][1] - hulls[p][at[p]][1] if at[p] else 0.0):
+        while at[p]:
+            fewer = taken.copy()
+            fewer[p] = hulls[p][at[p] - 1][0] / (len(choices[p].losses) - 1)
+            if paid(fewer)[0] > budget:
+                break
+            taken, at[p] = fewer, at[p] - 1
     return taken.tolist()
 
 

@@ -72,7 +72,7 @@ class Benchmark:
 
 def benchmark(
     before: Model, after: Model, *, batch: int = 1, threads: int = 0, providers: Sequence[str] = ("cpu",),
-    input_shapes: Mapping[str, Sequence[int]] | None = None, seconds: float = SECONDS, seed: int = 0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None, seconds: float | None = None, seed: int = 0,
 ) -> Benchmark:  # fmt: skip
     """Both models in turns, so that whatever else the machine does meets both alike."""
     sessions = [deployed(model, providers, threads) for model in (before, after)]
@@ -82,7 +82,7 @@ def benchmark(
     taken: list[list[float]] = [[], []]
     for run in runs:
         turn(run)  # warms up
-    end, turns = time.perf_counter() + seconds, 0
+    end, turns = time.perf_counter() + (SECONDS if seconds is None else seconds), 0
     while turns < TURNS or time.perf_counter() < end:
         for run, own in zip(runs, taken, strict=True):
             own += turn(run)
