@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 
 from onnxprune import criteria, notes, profile
-from onnxprune.decide import Decision, decide, planner
+from onnxprune.allocate import Costs
+from onnxprune.decide import Decision, decide, planner, settled
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.groups import Groups, build
 from onnxprune.labels import Labels, Mask
@@ -66,10 +67,11 @@ def prune(
 
     Keyword arguments are the fields of `Options`. With `plan` that plan is applied instead of a new one.
     Raises UsageError (bad input), NothingToPrune, CheckFailed (a proof failed), RuntimeFailure (ONNX Runtime)."""
-    options = _checked(replace(options or Options(), **kw)).resolved()
+    options = _checked(replace(options or Options(), **kw))
     clock = _Clock(progress)
     groups = _groups(_loaded(model, clock), options, clock)
     clock("decide")
+    options = settled(groups, options)
     decision = decide(groups, options, progress) if plan is None else replayed(groups, _removed(groups, plan), options)
     return _carried_out(groups, decision, options, clock, plan)
 
@@ -81,10 +83,11 @@ def largest(
     """The largest cut for which `holds` says yes, by bisection of the ratio to about a sixtieth; what does not depend
     on the ratio (inputs, statistics, curves) is worked out once. CheckFailed where none is small enough. The smaller
     models are taken to be the worse ones."""
-    options = _checked(replace(options or Options(), **kw)).resolved()
+    options = _checked(replace(options or Options(), **kw))
     clock = _Clock(progress)
     groups = _groups(_loaded(model, clock), options, clock)
     clock("decide")
+    options = settled(groups, options)
     plans = planner(groups, options, progress)
     low, high, best = 0.0, 1.0, None
     for step in range(STEPS):
@@ -133,6 +136,7 @@ def _carried_out(groups: Groups, decision: Decision, options: Options, clock: _C
         profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),
         _infos(groups, kept), _frozen(groups), proof, replace(options, calib=None),
         (*notes.of(groups), *decision.notes), None, dict(clock.seconds), story,
+        _predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
     )  # fmt: skip
     return Result(after.model, plan or _plan(groups, kept, options), report)
 
@@ -162,8 +166,9 @@ def compare(
 
 def plan(model: Any, options: Options | None = None, **kw: Any) -> Plan:
     """The plan that `prune` would apply."""
-    options = _checked(replace(options or Options(), **kw)).resolved()
+    options = _checked(replace(options or Options(), **kw))
     groups = _groups(Model.load(model), options, _Clock(None))
+    options = settled(groups, options)
     return _plan(groups, groups.kept_ids(decide(groups, options).removed), options)
 
 
@@ -273,12 +278,16 @@ def _checked(options: Options) -> Options:
         )
     if options.scope not in ("", "local", "global", "sensitivity", "pq"):
         raise UsageError(f"no scope '{options.scope}'; choose local, global, sensitivity or pq")
-    if options.of not in ("units", "macs", "params") or options.reconstruct not in ("", "ls", "merge", "none"):
-        raise UsageError("`of` is units, macs or params; `reconstruct` is ls, merge or none")
+    if options.of not in ("units", "macs", "params", "latency"):
+        raise UsageError(f"no '{options.of}' to take a share of; choose units, macs, params or latency")
+    if options.reconstruct not in ("", "ls", "merge", "none"):
+        raise UsageError("`reconstruct` is ls, merge or none")
     if options.calib_samples < 1 or options.calib_batch < 1 or options.memory < 1 << 20:
         raise UsageError("--calib-samples is at least 1, --memory at least 1 MiB")
-    if options.round_to < 1 or options.min_channels < 1 or not 0 < options.max_ratio <= 1:
-        raise UsageError("--round-to and --min-channels are at least 1, --max-ratio is in (0, 1]")
+    if options.round_to < 0 or options.min_channels < 1 or not 0 < options.max_ratio <= 1:
+        raise UsageError("--round-to is auto (0) or from 1 on, --min-channels at least 1, --max-ratio in (0, 1]")
+    if options.threads < 0 or options.batch < 1:
+        raise UsageError("--threads is from 0 on (0: as many as the runtime likes), --batch from 1 on")
     if options.criterion:
         criteria.check(options.criterion)
     return options
@@ -296,6 +305,13 @@ def _excluded(options: Options) -> Callable[[onnx.NodeProto], bool]:
         )
 
     return matches
+
+
+def _predicted(costs: Costs | None, alive: Mask) -> dict[str, Any] | None:
+    """Milliseconds before and after, by what the plan was made with."""
+    if costs is None:
+        return None
+    return {"predicted": {"unit": "ms", "before": 1e3 * costs.whole, "after": 1e3 * costs.total(alive)}}
 
 
 def _nothing(groups: Groups, options: Options) -> str:

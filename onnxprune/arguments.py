@@ -118,6 +118,11 @@ seed = number(int, "a whole number from 0 on", lambda value: value >= 0)
 tolerance = number(float, "a number from 0 on", lambda value: 0 <= value < math.inf)
 
 
+def multiple(text: str) -> int:
+    """0 stands for auto, as in Options."""
+    return 0 if text == "auto" else int(count(text))
+
+
 def shape(text: str) -> tuple[str, tuple[int, ...]]:
     name, _, sizes = text.rpartition(":")
     parts = sizes.split(",")

@@ -18,7 +18,7 @@ from onnxprune.groups import Groups
 from onnxprune.obs import eliminate
 from onnxprune.options import Options, Progress
 from onnxprune.profile import summed
-from onnxprune.select import Linked, parts, select
+from onnxprune.select import Linked, parts, reachable, select
 from onnxprune.sensitivity import Judge, factor, loss_of
 
 Array = NDArray[np.float64]
@@ -111,6 +111,8 @@ def shares(
         for choice in choices:
             levels = len(choice.losses) - 1
             choice.losses[np.arange(levels + 1) > np.ceil(most * levels)] = np.inf
+    for curve, choice in zip(evidence.curves, choices, strict=True):
+        choice.losses[~reachable(curve.part, len(choice.losses), options)] = np.inf
     taken = allocate(choices, costs, dead, budget)
     return {c.part.name: t for c, t in zip(evidence.curves, taken, strict=True)}
 

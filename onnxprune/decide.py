@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import compress, criteria
+from onnxprune import compress, criteria, timings
 from onnxprune.allocate import Costs
 from onnxprune.calibration.calibrate import Calibration, calibration
 from onnxprune.calibration.inputs import describe
@@ -47,6 +47,15 @@ class Decision:
     evidence: compress.Evidence | None = None
     merge: bool = False
     notes: tuple[str, ...] = ()
+    costs: Costs | None = None
+
+
+def settled(groups: Groups, options: Options) -> Options:
+    """Resolved, and with the multiple to round to that this machine likes where it was left to be found out."""
+    options = options.resolved()
+    if options.round_to == 0:
+        return replace(options, round_to=timings.multiple(groups, options), round_narrow=True)
+    return options
 
 
 Planner = Callable[[Options], Decision]
@@ -54,23 +63,32 @@ Planner = Callable[[Options], Decision]
 
 
 def decide(groups: Groups, options: Options, progress: Progress | None = None) -> Decision:
-    """`options` must be resolved. Where no inputs can be run, weights alone decide, and a note says so."""
+    """`options` must be settled. Where no inputs can be run, weights alone decide, and a note says so."""
     return planner(groups, options, progress)(options)
 
 
 def planner(groups: Groups, options: Options, progress: Progress | None = None) -> Planner:
     """Everything that does not depend on the ratio, done once."""
+    costs = costs_of(groups, options, progress)
     if not uses_inputs(options):
-        return lambda asked: Decision(by_weights(groups, asked), groups)
+        return lambda asked: Decision(by_weights(groups, asked, costs), groups, costs=costs)
     try:
         inputs, held = calibrated(groups, options, progress)
     except RuntimeFailure as error:
         merge = options.reconstruct != "none"
         why = f"no inputs could be run ({error.message}), so weights alone decided{' and were merged' if merge else ''}"
         return lambda asked: Decision(
-            by_weights(groups, replace(asked, criterion="l2", scope="local")), groups, merge=merge, notes=(why,)
-        )
-    return Informed(working(groups, inputs, options), options, inputs, held, progress)
+            by_weights(groups, replace(asked, criterion="l2", scope="local"), costs), groups, merge=merge,
+            notes=(why,), costs=costs,
+        )  # fmt: skip
+    return Informed(working(groups, inputs, options), options, inputs, held, costs, progress)
+
+
+def costs_of(groups: Groups, options: Options, progress: Progress | None = None) -> Costs:
+    """What the budget is counted in."""
+    if options.of == "latency":
+        return timings.costs(groups, options, progress)
+    return Costs.of(groups, "params" if options.of == "params" else "macs")
 
 
 def uses_inputs(options: Options) -> bool:
@@ -125,9 +143,10 @@ class Informed:
     """A planner that scores on the inputs and allocates by what `options.scope` says."""
 
     def __init__(
-        self, groups: Groups, options: Options, inputs: Calibration, held: int, progress: Progress | None = None
-    ) -> None:
-        self.groups, self.inputs, self.held, self.progress = groups, inputs, held, progress
+        self, groups: Groups, options: Options, inputs: Calibration, held: int, costs: Costs,
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        self.groups, self.inputs, self.held, self.costs, self.progress = groups, inputs, held, costs, progress
         fit = inputs.feeds[: len(inputs.feeds) - held]
         self.judging = inputs.feeds[len(inputs.feeds) - held :] if held else inputs.feeds
         self.clues = Clues(groups, options, fit, None if inputs.labels is None else inputs.labels[: _rows(groups, fit)])
@@ -140,16 +159,16 @@ class Informed:
         if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
             if self.scores is None:
                 self.scores = criteria.scores(options.criterion, self.clues)
-            removed = spread(self.groups, self.scores, options)
+            removed = spread(self.groups, self.scores, options, self.costs)
         elif options.scope in ("local", "pq"):
             evidence = self.evidence(options)
-            removed = spread(self.groups, evidence.scores, options)
+            removed = spread(self.groups, evidence.scores, options, self.costs)
         else:
             removed, evidence = self.allocated(options)
         notes: tuple[str, ...] = ()
         if options.criterion == "obs" and options.reconstruct == "none":
             notes = ("the obs score assumes that weights are updated; without reconstruction l2 is the better choice",)
-        return Decision(removed, self.groups, self.inputs, self.held, evidence, notes=notes)
+        return Decision(removed, self.groups, self.inputs, self.held, evidence, notes=notes, costs=self.costs)
 
     def evidence(self, options: Options) -> compress.Evidence:
         """Curves, and for the sensitivity scope their factors; they depend on whether heads may go."""
@@ -162,8 +181,7 @@ class Informed:
 
     def allocated(self, options: Options) -> tuple[Mask, compress.Evidence]:
         """The budget spent along the curves."""
-        groups = self.groups
-        costs = Costs.of(groups, "params" if options.of == "params" else "macs")
+        groups, costs = self.groups, self.costs
         wanted = budget(groups, options, costs)
         for heads in (False, True) if options.heads and options.scope == "sensitivity" else (options.heads,):
             trial = replace(options, heads=heads)  # whole heads are the dearest units: only where nothing else is left
@@ -182,15 +200,15 @@ def _rows(groups: Groups, feeds: Sequence[dict[str, NDArray[Any]]]) -> int:
     return sum(len(f[name]) if name else 1 for f in feeds)
 
 
-def by_weights(groups: Groups, options: Options) -> Mask:
+def by_weights(groups: Groups, options: Options, costs: Costs | None = None) -> Mask:
     """The plan that needs nothing but weights."""
-    return spread(groups, criteria.scores(options.criterion, Clues(groups, options)), options)
+    scores = criteria.scores(options.criterion, Clues(groups, options))
+    return spread(groups, scores, options, costs or costs_of(groups, options))
 
 
-def spread(groups: Groups, scores: NDArray[np.float64], options: Options) -> Mask:
+def spread(groups: Groups, scores: NDArray[np.float64], options: Options, costs: Costs) -> Mask:
     """Uniform or global shares, or shares by the PQ index, so that the target is met."""
     if options.scope == "pq":
-        costs = Costs.of(groups, "params" if options.of == "params" else "macs")
         prior = compress.pq(groups, scores, options)
         return _bisected(
             lambda c: select(groups, scores, options, {n: min(c * v, 1 - options.floor) for n, v in prior.items()}),
@@ -198,18 +216,16 @@ def spread(groups: Groups, scores: NDArray[np.float64], options: Options) -> Mas
         )  # fmt: skip
     if options.of == "units":
         return select(groups, scores, options)
-    costs = Costs.of(groups, options.of)
-    wanted = (1 - options.ratio) * costs.count.sum()
     return _bisected(lambda r: select(groups, scores, replace(options, ratio=r, of="units")),
-                     lambda removed: _cost(groups, costs, removed), wanted)  # fmt: skip
+                     lambda removed: _cost(groups, costs, removed), budget(groups, options, costs))  # fmt: skip
 
 
 def budget(groups: Groups, options: Options, costs: Costs) -> float:
     """The cost to come down to: a share of the model's, or what removing the ratio of every group would leave."""
     if options.of != "units":
-        return float((1 - options.ratio) * costs.count.sum())
+        return (1 - options.ratio) * costs.whole
     uniform = replace(options, criterion="l2", scope="local")
-    return _cost(groups, costs, by_weights(groups, uniform))
+    return _cost(groups, costs, by_weights(groups, uniform, costs))
 
 
 def _cost(groups: Groups, costs: Costs, removed: Mask) -> float:

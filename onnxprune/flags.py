@@ -20,7 +20,9 @@ def plan_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--ratio", type=take.share, help=f"share of the prunable units to remove (default {default.ratio})"
     )
-    what.add_argument("--of", choices=("units", "macs", "params"), help="what the ratio is of (default units)")
+    what.add_argument(
+        "--of", choices=("units", "macs", "params", "latency"), help="what the ratio is of (default units)"
+    )
     what.add_argument("--fast", action="store_true", help="weights only: l2, the same share everywhere, no refitting")
     what.add_argument(
         "--criterion",
@@ -47,7 +49,12 @@ def plan_flags(parser: argparse.ArgumentParser) -> None:
         help="refit what is left by least squares (default), in weight space, or not (as --fast)",
     )
     what.add_argument("--min-channels", type=take.count, metavar="N", help="keep at least N units of every group")
-    what.add_argument("--round-to", type=take.count, metavar="N", help="keep a multiple of N units")
+    what.add_argument(
+        "--round-to",
+        type=take.multiple,
+        metavar="N",
+        help="keep a multiple of N units; auto: of what this machine's runtime likes",
+    )
     what.add_argument("--max-ratio", type=take.limit, metavar="R", help="remove at most this share of any group")
     what.add_argument("--seed", type=take.seed, help="seed of the random criterion and of the proof's inputs")
 
@@ -133,6 +140,14 @@ def quality_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--min-cosine", type=take.limit, default=None, metavar="X", help="fail if the outputs' mean cosine is less"
     )
+
+
+def timing_flags(parser: argparse._ActionsContainer) -> None:
+    """How time is measured."""
+    parser.add_argument(
+        "--threads", type=take.seed, metavar="N", help="inside an operator (default: the runtime's own)"
+    )
+    parser.add_argument("--batch", type=take.count, metavar="N", help="samples, where their number is open (default 1)")
 
 
 def provider_flag(parser: argparse._ActionsContainer) -> None:

@@ -16,7 +16,7 @@ class Options:
 
     ratio: share of the prunable units to remove, in (0, 1).
     of: what the ratio is a share of. "units" (the default): the MACs go down by what removing the share from every
-    group would save; "macs" or "params": that share of the model's MACs or parameters goes.
+    group would save; "macs", "params" or "latency": that share of the model's MACs, parameters or time goes.
     criterion: how units are ranked; "" is "obs", with `fast` "l2".
     scope: how the budget is spread. "local" (uniform): the same share of every group; "global": all units in one
     ranking; "sensitivity": where the measured loss is least; "pq": by the weights' PQ index. "" is "sensitivity", or
@@ -29,12 +29,15 @@ class Options:
     memory: bytes that activations may take.
     floor: share of a group's units that global scope always keeps.
     max_ratio: at most this share of any group, in every scope.
-    round_to: kept counts are rounded to the nearest multiple of this.
+    round_to: kept counts are rounded to the nearest multiple of this; 0: of what wastes no time in this runtime on
+    this machine, as measured. With `of` "latency" this is so unless the multiple is 2 or more.
+    round_narrow: sets of fewer units than two such multiples round to its half, its quarter, ... (for round_to 0 set).
+    threads, batch: what time is measured with: threads inside an operator (0: the runtime's default) and samples.
     residual: prune units that cross a normalisation over their own axis (a transformer's residual width).
     """
 
     ratio: float = 0.3
-    of: Literal["units", "macs", "params"] = "units"
+    of: Literal["units", "macs", "params", "latency"] = "units"
     scope: Literal["", "local", "global", "sensitivity", "pq"] = ""
     criterion: str = ""
     reconstruct: Literal["", "ls", "merge", "none"] = ""
@@ -51,6 +54,7 @@ class Options:
     conv_residual: bool = True
     min_channels: int = 1
     round_to: int = 1
+    round_narrow: bool = False
     max_ratio: float = 1.0
     floor: float = 0.1
     nodes_to_exclude: Sequence[str] = ()
@@ -58,6 +62,8 @@ class Options:
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     seed: int = 0
     providers: Sequence[str] = ("cpu",)
+    threads: int = 0
+    batch: int = 1
     check_rtol: float | None = None
     check_atol: float = 0.0
 
@@ -67,6 +73,7 @@ class Options:
         chosen: dict[str, Any] = {
             "criterion": self.criterion or criterion, "scope": self.scope or scope,
             "reconstruct": self.reconstruct or reconstruct,
+            "round_to": 0 if self.of == "latency" and self.round_to == 1 else self.round_to,
         }  # fmt: skip
         return replace(self, **chosen)
 
@@ -140,7 +147,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of one run, as written by `--report out.json` (see `report.to_json`)."""
+    """The result of one run, as written by `--report out.json` (see `report.to_json`).
+
+    latency: in milliseconds, "predicted" (before, after) where the plan was made for it, "measured" (see
+    `latency.Benchmark`) where a benchmark was asked for."""
 
     before: Cost
     after: Cost
@@ -152,3 +162,4 @@ class Report:
     validation: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     reconstruction: Mapping[str, Any] | None = None
+    latency: Mapping[str, Any] | None = None

@@ -57,7 +57,8 @@ def refitted(
     except RuntimeFailure as failure:
         return Refitted({"inputs": inputs.source, "failed": failure.message})
     error = judge.error(work.model)
-    fast = by_weights(weights, replace(options, criterion="l2", scope="local"))
+    plain = replace(options, criterion="l2", scope="local")
+    fast = by_weights(weights, plain, decision.costs)
     rival = judge.error(rewrite(groups.trace, groups.kept_ids(fast)).model) if fast.any() else np.inf
     worse = bool(fast.any()) and (rival < error or not np.isfinite(error))
     restore(work.model, after.model)

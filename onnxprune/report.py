@@ -46,6 +46,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     table = _table("", ">before", ">after", ">kept")
     for label, before, after, show in _rows(report.before, report.after):
         table.add_row(label, show(before), show(after), _percent(after, before))
+    for row in _latency_rows(report.latency or {}):
+        table.add_row(*row)
     groups = sum(group.kept < group.units for group in report.groups)
     table.add_row("groups", str(len(report.groups)), f"{groups} pruned", "")
     if report.validation:
@@ -55,6 +57,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     _print_frozen(report.frozen, console, verbose)
     _print_notes(report.notes, console)
     _print_reconstruction(report.reconstruction, console, verbose)
+    _print_latency(report, console)
     proof = report.proof
     batches = ", ".join(map(str, proof.batches))
     console.print(
@@ -113,6 +116,32 @@ def _rows(before: Cost, after: Cost) -> Iterable[tuple[str, int, int, Any]]:
     yield "parameters", before.parameters, after.parameters, "{:,}".format
     yield "MACs", before.macs, after.macs, "{:,}".format
     yield "file size", before.bytes, after.bytes, size
+
+
+def _latency_rows(latency: Mapping[str, Any]) -> Iterable[tuple[str, str, str, str]]:
+    """Predicted and measured times, as rows of the table of before and after."""
+    if predicted := latency.get("predicted"):
+        yield "latency, predicted", *_times(predicted["before"], predicted["after"])
+    if measured := latency.get("measured"):
+        yield "latency", *_times(measured["before"]["median"], measured["after"]["median"])
+
+
+def _times(before: float, after: float) -> tuple[str, str, str]:
+    return f"{before:.3g} ms", f"{after:.3g} ms", f"{after / before:.1%}"
+
+
+def _print_latency(report: Report, console: Console) -> None:
+    measured = (report.latency or {}).get("measured")
+    if not measured:
+        return
+    before, after = measured["before"], measured["after"]
+    macs = f" (MACs {report.before.macs / report.after.macs:.2f} times fewer)" if report.after.macs else ""
+    threads = measured["threads"] or f"default, {measured['cores']} cores"
+    console.print(
+        f"latency: {measured['speedup']:.2f} times faster{macs}; medians, quartiles {before['low']:.3g}-"
+        f"{before['high']:.3g} and {after['low']:.3g}-{after['high']:.3g} ms of {min(measured['runs']):,} runs each "
+        f"in turns, batch {measured['batch']}, threads {threads}, {', '.join(measured['providers'])}"
+    )
 
 
 def _print_groups(groups: Sequence[GroupInfo], console: Console, verbose: bool) -> None:

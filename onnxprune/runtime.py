@@ -27,34 +27,63 @@ def open_session(model: Model, providers: Sequence[str] = ("cpu",), lean: bool =
     """An InferenceSession that really uses all of `providers`, or a RuntimeFailure that says how to mend it.
 
     `lean` keeps memory low and the graph as it is written (no fusions, no packed copies of weights): for proofs."""
+    wanted = _usable(providers)
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    if lean:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    proto, held = shared(model)
+    options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
+    session = _made(proto.SerializeToString(), options, wanted)
+    session.held_weights = held  # the session reads them where they are
+    return session
+
+
+def deployed(model: Model, providers: Sequence[str] = ("cpu",), threads: int = 0, profile: str = "") -> Any:
+    """An InferenceSession as an application makes it, from the whole file: for measuring time. `threads` inside an
+    operator, 0: as many as the runtime likes. `profile`: the prefix of the file that its profiler is to write."""
+    wanted = _usable(providers)
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    return _made(model.session_source(), options, wanted)
+
+
+def _usable(providers: Sequence[str]) -> list[str]:
+    """The full names, where all of them are built into this runtime."""
     import onnxruntime as ort
 
     wanted = [PROVIDERS.get(name.lower(), name) for name in providers]
-    missing = [name for name in wanted if name not in ort.get_available_providers()]
-    if not missing:
-        if set(wanted) - {PROVIDERS["cpu"]}:
-            ort.set_default_logger_severity(4)  # a provider that does not load is one line of ours, not pages of theirs
-        if PROVIDERS["cuda"] in wanted and hasattr(ort, "preload_dlls"):
-            with redirect_stdout(StringIO()):
-                ort.preload_dlls()
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        if lean:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-            options.enable_cpu_mem_arena = False
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        proto, held = shared(model)
-        options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
-        chosen = list(dict.fromkeys((*wanted, PROVIDERS["cpu"])))
-        try:
-            session = ort.InferenceSession(proto.SerializeToString(), options, providers=chosen)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise RuntimeFailure(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
-        session.held_weights = held  # the session reads them where they are
-        missing = [name for name in wanted if name not in session.get_providers()]
+    _refuse([name for name in wanted if name not in ort.get_available_providers()])
+    if set(wanted) - {PROVIDERS["cpu"]}:
+        ort.set_default_logger_severity(4)  # a provider that does not load is one line of ours, not pages of theirs
+    if PROVIDERS["cuda"] in wanted and hasattr(ort, "preload_dlls"):
+        with redirect_stdout(StringIO()):
+            ort.preload_dlls()
+    return wanted
+
+
+def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
+    import onnxruntime as ort
+
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(source, options, providers=list(dict.fromkeys((*wanted, PROVIDERS["cpu"]))))
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise RuntimeFailure(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
+    _refuse([name for name in wanted if name not in session.get_providers()])
+    return session
+
+
+def _refuse(missing: Sequence[str]) -> None:
     if missing:
         raise RuntimeFailure(f"{', '.join(missing)} cannot be used here; {_mend()}, or use --providers cpu")
-    return session
 
 
 class Session:

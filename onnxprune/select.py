@@ -244,11 +244,22 @@ def _limit(part: Linked, options: Options, of: int = 0) -> int:
     return max(0, most)
 
 
+def reachable(part: Linked, levels: int, options: Options) -> Mask:
+    """Which of so many levels, from nothing to all of the set, are whole steps within half a level once rounded."""
+    wanted = np.linspace(0, part.steps, levels)
+    if options.round_to == 1:
+        return np.ones(levels, bool)
+    found = np.array([_round(part, float(k), _limit(part, options), options) for k in wanted])
+    return np.abs(found - wanted) * (levels - 1) <= 0.5 * part.steps
+
+
 def _round(part: Linked, wanted: float, limit: int, options: Options) -> float:
     """The number of steps nearest to `wanted` whose kept counts are multiples of --round-to."""
     if options.round_to == 1 and part.coarse(wanted):
         return wanted
     n, each = options.round_to, min(map(len, part.buckets))
+    while options.round_narrow and n > 1 and each < 2 * n:
+        n //= 2
     steps = np.arange(limit + 1)
     good = steps[(steps == 0) | ((each - steps * each // part.steps) % n == 0)]
     if n == 1 or each % n == 0:

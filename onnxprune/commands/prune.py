@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxprune import arguments, flags
 from onnxprune.errors import CheckFailed, UsageError
@@ -44,6 +44,9 @@ def parser() -> arguments.Parser:
     quality.add_argument(
         "--keep-on-fail", action="store_true", default=False, help="then write OUT.failed.onnx instead"
     )
+    time = made.add_argument_group("time (--benchmark and --of latency)")
+    time.add_argument("--benchmark", action="store_true", default=False, help="measure the latency before and after")
+    flags.timing_flags(time)
     out = made.add_argument_group("output")
     out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")
     out.add_argument("--report", type=Path, default=None, metavar="JSON", help="write everything about the run")
@@ -68,6 +71,8 @@ def run(argv: Sequence[str]) -> int:
         result, quality = _pruned(args, options, comparison, gates, show)
     check_distinct(result.model.data_files, outputs)
     report = result.report if quality is None else replace(result.report, validation=asdict(quality))
+    if args.benchmark:
+        report = replace(report, latency={**(report.latency or {}), "measured": _measured(args, options, result)})
     good = quality is None or not quality.failed
     path = args.OUT if good else failed
     if good or args.keep_on_fail:
@@ -124,3 +129,14 @@ def _pruned(
 
     result = api.largest(args.IN, holds, options, progress=show)
     return result, comparison.measure(result.model, gates, options.seed)
+
+
+def _measured(args: argparse.Namespace, options: Options, result: Result) -> dict[str, Any]:
+    """The latency of both models."""
+    from onnxprune.latency import benchmark
+    from onnxprune.model import Model
+
+    return benchmark(
+        Model.load(args.IN), result.model, batch=options.batch, threads=options.threads,
+        providers=options.providers, input_shapes=options.input_shapes, seed=options.seed,
+    ).to_json()  # fmt: skip

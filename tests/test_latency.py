@@ -1,0 +1,327 @@
+"""Time: benchmarks, segments, costs in seconds, the multiple that a runtime likes, and the flags that ask for them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import graph, pruned
+from onnx import ModelProto
+
+from onnxprune import api, latency, timings
+from onnxprune.allocate import Choice, Costs, allocate, uniform
+from onnxprune.cli import main
+from onnxprune.decide import by_weights, settled
+from onnxprune.errors import RuntimeFailure, UsageError
+from onnxprune.groups import Groups
+from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.rewrite import rewrite
+from onnxprune.segments import Segments, signature
+from onnxprune.select import parts, reachable, select
+from onnxprune.shapes import infer
+
+MODELS = Path(__file__).parents[1] / "models"
+sys.path.insert(0, str(MODELS.parent))
+from tools import gpu_check  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of the test's own, and short measurements."""
+    monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "cache"))
+    for module, name, value in ((timings, "SECONDS", 0.0), (timings, "TURN", 0.0), (latency, "SECONDS", 0.0)):
+        monkeypatch.setattr(module, name, value)
+
+
+def grouped(model: Any) -> Groups:
+    return api._groups(Model.load(model), Options(), api._Clock(None))
+
+
+def wide(width: int = 64) -> ModelProto:
+    """Two convolutions and a residual sum over one stream, and a classifier."""
+    return graph(
+        "(float[N, 3, 12, 12] image) => (float[N, 5] logits)",
+        """a = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(image, w1, b1)
+        b = Relu(a)
+        c = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(b, w2, b2)
+        d = Relu(c)
+        e = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(d, w3, b3)
+        f = Add(e, b)
+        g = Relu(f)
+        h = GlobalAveragePool(g)
+        i = Flatten(h)
+        logits = Gemm<transB = 1>(i, w4, b4)""",
+        w1=(width, 3, 3, 3), b1=(width,), w2=(width, width, 3, 3), b2=(width,), w3=(width, width, 3, 3), b3=(width,),
+        w4=(5, width), b4=(5,),
+    )  # fmt: skip
+
+
+# -- benchmarks ---------------------------------------------------------------------------------------------------------
+
+
+def test_benchmark_of_two_models_says_what_was_run(tiny: ModelProto) -> None:
+    model = Model.load(tiny)
+    found = latency.benchmark(model, model, batch=3, threads=1)
+    assert found.inputs == {"image": (3, 3, 8, 8)}
+    assert (found.batch, found.threads, found.providers) == (3, 1, ("CPUExecutionProvider",))
+    assert min(found.runs) >= latency.TURNS
+    for timing in (found.before, found.after):
+        assert 0 < timing.low <= timing.median <= timing.high
+    assert found.speedup == found.before.median / found.after.median
+
+
+def test_a_model_of_a_tenth_of_the_work_is_faster() -> None:
+    found = latency.benchmark(Model.load(wide(192)), Model.load(wide(32)), threads=1)
+    assert found.speedup > 3
+
+
+def test_a_provider_that_is_not_there_is_an_error(tiny: ModelProto) -> None:
+    with pytest.raises(RuntimeFailure, match="NoSuchProvider cannot be used here"):
+        latency.benchmark(Model.load(tiny), Model.load(tiny), providers=["NoSuchProvider"])
+
+
+# -- segments -----------------------------------------------------------------------------------------------------------
+
+
+def made(groups: Groups) -> Segments:
+    return Segments(groups, infer(groups.trace.model, {"image": (1, 3, 12, 12)}))
+
+
+def test_every_node_is_in_one_segment_and_a_sum_is_in_that_of_a_convolution() -> None:
+    found = made(grouped(wide())).found
+    assert [s.nodes for s in found] == [[0, 1], [2, 3], [4, 5, 6, 7, 8], [9]]
+    assert [len(s.blocks) for s in found] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["tiny_conv", "tiny_attention"])
+def test_segments_of_carried_models_are_all_timed(name: str) -> None:
+    groups = grouped(MODELS / f"{name}.onnx")
+    timer = timings.Timer(groups, Options(threads=1))
+    nodes = [n for s in timer.segments.found for n in s.nodes]
+    assert len(nodes) == len(set(nodes))
+    assert all(timer.at(s, [None] * len(s.blocks)) is not None for s in timer.segments.found)
+
+
+def test_a_cut_segment_has_the_sizes_of_the_rewritten_model() -> None:
+    groups = grouped(wide())
+    segments = made(groups)
+    segment = segments.found[1]
+    removed = np.zeros(len(groups.prunable), bool)
+    removed[segment.blocks[0][48:]] = True
+    kept = groups.kept_ids(removed)
+    model, sizes = segments.cut(segment, kept)
+    whole = rewrite(groups.trace, kept).model
+    assert {n: w.shape for n, w in model.weights.items()} == {n: whole.weights[n].shape for n in ("w2", "b2")}
+    assert 48 in (next(iter(sizes.values()))[1], model.weights["w2"].shape[0])
+    assert timings.measured(model, sizes, Options(threads=1)) > 0
+
+
+def test_the_signature_tells_shapes_and_attributes_apart_but_no_names() -> None:
+    segments = made(grouped(wide()))
+    whole = np.ones(segments.trace.labels.n, bool)
+    second, third = (signature(*segments.cut(s, whole)) for s in segments.found[1:3])
+    renamed = wide()
+    for node in renamed.graph.node:
+        node.name = f"other {node.name}"
+    again = made(grouped(renamed))
+    assert signature(*again.cut(again.found[1], whole)) == second != third
+    wider = made(grouped(wide(80)))
+    assert signature(*wider.cut(wider.found[1], np.ones(wider.trace.labels.n, bool))) != second
+
+
+# -- costs --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cost_is_a_sum_of_what_stays_lines_and_a_product() -> None:
+    costs = Costs(np.array([8.0]), [(np.array([0, 1]), np.array([2, 3, 4, 5]))], [[2.0, 4.0]], 10.0)
+    kept = np.array([True, False, True, True, True, False])
+    assert costs.whole == 24
+    assert costs.total(np.ones(6, bool)) == 24
+    assert costs.total(kept) == 10 + 0.5 * 2 + 0.75 * 4 + 8 * 0.375
+
+
+def test_the_budget_is_met_by_what_can_go() -> None:
+    units = np.arange(4)
+    costs = Costs(np.array([0.0]), [(units,)], [[8.0]], 10.0)
+    choice, none = Choice(units.tolist(), np.arange(5.0)), np.zeros(4, bool)
+    assert allocate([choice], costs, none, 14.0) == [0.5]
+    assert allocate([choice], costs, none, 1.0) == [1.0]
+    assert uniform([choice], costs, none, 14.0) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_a_coarse_last_step_gives_back_what_it_makes_needless() -> None:
+    costs = Costs(np.array([10.0, 100.0]), [(np.arange(4),), (np.arange(4, 8),)])
+    choices = [
+        Choice(range(4), np.array([0, 0.1, 0.2, 0.3, 0.4])),
+        Choice(range(4, 8), np.array([0, np.inf, 50, np.inf, np.inf])),
+    ]
+    assert allocate(choices, costs, np.zeros(8, bool), 60.0) == [0.0, 0.5]
+
+
+def test_fitted_finds_the_sum_that_times_were_made_of() -> None:
+    segment = made(grouped(wide())).found[1]
+    grid = [(x, y) for x in (1.0, 0.65, 0.3) for y in (1.0, 0.65, 0.3)]
+    points = [([x, y], x * y, 5 + 2 * x + 3 * y + 7 * x * y) for x, y in grid]
+    always, lines, product = timings.fitted(segment, points)
+    np.testing.assert_allclose([always, *lines, product], [5, 2, 3, 7], rtol=1e-6)
+
+
+def by_columns(model: Model, sizes: Any, options: Options) -> float:
+    """A runtime that works in blocks of 16 columns: nanoseconds of each weight, its axes rounded up."""
+    steps = [np.prod([-(-n // 16) * 16 for n in w.shape]) for w in model.weights.values() if len(w.shape) > 1]
+    return float(1e-9 * sum(steps)) + 1e-7
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments take what `by_columns` says, and so does the whole."""
+    monkeypatch.setattr(timings, "measured", by_columns)
+
+    def wholes(self: timings.Timer, removed: Sequence[Any]) -> list[float]:
+        models = [rewrite(self.groups.trace, self.groups.kept_ids(mask)).model for mask in removed]
+        return [1e-5 + by_columns(m, {}, self.options) for m in models]
+
+    monkeypatch.setattr(timings.Timer, "wholes", wholes)
+
+
+def test_the_multiple_is_that_of_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    assert timings.multiple(grouped(wide(128)), Options()) == 16
+    monkeypatch.setattr(
+        timings, "measured", lambda model, sizes, options: 1e-9 * sum(w.size for w in model.weights.values())
+    )
+    monkeypatch.setenv("ONNXPRUNE_CACHE", str(Path(timings.cache_file()).parent / "other"))
+    assert timings.multiple(grouped(wide(128)), Options()) == 1
+
+
+def test_predicted_time_is_that_of_the_pruned_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    groups = grouped(wide(128))
+    options = settled(groups, Options(fast=True, of="latency", residual=True))
+    assert (options.round_to, options.round_narrow) == (16, True)
+    costs = timings.costs(groups, options)
+    removed = by_weights(groups, options, costs)
+    after = 1e-5 + by_columns(rewrite(groups.trace, groups.kept_ids(removed)).model, {}, options)
+    left = costs.total(groups.alive(groups.kept_ids(removed)))
+    assert left == pytest.approx(after, rel=0.02)
+    assert left == pytest.approx(0.7 * costs.whole, rel=0.12)
+
+
+@pytest.mark.parametrize("options", [{"fast": True}, {"calib_samples": 16}])
+def test_latency_is_a_target_of_either_way_of_deciding(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch)
+    result = pruned(wide(96), of="latency", ratio=0.3, **{"fast": False} | options)
+    predicted = (result.report.latency or {})["predicted"]
+    assert predicted["after"] <= 0.76 * predicted["before"]
+    assert all(group.kept % 16 == 0 for group in result.report.groups)
+    assert result.report.options.round_to == 16
+
+
+def test_times_are_kept_and_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def counted(model: Model, sizes: Any, options: Options) -> float:
+        calls.append(1)
+        return by_columns(model, sizes, options)
+
+    pretend(monkeypatch)
+    monkeypatch.setattr(timings, "measured", counted)
+    groups = grouped(wide())
+    first = timings.costs(groups, Options())
+    done = len(calls)
+    assert done
+    assert len(json.loads((tmp_path / "cache" / "timings.json").read_text())) == done
+    assert timings.costs(groups, Options()).whole == first.whole
+    assert len(calls) == done
+    timings.costs(groups, Options(threads=1))
+    assert len(calls) == 2 * done
+
+
+def test_a_cache_that_cannot_be_read_or_written_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pretend(monkeypatch)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "file"))
+    assert timings.costs(grouped(wide()), Options()).whole > 0
+    (tmp_path / "timings.json").write_text("[broken")
+    monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path))
+    assert timings.costs(grouped(wide()), Options()).whole > 0
+
+
+# -- rounding -----------------------------------------------------------------------------------------------------------
+
+
+def test_narrow_sets_round_to_a_part_of_the_multiple() -> None:
+    groups = grouped(wide(16))
+    scores = np.arange(len(groups.prunable), dtype=float)
+    for narrow, kept in ((False, 16), (True, 8)):
+        options = Options(fast=True, ratio=0.4, round_to=16, round_narrow=narrow).resolved()
+        kept_ids = groups.kept_ids(select(groups, scores, options))
+        assert rewrite(groups.trace, kept_ids).model.weights["w2"].shape[0] == kept
+
+
+def test_only_levels_that_rounding_leaves_are_reachable() -> None:
+    groups = grouped(wide(64))
+    _, linked = parts(groups, np.zeros(len(groups.prunable)), Options())
+    found = reachable(linked[0], 65, Options(round_to=16))
+    assert np.flatnonzero(found).tolist() == [0, 16, 32, 48]
+    assert reachable(linked[0], 65, Options()).all()
+
+
+# -- the command line and the tool --------------------------------------------------------------------------------------
+
+
+def test_benchmark_flag_reports_both(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "report.json"
+    flags = ["--fast", "--ratio", "0.5", "--benchmark", "--threads", "1", "--batch", "2", "--report", str(report)]
+    assert main([str(tiny_path), str(tmp_path / "out.onnx"), *flags]) == 0
+    measured = json.loads(report.read_text())["latency"]["measured"]
+    assert (measured["batch"], measured["threads"], measured["providers"]) == (2, 1, ["CPUExecutionProvider"])
+    assert measured["before"]["median"] > 0
+    text = capsys.readouterr().out
+    assert f"latency: {measured['speedup']:.2f} times faster" in text
+    assert "MACs" in text.split("times faster", 1)[1]
+
+
+def test_flags_for_time(tiny_path: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    flags = ["--fast", "--of", "latency", "--round-to", "2", "--report", str(report)]
+    assert main([str(tiny_path), str(tmp_path / "out.onnx"), *flags]) == 0
+    found = json.loads(report.read_text())
+    assert found["options"]["round_to"] == 2
+    assert 0 < found["latency"]["predicted"]["after"] < found["latency"]["predicted"]["before"]
+    assert (
+        main([str(tiny_path), str(tmp_path / "out.onnx"), "--fast", "--round-to", "auto", "--report", str(report)]) == 0
+    )
+    assert json.loads(report.read_text())["options"]["round_to"] in timings.MULTIPLES
+    assert main([str(tiny_path), str(tmp_path / "out.onnx"), "--round-to", "some"]) == UsageError.exit_code
+
+
+def test_gpu_check_without_a_gpu_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main(["--providers", "NoSuchProvider"]) == 4
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_gpu_check_compares_a_provider_with_the_processor(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--providers", "cpu", "--samples", "8", "--batches", "1", "2"]
+    assert gpu_check.main([str(MODELS / "tiny_conv.onnx"), *flags]) == 0
+    text = capsys.readouterr().out
+    assert text.count("100.0%") == 2
+    assert "the plans and the outputs agree" in text
+
+
+def test_the_nets_of_gpu_check_are_of_the_sizes_it_says() -> None:
+    small = [gpu_check.residual(8, (1, 1), 32), gpu_check.encoder(1, 32, 4, 50, 8)]
+    for model in small:
+        assert api.prune(model, fast=True).report.after.parameters > 0
+
+
+@pytest.mark.gpu
+def test_the_whole_job_on_a_gpu() -> None:
+    assert gpu_check.main(["--samples", "16", "--batches", "1"]) == 0
