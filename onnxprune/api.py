@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import criteria, notes, profile
+from onnxprune import compress, criteria, notes, profile
 from onnxprune.decide import decide
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.groups import Groups, build
@@ -92,6 +92,7 @@ def prune(
         profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),
         _infos(groups, kept), _frozen(groups), proof, replace(options, calib=None),
         (*notes.of(groups), *decision.notes), None, dict(clock.seconds), story,
+        compress.told(groups, decision.evidence, kept) if decision.evidence else (),
     )  # fmt: skip
     return Result(after.model, plan or _plan(groups, kept, options), report)
 

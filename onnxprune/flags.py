@@ -112,6 +112,16 @@ def provider_flag(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--providers", nargs="+", metavar="P", help="cpu, cuda, tensorrt or full names (default cpu)")
 
 
+def report_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--report",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="everything about the run: a page to read (.html) or JSON (any other name)",
+    )
+
+
 def options(args: argparse.Namespace) -> Options:
     """The flags that were given; the rest keeps the defaults of Options."""
     given = {name: value for name, value in vars(args).items() if name in Options.__dataclass_fields__}

@@ -130,8 +130,22 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class CurveInfo:
+    """What cuts of one set of units that go together (of the group `group`) are expected to cost.
+
+    losses: relative error of the layers that read them, at evenly spaced shares from 0 to 1; None where the limits do
+    not allow the cut. factor: how much of that reaches the outputs, as measured. share: what was removed."""
+
+    group: str
+    units: int
+    losses: tuple[float | None, ...]
+    factor: float | None
+    share: float
+
+
+@dataclass(frozen=True)
 class Report:
-    """The result of one run, as written by `--report out.json` (see `report.to_json`)."""
+    """The result of one run, as written by `--report out.json` (see `report.to_json`) and shown by `out.html`."""
 
     before: Cost
     after: Cost
@@ -143,3 +157,4 @@ class Report:
     validation: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     reconstruction: Mapping[str, Any] | None = None
+    curves: tuple[CurveInfo, ...] = ()

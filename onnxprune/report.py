@@ -1,4 +1,4 @@
-"""What a run did, for people (tables) and for machines (JSON)."""
+"""What a run did, for people (tables, a page) and for machines (JSON)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
+from .files import write_json, write_text
 from .options import Cost, FrozenInfo, GroupInfo, Inspection, Report
+from .page import render
 
 SCHEMA = 1
 ROWS = 20
@@ -28,6 +31,15 @@ def to_json(result: Report | Inspection) -> dict[str, Any]:
     if isinstance(result, Report):
         header["providers"] = list(result.proof.providers)
     return {**header, **body}
+
+
+def write(path: Path, result: Report | Inspection, title: str) -> None:
+    """As a page where the name ends in .html, as JSON otherwise."""
+    data = to_json(result)
+    if path.suffix.lower() in (".html", ".htm"):
+        write_text(path, render(data, title))
+    else:
+        write_json(path, data)
 
 
 def versions() -> dict[str, str]:
