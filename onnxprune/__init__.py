@@ -11,14 +11,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Options", "Plan", "Result", "__version__", "apply", "inspect", "plan", "prune", "verify"]
+__all__ = ["Options", "Plan", "Result", "__version__", "apply", "inspect", "plan", "prune", "sweep", "verify"]
 
 if TYPE_CHECKING:
     from .api import Result, apply, inspect, plan, prune, verify
     from .options import Options
     from .plan import Plan
+    from .sweep import sweep
 
-_HOME = {"Options": "options", "Plan": "plan", "Result": "api"} | dict.fromkeys(
+_HOME = {"Options": "options", "Plan": "plan", "Result": "api", "sweep": "sweep"} | dict.fromkeys(
     ("apply", "inspect", "plan", "prune", "verify"), "api"
 )
 

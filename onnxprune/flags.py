@@ -13,6 +13,9 @@ from .options import Options
 MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}
 
 
+CRITERIA = "l1, l2, random, bn-scale, fpgm, lamp, wanda, flap, taylor, taylor-so, lrp, oracle"
+
+
 def plan_flags(parser: argparse.ArgumentParser) -> None:
     """What goes."""
     default = Options()
@@ -20,14 +23,16 @@ def plan_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--ratio", type=take.share, help=f"share of the prunable units to remove (default {default.ratio})"
     )
+    what.add_argument(
+        "--criterion", metavar="NAME", help=f"how units are ranked: obs (default; l2 with --fast), {CRITERIA}"
+    )
+    spread_flags(what)
+
+
+def spread_flags(what: argparse._ActionsContainer) -> None:
+    """What goes, whatever the ratio and the criterion."""
     what.add_argument("--of", choices=("units", "macs", "params"), help="what the ratio is of (default units)")
     what.add_argument("--fast", action="store_true", help="weights only: l2, the same share everywhere, no refitting")
-    what.add_argument(
-        "--criterion",
-        metavar="NAME",
-        help="how units are ranked: obs (default; l2 with --fast), l1, l2, random, bn-scale, fpgm, lamp, "
-        "wanda, flap, taylor, taylor-so, lrp, oracle",
-    )
     what.add_argument(
         "--scope",
         choices=("local", "global", "sensitivity", "pq"),

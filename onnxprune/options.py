@@ -158,3 +158,36 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     reconstruction: Mapping[str, Any] | None = None
     curves: tuple[CurveInfo, ...] = ()
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One way to prune a model, or why it failed (`error`). Of the original, the ratio is 0.
+
+    latency: seconds of one run, where it was measured. seconds: how long it took to get here. model: the file of it."""
+
+    name: str
+    criterion: str
+    ratio: float
+    metric: float | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    bytes: int | None = None
+    latency: float | None = None
+    seconds: float = 0.0
+    model: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Many points of one model. metric: larger is better; `data`: what it was measured on.
+
+    fronts: by cost, the names of the points that no other one beats in both, the cheapest first."""
+
+    metric: str
+    data: str
+    dense: SweepPoint
+    points: tuple[SweepPoint, ...]
+    fronts: Mapping[str, tuple[str, ...]]
+    options: Options

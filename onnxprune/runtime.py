@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib import metadata
@@ -39,6 +40,7 @@ def open_session(model: Model, providers: Sequence[str] = ("cpu",), lean: bool =
                 ort.preload_dlls()
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        options.intra_op_num_threads = threads()
         if lean:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
             options.enable_cpu_mem_arena = False
@@ -55,6 +57,12 @@ def open_session(model: Model, providers: Sequence[str] = ("cpu",), lean: bool =
     if missing:
         raise RuntimeFailure(f"{', '.join(missing)} cannot be used here; {_mend()}, or use --providers cpu")
     return session
+
+
+def threads() -> int:
+    """What OMP_NUM_THREADS asks for (numpy heeds it, joblib sets it for its processes); 0: one for every core."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(asked) if asked.isdigit() else 0
 
 
 class Session:
