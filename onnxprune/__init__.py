@@ -1,7 +1,8 @@
 """Structured pruning of any ONNX model.
 
-`prune`, `inspect`, `plan`, `apply` and `verify` take a path, an onnx ModelProto or an onnx-graphsurgeon Graph.
-They are loaded at their first use, so that importing the package, and the command line's --help, cost nothing.
+`prune`, `inspect`, `plan`, `apply` and `verify` take a path, an onnx ModelProto or an onnx-graphsurgeon Graph; `sweep`
+takes a path. They are loaded at their first use, so that importing the package, and the command line's --help, cost
+nothing.
 """
 
 from __future__ import annotations

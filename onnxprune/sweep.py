@@ -114,7 +114,7 @@ def sweep(
             say("points", len(found) / len(grid))
     points = tuple(found[j.name] for j in grid)
     where = str(data or options.calib or "made-up inputs")
-    return Sweep(metric, where, dense, points, fronts(points), replace(options, calib=None))
+    return Sweep(metric, where, dense, points, fronts(points), replace(options, calib=None).resolved())
 
 
 def fronts(points: Sequence[SweepPoint]) -> dict[str, tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,13 @@ def test_no_model_and_no_folder(tiny_path: Path, tmp_path: Path, capsys: pytest.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.onnx"]
     assert main(["sweep", str(tiny_path), str(tmp_path / "s"), "--nodes-to-exclude", "*", "--fast", "--jobs", "1"]) == 4
     assert "no point could be made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["dask", "ray"])
+def test_a_cluster_that_is_not_installed(
+    name: str, tiny_path: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, {"dask": "distributed"}.get(name, name), None)
+    assert main(["sweep", str(tiny_path), str(tmp_path / "s"), "--fast", "--backend", name]) == 2
+    assert f"pip install 'onnxprune[{name}]'" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()

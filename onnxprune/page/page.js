@@ -143,25 +143,29 @@ function curves(all) {
   return made;
 }
 
-const METRICS = { "top-1": d3.format(".2%") };
+const SHARES = new Set(["top-1", "agreement"]);
+const written = (metric) => (SHARES.has(metric) ? d3.format(".2%") : exact);
 
 function front(points, names, cost, dense, write) {
   const chosen = d3.sort(points.filter((point) => names.includes(point.name)), (point) => point[cost]);
-  const title = (p) => [p.name ?? "dense", `metric ${write(p.metric)}`, `${cost} ${amount(p[cost])}`].join("\n");
-  const ends = [...(dense[cost] == null ? [] : [dense])];
+  const others = points.filter((point) => !names.includes(point.name));
+  const title = (p) => [p.ratio ? `${p.criterion}, ratio ${exact(p.ratio)}` : "as it was", `${data.metric} ${write(p.metric)}`,
+    `${amount(p[cost])} ${cost}`].join("\n");
+  const ends = dense[cost] == null ? [] : [dense];
+  const place = { x: cost, y: "metric" };
   return chart({
-    width: 500, height: 330, marginLeft: 56, marginRight: 24,
-    x: { label: cost === "latency" ? "latency, seconds" : cost, tickFormat: amount, ticks: 5, nice: true },
-    y: { label: data.metric, tickFormat: write, grid: true, nice: true },
-    symbol: { legend: true },
+    width: 500, height: 350, marginLeft: 52, marginRight: 24, marginTop: 28, marginBottom: 44, insetTop: 12, inset: 6,
+    x: { label: cost === "latency" ? "latency, seconds" : cost, tickFormat: amount, ticks: 5, tickSize: 0, nice: true },
+    y: { label: data.metric, tickFormat: SHARES.has(data.metric) ? ".0%" : "~g", tickSize: 0, ticks: 6, grid: true, nice: true },
+    color: { legend: true, domain: [...new Set(data.points.map((point) => point.criterion))] },
     marks: [
-      Plot.line(chosen, { x: cost, y: "metric", stroke: ACCENT, strokeWidth: 1.5, curve: "step-after" }),
-      Plot.dot(points, { x: cost, y: "metric", symbol: "criterion", stroke: SOFT, r: 4 }),
-      Plot.dot(chosen, { x: cost, y: "metric", symbol: "criterion", fill: ACCENT, stroke: ACCENT, r: 5 }),
-      Plot.dot(ends, { x: cost, y: "metric", fill: "var(--ink)", r: 5 }),
-      Plot.text(ends, { x: cost, y: "metric", text: () => "dense", dy: -12, fill: "var(--ink)" }),
-      Plot.text(chosen, { x: cost, y: "metric", text: (p) => exact(p.ratio), dy: -12, fill: ACCENT }),
-      Plot.tip([...points, ...ends], Plot.pointer({ x: cost, y: "metric", title, ...BOX })),
+      Plot.line([...chosen, ...ends], { ...place, stroke: PALE, strokeWidth: 5, curve: "step-after" }),
+      Plot.dot(others, { ...place, stroke: "criterion", r: 4, strokeWidth: 1.5 }),
+      Plot.dot(chosen, { ...place, fill: "criterion", r: 5, stroke: "var(--paper)" }),
+      Plot.dot(ends, { ...place, fill: "var(--ink)", r: 5 }),
+      Plot.text(ends, { ...place, text: () => "as it was", dy: -13, textAnchor: "end", dx: 6, fill: "var(--ink)" }),
+      Plot.text(chosen.length > 12 ? [] : chosen, { ...place, text: (p) => exact(p.ratio), dx: 7, dy: 11, textAnchor: "start", fill: SOFT, fontSize: 11 }),
+      Plot.tip([...points, ...ends], Plot.pointer({ ...place, title, ...BOX })),
     ],
   });
 }
@@ -174,7 +178,7 @@ function showReport() {
     figure("file size", share(after.bytes, before.bytes), `${bytes(after.bytes)} of ${bytes(before.bytes)}`, after.bytes / before.bytes),
   ];
   if (validation) {
-    const write = METRICS[validation.metric] ?? exact;
+    const write = written(validation.metric);
     figures.push(figure(validation.metric, write(validation.after), `was ${write(validation.before)}, on ${whole(validation.samples)} samples`));
   }
   const errors = story?.output_error;
@@ -204,29 +208,31 @@ function showReport() {
 }
 
 function showSweep() {
-  const done = data.points.filter((point) => point.error == null), write = METRICS[data.metric] ?? exact;
+  const done = data.points.filter((point) => point.error == null), write = written(data.metric);
+  const failed = data.points.length - done.length;
   const on = (point) => Object.keys(data.fronts).filter((cost) => data.fronts[cost].includes(point.name)).join(", ");
   page.append(el("div", { class: "figures" },
-    figure("points", whole(done.length), `of ${whole(data.points.length)}; the others failed`.replace(/;.*/, done.length < data.points.length ? "$&" : "")),
+    figure("points", whole(done.length), failed ? `${whole(failed)} more failed` : "none failed"),
     figure(`${data.metric}, dense`, write(data.dense.metric), data.data),
     figure("parameters, dense", amount(data.dense.parameters), bytes(data.dense.bytes)),
     figure("MACs, dense", amount(data.dense.macs), "of one sample")));
-  section("Pareto fronts", "No other point is both cheaper and better than one on a line. The numbers are ratios.",
+  section("Pareto fronts", "Filled: no other point is both cheaper and better. The numbers are ratios.",
     el("div", { class: "charts" }, ...Object.entries(data.fronts).map(([cost, names]) => front(done, names, cost, data.dense, write))));
   const kept = (cost) => (point) => (point.error == null ? point[cost] / data.dense[cost] : null);
   section("Points", null, table(data.points, [
     ["criterion", (p) => p.criterion], ["ratio", (p) => p.ratio, exact], ["parameters kept", kept("parameters"), hundredth],
     ["MACs kept", kept("macs"), hundredth], ["file size", (p) => p.bytes, bytes], [data.metric, (p) => p.metric, write],
     ...("latency" in data.fronts ? [["latency, s", (p) => p.latency, exact]] : []),
-    ["seconds", (p) => p.seconds, d3.format(".1f")], ["on the front of", on], ["error", (p) => p.error ?? ""],
+    ["seconds", (p) => p.seconds, d3.format(".1f")], ["on the front of", on], ...(failed ? [["error", (p) => p.error ?? ""]] : []),
   ], "points"));
 }
 
+const GRID = new Set(["ratio", "criterion"]);  // of each point, not of a sweep
 document.title = `${data.title} - onnxprune`;
 page.append(el("h1", {}, data.title), el("div", { class: "soft" }, data.kind === "sweep" ? "Pruned in many ways by onnxprune" : "Pruned by onnxprune"));
 (data.kind === "sweep" ? showSweep : showReport)();
 section("Environment", null, el("div", { class: "columns" },
   el("div", {}, el("h3", {}, "Versions"), facts(Object.entries(data.versions)),
     data.seconds && el("h3", { style: "margin-top: 20px" }, "Seconds"), data.seconds && facts(Object.entries(data.seconds).map(([k, v]) => [k, d3.format(".2f")(v)]))),
-  el("div", {}, el("h3", {}, "Options"), facts(Object.entries(data.options).map(([k, v]) => [k, said(v)])))));
+  el("div", {}, el("h3", {}, "Options"), facts(Object.entries(data.options).filter(([k]) => !(data.kind === "sweep" && GRID.has(k))).map(([k, v]) => [k, said(v)])))));
 page.append(el("footer", {}, `onnxprune ${data.versions.onnxprune}. Charts by Observable Plot and D3 (ISC licence).`));
