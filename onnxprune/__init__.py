@@ -1,7 +1,8 @@
 """Structured pruning of any ONNX model.
 
-`prune`, `inspect`, `plan`, `apply` and `verify` take a path, an onnx ModelProto or an onnx-graphsurgeon Graph.
-They are loaded at their first use, so that importing the package, and the command line's --help, cost nothing.
+`prune`, `largest`, `inspect`, `compare`, `plan`, `apply` and `verify` take a path, an onnx ModelProto or an
+onnx-graphsurgeon Graph; `sweep` takes a path. They are loaded at their first use, so that importing the package, and the command line's --help, cost
+nothing.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Options", "Plan", "Result", "__version__", "apply", "inspect", "plan", "prune", "verify"]
 
 if TYPE_CHECKING:
-    from .api import Result, apply, inspect, plan, prune, verify
+    from .api import Result, apply, compare, inspect, largest, plan, prune, verify
     from .options import Options
     from .plan import Plan
+    from .sweep import sweep
 
-_HOME = {"Options": "options", "Plan": "plan", "Result": "api"} | dict.fromkeys(
-    ("apply", "inspect", "plan", "prune", "verify"), "api"
+__all__ = [
+    "Options", "Plan", "Result", "__version__", "apply", "compare", "inspect", "largest", "plan", "prune", "sweep",
+    "verify",
+]  # fmt: skip
+
+_HOME = {"Options": "options", "Plan": "plan", "sweep": "sweep"} | dict.fromkeys(
+    ("Result", "apply", "compare", "inspect", "largest", "plan", "prune", "verify"), "api"
 )
 
 

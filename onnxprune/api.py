@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import criteria, notes, profile
+from onnxprune import compress, criteria, notes, profile
 from onnxprune.allocate import Costs
 from onnxprune.decide import Decision, decide, planner, settled
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
@@ -136,6 +136,7 @@ def _carried_out(groups: Groups, decision: Decision, options: Options, clock: _C
         profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),
         _infos(groups, kept), _frozen(groups), proof, replace(options, calib=None),
         (*notes.of(groups), *decision.notes), None, dict(clock.seconds), story,
+        compress.told(groups, decision.evidence, kept) if decision.evidence else (),
         _predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
     )  # fmt: skip
     return Result(after.model, plan or _plan(groups, kept, options), report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -10,9 +9,9 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from .errors import OnnxPruneError, RuntimeFailure
+from .errors import explain
 
-COMMANDS = ("compare", "inspect")
+COMMANDS = ("compare", "inspect", "sweep")
 """Modules of `commands` by the first word; without one of these words the job is `prune`."""
 INTERRUPTED = 130
 
@@ -35,21 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--verbose" in args:
             traceback.print_exc()
-        return _fail(*_explain(error))
-
-
-def _explain(error: Exception) -> tuple[str, int]:
-    """One line and the exit code."""
-    if isinstance(error, OnnxPruneError):
-        return error.message, error.exit_code
-    if isinstance(error, MemoryError):
-        return "out of memory; close other programs or use a machine with more", RuntimeFailure.exit_code
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"{error.filename or 'output'}: no space left on the disk; free some and run again", 4
-    if isinstance(error, OSError):
-        return " ".join(str(error).split()), RuntimeFailure.exit_code
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"internal error: {what} (please report it with the traceback that --verbose shows)", 4
+        return _fail(*explain(error))
 
 
 def _fail(message: str, code: int) -> int:

@@ -15,8 +15,9 @@ from onnxprune.criteria import l2
 from onnxprune.criteria.clues import Clues
 from onnxprune.fit.sites import Site
 from onnxprune.groups import Groups
+from onnxprune.labels import Mask
 from onnxprune.obs import eliminate
-from onnxprune.options import Options, Progress
+from onnxprune.options import CurveInfo, Options, Progress
 from onnxprune.profile import summed
 from onnxprune.select import Linked, parts, reachable, select
 from onnxprune.sensitivity import Judge, factor, loss_of
@@ -115,6 +116,22 @@ def shares(
         choice.losses[~reachable(curve.part, len(choice.losses), options)] = np.inf
     taken = allocate(choices, costs, dead, budget)
     return {c.part.name: t for c, t in zip(evidence.curves, taken, strict=True)}
+
+
+def told(groups: Groups, evidence: Evidence, kept: Mask) -> tuple[CurveInfo, ...]:
+    """The curves as plain data, each with the point that was chosen on it. `kept`: ids, after everything."""
+    alive = groups.alive(kept)
+    homes: dict[int, str] = {}
+    for component in groups.components():
+        name = groups.blocks[component[0]][0].parameter
+        homes |= {int(unit): name for k in component for unit in np.unique(groups.classes[groups.blocks[k][2]])}
+    out = []
+    for curve in evidence.curves:
+        units = [u for bucket in curve.part.buckets for u in bucket]
+        losses = tuple(float(f"{x:.6g}") if np.isfinite(x) else None for x in curve.losses)
+        share = float(1 - alive[units].mean())
+        out.append(CurveInfo(homes.get(units[0], ""), len(units), losses, curve.factor, share))
+    return tuple(out)
 
 
 def pq(groups: Groups, scores: Array, options: Options) -> dict[int, float]:

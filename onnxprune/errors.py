@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class OnnxPruneError(Exception):
     """Base of every error raised on purpose; ``message`` is one line, ``exit_code`` is what the CLI returns."""
@@ -35,3 +37,17 @@ class RuntimeFailure(OnnxPruneError):
     """The machine failed: the runtime, a provider, memory or the disk."""
 
     exit_code = 4
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One line and the exit code."""
+    if isinstance(error, OnnxPruneError):
+        return error.message, error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs or use a machine with more", RuntimeFailure.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{error.filename or 'output'}: no space left on the disk; free some and run again", 4
+    if isinstance(error, OSError):
+        return " ".join(str(error).split()), RuntimeFailure.exit_code
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"internal error: {what} (please report it with the traceback that --verbose shows)", 4

@@ -13,6 +13,9 @@ from .options import Options
 MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}
 
 
+CRITERIA = "l1, l2, random, bn-scale, fpgm, lamp, wanda, flap, taylor, taylor-so, lrp, oracle"
+
+
 def plan_flags(parser: argparse.ArgumentParser) -> None:
     """What goes."""
     default = Options()
@@ -21,15 +24,17 @@ def plan_flags(parser: argparse.ArgumentParser) -> None:
         "--ratio", type=take.share, help=f"share of the prunable units to remove (default {default.ratio})"
     )
     what.add_argument(
+        "--criterion", metavar="NAME", help=f"how units are ranked: obs (default; l2 with --fast), {CRITERIA}"
+    )
+    spread_flags(what)
+
+
+def spread_flags(what: argparse._ActionsContainer) -> None:
+    """What goes, whatever the ratio and the criterion."""
+    what.add_argument(
         "--of", choices=("units", "macs", "params", "latency"), help="what the ratio is of (default units)"
     )
     what.add_argument("--fast", action="store_true", help="weights only: l2, the same share everywhere, no refitting")
-    what.add_argument(
-        "--criterion",
-        metavar="NAME",
-        help="how units are ranked: obs (default; l2 with --fast), l1, l2, random, bn-scale, fpgm, lamp, "
-        "wanda, flap, taylor, taylor-so, lrp, oracle",
-    )
     what.add_argument(
         "--scope",
         choices=("local", "global", "sensitivity", "pq"),
@@ -115,8 +120,7 @@ def proof_flags(parser: argparse.ArgumentParser) -> None:
     proof.add_argument("--check-atol", type=take.tolerance, metavar="X", help="allowed absolute error on top of that")
 
 
-def quality_flags(parser: argparse._ActionsContainer) -> None:
-    """A metric and what must hold of it."""
+def metric_flag(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--metric",
         default="",
@@ -124,6 +128,11 @@ def quality_flags(parser: argparse._ActionsContainer) -> None:
         help="top-1, top-5, miou, exact (against labels), agreement, cosine, snr (against the dense model), or "
         "script.py:function (default: what fits the labels; without labels agreement or cosine)",
     )
+
+
+def quality_flags(parser: argparse._ActionsContainer) -> None:
+    """A metric and what must hold of it."""
+    metric_flag(parser)
     parser.add_argument(
         "--validate-samples", type=take.count, default=None, metavar="N", help="at most so many samples"
     )
@@ -152,6 +161,16 @@ def timing_flags(parser: argparse._ActionsContainer) -> None:
 
 def provider_flag(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--providers", nargs="+", metavar="P", help="cpu, cuda, tensorrt or full names (default cpu)")
+
+
+def report_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--report",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="everything about the run: a page to read (.html) or JSON (any other name)",
+    )
 
 
 def options(args: argparse.Namespace) -> Options:

@@ -146,8 +146,23 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class CurveInfo:
+    """What cuts of one set of units that go together (of the group `group`) are expected to cost.
+
+    losses: relative error of the layers that read them, at evenly spaced shares from 0 to 1; None where the limits do
+    not allow the cut. factor: how much of that reaches the outputs, as measured. share: what was removed."""
+
+    group: str
+    units: int
+    losses: tuple[float | None, ...]
+    factor: float | None
+    share: float
+
+
+@dataclass(frozen=True)
 class Report:
-    """The result of one run, as written by `--report out.json` (see `report.to_json`).
+    """The result of one run, as written by `--report out.json` (see `report.to_json`) and shown by
+    `out.html`.
 
     latency: in milliseconds, "predicted" (before, after) where the plan was made for it, "measured" (see
     `latency.Benchmark`) where a benchmark was asked for."""
@@ -162,4 +177,38 @@ class Report:
     validation: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     reconstruction: Mapping[str, Any] | None = None
+    curves: tuple[CurveInfo, ...] = ()
     latency: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One way to prune a model, or why it failed (`error`). Of the original, the ratio is 0.
+
+    latency: seconds of one run, where it was measured. seconds: how long it took to get here. model: the file of it."""
+
+    name: str
+    criterion: str
+    ratio: float
+    metric: float | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    bytes: int | None = None
+    latency: float | None = None
+    seconds: float = 0.0
+    model: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Many points of one model. metric: larger is better; `data`: what it was measured on.
+
+    fronts: by cost, the names of the points that no other one beats in both, the cheapest first."""
+
+    metric: str
+    data: str
+    dense: SweepPoint
+    points: tuple[SweepPoint, ...]
+    fronts: Mapping[str, tuple[str, ...]]
+    options: Options

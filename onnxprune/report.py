@@ -1,4 +1,4 @@
-"""What a run did, for people (tables) and for machines (JSON)."""
+"""What a run did, for people (tables, a page) and for machines (JSON)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,30 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
-from .options import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Report
+from .files import write_json, write_text
+from .options import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Report, Sweep
+from .page import render
 
 SCHEMA = 1
 ROWS = 20
 
 
-def to_json(result: Report | Inspection | Compared) -> dict[str, Any]:
+def to_json(result: Report | Inspection | Compared | Sweep) -> dict[str, Any]:
     """Plain dicts, lists, strings and numbers; `schema` grows when a key changes its meaning."""
     body = _plain(asdict(result))
     header: dict[str, Any] = {"schema": SCHEMA, "kind": type(result).__name__.lower(), "versions": versions()}
     if isinstance(result, Report):
         header["providers"] = list(result.proof.providers)
     return {**header, **body}
+
+
+def write(path: Path, result: Report | Inspection | Sweep, title: str) -> None:
+    """As a page where the name ends in .html, as JSON otherwise."""
+    data = to_json(result)
+    if path.suffix.lower() in (".html", ".htm"):
+        write_text(path, render(data, title))
+    else:
+        write_json(path, data)
 
 
 def versions() -> dict[str, str]:
@@ -100,6 +112,26 @@ def print_inspection(inspection: Inspection, console: Console, verbose: bool = T
     _print_groups(inspection.groups, console, verbose)
     _print_frozen(inspection.frozen, console, verbose)
     _print_notes(inspection.notes, console)
+
+
+def print_sweep(sweep: Sweep, console: Console) -> None:
+    """Every point with what it keeps and costs, and the fronts that it is on."""
+    dense = sweep.dense
+    timed = "latency" in sweep.fronts
+    console.print(f"{sweep.metric} {dense.metric:.2%} as it is, on {sweep.data}")
+    columns = ["criterion", ">ratio", ">parameters", ">MACs", *([">latency"] if timed else []), f">{sweep.metric}"]
+    table = _table(*columns, ">change", "best by")
+    for point in sweep.points:
+        if point.error is not None or point.metric is None or dense.metric is None:
+            table.add_row(point.criterion, f"{point.ratio:g}", *[""] * (4 + timed), f"failed: {point.error}")
+            continue
+        kept = (_percent(point.parameters or 0, dense.parameters or 0), _percent(point.macs or 0, dense.macs or 0))
+        latency = [f"{1000 * (point.latency or 0):.2f} ms"] if timed else []
+        change = f"{100 * (point.metric - dense.metric):+.2f} points"
+        best = ", ".join(cost for cost, names in sweep.fronts.items() if point.name in names)
+        row = (f"{point.ratio:g}", *kept, *latency, f"{point.metric:.2%}", change, best)
+        table.add_row(point.criterion, *row)
+    console.print(table)
 
 
 def size(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib import metadata
@@ -31,6 +32,7 @@ def open_session(model: Model, providers: Sequence[str] = ("cpu",), lean: bool =
     import onnxruntime as ort
 
     options = ort.SessionOptions()
+    options.intra_op_num_threads = threads()
     if lean:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_cpu_mem_arena = False
@@ -42,14 +44,14 @@ def open_session(model: Model, providers: Sequence[str] = ("cpu",), lean: bool =
     return session
 
 
-def deployed(model: Model, providers: Sequence[str] = ("cpu",), threads: int = 0, profile: str = "") -> Any:
-    """An InferenceSession as an application makes it, from the whole file: for measuring time. `threads` inside an
-    operator, 0: as many as the runtime likes. `profile`: the prefix of the file that its profiler is to write."""
+def deployed(model: Model, providers: Sequence[str] = ("cpu",), count: int = 0, profile: str = "") -> Any:
+    """An InferenceSession as an application makes it, from the whole file: for measuring time. `count` threads inside
+    an operator, 0: as many as the runtime likes. `profile`: the prefix of the file that its profiler is to write."""
     wanted = _usable(providers)
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = count or threads()
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
     return _made(model.session_source(), options, wanted)
@@ -84,6 +86,12 @@ def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
 def _refuse(missing: Sequence[str]) -> None:
     if missing:
         raise RuntimeFailure(f"{', '.join(missing)} cannot be used here; {_mend()}, or use --providers cpu")
+
+
+def threads() -> int:
+    """What OMP_NUM_THREADS asks for (numpy heeds it, joblib sets it for its processes); 0: one for every core."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(asked) if asked.isdigit() else 0
 
 
 class Session:

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 from onnxprune import flags
-from onnxprune.commands import prune
+from onnxprune.commands import prune, sweep
 from onnxprune.options import Options
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def test_second_command_runs_the_tests() -> None:
 
 
 def test_every_flag_is_described_and_every_default_is_of_options() -> None:
-    for action in prune.parser()._actions:
+    for action in (*prune.parser()._actions, *sweep.parser()._actions):
         for name in action.option_strings:
             if name.startswith("--") and name not in ("--help", "--version", "--quiet"):
                 assert f"`{name}" in README, name

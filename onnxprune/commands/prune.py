@@ -49,7 +49,7 @@ def parser() -> arguments.Parser:
     flags.timing_flags(time)
     out = made.add_argument_group("output")
     out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")
-    out.add_argument("--report", type=Path, default=None, metavar="JSON", help="write everything about the run")
+    flags.report_flag(out)
     out.add_argument("--save-plan", type=Path, default=None, metavar="FILE", help="write what was removed, as JSON")
     out.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
     return made
@@ -80,10 +80,10 @@ def run(argv: Sequence[str]) -> int:
     if args.save_plan:
         write_json(args.save_plan, result.plan.to_json())
     if args.report or not args.quiet:
-        from onnxprune.report import print_report, to_json
+        from onnxprune.report import print_report, write
 
         if args.report:
-            write_json(args.report, to_json(report))
+            write(args.report, report, args.IN.name)
         if not args.quiet:
             out = console()
             print_report(report, out, args.verbose)

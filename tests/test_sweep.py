@@ -1,0 +1,208 @@
+"""A sweep: its points and fronts, going on after an end, and what becomes of points and processes that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import opened
+
+import onnxprune
+from onnxprune import api
+from onnxprune.cli import main
+from onnxprune.model import Model
+from onnxprune.options import Options, SweepPoint
+from onnxprune.sweep import Job, Measured, fronts
+
+FAST = Options(fast=True)
+
+
+def size(job: Job, model: Model) -> Measured:
+    """A metric that costs nothing."""
+    return Measured("size", model.size() / Model.load(job.model).size(), latency=model.size() / 1e6)
+
+
+def lethal(job: Job, model: Model) -> Measured:
+    """The process dies of one point, always."""
+    if job.options.criterion == "l1" and job.options.ratio == 0.5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return size(job, model)
+
+
+def once(job: Job, model: Model) -> Measured:
+    """The process dies of the first point that gets here, and of no other. Beside the model lies a mark of it."""
+    if model.size() < Model.load(job.model).size():
+        try:
+            os.close(os.open(job.model.with_name("died"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            pass
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return size(job, model)
+
+
+def test_fronts() -> None:
+    def point(name: str, metric: float, macs: int, parameters: int, latency: float | None = 1.0) -> SweepPoint:
+        return SweepPoint(name, "l2", 0.5, metric, parameters, macs, 10, latency)
+
+    a, b, c, d = point("a", 0.9, 100, 50), point("b", 0.8, 50, 60), point("c", 0.7, 60, 40), point("d", 0.8, 50, 90)
+    failed = SweepPoint("e", "l1", 0.5, error="no")
+    found = fronts([a, b, c, d, failed])
+    assert found == {"macs": ("b", "a"), "parameters": ("c", "a"), "latency": ("a",)}
+    assert "latency" not in fronts([a, replace(b, latency=None)])
+    assert fronts([failed]) == {"macs": (), "parameters": ()}
+
+
+def test_goes_on_where_it_was(tiny_path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    folder = tmp_path / "points"
+    made: list[float] = []
+    prune = api.prune
+    monkeypatch.setattr(api, "prune", lambda model, options: made.append(options.ratio) or prune(model, options))
+
+    def sweep(*ratios: float, **more: Any) -> onnxprune.options.Sweep:
+        return onnxprune.sweep(tiny_path, folder, ratios, options=FAST, jobs=1, measure=size, **more)
+
+    first = sweep(0.25, 0.5)
+    assert made == [0.25, 0.5]
+    second = sweep(0.25, 0.5, 0.75)
+    assert made == [0.25, 0.5, 0.75]
+    assert second.points[:2] == first.points
+    assert [path.name for path in sorted(folder.iterdir())] == [
+        "l2-0.25.json", "l2-0.5.json", "l2-0.75.json", "original.json",
+    ]  # fmt: skip
+    (folder / "l2-0.5.json").write_text("{")
+    sweep(0.25, 0.5, 0.75)
+    assert made[3:] == [0.5]
+    sweep(0.25, save_models=True)
+    assert made[4:] == [0.25]
+    assert (folder / "l2-0.25.onnx").stat().st_size < tiny_path.stat().st_size
+    onnxprune.sweep(tiny_path, folder, [0.25], options=replace(FAST, min_channels=7), jobs=1, measure=size)
+    assert made[5:] == [0.25]
+    Model.load(tiny_path).save(tiny_path)
+    sweep(0.5)
+    assert made[6:] == []
+    tiny_path.write_bytes(tiny_path.read_bytes() + b"\x3a\x00")  # another, empty graph to merge: another file
+    sweep(0.5)
+    assert made[6:] == [0.5]
+
+
+def test_a_failing_point_is_recorded_and_tried_again(tiny_path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    prune = api.prune
+
+    def fails(model: Any, options: Options) -> api.Result:
+        if options.ratio == 0.25:
+            raise MemoryError
+        return prune(model, options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "prune", fails)
+        result = onnxprune.sweep(tiny_path, tmp_path / "s", [0.25, 0.5], options=FAST, jobs=1, measure=size)
+    bad, good = result.points
+    assert "out of memory" in str(bad.error)
+    assert bad.metric is None
+    assert good.error is None
+    assert result.fronts["macs"] == (good.name,)
+    assert "out of memory" in json.loads((tmp_path / "s" / "l2-0.25.json").read_text())["point"]["error"]
+    again = onnxprune.sweep(tiny_path, tmp_path / "s", [0.25, 0.5], options=FAST, jobs=1, measure=size)
+    assert [point.error for point in again.points] == [None, None]
+    assert again.points[1] == good
+
+
+def test_a_process_that_dies_takes_no_other_point_along(tiny_path: Path, tmp_path: Path) -> None:
+    criteria = ("l2", "l1")
+    result = onnxprune.sweep(tiny_path, tmp_path / "s", [0.25, 0.5, 0.25], criteria, FAST, jobs=2, measure=lethal)
+    assert [point.name for point in result.points if point.error] == ["l1-0.5"]
+    assert "did not come to an end" in str(result.points[3].error)
+
+
+def test_a_cluster_that_loses_a_worker(tiny_path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(api.__file__).parents[1])]))
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        before = {worker.pid for worker in cluster.workers.values()}
+        result = onnxprune.sweep(
+            tiny_path, tmp_path / "s", [0.25, 0.5, 0.75], ("l1", "l2"), FAST, backend="dask",
+            address=cluster.scheduler_address, measure=once,
+        )  # fmt: skip
+        after = {worker.pid for worker in cluster.workers.values()}
+    assert (tmp_path / "died").exists()
+    assert len(before) == 2
+    assert before != after
+    assert [point.error for point in result.points] == [None] * 6
+    assert len(list((tmp_path / "s").glob("l*.json"))) == 6
+
+
+def test_command(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = np.random.default_rng(0).standard_normal((70, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", image=images, labels=np.arange(70) % 5)
+    html, folder = tmp_path / "s" / "sweep.html", tmp_path / "s"
+    arguments = ["sweep", str(tiny_path), str(folder), "--ratios", "0.25", "0.5", "--criteria", "l2", "l1", "--fast",
+                 "--jobs", "1", "--validate", str(tmp_path / "data.npz"), "--report"]  # fmt: skip
+    assert main([*arguments, str(html)]) == 0
+    text = capsys.readouterr().out
+    assert "top-1" in text
+    assert text.count("points") == 4
+    with opened(html) as page:
+        assert page.locator("section:has(h2:text-is('Pareto fronts')) figure > svg").count() == 2
+        rows = page.locator("section:has(h2:text-is('Points')) tbody tr")
+        assert rows.count() == 4
+        page.get_by_label("Filter points").fill("l1")
+        assert rows.count() == 2
+    assert main([*arguments, str(tmp_path / "s.json"), "-q"]) == 0
+    data = json.loads((tmp_path / "s.json").read_text())
+    assert data["dense"]["ratio"] == 0
+    assert data["points"][0]["parameters"] < data["dense"]["parameters"]
+
+
+def test_without_labels_the_metric_is_agreement(tiny_path: Path, tmp_path: Path) -> None:
+    options = replace(FAST, calib_samples=32)
+    result = onnxprune.sweep(tiny_path, tmp_path / "s", [0.1, 0.7], options=options, jobs=1)
+    assert result.metric == "agreement"
+    assert result.dense.metric == 1
+    light, heavy = (float(point.metric or 0) for point in result.points)
+    assert 0 <= heavy < light < 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--ratios", "1.5"], "--ratios"), (["--criteria", "magic"], "magic"), (["--address", "tcp://h:1"], "--backend"),
+        (["--validate", "no.npz"], "no.npz"), (["--report", "no/r.html"], "does not exist"), (["--jobs", "0"], "--jobs"),
+        (["--calib", "no.npz"], "no.npz"), (["--calib", "no.py:feeds"], "no.py"),
+    ],
+)  # fmt: skip
+def test_wrong_flags(
+    flags: list[str], said: str, tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "points"
+    assert main(["sweep", str(tiny_path), str(folder), *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_no_model_and_no_folder(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", str(tmp_path / "no.onnx"), str(tmp_path / "s")]) == 2
+    assert main(["sweep", str(tiny_path), str(tiny_path)]) == 2
+    assert main(["sweep", str(tiny_path), str(tmp_path / "no" / "s")]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.onnx"]
+    assert main(["sweep", str(tiny_path), str(tmp_path / "s"), "--nodes-to-exclude", "*", "--fast", "--jobs", "1"]) == 4
+    assert "no point could be made" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["dask", "ray"])
+def test_a_cluster_that_is_not_installed(
+    name: str, tiny_path: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, {"dask": "distributed"}.get(name, name), None)
+    assert main(["sweep", str(tiny_path), str(tmp_path / "s"), "--fast", "--backend", name]) == 2
+    assert f"pip install 'onnxprune[{name}]'" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
