@@ -11,15 +11,22 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Options", "Plan", "Result", "__version__", "apply", "inspect", "plan", "prune", "verify"]
+__all__ = [
+    "Options", "Plan", "Result", "__version__", "apply", "apply_plan", "inspect", "plan", "prune", "renamed", "shrink",
+    "sliced", "verify",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from .api import Result, apply, inspect, plan, prune, verify
     from .options import Options
     from .plan import Plan
+    from .shrink import shrink
+    from .transfer import apply_plan, renamed, sliced
 
-_HOME = {"Options": "options", "Plan": "plan", "Result": "api"} | dict.fromkeys(
-    ("apply", "inspect", "plan", "prune", "verify"), "api"
+_HOME = (
+    {"Options": "options", "Plan": "plan", "Result": "api", "shrink": "shrink"}
+    | dict.fromkeys(("apply", "inspect", "plan", "prune", "verify"), "api")
+    | dict.fromkeys(("apply_plan", "renamed", "sliced"), "transfer")
 )
 
 

@@ -12,7 +12,7 @@ from importlib import import_module
 
 from .errors import OnnxPruneError, RuntimeFailure
 
-COMMANDS = ("inspect",)
+COMMANDS = ("apply-plan", "inspect")
 """Modules of `commands` by the first word; without one of these words the job is `prune`."""
 INTERRUPTED = 130
 
