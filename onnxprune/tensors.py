@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from onnxprune.errors import UsageError
@@ -14,9 +16,12 @@ from onnxprune.storage import created, disk_errors, replacing
 from onnxprune.weight import Array
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
-BITS_OF = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool"}
-"""Types of safetensors that numpy knows by other names, or from ml_dtypes only; the others are a letter and bits."""
-LETTERS = {"F": "float", "I": "int", "U": "uint", "C": "complex"}
+TYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
+    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
+}  # fmt: skip
+"""The names of safetensors' types in numpy and ml_dtypes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ def write(path: Path, tensors: Tensors) -> None:
     with disk_errors(path), replacing([path]) as (temporary,):
         if path.suffix == ".safetensors":
             with created(temporary) as put:
-                put(_safetensors_bytes(tensors))
+                for part in _safetensors_bytes(tensors):
+                    put(part)
         else:
             torch = _torch()
             torch.save({name: _to_torch(array) for name, array in tensors.arrays.items()}, temporary)
@@ -62,44 +68,48 @@ def _torch() -> Any:
     return torch
 
 
-def _safetensors() -> Any:
-    try:
-        import safetensors
-    except ImportError:
-        raise UsageError(".safetensors files need 'pip install onnxprune[frameworks]'") from None
-    return safetensors
-
-
 def _read_safetensors(path: Path) -> Tensors:
-    package = _safetensors()
+    """The length of a JSON header, the header, the bytes of the tensors: few enough rules to need no package, and
+    numpy's reader of it knows no bfloat16."""
     try:
-        with package.safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-        stored = package.deserialize(path.read_bytes())
-    except package.SafetensorError as error:
+        data = path.read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        metadata = header.pop("__metadata__", {})
+        arrays = {}
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            if not 0 <= begin <= end <= len(data) - start:
+                raise ValueError("it is truncated")
+            arrays[name] = np.frombuffer(data[start + begin : start + end], _dtype(name, entry["dtype"])).reshape(
+                entry["shape"]
+            )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is not a complete safetensors file ({error}); save it again") from None
-    return Tensors(
-        {n: np.frombuffer(t["data"], _dtype(n, t["dtype"])).reshape(t["shape"]) for n, t in stored}, metadata
-    )
+    return Tensors(arrays, metadata)
 
 
 def _dtype(name: str, kind: str) -> np.dtype[Any]:
-    import ml_dtypes
-
-    known = BITS_OF.get(kind) or f"{LETTERS.get(kind[:1], '?')}{kind[1:]}"
-    try:
-        return np.dtype(getattr(ml_dtypes, known, known))
-    except TypeError:
-        raise UsageError(f"'{name}' has the type {kind}, which numpy lacks; save it as another one") from None
+    if kind not in TYPES:
+        raise UsageError(f"'{name}' has the type {kind}, which numpy lacks; save it as another one")
+    return np.dtype(getattr(ml_dtypes, TYPES[kind], TYPES[kind]))
 
 
-def _safetensors_bytes(tensors: Tensors) -> bytes:
-    flat = {
-        name: {"dtype": array.dtype.name, "shape": list(array.shape), "data": np.ascontiguousarray(array).tobytes()}
-        for name, array in tensors.arrays.items()
-    }
-    data: bytes = _safetensors().serialize(flat, metadata=dict(tensors.metadata) or None)
-    return data
+def _safetensors_bytes(tensors: Tensors) -> Iterator[bytes]:
+    kinds = {np.dtype(getattr(ml_dtypes, name, name)): kind for kind, name in TYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(tensors.metadata)} if tensors.metadata else {}
+    ordered = sorted(tensors.arrays.items(), key=lambda item: -item[1].itemsize)  # so that all of them are aligned
+    offset = 0
+    for name, array in ordered:
+        if array.dtype not in kinds:
+            raise UsageError(f"'{name}' has the type {array.dtype}, which safetensors lacks; write a .pt file")
+        ends = [offset, offset := offset + array.nbytes]
+        header[name] = {"dtype": kinds[array.dtype], "shape": list(array.shape), "data_offsets": ends}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, array in ordered:
+        yield np.ascontiguousarray(array).tobytes()
 
 
 def _read_torch(path: Path) -> Tensors:
@@ -120,8 +130,6 @@ def _from_torch(tensor: Any) -> Array:
     torch = _torch()
     tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.bfloat16:  # numpy has no such type of its own
-        import ml_dtypes
-
         return np.asarray(tensor.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
     try:
         return np.asarray(tensor.numpy())

@@ -254,7 +254,7 @@ def test_command(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     same(load_file(files / "out.safetensors"), expected)
     with safe_open(files / "out.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
-    assert call(files, "own.json", "weights.safetensors", "again.safetensors", "--model", "model.onnx", "-q") == 0
+    assert call(files, "own.json", "weights.safetensors", "again.safetensors", "-q") == 0
     assert capsys.readouterr().out == ""
     assert (files / "again.safetensors").read_bytes() == (files / "out.safetensors").read_bytes()
 
