@@ -113,7 +113,12 @@ class _Matching:
             named = self._named(name, array)
             places = named or list(self._equal(array))
             if named and not np.array_equal(array, self.arrays[named[0].parameter]):
-                self.renewed[name] = named[0].parameter
+                turned = [
+                    p for p in self._equal(array) if p.parameter == named[0].parameter
+                ]  # a square one, transposed
+                places = turned or named
+                if not turned:
+                    self.renewed[name] = named[0].parameter
             cuts = {p.cuts for p in places}
             if len(cuts) == 1 and (named or not _constant(array)):
                 self.cuts[name] = cuts.pop()

@@ -104,6 +104,16 @@ def test_renamed_and_transposed_weights_are_found_by_value() -> None:
         onnxprune.apply_plan(plan, state)
 
 
+def test_a_square_weight_that_an_optimiser_transposed_under_its_name() -> None:
+    model = graph(
+        "(float[N, 8] x) => (float[N, 5] y)", "a = MatMul(x, one) b = Relu(a) y = MatMul(b, two)",
+        one=(8, 8), two=(8, 5),
+    )  # fmt: skip
+    plan, expected = halved(model)
+    state = {name: value.T.copy() for name, value in state_of(model).items()}
+    same(onnxprune.apply_plan(plan, state, model), {name: value.T for name, value in expected.items()})
+
+
 def norm(random: np.random.Generator, n: int) -> dict[str, NDArray[Any]]:
     """Gains of both signs, as training leaves them."""
     values = {"weight": random.choice([-1, 1], n) * random.uniform(0.5, 1.5, n), "bias": random.standard_normal(n),
