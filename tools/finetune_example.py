@@ -1,6 +1,6 @@
 """Prune a torch network through its ONNX file, shrink the module by the plan, fine-tune it, export it again.
 
-    python tools/finetune_example.py DATA WORK --ratio 0.5 --epochs 6
+    python tools/finetune_example.py DATA WORK --epochs 2 --rate 0.02
 
 DATA is the folder with the four `*-ubyte.gz` files of Fashion-MNIST (Debian: `dataset-fashion-mnist`), WORK takes what
 is written. The network is that of `train_fashion.py`; its trained weights are in `models/fashion_resnet_bn.onnx`, under
@@ -105,8 +105,8 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.5, help="share of the MACs that goes")
     parser.add_argument("--fast", action="store_true", help="choose what goes by weights alone")
     parser.add_argument("--start", nargs="+", choices=("sliced", "refitted", "untrained"), default=["refitted"])
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--rate", type=float, default=0.05, help="peak of the learning rate (untrained: 0.2)")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=0.02, help="peak of the learning rate (untrained: 0.2)")
     parser.add_argument("--distil", action="store_true", help="learn from the dense network's answers, too")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
