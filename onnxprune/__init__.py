@@ -17,15 +17,19 @@ if TYPE_CHECKING:
     from .api import Result, apply, compare, inspect, largest, plan, prune, verify
     from .options import Options
     from .plan import Plan
+    from .shrink import shrink
     from .sweep import sweep
+    from .transfer import apply_plan, renamed, sliced
 
 __all__ = [
-    "Options", "Plan", "Result", "__version__", "apply", "compare", "inspect", "largest", "plan", "prune", "sweep",
-    "verify",
+    "Options", "Plan", "Result", "__version__", "apply", "apply_plan", "compare", "inspect", "largest", "plan", "prune",
+    "renamed", "shrink", "sliced", "sweep", "verify",
 ]  # fmt: skip
 
-_HOME = {"Options": "options", "Plan": "plan", "sweep": "sweep"} | dict.fromkeys(
-    ("Result", "apply", "compare", "inspect", "largest", "plan", "prune", "verify"), "api"
+_HOME = (
+    {"Options": "options", "Plan": "plan", "shrink": "shrink", "sweep": "sweep"}
+    | dict.fromkeys(("Result", "apply", "compare", "inspect", "largest", "plan", "prune", "verify"), "api")
+    | dict.fromkeys(("apply_plan", "renamed", "sliced"), "transfer")
 )
 
 

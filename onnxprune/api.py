@@ -179,6 +179,15 @@ def apply(model: Any, plan: Plan, options: Options | None = None, **kw: Any) -> 
     return rewrite(groups.trace, groups.kept_ids(_removed(groups, plan))).model
 
 
+def completed(model: Any, plan: Plan, options: Options | None = None, **kw: Any) -> tuple[Model, Plan]:
+    """The graph whose names a plan bears, and the plan with everything that is coupled to what an edited one removes.
+
+    Raises UsageError where it is not a plan of `model`."""
+    groups = _groups(Model.load(model), _checked(replace(options or Options(), **kw)), _Clock(None))
+    found = _plan(groups, groups.kept_ids(_removed(groups, plan)), Options())
+    return groups.trace.model, replace(plan, groups=found.groups)
+
+
 def verify(model: Any, pruned: Any, plan: Plan, options: Options | None = None, **kw: Any) -> Proof:
     """Prove that `pruned` is `model` without what `plan` removes; CheckFailed where it is not."""
     options = _checked(replace(options or Options(), **kw))
@@ -403,4 +412,4 @@ def _frozen(groups: Groups) -> tuple[FrozenInfo, ...]:
     return tuple(out.values())
 
 
-__all__: Sequence[str] = ["Result", "apply", "inspect", "plan", "prune", "trace", "verify"]
+__all__: Sequence[str] = ["Result", "apply", "completed", "inspect", "plan", "prune", "trace", "verify"]

@@ -11,7 +11,7 @@ from importlib import import_module
 
 from .errors import explain
 
-COMMANDS = ("compare", "inspect", "sweep")
+COMMANDS = ("apply-plan", "compare", "inspect", "sweep")
 """Modules of `commands` by the first word; without one of these words the job is `prune`."""
 INTERRUPTED = 130
 

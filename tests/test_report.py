@@ -21,7 +21,8 @@ COST = Cost(1000, 20000, 4_200_000)
 REPORT = Report(
     COST, Cost(500, 8000, 2_100_000), GROUPS, FROZEN, Proof(7, 3e-7, 1e-5, (1, 2), ("CPUExecutionProvider",)),
     Options(ratio=np.float64(0.5), input_shapes={"x": (1, 3)}), ("conv0 looks like a fixed transform",),
-    {"metric": "top-1", "samples": 2000, "before": 0.92, "after": 0.9}, {"trace": 0.25},
+    {"metric": "top-1", "samples": 2000, "before": 0.92, "after": 0.9, "drop": 0.02, "interval": (0.01, 0.03),
+     "fidelity": {"agreement": 0.95, "cosine": 0.99, "snr": 17.0}}, {"trace": 0.25},
 )  # fmt: skip
 
 
@@ -34,7 +35,17 @@ def printed(result: Report | Inspection, verbose: bool) -> str:
 
 def test_table() -> None:
     text = printed(REPORT, verbose=False)
-    for part in ("50.0%", "40.0%", "4.2 MB", "top-1 of 2,000", "-2.00 points", "head[/bold][0]", "3.0e-07", "1e-05"):
+    for part in (
+        "50.0%",
+        "40.0%",
+        "4.2 MB",
+        "top-1 of 2,000",
+        "-2.00 points (-3.00 to -1.00)",
+        "agreement 95.00%",
+        "head[/bold][0]",
+        "3.0e-07",
+        "1e-05",
+    ):
         assert part in text
     assert "note: conv0 looks like a fixed transform" in text
     assert "and 3 more" in text

@@ -1,0 +1,66 @@
+"""The files for pipelines: they say what the command line and GitHub's schema know, and do what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onnxprune.commands import prune
+
+ROOT = Path(__file__).parents[1]
+ACTION = ROOT / "tools" / "action" / "action.yml"
+DOCKERFILE = ROOT / "tools" / "docker" / "Dockerfile"
+
+
+def script() -> str:
+    """The shell of the step that prunes: the last block of the file."""
+    text = ACTION.read_text("utf-8").rpartition("run: |\n")[2]
+    return "\n".join(line.strip() for line in text.splitlines())
+
+
+def test_action_fits_the_schema() -> None:
+    pytest.importorskip("check_jsonschema")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-actions", str(ACTION)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the action runs in bash")
+@pytest.mark.parametrize("optional", [True, False])
+def test_action_calls_the_command(tmp_path: Path, optional: bool) -> None:
+    fake = tmp_path / "onnxprune"
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > called\n')
+    fake.chmod(0o755)
+    given = {"MODEL": "a model.onnx", "OUT": "out.onnx", "RATIO": "0.4", "CALIB": "my data", "REPORT": "r.json"}
+    given["ARGS"] = "--of macs"
+    if not optional:
+        given |= {"CALIB": "", "REPORT": "", "ARGS": ""}
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    environment = {**given, "PATH": path, "GITHUB_OUTPUT": str(tmp_path / "output")}
+    subprocess.run(["bash", "-eo", "pipefail", "-c", script()], cwd=tmp_path, env=environment, check=True)
+    called = (tmp_path / "called").read_text().splitlines()
+    more = ["--calib", "my data", "--report", "r.json", "--of", "macs"] if optional else []
+    assert called == ["a model.onnx", "out.onnx", "--ratio", "0.4", *more]
+    assert prune.parser().parse_args(called).ratio == 0.4
+    assert (tmp_path / "output").read_text() == "model=out.onnx\n"
+
+
+def test_action_puts_no_input_into_a_script() -> None:
+    assert "${{" not in script()
+    assert set(re.findall(r"inputs\.([\w-]+)", ACTION.read_text())) == set(
+        re.findall(r"^  ([\w-]+):\n    description", ACTION.read_text().partition("outputs:")[0], re.MULTILINE)
+    )
+
+
+def test_dockerfile_copies_what_there_is() -> None:
+    text = DOCKERFILE.read_text()
+    copied = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for name in line.split()]
+    assert copied
+    assert all((ROOT / name).exists() for name in copied)
+    assert text.index("USER 1000") < text.index("ENTRYPOINT")
