@@ -16,12 +16,13 @@ from onnx import ModelProto
 from random_graph import models
 from test_shifted import convolutions, perceptron
 
-from onnxprune import api, profile
+from onnxprune import profile
 from onnxprune.allocate import Choice, Costs, allocate
 from onnxprune.decide import budget, by_weights
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.rewrite import rewrite
+from onnxprune.stages import Clock, analysed
 
 Array = NDArray[Any]
 NONE = np.zeros(12, bool)
@@ -190,7 +191,7 @@ NETS = {"residual": residual, "attention": attention, "convolutions": convolutio
 
 def grouped(model: ModelProto, **options: Any) -> tuple[Any, Options]:
     chosen = Options(**{"ratio": 0.4, "residual": True, "fast": True} | options).resolved()
-    return api._groups(Model.load(model), chosen, api._Clock(None)), chosen
+    return analysed(Model.load(model), chosen, Clock()), chosen
 
 
 def plans(model: ModelProto) -> Any:

@@ -33,6 +33,7 @@ from onnxprune.report import to_json
 from onnxprune.rewrite import rewrite
 from onnxprune.select import select
 from onnxprune.sensitivity import Judge
+from onnxprune.stages import Clock, analysed
 
 MODELS = Path(__file__).parent.parent / "models"
 RESNET, ATTENTION = MODELS / "fashion_resnet.onnx", MODELS / "tiny_attention.onnx"
@@ -61,7 +62,7 @@ CALIB = [inputs(net(), 24, 1)]
 
 
 def grouped(model: Any, options: Options) -> Groups:
-    return api._groups(Model.load(model), options, api._Clock(None))
+    return analysed(Model.load(model), options, Clock())
 
 
 # -- budgets ------------------------------------------------------------------------------------------------------------

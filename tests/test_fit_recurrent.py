@@ -10,7 +10,7 @@ from graphs import array, graph, inputs, replace, run, silence
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnxprune.api import _Clock, _groups, prune
+from onnxprune.api import prune
 from onnxprune.fit.layers import layers
 from onnxprune.fit.recurrent import Recurrent
 from onnxprune.fit.sites import Site, collect
@@ -20,6 +20,7 @@ from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.reconstruct import Reconstruction, Refits
 from onnxprune.rewrite import rewrite
+from onnxprune.stages import Clock, analysed
 
 Array = NDArray[Any]
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -63,7 +64,7 @@ def feeds(model: ModelProto, count: int = 6, batch: int = 40, seed: int = 1) -> 
 
 
 def traced(model: ModelProto) -> Groups:
-    return _groups(Model.load(model), Options(), _Clock(None))
+    return analysed(Model.load(model), Options(), Clock())
 
 
 def without(groups: Groups, name: str, share: float, seed: int = 0) -> Array:

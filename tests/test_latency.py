@@ -25,6 +25,7 @@ from onnxprune.rewrite import rewrite
 from onnxprune.segments import Segments, signature
 from onnxprune.select import parts, reachable, select
 from onnxprune.shapes import infer
+from onnxprune.stages import Clock, analysed
 
 MODELS = Path(__file__).parents[1] / "models"
 sys.path.insert(0, str(MODELS.parent))
@@ -40,7 +41,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def grouped(model: Any) -> Groups:
-    return api._groups(Model.load(model), Options(), api._Clock(None))
+    return analysed(Model.load(model), Options(), Clock())
 
 
 def wide(width: int = 64) -> ModelProto:

@@ -24,6 +24,7 @@ from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.select import select
 from onnxprune.shapes import infer
 from onnxprune.slicing import take
+from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Slice
 
 verify = import_module("onnxprune.verify")  # the package's attribute of that name is the function
@@ -34,7 +35,7 @@ class Pruning:
 
     def __init__(self, model: ModelProto, **options: Any) -> None:
         self.options = Options(ratio=0.5, residual=True, fast=True, **options).resolved()
-        self.groups: Groups = api._groups(Model.load(model), self.options, api._Clock(None))
+        self.groups: Groups = analysed(Model.load(model), self.options, Clock())
         scores = profile.importance(self.groups, l2, 0)
         self.kept: Mask = self.groups.kept_ids(select(self.groups, scores, self.options))
         self.after = rewrite(self.groups.trace, self.kept)

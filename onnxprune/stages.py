@@ -1,0 +1,160 @@
+"""The stages of a run that need no decision: check the options, load into groups, rewrite, prove. What goes is decided
+elsewhere."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import onnx
+
+from onnxprune import criteria, profile
+from onnxprune.errors import CheckFailed, UsageError
+from onnxprune.groups import Groups, build
+from onnxprune.labels import Labels, Mask
+from onnxprune.model import Model
+from onnxprune.options import Options, Progress, Proof
+from onnxprune.rewrite import Rewritten, rewrite
+from onnxprune.rules import RULES
+from onnxprune.shapes import infer
+from onnxprune.trace import Trace
+from onnxprune.verify import equivalence, retrace
+
+ROUNDS = 6
+"""Tracing is run again while it learns which axes of a parameter belong together; a handful of rounds settles it."""
+
+
+@dataclass
+class Clock:
+    """Seconds of every stage; a call begins the next one."""
+
+    progress: Progress | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    at: float = field(default_factory=time.perf_counter)
+    stage: str = ""
+
+    def __call__(self, stage: str) -> None:
+        now = time.perf_counter()
+        if self.stage:
+            self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self.at
+        self.at, self.stage = now, stage
+        if self.progress and stage:
+            self.progress(stage, 0.0)
+
+
+def checked(options: Options) -> Options:
+    if not 0 < options.ratio < 1:
+        raise UsageError(
+            f"ratio {options.ratio} is not between 0 and 1; it is the share of units to remove, such as 0.3"
+        )
+    if options.scope not in ("", "local", "global", "sensitivity", "pq"):
+        raise UsageError(f"no scope '{options.scope}'; choose local, global, sensitivity or pq")
+    if options.of not in ("units", "macs", "params", "latency"):
+        raise UsageError(f"no '{options.of}' to take a share of; choose units, macs, params or latency")
+    if options.reconstruct not in ("", "ls", "merge", "none"):
+        raise UsageError("`reconstruct` is ls, merge or none")
+    if options.calib_samples < 1 or options.calib_batch < 1 or options.memory < 1 << 20:
+        raise UsageError("--calib-samples is at least 1, --memory at least 1 MiB")
+    if options.round_to < 0 or options.min_channels < 1 or not 0 < options.max_ratio <= 1:
+        raise UsageError("--round-to is auto (0) or from 1 on, --min-channels at least 1, --max-ratio in (0, 1]")
+    if options.threads < 0 or options.batch < 1:
+        raise UsageError("--threads is from 0 on (0: as many as the runtime likes), --batch from 1 on")
+    if options.criterion:
+        criteria.check(options.criterion)
+    return options
+
+
+def analysed(source: Model, options: Options, clock: Clock) -> Groups:
+    working = source.normalised()
+    clock("shapes")
+    shapes = infer(working, options.input_shapes)
+    clock("trace")
+    structures: dict[Any, Any] = {}
+    for _ in range(ROUNDS):
+        traced = Trace(working, shapes, Labels(), structures, excluded=_excluded(options))
+        traced.run(RULES)
+        more = {
+            k: [*structures.get(k, []), *(a for a in v if a not in structures.get(k, []))]
+            for k, v in traced.demands.items()
+        }
+        if all(structures.get(k) == v for k, v in more.items()):
+            break
+        structures = structures | more
+    clock("group")
+    return build(traced)
+
+
+def _excluded(options: Options) -> Callable[[onnx.NodeProto], bool]:
+    names, types = list(options.nodes_to_exclude), set(options.op_types_to_exclude)
+
+    def matches(node: onnx.NodeProto) -> bool:
+        if node.op_type in types:
+            return True
+        return any(
+            re.search(n[3:], node.name) is not None if n.startswith("re:") else fnmatch.fnmatchcase(node.name, n)
+            for n in names
+        )
+
+    return matches
+
+
+def proven(groups: Groups, removed: Mask, options: Options, clock: Clock) -> tuple[Rewritten, Mask, Proof, float]:
+    """The rewritten graph without `removed`, what is kept, the proof, and its MACs."""
+    kept = groups.kept_ids(removed)
+    clock("rewrite")
+    after = rewrite(groups.trace, kept)
+    return after, kept, *prove(groups, kept, after, options, clock)
+
+
+def prove(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock: Clock) -> tuple[Proof, float]:
+    couplings = check(groups, kept, after, options, clock)
+    clock("equivalence")
+    proof = equivalence(groups.trace, kept, after.model, options)
+    return replace(proof, couplings=couplings), profile.macs(groups.trace, kept)
+
+
+def check(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock: Clock) -> int:
+    """Re-trace and onnx.checker: what can be shown of a graph whatever its weights are."""
+    clock("re-trace")
+    shapes = infer(after.model, options.input_shapes)
+    couplings = retrace(groups.trace, groups, kept, after, shapes)
+    clock("check")
+    try:
+        onnx.checker.check_model(_checkable(after.model))
+    except onnx.checker.ValidationError as e:
+        if _valid(groups.trace.model):
+            raise CheckFailed(f"onnx.checker refuses the pruned model: {str(e).splitlines()[0]}") from e
+    return couplings
+
+
+def _valid(model: Model) -> bool:
+    """Whether onnx.checker accepts the original: it refuses some files that run everywhere."""
+    try:
+        onnx.checker.check_model(_checkable(model))
+    except onnx.checker.ValidationError:
+        return False
+    return True
+
+
+def _checkable(model: Model) -> onnx.ModelProto:
+    """The graph with its large weights declared as inputs: what the checker looks at, without a copy of the bytes."""
+    model.sync()
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    small = []
+    listed = {i.name for i in proto.graph.input}
+    for tensor in proto.graph.initializer:
+        weight = model.weights[tensor.name]
+        if weight.nbytes < 1024:
+            weight.fill(tensor)
+            small.append(tensor)
+        elif tensor.name not in listed:
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, weight.onnx_type, weight.shape))
+    filled = [onnx.TensorProto.FromString(t.SerializeToString()) for t in small]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(filled)
+    return proto
