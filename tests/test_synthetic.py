@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.calibration import sounds, synthetic
+from onnxprune.calibration import lettering, sounds, synthetic
 from onnxprune.calibration.calibrate import calibration
 from onnxprune.model import Model
 from onnxprune.options import Options
@@ -163,3 +163,32 @@ def test_texts_of_any_length(length: int) -> None:
     made = synthetic.tokens(rng(), np.arange(5, 30), (200, length))
     assert made.shape == (200, length)
     assert np.isin(made, np.arange(5, 30)).all()
+
+
+def test_letters_are_drawn_as_they_were() -> None:
+    """Corners of some capitals, and every letter within its lines."""
+    found = dict(zip(map(chr, range(33, 127)), lettering.GLYPHS, strict=True))
+    assert [s.tolist() for s in found["A"]] == [[[0, -12], [-8, 9]], [[0, -12], [8, 9]], [[-5, 2], [5, 2]]]
+    assert [s.tolist() for s in found["L"]] == [[[-6, -12], [-6, 9]], [[-6, 9], [6, 9]]]
+    for letter in "ABCDEFGHIJKLMNOPRSTUVWXYZ0123456789":
+        y = np.concatenate(found[letter])[:, 1]
+        assert (y.min(), y.max()) == (-12, 9), letter
+
+
+def test_lines_of_writing_lie_in_their_box_and_follow_the_seed() -> None:
+    for seed in range(30):
+        ends, pen = lettering.segments(rng(seed), 48, 320)
+        assert len(ends) > 4
+        assert 1 <= pen < 12
+        assert (ends[..., 0] > -8).all()
+        assert (ends[..., 0] < 56).all()
+        assert (ends[..., 1] > -20).all()
+        assert (ends[..., 1] < 340).all()
+    assert np.array_equal(lettering.segments(rng(1), 48, 320)[0], lettering.segments(rng(1), 48, 320)[0])
+
+
+def test_wide_images_are_mostly_written_on() -> None:
+    """A plain background beside strokes: few images have texture everywhere."""
+    made = synthetic.images(rng(), 60, 3, 32, 200)
+    plain = [np.abs(np.diff(image, axis=2)).max(0).mean(0).__lt__(0.05).mean() > 0.02 for image in made]
+    assert 0.6 < np.mean(plain) < 0.95
