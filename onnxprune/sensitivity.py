@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import OnnxPruneError, RuntimeFailure
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.sites import Site
 from onnxprune.fit.tails import tail
@@ -24,7 +24,7 @@ from onnxprune.labels import Mask
 from onnxprune.model import Model
 from onnxprune.obs import DAMP
 from onnxprune.rewrite import rewrite
-from onnxprune.runtime import open_session
+from onnxprune.runtime import first_line, open_session
 from onnxprune.verify import last, taps, with_outputs
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -59,7 +59,10 @@ class Judge:
 
     def _outputs(self, model: Model) -> list[list[NDArray[np.float64]]]:
         session = open_session(with_outputs(self.groups.trace, model, self.taps), self.providers)
-        runs = [session.run(self.names, dict(feed)) for feed in self.feeds]
+        try:
+            runs = [session.run(self.names, dict(feed)) for feed in self.feeds]
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise RuntimeFailure(f"ONNX Runtime failed on calibration inputs: {first_line(error)}") from error
         return [
             [np.asarray(r[k], np.float64) for r in runs]
             for k in range(len(self.names))

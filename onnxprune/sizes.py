@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from onnx import TensorProto, ValueInfoProto
+from onnx import TensorProto, TensorShapeProto, ValueInfoProto
 
 from .errors import UsageError
 
@@ -72,6 +72,11 @@ class Plan:
             yield from ({**text, s: text[s] + q} for q in self.queries for s in others)
 
 
+def symbol(dim: TensorShapeProto.Dimension) -> str:
+    """The name of an open dimension; a "?" stands for any size and ties nothing."""
+    return str(dim.dim_param) if re.search(r"\w", dim.dim_param) else ""
+
+
 def plan(inputs: Sequence[ValueInfoProto], fixed: Mapping[str, Sequence[int]]) -> Plan:
     """Read the inputs' declared dimensions; `fixed` gives sizes for some inputs (0 or less: as declared)."""
     types = {i.name: i.type.tensor_type for i in inputs if i.type.WhichOneof("value") == "tensor_type"}
@@ -81,7 +86,7 @@ def plan(inputs: Sequence[ValueInfoProto], fixed: Mapping[str, Sequence[int]]) -
     declared: dict[str, list[Axis]] = {}
     for name, tensor in types.items():
         if tensor.HasField("shape"):
-            dims = [(d.dim_value if d.dim_value > 0 else d.dim_param) for d in tensor.shape.dim]
+            dims = [(d.dim_value if d.dim_value > 0 else symbol(d)) for d in tensor.shape.dim]
             declared[name] = [d or ("axis 0" if i == 0 else f"{name} axis {i}") for i, d in enumerate(dims)]
         elif name in fixed:
             declared[name] = [d if d > 0 else f"{name} axis {i}" for i, d in enumerate(fixed[name])]

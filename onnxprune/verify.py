@@ -23,6 +23,7 @@ from onnxprune.rewrite import Rewritten
 from onnxprune.rules import RULES
 from onnxprune.runtime import Session, first_line
 from onnxprune.shapes import Shapes, infer
+from onnxprune.sizes import symbol
 from onnxprune.trace import Trace, captured, nested
 
 SATURATING = {"Sigmoid", "Softmax", "LogSoftmax", "Tanh", "HardSigmoid"}
@@ -244,7 +245,7 @@ def _runnable(
         if info.name in shapes:
             for axis, dim in enumerate(info.type.tensor_type.shape.dim):
                 if not dim.dim_value:
-                    symbols[dim.dim_param or f"{info.name}.{axis}"].append((info.name, axis))
+                    symbols[symbol(dim) or f"{info.name}.{axis}"].append((info.name, axis))
     session = Session(model, options.providers)
     for factor, offset in ((1, 1), (1, -1), (2, 0), (4, 0), (16, 0), (64, 0), (0, 1), (0, 512), (0, 16000)):
         for places in symbols.values():

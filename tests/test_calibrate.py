@@ -391,3 +391,37 @@ def test_a_model_that_runs_on_nothing() -> None:
     model = parsed("(float[N, 4] x) => (float y) { s = Size(x) y = Gather(table, s) }", table=np.ones(2, np.float32))
     with pytest.raises(RuntimeFailure, match="--calib"):
         run(model)
+
+
+READER = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 3, OPEN] x) => (float[N, 8, H, W] y)
+<float[8, 3, 3, 3] w1, float[8, 8, 3, 3] w2>
+{ a = Conv<strides = [4, 2], pads = [1, 1, 1, 1]>(x, w1) b = Relu(a) y = Conv<strides = STRIDES, pads = [1, 1, 1, 1]>(b, w2) }"""
+
+
+@pytest.mark.parametrize(
+    ("dims", "strides", "wanted"),
+    [
+        ('"?", "?"', "[4, 1]", (48, 192)),
+        ("H0, W0", "[4, 1]", (48, 192)),
+        ("H0, W0", "[1, 2]", None),
+        ("48, W0", "[4, 1]", (48, 192)),
+    ],
+)
+def test_what_shrinks_in_height_reads_lines(dims: str, strides: str, wanted: tuple[int, int] | None) -> None:
+    names = ["q0", "q1"] if "?" in dims else []
+    text = (
+        READER.replace("OPEN", ", ".join(names) or dims)
+        .replace("STRIDES", strides)
+        .replace("<float[8, 3, 3, 3] w1, float[8, 8, 3, 3] w2>\n", "")
+    )
+    proto = onnx.parser.parse_model(text)
+    for dim in proto.graph.input[0].type.tensor_type.shape.dim[2:] if names else ():
+        dim.dim_param = "?"
+    for name, shape in (("w1", (8, 3, 3, 3)), ("w2", (8, 8, 3, 3))):
+        proto.graph.initializer.append(
+            numpy_helper.from_array(np.random.default_rng(0).standard_normal(shape).astype(np.float32), name)
+        )
+    model = Model.load(proto).normalised()
+    found = calibration(model, infer(model), Options(calib_samples=2)).feeds[0]["x"].shape[2:]
+    assert found == wanted if wanted else found[0] == found[1]

@@ -26,6 +26,8 @@ LONG = 256
 TOKENS = 64
 """Length of a text where the model leaves it open: more tokens say more, and models of short texts still take it."""
 CHANNELS = (1, 3, 4)
+LINE = 48
+"""Height of a line of text where the model leaves it open."""
 WAVES = (4096, 512)
 """Lengths of sound to try where the model leaves it open."""
 TIMES = 1000
@@ -215,7 +217,7 @@ def sizes(model: Model, shapes: Shapes, batch: int, given: Mapping[str, Sequence
 
 def _image_size(spec: Input, shapes: Shapes, symbols: Mapping[int, str]) -> dict[str, int]:
     """Seven or eight positions a side where the network is coarsest, as at 224 for the usual stride of 32; a width
-    that alone is open is that of a line of text."""
+    that alone is open is that of a line of text, and so are both where much less is left of the height."""
     rank = len(spec.axes)
     rows, columns = (rank - 2, rank - 1) if spec.channel == 1 else (rank - 3, rank - 2)
     high, wide = spec.axes[rows], spec.axes[columns]
@@ -224,9 +226,22 @@ def _image_size(spec: Input, shapes: Shapes, symbols: Mapping[int, str]) -> dict
     if rows not in symbols:
         return {symbols[columns]: wide} if columns in symbols and wide else {}
     size = shapes.inputs[0][spec.name][rows]
+    if columns in symbols and _reads_lines(spec, shapes, rows, columns):
+        return {symbols[rows]: LINE, symbols[columns]: 4 * LINE}
     least = min((d for name, dims in shapes.probe[0].items() if len(dims) == rank
                  for d, other in zip(dims[1:], shapes.probe[1].get(name, ())[1:], strict=False)
                  if d and other and d != other), default=size)  # fmt: skip
     stride = max(1, size // max(least, 1))
     best = 224 if stride >= 16 else max(32, 8 * stride)
     return {symbols[k]: best for k in (rows, columns) if k in symbols}
+
+
+def _reads_lines(spec: Input, shapes: Shapes, rows: int, columns: int) -> bool:
+    """Whether the height shrinks to less than half of what the width does: writing goes on to the right."""
+    height, width = (shapes.inputs[0][spec.name][k] for k in (rows, columns))
+    left = [dims for name, dims in shapes.probe[0].items() if len(dims) == len(spec.axes)
+            and dims[rows] and dims[columns] and dims[columns] != shapes.probe[1].get(name, dims)[columns]]  # fmt: skip
+    if not left:
+        return False
+    high, wide = (min(dims[k] or 1 for dims in left) for k in (rows, columns))
+    return height * wide >= 2 * width * high
