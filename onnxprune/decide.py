@@ -54,7 +54,7 @@ def settled(groups: Groups, options: Options) -> Options:
     """Resolved, and with the multiple to round to that this machine likes where it was left to be found out."""
     options = options.resolved()
     if options.round_to == 0:
-        return replace(options, round_to=timings.multiple(groups, options), round_narrow=True)
+        return replace(options, round_to=timings.multiple(groups, options))
     return options
 
 

@@ -31,7 +31,6 @@ class Options:
     max_ratio: at most this share of any group, in every scope.
     round_to: kept counts are rounded to the nearest multiple of this; 0: of what wastes no time in this runtime on
     this machine, as measured. With `of` "latency" this is so unless the multiple is 2 or more.
-    round_narrow: sets of fewer units than two such multiples round to its half, its quarter, ... (for round_to 0 set).
     threads, batch: what time is measured with: threads inside an operator (0: the runtime's default) and samples.
     residual: prune units that cross a normalisation over their own axis (a transformer's residual width).
     """
@@ -54,7 +53,6 @@ class Options:
     conv_residual: bool = True
     min_channels: int = 1
     round_to: int = 1
-    round_narrow: bool = False
     max_ratio: float = 1.0
     floor: float = 0.1
     nodes_to_exclude: Sequence[str] = ()

@@ -258,8 +258,6 @@ def _round(part: Linked, wanted: float, limit: int, options: Options) -> float:
     if options.round_to == 1 and part.coarse(wanted):
         return wanted
     n, each = options.round_to, min(map(len, part.buckets))
-    while options.round_narrow and n > 1 and each < 2 * n:
-        n //= 2
     steps = np.arange(limit + 1)
     good = steps[(steps == 0) | ((each - steps * each // part.steps) % n == 0)]
     if n == 1 or each % n == 0:

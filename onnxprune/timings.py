@@ -50,8 +50,8 @@ LAYOUT = {"ReorderInput", "ReorderOutput"}
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 LARGEST = 4
 """So many kinds of segments, those with the most MACs, show which multiples the runtime likes."""
-GAIN = 0.05
-"""A larger multiple must waste less by this share of the time."""
+PAYS = 0.5
+"""Share of the expected saving from which a step is worth it."""
 
 
 @dataclass
@@ -188,26 +188,23 @@ def fitted(segment: Segment, points: Sequence[tuple[list[float], float, float]])
 
 
 def multiple(groups: Groups, options: Options) -> int:
-    """The least multiple of units that wastes no time: compared with what widths in between should take, going by
-    the whole and the half. In one thread: what the kernels like does not hang on how work is shared out."""
+    """The least multiple of units by which a step pays: that, and every larger one, saves at least half of what its
+    share of the work lets expect. In one thread: what kernels like does not hang on how work is shared out."""
     timer = Timer(groups, replace(options, threads=1))
-    wasted: dict[int, list[tuple[float, float]]] = {m: [] for m in MULTIPLES}
+    saved: dict[int, list[tuple[float, float]]] = {}
     for segment in _largest(timer.segments.found, groups):
-        half = timer.at(segment, [b.shape[-1] // 2 for b in segment.blocks])
-        whole = timer.at(segment, [None for _ in segment.blocks])
-        if half is None or whole is None:
-            continue
-        (low, fast), (high, slow) = ((share(segment.blocks, kept), seconds) for kept, seconds in (half, whole))
         for m in MULTIPLES:
-            found = timer.at(segment, [_odd(b.shape[-1], m) for b in segment.blocks])
-            if found is not None and high > low:
-                expected = fast + (slow - fast) * (share(segment.blocks, found[0]) - low) / (high - low)
-                wasted[m].append((found[1] / expected, slow))
+            steps = [_step(b.shape[-1], m) for b in segment.blocks]
+            fewer, more = (timer.at(segment, [step[k] for step in steps]) for k in (0, 1))
+            if fewer is None or more is None:
+                continue
+            less, full = (share(segment.blocks, kept) for kept, _ in (fewer, more))
+            if less < full:
+                part = (1 - fewer[1] / more[1]) / (1 - less / full)
+                saved.setdefault(m, []).append((min(max(part, 0.0), 1.0), segment.macs))
     timer.save()
-    waste = {m: sum(x * w for x, w in found) / sum(w for _, w in found) for m, found in wasted.items() if found}
-    if not waste:
-        return 1
-    return next(m for m in MULTIPLES if m in waste and waste[m] <= min(waste[n] for n in waste if n >= m) + GAIN)
+    pays = {m: sum(x * w for x, w in found) / sum(w for _, w in found) >= PAYS for m, found in saved.items()}
+    return next((m for m in sorted(pays) if all(pays[n] for n in pays if n >= m)), 1)
 
 
 def _largest(segments: Sequence[Segment], groups: Groups) -> list[Segment]:
@@ -220,10 +217,11 @@ def _largest(segments: Sequence[Segment], groups: Groups) -> list[Segment]:
     return [alike[0] for alike in most[:LARGEST]]
 
 
-def _odd(units: int, multiple: int) -> int:
-    """The odd multiple next below four fifths of the units, so that no larger power of two divides it."""
-    times = int(0.8 * units) // multiple
-    return max(1, times - 1 + times % 2) * multiple
+def _step(units: int, multiple: int) -> tuple[int | None, int | None]:
+    """An odd multiple below nine tenths of the units and the even one above it; of narrower blocks nothing goes."""
+    times = int(0.9 * units) // multiple
+    odd = times - 1 + times % 2
+    return (odd * multiple, (odd + 1) * multiple) if odd > 0 and (odd + 1) * multiple <= units else (None, None)
 
 
 def measured(model: Model, sizes: Inputs, options: Options) -> float:

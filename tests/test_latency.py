@@ -23,7 +23,7 @@ from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.rewrite import rewrite
 from onnxprune.segments import Segments, signature
-from onnxprune.select import parts, reachable, select
+from onnxprune.select import parts, reachable
 from onnxprune.shapes import infer
 from onnxprune.stages import Clock, analysed
 
@@ -204,7 +204,7 @@ def test_predicted_time_is_that_of_the_pruned_model(monkeypatch: pytest.MonkeyPa
     pretend(monkeypatch)
     groups = grouped(wide(128))
     options = settled(groups, Options(fast=True, of="latency", residual=True))
-    assert (options.round_to, options.round_narrow) == (16, True)
+    assert options.round_to == 16
     costs = timings.costs(groups, options)
     removed = by_weights(groups, options, costs)
     after = 1e-5 + by_columns(rewrite(groups.trace, groups.kept_ids(removed)).model, {}, options)
@@ -256,15 +256,6 @@ def test_a_cache_that_cannot_be_read_or_written_is_no_error(monkeypatch: pytest.
 
 
 # -- rounding -----------------------------------------------------------------------------------------------------------
-
-
-def test_narrow_sets_round_to_a_part_of_the_multiple() -> None:
-    groups = grouped(wide(16))
-    scores = np.arange(len(groups.prunable), dtype=float)
-    for narrow, kept in ((False, 16), (True, 8)):
-        options = Options(fast=True, ratio=0.4, round_to=16, round_narrow=narrow).resolved()
-        kept_ids = groups.kept_ids(select(groups, scores, options))
-        assert rewrite(groups.trace, kept_ids).model.weights["w2"].shape[0] == kept
 
 
 def test_only_levels_that_rounding_leaves_are_reachable() -> None:
