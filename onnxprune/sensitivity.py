@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError, RuntimeFailure
 from onnxprune.fit.fitted import Fitted
+from onnxprune.fit.linear import Linear
 from onnxprune.fit.sites import Site
 from onnxprune.fit.tails import tail
 from onnxprune.fit.walk import Topology
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
-from onnxprune.model import Model
+from onnxprune.model import Model, Weight
 from onnxprune.obs import DAMP
 from onnxprune.rewrite import rewrite
 from onnxprune.runtime import first_line, open_session
+from onnxprune.trace import Trace
 from onnxprune.verify import last, taps, with_outputs
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -77,6 +79,7 @@ def compensated(groups: Groups, sites: Sequence[Site], removed: Mask) -> Model:
     model = groups.trace.model.copy()
     graph = Topology(model)
     fitted = Fitted(graph, groups.trace.shapes.dtype, {})
+    fresh: dict[str, Linear] = {}
     for site in sites:
         if alive[site.units].all():
             continue
@@ -84,9 +87,23 @@ def compensated(groups: Groups, sites: Sequence[Site], removed: Mask) -> Model:
         moved = np.einsum("gk,gko->go", site.mean, site.matrix - matrix).ravel()
         site.members[0].write(model, matrix)
         if site.movable:
-            own = [m.on(graph.nodes[m.index]) for m in site.members]
+            own, before = [m.on(graph.nodes[m.index]) for m in site.members], set(model.weights)
             fitted.move([tail(m, graph, moved.size, groups.trace.rank(m.out)) for m in own], moved)
-    return rewrite(replace(groups.trace, model=model), kept).model
+            fresh |= dict.fromkeys(model.weights.keys() - before, own[0])
+    after = rewrite(replace(groups.trace, model=model), kept).model
+    for name, layer in fresh.items():
+        after.weights[name] = _cut(after.weights[name], layer, groups.trace, kept)
+    return after
+
+
+def _cut(bias: Weight, layer: Linear, trace: Trace, kept: Mask) -> Weight:
+    """A bias that was not there before, which the rewriting knows nothing of, at the channels that are left."""
+    axis = layer.y_axis % (trace.rank(layer.out) or 1)
+    block = next((b for b in trace.of(layer.out) if b.axes == (axis,)), None)
+    if block is None:
+        return bias
+    along = bias.shape.index(len(block.ids))
+    return Weight.of(np.compress(kept[block.ids], bias.array(), along), bias.onnx_type)
 
 
 def _resolved(site: Site, group: int, alive: Mask) -> NDArray[np.float64]:

@@ -128,6 +128,25 @@ def test_every_factor_is_measured(evidence: Evidence) -> None:
     assert len(set(factors)) == len(factors)
 
 
+@pytest.mark.parametrize("bias", [", b", ""])
+def test_a_layer_that_reads_and_writes_one_stream_is_tried_with_a_bias_that_is_not_its_own(
+    monkeypatch: pytest.MonkeyPatch, bias: str
+) -> None:
+    """What is moved then lands in a copy, or in a new bias, which is cut with the stream."""
+    measured: list[float | None] = []
+    factor = compress.factor
+    monkeypatch.setattr(compress, "factor", lambda *rest: measured.append(factor(*rest)) or measured[-1])
+    proto = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 8, 8] x) => (float[N, 8, 8, 8] y)
+        {{ s = Conv(x, w1{bias}) r = Relu(s) c = Conv(r, w2{bias}) t = Add(s, c) u = Relu(t) y = Conv(u, w3) }}""")
+    rng = np.random.default_rng(0)
+    for name, shape in {"w1": (8, 3, 1, 1), "w2": (8, 8, 1, 1), "w3": (8, 8, 1, 1), "b": (8,)}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape, np.float32), name))
+    api.prune(proto, ratio=0.5, calib_samples=32)
+    assert measured
+    assert all(f is not None and 0 < f < 100 for f in measured)
+
+
 @pytest.mark.parametrize("criterion", ["", "wanda", "random", "fpgm"])
 def test_every_set_is_allocated_and_measured_where_heads_go(monkeypatch: pytest.MonkeyPatch, criterion: str) -> None:
     """Whichever heads the criterion takes, the rest of their group is measured and loses what was allocated to it."""
