@@ -131,7 +131,7 @@ def test_a_wrong_order_is_found(checked: str, monkeypatch: pytest.MonkeyPatch) -
     order = array(after, name)
     replace(after, name, np.roll(order, 1))
     if checked == "masked":
-        monkeypatch.setattr("onnxprune.api.retrace", lambda *_: 1)
+        monkeypatch.setattr("onnxprune.stages.retrace", lambda *_: 1)
     with pytest.raises(CheckFailed, match=checked):
         onnxprune.verify(model, after, result.plan, residual=True)
 
