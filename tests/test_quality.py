@@ -319,3 +319,26 @@ def test_compare(tiny_path: Path, labelled: Path, capsys: Captured) -> None:
     assert "100.00%" in capsys.readouterr().out
     assert main(["compare", str(tiny_path), str(out), "--min-cosine", "1"]) == 1
     assert main(["compare", str(tiny_path), str(labelled.parent / "no.onnx")]) == 2
+
+
+OTHER = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 5] x) => (float[N, 2] y)
+    { y = Slice(x, a, b, c) }"""
+
+
+def test_models_that_cannot_be_compared(tmp_path: Path) -> None:
+    comparison = compared(linear(np.eye(5)), None, Options())
+    slices = onnx.parser.parse_model(OTHER)
+    for name, value in (("a", [0]), ("b", [2]), ("c", [1])):
+        slices.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    with pytest.raises(UsageError, match="outputs of shapes"):
+        comparison.measure(Model.load(slices))
+    renamed = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 5] z) => (float[N, 5] y) { y = Relu(z) }'
+    )
+    with pytest.raises(UsageError, match="different inputs: x and z"):
+        comparison.measure(Model.load(renamed))
+    wider = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 6] x) => (float[N, 6] y) { y = Relu(x) }'
+    )
+    with pytest.raises(UsageError, match="different sizes of 'x'"):
+        comparison.measure(Model.load(wider))

@@ -119,11 +119,17 @@ class Comparison:
         if gates is not None and gates.max_drop is not None and self.metric.name == "snr":
             raise UsageError("a signal-to-noise ratio has no drop; use --min-cosine, or another --metric")
         session = open_session(other, self.providers)
+        self._check_inputs(session)
         pairs = ((self._outputs(self.session, k), self._outputs(session, k)) for k in range(len(self.data.feeds)))
         sums: dict[str, list[Floats]] = {name: [] for name in FIDELITY}
         kept: list[tuple[Outputs, Outputs]] = []
         ours: list[tuple[Floats, Floats]] = []
         for k, (dense, found) in enumerate(pairs):
+            shapes = [[x.shape for x in outputs] for outputs in (dense, found)]
+            if shapes[0] != shapes[1]:
+                raise UsageError(
+                    f"the two models give outputs of shapes {shapes[0]} and {shapes[1]}; compare alike ones"
+                )
             for name in FIDELITY:
                 sums[name].append(METRICS[name].statistics(found, dense))
             if isinstance(self.metric, Metric):
@@ -144,6 +150,20 @@ class Comparison:
         return Quality(
             self.metric.name, before, after, drop, interval, len(data), fidelity, data.source, used, failed
         )  # fmt: skip
+
+    def _check_inputs(self, session: Any) -> None:
+        """The two models must take the same inputs."""
+        ours, theirs = ({i.name: (i.type, i.shape) for i in s.get_inputs()} for s in (self.session, session))
+        if ours.keys() != theirs.keys():
+            raise UsageError(f"the two models take different inputs: {', '.join(ours)} and {', '.join(theirs)}")
+        for name, (kind, shape) in ours.items():
+            known = [(a, b) for a, b in zip(shape, theirs[name][1], strict=False) if isinstance(a, int)]
+            if (
+                kind != theirs[name][0]
+                or len(shape) != len(theirs[name][1])
+                or any(isinstance(b, int) and a != b for a, b in known)
+            ):
+                raise UsageError(f"the two models take different sizes of {name!r}: {shape} and {theirs[name][1]}")
 
     def _outputs(self, session: Any, k: int) -> list[Array]:
         """Of the k-th feed, those that have a row for each sample."""
