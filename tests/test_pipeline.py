@@ -38,17 +38,44 @@ def test_action_calls_the_command(tmp_path: Path, optional: bool) -> None:
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > called\n')
     fake.chmod(0o755)
     given = {"MODEL": "a model.onnx", "OUT": "out.onnx", "RATIO": "0.4", "CALIB": "my data", "REPORT": "r.json"}
-    given["ARGS"] = "--of macs"
+    given |= {"ARGS": "--of macs", "VALIDATE": "test set", "DROP": "0.01"}
     if not optional:
-        given |= {"CALIB": "", "REPORT": "", "ARGS": ""}
+        given |= dict.fromkeys(("RATIO", "CALIB", "VALIDATE", "DROP", "REPORT", "ARGS"), "")
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     environment = {**given, "PATH": path, "GITHUB_OUTPUT": str(tmp_path / "output")}
     subprocess.run(["bash", "-eo", "pipefail", "-c", script()], cwd=tmp_path, env=environment, check=True)
     called = (tmp_path / "called").read_text().splitlines()
-    more = ["--calib", "my data", "--report", "r.json", "--of", "macs"] if optional else []
-    assert called == ["a model.onnx", "out.onnx", "--ratio", "0.4", *more]
-    assert prune.parser().parse_args(called).ratio == 0.4
+    more = [
+        "--ratio",
+        "0.4",
+        "--calib",
+        "my data",
+        "--validate",
+        "test set",
+        "--max-drop",
+        "0.01",
+        "--report",
+        "r.json",
+    ]
+    assert called == ["a model.onnx", "out.onnx", *([*more, "--of", "macs"] if optional else [])]
+    assert hasattr(prune.parser().parse(called), "ratio") == optional
     assert (tmp_path / "output").read_text() == "model=out.onnx\n"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the action runs in bash")
+def test_action_fails_with_the_command(tmp_path: Path) -> None:
+    fake = tmp_path / "onnxprune"
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    given = dict.fromkeys(("RATIO", "CALIB", "VALIDATE", "DROP", "REPORT", "ARGS"), "") | {"MODEL": "m", "OUT": "o"}
+    environment = {
+        **given,
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+    }
+    run = subprocess.run(["bash", "-eo", "pipefail", "-c", script()], cwd=tmp_path, env=environment, check=False)
+    assert run.returncode == 1
+    assert not (tmp_path / "output").exists()
 
 
 def test_action_puts_no_input_into_a_script() -> None:
