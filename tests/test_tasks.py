@@ -138,16 +138,19 @@ def test_minilm_scores_the_cosine() -> None:
 
 
 def test_fashion_calibrates_on_the_training_images(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "fashion"
+    folder.mkdir(parents=True)
     for split, count in (("train", 30), ("t10k", 20)):
         labels = np.arange(count, dtype=np.uint8)
         images = np.repeat(labels, 784) + (100 if split == "train" else 0)
-        (tmp_path / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
-        (tmp_path / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
-    feeds, labels = fashion.sample(tmp_path, "test", 12, 1)
+        (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
+        (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
+    task = fashion.tasks(tmp_path)[0]
+    feeds, labels = task.labelled(12, 1)
     values = feeds["image"][:, 0, 0, 0] * fashion.STD + fashion.MEAN
     assert np.allclose(values * 255, labels, atol=1e-3)
-    assert np.array_equal(fashion.inputs(tmp_path, "test", 12, 1)["image"], feeds["image"])
-    calib = fashion.inputs(tmp_path, "calib", 12, 1)["image"] * fashion.STD + fashion.MEAN
+    assert np.array_equal(task.inputs("test", 12, 1)["image"], feeds["image"])
+    calib = task.inputs("calib", 12, 1)["image"] * fashion.STD + fashion.MEAN
     assert (calib * 255 > 99).all()
 
 

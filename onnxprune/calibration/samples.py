@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from onnx import TensorProto, numpy_helper
 from onnxprune.calibration.inputs import Input
 from onnxprune.calibration.pixels import Pixels
 from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.script import function_of
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
@@ -97,16 +97,9 @@ def _stream(feeds: Iterable[Any], specs: Sequence[Input], limit: int, name: str)
 
 def _call(path: str, function: str) -> Any:
     """What the function of a script returns."""
-    if not Path(path).is_file():
-        raise UsageError(f"{path}: no such file; --calib takes {FORMS}")
+    made = function_of(path, function, f"--calib takes {FORMS}")
     try:
-        names = runpy.run_path(path)
-    except Exception as error:
-        raise UsageError(f"{path}: {type(error).__name__}: {error}") from error
-    if not callable(names.get(function)):
-        raise UsageError(f"{path} has no function {function!r}")
-    try:
-        feeds = names[function]()
+        feeds = made()
     except Exception as error:
         raise UsageError(f"{path}:{function}: {type(error).__name__}: {error}") from error
     if isinstance(feeds, Mapping):

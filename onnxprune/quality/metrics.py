@@ -6,16 +6,15 @@ the mean IoU and the signal-to-noise ratio. What a sample is compared with is it
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
+from onnxprune.script import function_of
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -67,15 +66,10 @@ class Custom:
 def custom(text: str) -> Custom:
     """`script.py:function`; what is wrong with it is a UsageError."""
     path, _, function = text.rpartition(":")
-    if not path.endswith(".py") or not Path(path).is_file():
-        raise UsageError(f"--metric takes one of {', '.join(METRICS)} or script.py:function, not {text!r}")
-    try:
-        names = runpy.run_path(path)
-    except Exception as error:
-        raise UsageError(f"{path}: {type(error).__name__}: {error}") from error
-    if not callable(names.get(function)):
-        raise UsageError(f"{path} has no function {function!r}")
-    return Custom(text, names[function])
+    wanted = f"--metric takes one of {', '.join(METRICS)} or script.py:function"
+    if not path.endswith(".py"):
+        raise UsageError(f"{wanted}, not {text!r}")
+    return Custom(text, function_of(path, function, wanted))
 
 
 def scores(outputs: Outputs) -> Array:

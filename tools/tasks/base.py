@@ -97,6 +97,27 @@ def choose(count: int, n: int, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(count)[:n]
 
 
+def classifiers(
+    family: str, folder: Path, names: Mapping[str, str], read: Callable[[Path, str], tuple[np.ndarray, np.ndarray]],
+    normalised: Callable[[np.ndarray], np.ndarray],
+) -> list[Task]:  # fmt: skip
+    """Tasks of classifiers that `models/` carries (file by task), on one set of images: `read(folder, part)` gives them
+    as bytes with their labels."""
+
+    def sample(part: str, n: int, seed: int) -> tuple[Feeds, np.ndarray]:
+        images, labels = read(folder, part)
+        rows = choose(len(images), n, generator(family, part, seed))
+        return {"image": normalised(images[rows].astype(np.float32) / 255)}, labels[rows]
+
+    return [
+        Task(
+            name=name, model=MODELS / file, inputs=lambda part, n, seed: sample(part, n, seed)[0],
+            labelled=lambda n, seed: sample("test", n, seed), score=top1, items=5000, metric="top-1", data=(folder,),
+        )
+        for name, file in names.items()
+    ]  # fmt: skip
+
+
 def ctc(scores: np.ndarray, alphabet: Sequence[str], blank: int = 0) -> list[str]:
     """Greedy decoding of [n, steps, classes]; `alphabet` has an entry for every class, the blank's is not used."""
     best = scores.argmax(-1)

@@ -6,12 +6,12 @@ The package has the images as rows of five pictures, 1,024 pixels each, and the 
 from __future__ import annotations
 
 import json
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from .base import MODELS, Feeds, Task, choose, generator, top1
+from .base import Task, classifiers
 
 MEAN, STD = (np.array(v, np.float32).reshape(3, 1, 1) for v in ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))
 PICTURES = {"calib": [f"data_batch_{k}.png" for k in range(1, 6)], "test": ["test_batch.png"]}
@@ -31,28 +31,5 @@ def read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(rows), np.array(json.loads((folder / LABELS[part]).read_text()), np.int64)
 
 
-def sample(folder: Path, part: str, n: int, seed: int) -> tuple[Feeds, np.ndarray]:
-    images, labels = read(folder, part)
-    rows = choose(len(images), n, generator("cifar", part, seed))
-    return {"image": (images[rows].astype(np.float32) / 255 - MEAN) / STD}, labels[rows]
-
-
-def inputs(folder: Path, part: str, n: int, seed: int) -> Feeds:
-    return sample(folder, part, n, seed)[0]
-
-
 def tasks(cache: Path) -> list[Task]:
-    folder = cache / "data" / "cifar"
-    return [
-        Task(
-            name=name,
-            model=MODELS / file,
-            inputs=partial(inputs, folder),
-            labelled=partial(sample, folder, "test"),
-            score=top1,
-            items=5000,
-            metric="top-1",
-            data=(folder,),
-        )
-        for name, file in NAMES.items()
-    ]
+    return classifiers("cifar", cache / "data" / "cifar", NAMES, read, lambda x: (x - MEAN) / STD)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from .base import MODELS, Feeds, Task, choose, generator, top1
+from .base import Task, classifiers
 
 MEAN, STD = 0.2860, 0.3530
 FILES = {"calib": "train", "test": "t10k"}
@@ -26,28 +26,5 @@ def read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     return load("images-idx3", 16).reshape(-1, 1, 28, 28), load("labels-idx1", 8).astype(np.int64)
 
 
-def sample(folder: Path, part: str, n: int, seed: int) -> tuple[Feeds, np.ndarray]:
-    images, labels = read(folder, part)
-    rows = choose(len(images), n, generator("fashion", part, seed))
-    return {"image": (images[rows].astype(np.float32) / 255 - MEAN) / STD}, labels[rows]
-
-
-def inputs(folder: Path, part: str, n: int, seed: int) -> Feeds:
-    return sample(folder, part, n, seed)[0]
-
-
 def tasks(cache: Path) -> list[Task]:
-    folder = cache / "data" / "fashion"
-    return [
-        Task(
-            name=name,
-            model=MODELS / file,
-            inputs=partial(inputs, folder),
-            labelled=partial(sample, folder, "test"),
-            score=top1,
-            items=5000,
-            metric="top-1",
-            data=(folder,),
-        )
-        for name, file in NAMES.items()
-    ]
+    return classifiers("fashion", cache / "data" / "fashion", NAMES, read, lambda x: (x - MEAN) / STD)
