@@ -224,7 +224,7 @@ def budget(groups: Groups, options: Options, costs: Costs) -> float:
     """The cost to come down to: a share of the model's, or what removing the ratio of every group would leave."""
     if options.of != "units":
         return (1 - options.ratio) * costs.whole
-    uniform = replace(options, criterion="l2", scope="local")
+    uniform = replace(options, criterion="l2", scope="local", heads=False)
     return _cost(groups, costs, by_weights(groups, uniform, costs))
 
 

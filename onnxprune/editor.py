@@ -43,8 +43,7 @@ class Editor:
         return self.mask[ids]
 
     def _original(self) -> NodeProto:
-        node: NodeProto = self.trace.model.proto.graph.node[self.index]
-        return node
+        return self.trace.nodes[self.index]
 
     def in_shape(self, i: int) -> list[int | None]:
         name = self._original().input[i]

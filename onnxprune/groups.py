@@ -25,7 +25,8 @@ class Groups:
 
     rows: row unit (class) -> the units it holds. inside: of a row unit, the ids of its rows. home: of every class, a
     number that stands for the set of slice blocks it lives in. normed: classes that cross a normalisation over their
-    own axis (normed_whole: over all of it, not inside rows). streams: units of branches that are added.
+    own axis (normed_whole: over all of it, not inside rows). streams: units of branches that are added. channels: row units that are channels of a
+    tensor of their own (an attention map has one a head).
     """
 
     trace: Trace
@@ -40,6 +41,7 @@ class Groups:
     normed: Mask
     normed_whole: Mask
     streams: Mask
+    channels: Mask
     inside: dict[int, list[int]] = field(default_factory=dict)
     graph: nx.Graph = field(default_factory=nx.Graph)
 
@@ -131,6 +133,9 @@ def build(trace: Trace) -> Groups:
     streams = np.zeros(count, bool)
     for ids in labels.sums:
         streams[classes[ids]] = True
+    channels = np.zeros(count, bool)
+    for block in (b for tensor in trace.blocks.values() for b in tensor if b.ids.ndim == 1):
+        channels[classes[block.ids]] = True
     normed, whole = np.zeros(count, bool), np.zeros(count, bool)
     for ids in labels.normed:
         normed[classes[ids]] = True
@@ -138,7 +143,7 @@ def build(trace: Trace) -> Groups:
             whole[classes[ids]] = True
     groups = Groups(
         trace, classes, reason, prunable, {}, blocks, home,
-        _rectangles(labels.rectangles.values(), classes), derived, normed, whole, streams,
+        _rectangles(labels.rectangles.values(), classes), derived, normed, whole, streams, channels & derived,
     )  # fmt: skip
     groups.inside = inside
     groups.rows = _rows(groups)

@@ -15,7 +15,10 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
+from . import body_inference
 from .backstop import alone, probe_with_runtime
+from .bodies import defined
+from .body_inference import CONTROL, Body
 from .model import Model
 from .shape_rules import LIKE_FIRST, Kind, dims_of, from_partial, in_range, plausible
 from .values import FOLLOWED, FOLLOWED_TYPES, LIMIT, Array, Dims, Value, propagate, shape_value
@@ -72,6 +75,7 @@ class Inference:
         self._versions = {o.domain: o.version for o in self._opsets}
         self._opset = self._versions.get("", self._versions.get("ai.onnx", 1))
         self._nodes = [self._described(n) for n in model.proto.graph.node]
+        self._bodies: dict[frozenset[str], list[_Node]] = {}
         self._weight_kinds: dict[str, Kind] = {n: (w.onnx_type, w.shape) for n, w in self._weights.items()}
 
     def run(self, inputs: Mapping[str, Kind], limit: float = math.inf) -> Pass | None:
@@ -127,10 +131,29 @@ class Inference:
                     state.values[name] = value
                     state.kinds[name] = (_ELEMENT[value.data.dtype], value.data.shape)
             return
-        kinds = self._infer(node, state)
+        kinds = self._enter(node, state) if node.standard and node.op in CONTROL else self._infer(node, state)
         for name, kind in zip(node.outputs, kinds, strict=False):
             if name and kind is not None:
                 state.kinds[name] = kind
+
+    def _enter(self, node: _Node, state: Pass) -> Sequence[Kind | None]:
+        """Infer the bodies of a node, and from them its outputs."""
+        condition = self._value(node.inputs[0], state) if node.op == "If" else None
+        known = condition is not None and condition.known is None and condition.data.size == 1
+
+        def body(graph: GraphProto) -> Body:
+            def run() -> None:
+                failures = state.failures
+                for inner in nodes:
+                    self._step(inner, state)
+                state.failures = failures  # at sizes that are tried out, or in a branch that is never taken
+
+            nodes = self._bodies.setdefault(frozenset(defined(graph)), [self._described(n) for n in graph.node])
+            return Body(graph, run, state.kinds, state.values)
+
+        kinds = [state.kinds.get(n) if n else None for n in node.inputs]
+        taken = bool(condition.data.all()) if known and condition is not None else None
+        return body_inference.infer(node.proto, kinds, taken, body)
 
     def _follow(self, node: _Node, given: Sequence[Value | None]) -> list[Value] | None:
         key = (node.signature, *(None if v is None else (*_content(v.data), *_content(v.known)) for v in given))
@@ -197,8 +220,6 @@ class Inference:
         tensors = {names[i]: numpy_helper.from_array(x, names[i]) for i, x in data.items()}
         if node.schema is None:
             return [] if node.standard else [*probe_with_runtime(proto, types, tensors, self._opsets, self._ir)]
-        if proto.op_type == "If":
-            proto = _decided(proto, self._value(names[0], state))
         try:
             if node.schema.has_type_and_shape_inference_function:
                 found = shape_inference.infer_node_outputs(
@@ -243,18 +264,6 @@ def _reads(graph: GraphProto) -> Iterator[str]:
         yield from (n for n in node.input if n)
         yield from (n for a in node.attribute for g in (a.g, *a.graphs) for n in _reads(g))
     yield from (o.name for o in graph.output)
-
-
-def _decided(node: NodeProto, condition: Value | None) -> NodeProto:
-    """An If whose condition is known: both branches are the one taken."""
-    if condition is None or condition.known is not None or condition.data.size != 1:
-        return node
-    taken = next(a.g for a in node.attribute if a.name == ("then_branch" if condition.data.all() else "else_branch"))
-    decided = NodeProto()
-    decided.CopyFrom(node)
-    for attribute in decided.attribute:
-        attribute.g.CopyFrom(taken)
-    return decided
 
 
 def _type_of(kind: Kind) -> TypeProto:

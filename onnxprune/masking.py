@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
+from onnxprune.bodies import every_node, rearranged
 from onnxprune.editor import Editor
 from onnxprune.equation import Dims
 from onnxprune.labels import Block, Mask, kept_shape, positions
@@ -33,7 +34,7 @@ def masked(trace: Trace, kept: Mask, sizes: Mapping[str, Dims]) -> Model:
         return block.at([n if k is None else None for k, n in zip(static, run, strict=True)])
 
     model = trace.model.copy()
-    nodes = list(model.proto.graph.node)
+    nodes = every_node(model.proto.graph)
     before: dict[int, list[NodeProto]] = defaultdict(list)
     after: dict[int, list[NodeProto]] = defaultdict(list)
     done: set[int] = set()
@@ -45,14 +46,14 @@ def masked(trace: Trace, kept: Mask, sizes: Mapping[str, Dims]) -> Model:
         if r.kind == "sum":
             assert r.block is not None
             if not kept[r.block.ids].all():
-                name = trace.model.proto.graph.node[r.node].input[r.operand]
+                name = trace.nodes[r.node].input[r.operand]
                 mask = _mask(trace, name, at(name, r.block), kept, sizes.get(name) or ())
                 node.input[r.operand] = _masked(trace, model, node.input[r.operand], name, mask, r.fill, before[r.node])
             continue
         if all(kept[b.ids].all() for _, b in (*r.ins, *r.outs)):
             continue
         for i, block in r.ins:
-            block = at(trace.model.proto.graph.node[r.node].input[i], block)
+            block = at(trace.nodes[r.node].input[i], block)
             node.input[i] = _gathered(model, node.input[i], block, kept, before[r.node])
         for o, block in r.outs:
             name = node.output[o]
@@ -63,10 +64,7 @@ def masked(trace: Trace, kept: Mask, sizes: Mapping[str, Dims]) -> Model:
             attributes = Editor(trace, kept, model, r.node, node, [], [])
             for edit in edits[r.node]:
                 edit(attributes)
-    ordered = [n for k, node in enumerate(nodes) for n in (*before[k], node, *after[k])]
-    copies = [NodeProto.FromString(n.SerializeToString()) for n in ordered]
-    del model.proto.graph.node[:]
-    model.proto.graph.node.extend(copies)
+    rearranged(model.proto.graph, before, after)
     del model.proto.graph.value_info[:]
     return model
 

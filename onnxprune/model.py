@@ -16,6 +16,7 @@ from typing import Any
 from onnx import GraphProto, ModelProto, TensorProto, helper
 from onnx.inliner import inline_local_functions
 
+from .bodies import defined, every_node, scopes, told_apart
 from .errors import UsageError
 from .normalise import constant, dense_of, filled, inner_tensors, name_nodes, set_nodes, sorted_nodes
 from .storage import ExternalData, check_outputs, created, disk_errors, parse, replacing, same_file
@@ -83,8 +84,9 @@ class Model:
     def fresh_name(self, base: str) -> str:
         """`base`, numbered where a tensor or node has that name; never given twice."""
         if self._names is None:
-            nodes = self.graph.node
-            self._names = {x for n in nodes for x in (n.name, *n.input, *n.output)} | self.weights.keys()
+            graphs = [scope.graph for scope in scopes(self.graph)]
+            self._names = {x for g in graphs for n in g.node for x in (n.name, *n.input, *n.output)}
+            self._names |= self.weights.keys() | {x for g in graphs for x in defined(g)}
         name, k = base, 2
         while name in self._names:
             name, k = f"{base}_{k}", k + 1
@@ -179,28 +181,45 @@ class Model:
         return str(path)
 
     def normalised(self) -> Model:
-        """A working copy: functions inlined, constants as initializers, nodes named and in topological order."""
+        """A working copy: functions inlined, constants (of bodies, too) as initializers of the main graph, every tensor
+        and node under a name of its own, nodes in topological order."""
         model = self.copy()
         if model.proto.functions:
             model.proto = inline_local_functions(model.proto)
-        graph = model.graph
+        told_apart(model.graph, model.fresh_name)
+        for scope in reversed(scopes(model.graph)):  # an outer graph is copied with what it holds
+            model._lift(scope.graph)
+            set_nodes(scope.graph, sorted_nodes(scope.graph.node))
+        name_nodes(every_node(model.graph))
+        return model
+
+    def _lift(self, graph: GraphProto) -> None:
+        """What is constant in a graph becomes a weight, but for what it gives out itself."""
         fixed = {o.name for o in graph.output}
         for sparse in graph.sparse_initializer:
-            model._add(sparse.values.name, Weight.of(dense_of(sparse), sparse.values.data_type))
+            self._add(sparse.values.name, Weight.of(dense_of(sparse), sparse.values.data_type))
         del graph.sparse_initializer[:]
+        if graph is not self.graph:
+            fixed |= {i.name for i in graph.input}
+            store = ExternalData(None)
+            stay = []
+            for tensor in graph.initializer:
+                if tensor.name in fixed:
+                    stay.append(TensorProto.FromString(tensor.SerializeToString()))
+                else:
+                    self._add(tensor.name, store.weight(tensor))
+            del graph.initializer[:]
+            graph.initializer.extend(stay)
         for as_weight in (constant, filled):
             nodes = []
             for node in graph.node:
-                weight = None if fixed.intersection(node.output) else as_weight(node, model.weights)
+                weight = None if fixed.intersection(node.output) else as_weight(node, self.weights)
                 if weight is None:
                     nodes.append(node)
                 else:
-                    model._add(node.output[0], weight)
+                    self._add(node.output[0], weight)
             if len(nodes) < len(graph.node):
                 set_nodes(graph, nodes)
-        set_nodes(graph, sorted_nodes(graph.node))
-        name_nodes(graph.node)
-        return model
 
     def _add(self, name: str, weight: Weight) -> None:
         self.weights[name] = weight

@@ -38,7 +38,7 @@ def fixed_transforms(groups: Groups) -> tuple[str, ...]:
         if filters.shape[1] != longest:
             continue
         if tones(filters) or tones(filters.T):
-            nodes = [n.name for n in trace.model.proto.graph.node if s.parameter in n.input]
+            nodes = [n.name for n in trace.nodes if s.parameter in n.input]
             where = nodes[0] if nodes else s.parameter
             out[s.parameter] = (
                 f"{s.parameter} (at '{where}') looks like a fixed transform, not learned: "

@@ -103,12 +103,19 @@ class Op:
     def block_on(self, i: int, axis: int) -> Block | None:
         return next((b for b in self.blocks(i) if axis in b.axes), None)
 
+    def enter(self, name: str, blocks: Iterable[Block]) -> None:
+        """Give an input of a body its blocks."""
+        self._give(name, blocks)
+
     def set(self, i: int, blocks: Iterable[Block]) -> None:
         if self.gives(i):
-            good = tuple(b for b in blocks if b.ids.any())
-            for block in good:
-                self.trace.labels.rectangle(block.ids)
-            self.trace.blocks[self.outputs[i]] = good
+            self._give(self.outputs[i], blocks)
+
+    def _give(self, name: str, blocks: Iterable[Block]) -> None:
+        good = tuple(b for b in blocks if b.ids.any())
+        for block in good:
+            self.trace.labels.rectangle(block.ids)
+        self.trace.blocks[name] = good
 
     def couple(self, a: Ids, b: Ids) -> None:
         self.trace.labels.couple(a, b, self.why("two sides of one operator"))
@@ -245,4 +252,4 @@ class Op:
             rest = [k for k in range(b.ids.ndim) if k not in shared]
             rows = prod(b.ids.shape[k] for k in shared)
             blocks.append(b.ids.transpose(*shared, *rest).reshape(rows, -1) if shared else b.ids.ravel())
-        self.trace.macs[self.index] = (prod(float(size.get(x, 1)) for x in macs), tuple(blocks))
+        self.trace.macs[self.index] = (self.trace.times * prod(float(size.get(x, 1)) for x in macs), tuple(blocks))

@@ -34,7 +34,7 @@ def removed_by(groups: Groups, plan: Plan) -> Mask:
 
 
 def _use(groups: Groups, s: Any) -> str:
-    nodes = groups.trace.model.proto.graph.node
+    nodes = groups.trace.nodes
     return ",".join(f"{nodes[n].name}:{i}" for n, i in s.uses)
 
 

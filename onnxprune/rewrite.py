@@ -12,6 +12,7 @@ from typing import Any
 
 from onnx import NodeProto, helper
 
+from onnxprune.bodies import every_node, forget_shapes, rearranged, scopes
 from onnxprune.editor import Editor
 from onnxprune.labels import Mask
 from onnxprune.model import Model
@@ -35,20 +36,14 @@ def rewrite(trace: Trace, kept: Mask) -> Rewritten:
     before: dict[int, list[NodeProto]] = defaultdict(list)
     after: dict[int, list[NodeProto]] = defaultdict(list)
     gone: set[int] = set()
-    nodes = list(model.proto.graph.node)
+    nodes = every_node(model.proto.graph)
     for index, edit in trace.edits:
         edit(Editor(trace, kept, model, index, nodes[index], before[index], after[index], gone))
-    if gone or any(before.values()) or any(after.values()):
+    dead: set[int] = set()
+    if gone:
         ordered = [n for k, node in enumerate(nodes) for n in (*before[k], node, *after[k])]
-        if gone:
-            ordered = _without(model, ordered, [nodes[k] for k in gone])
-        copies = []
-        for n in ordered:
-            copy = NodeProto()
-            copy.CopyFrom(n)
-            copies.append(copy)
-        del model.proto.graph.node[:]
-        model.proto.graph.node.extend(copies)
+        dead = _dead(model, ordered, [nodes[k] for k in gone])
+    rearranged(model.proto.graph, before, after, lambda node: id(node) in dead)
     _forget_shapes(trace, kept, model)
     if model.proto.ir_version < 4:  # there every initializer is an input, too
         listed = {i.name for i in model.proto.graph.input}
@@ -58,11 +53,12 @@ def rewrite(trace: Trace, kept: Mask) -> Rewritten:
     return Rewritten(model, aliases)
 
 
-def _without(model: Model, nodes: Sequence[NodeProto], gone: Sequence[NodeProto]) -> list[NodeProto]:
-    """The nodes without those that are `gone`, and without what nobody but these read: sizes computed for them."""
+def _dead(model: Model, nodes: Sequence[NodeProto], gone: Sequence[NodeProto]) -> set[int]:
+    """By `id`, the nodes that are `gone`, and what nobody but these read: sizes computed for them."""
     dead = {id(n) for n in gone}
     reads = Counter(name for n in nodes if id(n) not in dead for name in needs(n))
-    reads.update(v.name for v in (*model.proto.graph.output, *model.proto.graph.input))
+    for scope in scopes(model.proto.graph):
+        reads.update(v.name for v in (*scope.graph.output, *scope.graph.input))
     makers = {o: n for n in nodes for o in n.output if o}
     todo = [name for n in gone for name in needs(n)]
     while todo:
@@ -75,29 +71,31 @@ def _without(model: Model, nodes: Sequence[NodeProto], gone: Sequence[NodeProto]
             names = list(needs(node))
             reads.subtract(names)
             todo += names
-    return [n for n in nodes if id(n) not in dead]
+    return dead
 
 
 def _forget_shapes(trace: Trace, kept: Mask, model: Model) -> None:
     """Value_info of tensors that changed or went is dropped; that of the others stays."""
     graph = model.proto.graph
-    made = {o for n in graph.node for o in n.output}
-    changed = {o for n in trace.model.proto.graph.node for o in n.output if o not in made}
+    made = {o for n in every_node(graph) for o in n.output}
+    changed = {o for n in trace.nodes for o in n.output if o not in made}
     changed |= {name for name, blocks in trace.blocks.items() if any(not kept[b.ids].all() for b in blocks)}
     stay = [v for v in graph.value_info if v.name not in changed]
     if len(stay) != len(graph.value_info):
         stay = [type(v).FromString(v.SerializeToString()) for v in stay]
         del graph.value_info[:]
         graph.value_info.extend(stay)
+    forget_shapes(graph, changed)
 
 
 def _slice_all(trace: Trace, kept: Mask, model: Model) -> dict[str, str]:
     aliases: dict[str, str] = {}
     uses: dict[str, int] = defaultdict(int)
-    for node in model.proto.graph.node:
+    nodes = every_node(model.proto.graph)
+    for node in nodes:
         for name in node.input:
             uses[name] += 1
-    outputs = {o.name for o in model.proto.graph.output}
+    outputs = {o.name for scope in scopes(model.proto.graph) for o in scope.graph.output}
     by_name: dict[str, list[Slice]] = defaultdict(list)
     for s in trace.slices.values():
         by_name[s.parameter].append(s)
@@ -119,6 +117,6 @@ def _slice_all(trace: Trace, kept: Mask, model: Model) -> dict[str, str]:
             model.weights[fresh] = sliced
             aliases[fresh] = trace.aliases.get(name, name)
             for s in members:
-                for node, i in s.uses:
-                    model.proto.graph.node[node].input[i] = fresh
+                for number, i in s.uses:
+                    nodes[number].input[i] = fresh
     return aliases

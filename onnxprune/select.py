@@ -91,13 +91,15 @@ class Linked:
 def parts(groups: Groups, scores: Scores, options: Options) -> tuple[Mask, list[Linked]]:
     """The row units (heads) that go, as a mask over classes, and the sets of linked buckets that are left to choose."""
     removed = np.zeros(len(groups.prunable), bool)
+    spent = removed.copy()  # what counts towards the share that its group is to lose
     if options.heads:
-        for units in _heads(groups, scores, options, removed):
+        for units, own in _heads(groups, scores, options):
             trial = removed.copy()
             trial[list(units)] = True
             if not groups.faults(trial):
                 removed = trial
-    return removed, _linked(groups, scores, _allowed(groups, options), removed)
+                spent[list(units)] = not own
+    return removed, _linked(groups, scores, _allowed(groups, options) & ~removed, spent)
 
 
 def select(groups: Groups, scores: Scores, options: Options, shares: Mapping[int, float] | None = None) -> Mask:
@@ -144,10 +146,13 @@ def _allowed(groups: Groups, options: Options) -> Mask:
     return allowed
 
 
-def _heads(groups: Groups, scores: Scores, options: Options, removed: Mask) -> list[frozenset[int]]:
-    """Row units to remove: of every family (rows on the same axes) the least important, as many as the ratio says.
+def _heads(groups: Groups, scores: Scores, options: Options) -> list[tuple[frozenset[int], bool]]:
+    """Row units to remove: of every family (rows on the same axes) the least important, as many as the ratio says; and
+    whether they are a group of their own, beside that of the units in them.
 
-    A family too small for the ratio (one of two heads at 0.3) keeps its rows: their insides are pruned instead."""
+    A family too small for the ratio (one of two heads at 0.3) keeps its rows: their insides are pruned instead. So do
+    the groups of a convolution where the ratio can be taken inside them, which saves more: a group that goes leaves the
+    other groups' weights as wide as they were. Those of a normalisation go: the statistics of the others stay."""
     families: dict[Hashable, dict[frozenset[int], int]] = defaultdict(dict)
     for row, units in groups.rows.items():
         if not any(groups.normed_whole[u] for u in units) or options.residual:
@@ -157,17 +162,26 @@ def _heads(groups: Groups, scores: Scores, options: Options, removed: Mask) -> l
         rows = sorted(family, key=lambda units: (scores[family[units]] + scores[list(units)].sum(), min(units)))
         if len(rows) < 2 or len(frozenset().union(*rows)) != sum(map(len, rows)):
             continue
+        inside = list(rows[0])
+        own = not groups.normed[inside].any() and all(groups.channels[family[units]] for units in rows)
+        if not own and not groups.normed[inside].any() and _near(options.ratio, groups.home[inside]):
+            continue
         n = round(options.ratio * len(rows))
         if n / len(rows) > options.ratio + 0.05:
             n = floor(options.ratio * len(rows))
         n = min(n, floor(options.max_ratio * len(rows) + 1e-9), len(rows) - 1)
         if n:
-            out.append(frozenset().union(*rows[:n]))
+            out.append((frozenset().union(*rows[:n]), own))
     return out
 
 
-def _linked(groups: Groups, scores: Scores, allowed: Mask, removed: Mask) -> list[Linked]:
-    live = allowed & ~removed
+def _near(ratio: float, home: NDArray[np.uint64]) -> bool:
+    """Whether whole units come near the ratio of each kind of units in a row."""
+    counts = np.unique(home, return_counts=True)[1]
+    return bool((np.abs(np.round(ratio * counts) / counts - ratio) <= 0.05).all())
+
+
+def _linked(groups: Groups, scores: Scores, live: Mask, spent: Mask) -> list[Linked]:
     nested = [ids for ids in groups.rectangles if ids.ndim > 1]
     marks = np.random.default_rng(1)
     where = np.zeros(len(live), np.uint64)  # a number that stands for the rows a unit is in, and how often
@@ -176,7 +190,7 @@ def _linked(groups: Groups, scores: Scores, allowed: Mask, removed: Mask) -> lis
     gone = np.zeros(len(nested), np.int64)
     for r, ids in enumerate(nested):
         flat = groups.classes[ids].reshape(-1, ids.shape[-1])
-        dead = removed[flat]
+        dead = spent[flat]
         gone[r] = np.unique(flat[dead]).size if dead.any() else 0
         row, column = np.nonzero(live[flat])
         units = flat[row, column]

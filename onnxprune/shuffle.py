@@ -41,7 +41,7 @@ def shuffle(op: Op) -> bool:
     for chain in _chains(op):
         found = _permutation(op.trace, chain)
         if found is not None and (found[0],) == block.axes and found[1].size == block.ids.size:
-            last = Op(op.trace, chain[-1], op.trace.model.proto.graph.node[chain[-1]])
+            last = Op(op.trace, chain[-1], op.trace.nodes[chain[-1]])
             last.set(0, [Block(block.axes, block.ids[found[1]])])
             last.edit(partial(_gather, source=op.node.input[0], block=block, order=found[1], chain=chain))
             op.trace.passed.update(chain)
@@ -60,7 +60,7 @@ def _chains(op: Op) -> Iterator[list[int]]:
     """Ever longer chains of movements from this node on, as node indices: those that may end where they began.
 
     Nobody else may read what is in between."""
-    trace, nodes, index = op.trace, op.trace.model.proto.graph.node, op.index
+    trace, nodes, index = op.trace, op.trace.nodes, op.index
     dims, chain = op.dims(0), list[int]()
     name, turned = op.node.input[0], False
     while True:
@@ -80,7 +80,7 @@ def _chains(op: Op) -> Iterator[list[int]]:
 
 def _permutation(trace: Trace, chain: Sequence[int]) -> tuple[int, Ids] | None:
     """(axis, order) where the chain moves positions of one axis only: position i of its output was order[i]."""
-    nodes = [trace.model.proto.graph.node[k] for k in chain]
+    nodes = [trace.nodes[k] for k in chain]
     one, two = (_order(nodes, probe) for probe in trace.shapes.probe)
     if one is None or two is None or one[0] != two[0] or not np.array_equal(one[1], two[1]):
         return None

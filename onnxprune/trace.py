@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import onnx
 from onnx import NodeProto, TensorProto
 
+from onnxprune.bodies import Scope, bodies, defined, every_node, scopes
 from onnxprune.labels import Block, Ids, Labels, Reason
 from onnxprune.model import Model
 from onnxprune.normalise import needs
@@ -83,16 +84,35 @@ class Trace:
     owned: dict[tuple[int, int], tuple[Block, ...]] = field(default_factory=dict)
     _seen: dict[tuple[str, tuple[int, int] | None], tuple[Block, ...]] = field(default_factory=dict, repr=False)
     passed: set[int] = field(default_factory=set)
+    rules: Mapping[str, Callable[[Op], None]] = field(default_factory=dict, repr=False)
+    times: float = 1.0
 
     @cached_property
     def readers(self) -> dict[str, list[int]]:
-        """Which nodes, by index, read a tensor (in their bodies, too); an output of the graph is read past the last."""
-        graph = self.model.proto.graph
-        out: dict[str, list[int]] = {o.name: [len(graph.node)] for o in graph.output}
-        for index, node in enumerate(graph.node):
-            for name in set(needs(node)):
-                out.setdefault(name, []).append(index)
+        """Which nodes, by number, read a tensor (in their bodies, too); an output of a graph is read past the last."""
+        out: dict[str, list[int]] = {}
+        for scope in self.scopes:
+            own = defined(scope.graph)
+            for o in scope.graph.output:
+                out.setdefault(o.name, []).append(len(self.nodes))
+            for index, node in zip(scope.numbers, scope.graph.node, strict=True):
+                for name in set(needs(node)):
+                    if scope.owner < 0 or name in own:
+                        out.setdefault(name, []).append(index)
         return out
+
+    @cached_property
+    def scopes(self) -> list[Scope]:
+        return scopes(self.model.proto.graph)
+
+    @cached_property
+    def nodes(self) -> list[NodeProto]:
+        """All nodes, those of bodies after those of the main graph: everything that counts nodes counts like this."""
+        return every_node(self.model.proto.graph)
+
+    def scope(self, owner: int, attribute: str) -> Scope | None:
+        """A body of a node."""
+        return next((s for s in self.scopes if s.owner == owner and s.attribute == attribute), None)
 
     def rank(self, name: str) -> int | None:
         """Axes of a tensor; None where that is not known."""
@@ -100,26 +120,34 @@ class Trace:
         return None if dims is None else len(dims)
 
     def run(self, rules: Mapping[str, Callable[[Op], None]]) -> None:
+        self.rules = rules
+        self.enter(self.scopes[0])
+        for out in self.model.proto.graph.output:
+            for block in self.of(out.name):
+                self.labels.freeze(block.ids, Reason("output", out.name, "an output of the model keeps its shape"))
+
+    def enter(self, scope: Scope, times: float = 1.0) -> None:
+        """Trace the nodes of a graph, each once. `times`: how often they run whenever their owner does, as far as
+        that is known."""
         from onnxprune.op import Op
         from onnxprune.shuffle import shuffle
 
-        graph = self.model.proto.graph
-        for index, node in enumerate(graph.node):
+        around, self.times = self.times, self.times * times
+        for index in scope.numbers:
+            node = self.nodes[index]
             op = Op(self, index, node)
             if index in self.passed or shuffle(op):
                 continue
-            rule = rules.get(op.type)
-            if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
-                op.freeze("its body sees the whole tensor")
-            elif rule is None:
-                op.freeze("no rule for this operator")
-            else:
+            rule = self.rules.get(op.type)
+            if rule is not None:
                 rule(op)
+            elif next(bodies(node), None) is not None:
+                op.freeze("its body sees the whole tensor")
+            else:
+                op.freeze("no rule for this operator")
             if self.excluded(node):
                 op.freeze("excluded by the user", outputs=True)
-        for out in graph.output:
-            for block in self.of(out.name):
-                self.labels.freeze(block.ids, Reason("output", out.name, "an output of the model keeps its shape"))
+        self.times = around
 
     def of(self, name: str, use: tuple[int, int] | None = None) -> tuple[Block, ...]:
         """The blocks of a tensor; of a parameter, as seen by the use (node index, input index)."""
@@ -141,7 +169,7 @@ class Trace:
         root = self.aliases.get(name, name)
         # Exporters share equal vectors between unrelated layers; a shared matrix is tied on purpose.
         vector = sum(n > 1 for n in dims) <= 1
-        node = self.model.proto.graph.node[use[0]].name if use else ""
+        node = self.nodes[use[0]].name if use else ""
         if self.retraced:  # by what the parameter was before it was sliced
             vector = (root,) not in self.original
         key: Hashable = (root, node, use[1]) if vector and use else (root,)
@@ -176,7 +204,7 @@ class Trace:
 
     def own(self, use: tuple[int, int], blocks: tuple[Block, ...]) -> None:
         """Give one use of a parameter its blocks, where the operator knows better than one birth per axis."""
-        node = self.model.proto.graph.node[use[0]]
+        node = self.nodes[use[0]]
         name = node.input[use[1]]
         key = (self.aliases.get(name, name), node.name, use[1], "own")
         self.slices[key] = Slice(name, key, blocks, (use,))

@@ -265,7 +265,7 @@ def tolerance_of(trace: Trace) -> float:
     """By the coarsest number format in the graph; a quantised model may differ by a few of its steps."""
     kinds = {w.onnx_type for w in trace.model.weights.values()} | {trace.shapes.dtype(n) for n in trace.blocks}
     if any(n.op_type in ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm")
-           for n in trace.model.proto.graph.node):  # fmt: skip
+           for n in trace.nodes):  # fmt: skip
         return 4 / 127
     return max((t for k, t in TOLERANCE.items() if k in kinds), default=1e-5)
 

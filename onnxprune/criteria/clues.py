@@ -66,7 +66,7 @@ class Clues:
     @cached_property
     def scales(self) -> list[tuple[Array, Ids]]:
         """(values, classes) of the scales of normalisations that are left in the graph."""
-        nodes = self.groups.trace.model.proto.graph.node
+        nodes = self.groups.trace.nodes
         found = []
         for s, axes, ids in self.groups.blocks:
             uses = s.uses or [(k, i) for k, n in enumerate(nodes) for i, x in enumerate(n.input) if x == s.parameter]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from onnxprune.op import Op
-from onnxprune.rules import attention, linear, movement, norm, pointwise, recurrent, reshaping
+from onnxprune.rules import attention, control, linear, movement, norm, pointwise, recurrent, reshaping
 from onnxprune.rules.base import first_only, opaque, unary
 from onnxprune.rules.base import pointwise as broadcast
 
@@ -60,6 +60,7 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "Attention": attention.attention, "com.microsoft::Attention": attention.fused,
         "com.microsoft::MultiHeadAttention": attention.multi_head,
         "com.microsoft::GroupQueryAttention": attention.grouped_query,
+        "If": control.if_, "Loop": control.loop, "Scan": control.scan,
         "NonZero": opaque, "Size": opaque, "Range": opaque, "EyeLike": opaque,
     }  # fmt: skip
 

@@ -263,19 +263,11 @@ def expand(op: Op) -> None:
 def tile(op: Op) -> None:
     if not op.blocks(0):
         return op.set(0, [])
-    repeats = op.value(1)
-    if repeats is None or not ranks_known(op, [0]):
-        return op.freeze("the repeats are computed at run time") if not _tiles_fixed(op) else None
-    op.set(0, [Block(b.axes, np.tile(b.ids, [int(repeats[a]) for a in b.axes])) for b in op.blocks(0)])
-
-
-def _tiles_fixed(op: Op) -> bool:
-    """Repeats known only on the labelled axes suffice."""
     known = op.partial(1)
-    if known is None or any(known[a] is None for b in op.blocks(0) for a in b.axes):
-        return False
-    op.set(0, [Block(b.axes, np.tile(b.ids, [int(known[a] or 1) for a in b.axes])) for b in op.blocks(0)])
-    return True
+    if known is None or not ranks_known(op, [0]):
+        return op.freeze("the repeats are computed at run time")
+    # repeated as often as a run says, an axis is periodic
+    op.set(0, [Block(b.axes, np.tile(b.ids, [known[a] or 1 for a in b.axes])) for b in op.blocks(0)])
 
 
 def pad(op: Op) -> None:
