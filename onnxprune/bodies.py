@@ -50,7 +50,9 @@ def rearranged(
 ) -> None:  # fmt: skip
     """Put nodes before and after those of the given numbers, in the graph that holds them; drop the dead ones."""
     for scope in reversed(scopes(graph)):  # inner first: an outer graph is copied with what it holds
-        parts = [(*before.get(k, ()), n, *after.get(k, ())) for k, n in zip(scope.numbers, scope.graph.node, strict=True)]
+        parts = [
+            (*before.get(k, ()), n, *after.get(k, ())) for k, n in zip(scope.numbers, scope.graph.node, strict=True)
+        ]
         ordered = [n for part in parts for n in part if not dead(n)]
         if len(ordered) == len(scope.graph.node) and max(map(len, parts), default=1) == 1:
             continue
@@ -65,7 +67,9 @@ def rearranged(
 
 def defined(graph: GraphProto) -> set[str]:
     """Names that a graph gives to its own tensors."""
-    own = {x.name for x in graph.input} | {x.name for x in graph.initializer} | {x for n in graph.node for x in n.output}
+    own = (
+        {x.name for x in graph.input} | {x.name for x in graph.initializer} | {x for n in graph.node for x in n.output}
+    )
     return {*own, *(s.values.name for s in graph.sparse_initializer)} - {""}
 
 

@@ -69,7 +69,9 @@ def common(a: Kind | None, b: Kind | None) -> Kind | None:
     return a[0], tuple(x if x == y else None for x, y in zip(a[1], b[1], strict=True))
 
 
-def infer(node: NodeProto, kinds: Sequence[Kind | None], taken: bool | None, body: Callable[[GraphProto], Body]) -> Kinds:
+def infer(
+    node: NodeProto, kinds: Sequence[Kind | None], taken: bool | None, body: Callable[[GraphProto], Body]
+) -> Kinds:
     """The kinds of a node's outputs. `taken`: the condition of an If, where it is known."""
     graphs = dict(bodies(node))
     try:

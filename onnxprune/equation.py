@@ -173,7 +173,7 @@ class Equation:
             if len(shared) > 1 and shared != [x for x in block.letters if x in shared]:
                 self._tie_all(main)  # the two see outer and inner the other way round
                 self._tie_all(block)
-            a, b = self.project(main, shared), self.project(block, shared)
+            a, b = self._met(main, shared), self._met(block, shared)
             order = [b.letters.index(x) for x in a.letters]
             turned = b.ids.transpose(order)
             if a.ids.shape != turned.shape:
@@ -186,6 +186,12 @@ class Equation:
                     self.main[k] = replace(main, ids=np.where(a.ids == KEPT, turned, a.ids))
         if not covered:
             self.main.append(block)
+
+    def _met(self, block: Lettered, letters: Sequence[str]) -> Lettered:
+        """A block as another one sees it that has these letters only. Along an inner letter it meets whole columns."""
+        if block.letters[1:] == tuple(letters):
+            return Lettered(tuple(letters), self.labels.columns(block.ids, self.why), block.operand)
+        return self.project(block, letters)
 
     def _tie_all(self, block: Lettered) -> None:
         ids = block.ids

@@ -25,8 +25,9 @@ class Groups:
 
     rows: row unit (class) -> the units it holds. inside: of a row unit, the ids of its rows. home: of every class, a
     number that stands for the set of slice blocks it lives in. normed: classes that cross a normalisation over their
-    own axis (normed_whole: over all of it, not inside rows). streams: units of branches that are added. channels: row units that are channels of a
-    tensor of their own (an attention map has one a head).
+    own axis (normed_whole: over all of it, not inside rows). streams: units of branches that are added. channels: row
+    units that are channels of a tensor of their own (an attention map has one a head). tables: blocks of which only
+    whole rows and whole columns may go; crossed: the units in them; columns: row units that are such columns.
     """
 
     trace: Trace
@@ -42,6 +43,9 @@ class Groups:
     normed_whole: Mask
     streams: Mask
     channels: Mask
+    crossed: Mask
+    columns: Mask
+    tables: list[Ids]
     inside: dict[int, list[int]] = field(default_factory=dict)
     graph: nx.Graph = field(default_factory=nx.Graph)
 
@@ -72,6 +76,10 @@ class Groups:
             if kept_shape(ids, kept) is None:
                 gone = ids[~kept[ids]]
                 bad |= self._leaves(gone if gone.size else ids.ravel())
+        for ids in self.tables:
+            mask = kept[ids]
+            torn = mask != (mask.any(1, keepdims=True) & mask.any(0))
+            bad |= self._leaves(ids[:, torn.any(0)][torn.any(1)].ravel()) if torn.any() else set()
         rows, members, starts = self._nested
         lost = ~kept[rows]
         wrong = np.logical_or.reduceat(kept[members], starts) == lost
@@ -112,7 +120,20 @@ class Groups:
             yield sorted(nodes)
 
 
-def build(trace: Trace) -> Groups:
+def build(trace: Trace, heads: bool = True) -> Groups:
+    """heads: whether whole rows may go; where they may not, or cannot, tables are tied to one row."""
+    tables = trace.labels.tables
+    while True:
+        groups = _without_graph(trace)
+        gone = {key: np.unique(groups.classes[rows]).tolist() for key, (_, rows, _) in tables.items()}
+        stuck = [key for key, rows in gone.items() if not heads or not groups.rows.keys() >= set(rows)]
+        if not stuck:
+            groups.graph = _graph(groups)
+            return groups
+        trace.labels.flatten(stuck)
+
+
+def _without_graph(trace: Trace) -> Groups:
     labels = trace.labels
     classes, reasons = labels.solve()
     reason: list[Reason | None] = list(reasons)
@@ -133,9 +154,13 @@ def build(trace: Trace) -> Groups:
     streams = np.zeros(count, bool)
     for ids in labels.sums:
         streams[classes[ids]] = True
-    channels = np.zeros(count, bool)
-    for block in (b for tensor in trace.blocks.values() for b in tensor if b.ids.ndim == 1):
-        channels[classes[block.ids]] = True
+    channels, crossed, columns = (np.zeros(count, bool) for _ in range(3))
+    for ids, _, _ in labels.tables.values():
+        crossed[classes[ids]] = True
+        columns[classes[labels.derive(ids.T)]] = channels[classes[labels.derive(ids.T)]] = True
+    alone = (b.ids for tensor in trace.blocks.values() for b in tensor if b.ids.ndim == 1)
+    for ids in (*alone, *labels.maps):
+        channels[classes[ids]] = True
     normed, whole = np.zeros(count, bool), np.zeros(count, bool)
     for ids in labels.normed:
         normed[classes[ids]] = True
@@ -144,10 +169,10 @@ def build(trace: Trace) -> Groups:
     groups = Groups(
         trace, classes, reason, prunable, {}, blocks, home,
         _rectangles(labels.rectangles.values(), classes), derived, normed, whole, streams, channels & derived,
+        crossed, columns, [ids for ids, _, _ in labels.tables.values()],
     )  # fmt: skip
     groups.inside = inside
     groups.rows = _rows(groups)
-    groups.graph = _graph(groups)
     return groups
 
 

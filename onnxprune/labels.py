@@ -77,8 +77,10 @@ class Labels:
         self._rows: dict[bytes, int] = {}
         self.frozen: list[tuple[Ids, Reason]] = [(np.zeros(1, np.int64), Reason("", "", "fixed size"))]
         self.rectangles: dict[tuple[tuple[int, ...], bytes], Ids] = {}
+        self.tables: dict[tuple[tuple[int, ...], bytes], tuple[Ids, Ids, Reason]] = {}
         self.normed: list[Ids] = []
         self.sums: list[Ids] = []
+        self.maps: list[Ids] = []
         self.couplings = 0
 
     def fresh(self, key: Hashable, shape: Iterable[int]) -> Ids:
@@ -163,16 +165,49 @@ class Labels:
         ids = np.ascontiguousarray(ids)
         self.rectangles.setdefault((ids.shape, ids.tobytes()), ids)
 
+    def columns(self, ids: Ids, why: Reason) -> Ids:
+        """Column ids of [rows, columns], where something lies along the columns that all rows share (the sines of a
+        rotary embedding, the gain of a norm inside heads): from now on only whole rows and whole columns may go."""
+        if ids.ndim != 2:
+            return self.tie(ids, 0, why)
+        key = (ids.shape, np.ascontiguousarray(ids).tobytes())
+        if key not in self.tables:
+            self.tables[key] = ids, self.derive(ids), why
+        return self.derive(ids.T)
+
     def solve(self) -> tuple[Ids, NDArray[np.object_]]:
-        """(class of every id, reason of every class or None). Derived ids with the same children are one."""
-        one, two = side_by_side([a for a, _, _ in self.pairs]), side_by_side([b for _, b, _ in self.pairs])
-        classes = joined(self.n, one[0], two[0])
-        while (more := self._equal_rows(classes)).size:
-            classes = joined(int(classes.max()) + 1, *classes[more.T])[classes]
+        """(class of every id, reason of every class or None). Derived ids with the same children are one.
+
+        Tables of which some row must stay, or all go together, are tied to one row: there columns are all there is."""
+        while True:
+            classes = self._joined()
+            stays = np.zeros(int(classes.max()) + 1, bool)
+            for ids, _ in self.frozen:
+                stays[classes[ids]] = True
+            stuck = [
+                key for key, (ids, rows, _) in self.tables.items()
+                if stays[classes[rows]].any() or stays[classes[ids]].any() or np.ptp(classes[rows]) == 0
+            ]  # fmt: skip
+            if not stuck:
+                break
+            self.flatten(stuck)
         reasons: NDArray[np.object_] = np.full(int(classes.max()) + 1, None, dtype=object)
         for ids, why in reversed(self.frozen):  # the first one said it
             reasons[classes[ids]] = why
         return classes, reasons
+
+    def flatten(self, tables: Iterable[tuple[tuple[int, ...], bytes]]) -> None:
+        """Tie the rows of tables: whole columns may go, and no row."""
+        for key in tables:
+            ids, _, why = self.tables.pop(key)
+            self.tie(ids, 0, why)
+
+    def _joined(self) -> Ids:
+        one, two = side_by_side([a for a, _, _ in self.pairs]), side_by_side([b for _, b, _ in self.pairs])
+        classes = joined(self.n, one[0], two[0])
+        while (more := self._equal_rows(classes)).size:
+            classes = joined(int(classes.max()) + 1, *classes[more.T])[classes]
+        return classes
 
     def rows(self) -> tuple[Ids, Ids, Ids]:
         """The derived ids, the children of all of them side by side, and where those of each begin."""
@@ -268,6 +303,9 @@ class Kept(Labels):
             else:
                 out[i] = self._row_of[name]
         return out.reshape(ids.shape[:-1])
+
+    def columns(self, ids: Ids, why: Reason) -> Ids:
+        return self.derive(ids.T) if ids.ndim == 2 else self.tie(ids, 0, why)
 
     def freeze(self, ids: Ids, why: Reason) -> None:
         """What was frozen was kept; nothing to compare."""

@@ -99,7 +99,7 @@ def parts(groups: Groups, scores: Scores, options: Options) -> tuple[Mask, list[
             if not groups.faults(trial):
                 removed = trial
                 spent[list(units)] = not own
-    return removed, _linked(groups, scores, _allowed(groups, options) & ~removed, spent)
+    return removed, _linked(groups, scores, _allowed(groups, options) & ~removed & ~groups.crossed, spent)
 
 
 def select(groups: Groups, scores: Scores, options: Options, shares: Mapping[int, float] | None = None) -> Mask:
@@ -156,7 +156,7 @@ def _heads(groups: Groups, scores: Scores, options: Options) -> list[tuple[froze
     families: dict[Hashable, dict[frozenset[int], int]] = defaultdict(dict)
     for row, units in groups.rows.items():
         if not any(groups.normed_whole[u] for u in units) or options.residual:
-            families[frozenset(groups.home[list(units)].tolist())].setdefault(units, row)
+            families[bool(groups.columns[row]), frozenset(groups.home[list(units)].tolist())].setdefault(units, row)
     out = []
     for family in families.values():
         rows = sorted(family, key=lambda units: (scores[family[units]] + scores[list(units)].sum(), min(units)))

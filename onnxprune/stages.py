@@ -85,7 +85,7 @@ def analysed(source: Model, options: Options, clock: Clock) -> Groups:
             break
         structures = structures | more
     clock("group")
-    return build(traced)
+    return build(traced, options.heads)
 
 
 def _excluded(options: Options) -> Callable[[onnx.NodeProto], bool]:

@@ -196,7 +196,7 @@ def grouped(model: ModelProto, **options: Any) -> tuple[Any, Options]:
 
 def plans(model: ModelProto) -> Any:
     """(groups, units that go) of several seeds, ratios and scopes."""
-    for seed, ratio, scope in product((0, 1), (0.25, 0.5, 0.75), ("local", "global")):
+    for seed, ratio, scope in product((0, 1), (0.25, 0.4, 0.5, 0.75), ("local", "global")):
         groups, options = grouped(model, seed=seed, ratio=ratio, scope=scope, criterion="random")
         yield groups, by_weights(groups, options)
 

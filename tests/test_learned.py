@@ -70,9 +70,10 @@ def test_fused_qkv_with_scalar_gathers(heads: bool) -> None:
     )  # fmt: skip
     result = pruned(model, heads=heads)
     kept = shapes(result)
-    assert (kept["w"], kept["b"], kept["wo"]) == ((16, 48), (48,), (16, 16))
+    width = 8 if heads else 16  # of the heads half, and of every head half
+    assert (kept["w"], kept["b"], kept["wo"]) == ((16, 3 * width), (3 * width,), (width, 16))
     target = next(n for n in result.model.to_proto().graph.node if n.output[0] == "r").input[1]
-    assert array(result.model.to_proto(), target).tolist()[2:] == ([3, 2, 8] if heads else [3, 4, 4])
+    assert array(result.model.to_proto(), target).tolist()[2:] == ([3, 2, 4] if heads else [3, 4, 4])
 
 
 ROTARY = """
@@ -138,9 +139,12 @@ def rotary(turn: str) -> ModelProto:
 )
 @pytest.mark.parametrize("heads", [True, False])
 def test_rotary_embedding(turn: str, heads: bool) -> None:
+    """One rotation for all heads: they lose the same pairs, and whole heads go beside, where they can be told apart."""
     kept = shapes(pruned(rotary(turn), heads=heads))
-    assert [kept[w] for w in ("wq", "wk", "wv", "wo")] == [(16, 16)] * 4
-    assert kept["cos"] == kept["sin"] == (6, 4)  # one rotation for all heads: they lose the same pairs
+    width = 8 if heads and turn is not INTERLEAVED else 16
+    assert [kept[w] for w in ("wq", "wk", "wv")] == [(16, width)] * 3
+    assert kept["wo"] == (width, 16)
+    assert kept["cos"] == kept["sin"] == (6, 4)
 
 
 def test_partial_rotary_by_split() -> None:
@@ -160,9 +164,10 @@ def test_partial_rotary_by_split() -> None:
     for heads in (True, False):
         kept = shapes(pruned(model, heads=heads))
         width = kept["wq"][1]
-        assert width in (12, 16, 20)  # of every head: one of two pairs, or three positions, or both
-        assert (kept["wk"], kept["cos"], kept["sin"]) == ((16, width), (6, width // 4), (6, width // 4))
-        assert (kept["wv"], kept["wo"]) == ((16, 16), (16, 16))
+        many = 2 if heads else 4
+        assert width in (3 * many, 4 * many, 5 * many)  # of every head: one of two pairs, or three positions, or both
+        assert (kept["wk"], kept["cos"], kept["sin"]) == ((16, width), (6, width // many), (6, width // many))
+        assert (kept["wv"], kept["wo"]) == ((16, 4 * many), (4 * many, 16))
 
 
 @pytest.mark.parametrize("heads", [True, False])
@@ -187,7 +192,8 @@ def test_normalise_and_expand_as(heads: bool) -> None:
         w=(16, 32), b=(32,), wo=(32, 5), tiny=np.float32(1e-12), to=np.array([0, 6, 4, 8]), **{"from": np.array([0, 6, 32])},
     )  # fmt: skip
     kept = shapes(pruned(model, heads=heads))
-    assert (kept["w"], kept["b"], kept["wo"]) == ((16, 16), (16,), (16, 5))
+    width = 8 if heads else 16
+    assert (kept["w"], kept["b"], kept["wo"]) == ((16, width), (width,), (width, 5))
 
 
 LSTM = """
@@ -298,6 +304,6 @@ def test_a_second_batch_size() -> None:
     for heads in (True, False):
         result = pruned(model, batches=(1, 2, 5), heads=heads)
         assert len(set(result.report.proof.batches)) == 2
-        assert shapes(result)["w"] == (16, 16)
+        assert shapes(result)["w"] == (16, 8 if heads else 16)
         after = result.model.to_proto()
         assert run(after, inputs(model, 7))[0].shape == (7, 6, 5)

@@ -230,7 +230,7 @@ TABLE: list[tuple[str, str, dict[str, tuple[int, ...]]]] = [
     (
         "Attention (com.microsoft)",
         rows("b = com.microsoft.Attention<num_heads=4>(a, W:float[16,96] , Wb:float[96] )", c=32),
-        TOKENS | {"W": (8, 48), "G": (16, 3)},
+        TOKENS | {"W": (8, 24), "G": (8, 3)},  # half of the heads, half of each
     ),
     (
         "MultiHeadAttention",
@@ -238,7 +238,7 @@ TABLE: list[tuple[str, str, dict[str, tuple[int, ...]]]] = [
             "q = MatMul(a, Q:float[16,32] ) k = MatMul(a, K:float[16,32] ) v = MatMul(a, V:float[16,32] ) b = com.microsoft.MultiHeadAttention<num_heads=4>(q, k, v, Wb:float[96] )",
             c=32,
         ),
-        TOKENS | {"Q": (8, 16), "K": (8, 16), "V": (8, 16), "G": (16, 3)},
+        TOKENS | {"Q": (8, 8), "K": (8, 8), "V": (8, 8), "G": (8, 3)},
     ),
     (
         "QDQ",
@@ -291,7 +291,7 @@ LATER = [
             "q = MatMul(a, Q:float[16,32] ) k = MatMul(a, K:float[16,16] ) v = MatMul(a, V:float[16,16] ) b = Attention<q_num_heads=4, kv_num_heads=2>(q, k, v)",
             c=32,
         ),
-        {"Q": (8, 16), "K": (8, 8), "V": (8, 8)},
+        {"Q": (8, 8), "K": (8, 4), "V": (8, 4)},
     ),
     (23, "RMSNormalization", rows("b = RMSNormalization(a, s:float[16] )"), TOKENS),
     (21, "GroupNormalization", conv("b = GroupNormalization<num_groups=4>(a, s:float[16] , t:float[16] )"), HALF),

@@ -138,7 +138,7 @@ MODELS: dict[str, tuple[Callable[[], ModelProto], dict[str, Any], int]] = {
     "attention": (scaled_attention, {}, 4),
     "fused, heads": (fused, {}, 3),
     "fused, head dimensions": (fused, {"heads": False}, 3),
-    "rotary, halves": (lambda: rotary(HALVES), {}, 6),
+    "rotary, halves": (lambda: rotary(HALVES), {}, 4),
     "rotary, interleaved": (lambda: rotary(INTERLEAVED), {}, 6),
 }
 

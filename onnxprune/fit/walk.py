@@ -159,7 +159,8 @@ class Walk(Topology):
         kind = self.types(like)
         if kind is None:
             raise RuntimeFailure(f"tensor '{name}' has no known type, so the graph cannot be run piece by piece")
-        return helper.make_tensor_value_info(name, kind, None)
+        values = self.values.get(name)  # the body of a Scan must know how many axes there are
+        return helper.make_tensor_value_info(name, kind, [None] * values[0].ndim if values else None)
 
 
 def read_by(node: NodeProto) -> set[str]:

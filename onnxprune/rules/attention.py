@@ -18,6 +18,11 @@ def _scale(op: Op, depth: int) -> None:
         op.edit(lambda e: e.attr("scale", 1.0 / sqrt(depth)))
 
 
+def _maps(op: Op, ids: Ids) -> None:
+    """Every row [heads, ..] of `ids` has an attention map, which the operator keeps to itself."""
+    op.trace.labels.maps.append(op.trace.labels.derive(ids))
+
+
 def _heads(op: Op, i: int, axis: int, sizes: tuple[int, ...]) -> Ids | None:
     block = next((b for b in op.blocks(i) if b.axes == (axis,)), None)
     return None if block is None else block.ids.reshape(sizes)
@@ -55,10 +60,14 @@ def attention(op: Op) -> None:
     outs = {0: out, 1: ["b", "g", "", "d"], 2: ["b", "g", "", "e"], 3: ["b", "gr", "s", "t"]}
     op.eq(ins, outs, sizes=sizes, pinned="tp", macs="grdste", text="attention with a fixed side")
     _scale(op, depth)
+    for b in op.blocks(0):
+        if not flat and b.axes == (1, 3):
+            _maps(op, b.ids)
     if flat:
         kv = _heads(op, 1, 2, (shared, depth))
         q = _heads(op, 0, 2, (heads, depth))
         if kv is not None and q is not None:
+            _maps(op, q)
             op.trace.labels.rectangle(kv)
             op.trace.labels.rectangle(q)
             op.edit(lambda e: e.attr("kv_num_heads", int(e.kept(kv).any(axis=1).sum())))
@@ -84,13 +93,14 @@ def multi_head(op: Op) -> None:
     if bias is not None:
         for i in range(3):
             op.meet(i, ["", "", "x"], ["x"], [Block((0,), bias[i])], "a bias of fixed size")
-        op.trace.reductions.append(Reduction(op.index, "sum", 3, Block((0,), _only(bias, 1))))
+        op.trace.reductions.append(Reduction(op.index, "sum", 3, Block((0,), _only(bias, 0))))
     sizes = {"h": heads, "d": depth, "e": value}
     outs = {0: ["b", "s", "he"], 1: ["b", "h", "", "d"], 2: ["b", "h", "", "e"]}
     op.eq(ins, outs, sizes=sizes, pinned="tp", macs="hdste", text="attention with a fixed side")
     _scale(op, depth)
     q = _heads(op, 0, 2, (heads, depth))
     if q is not None:
+        _maps(op, q)
         op.trace.labels.rectangle(q)
         op.edit(lambda e: e.attr("num_heads", int(e.kept(q).any(axis=1).sum())))
 
@@ -123,6 +133,7 @@ def fused(op: Op) -> None:
     inputs = labels.fresh((None, op.node.name, "input"), (int(features or 1),))
     op.couple(q, k)
     op.couple(labels.derive(k), labels.derive(v))
+    _maps(op, q)
     for x in parts:
         labels.rectangle(x)
     if widths[0] == widths[2]:
@@ -166,6 +177,7 @@ def grouped_query(op: Op) -> None:
     if q is None or k is None or v is None:
         return None
     labels = op.trace.labels
+    _maps(op, q)
     for block in (q, np.stack([k, v])):
         labels.rectangle(block)
     if op.attr("do_rotary", 0):  # the rotation knows its pairs: heads go whole
