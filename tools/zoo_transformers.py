@@ -153,7 +153,7 @@ TRANSFORMERS: dict[str, Spec] = {
     "squeezebert": ("SqueezeBertForSequenceClassification", {}, text),
     "convbert": ("ConvBertForSequenceClassification", {}, text),
     "roformer": ("RoFormerForSequenceClassification", {"num_hidden_layers": 6}, text, "6 layers"),
-    "nystromformer": ("NystromformerForSequenceClassification", {}, lambda: text(512)),
+    "nystromformer": ("NystromformerForSequenceClassification", {}, lambda: text(448)),
     "ibert": ("IBertForSequenceClassification", {"quant_mode": False}, text),
     "canine": ("CanineForSequenceClassification", {}, lambda: text(256)),
     "modernbert": ("ModernBertForSequenceClassification", {"num_hidden_layers": 6}, text, "6 layers"),
@@ -181,7 +181,7 @@ TRANSFORMERS: dict[str, Spec] = {
     "mask2former": ("Mask2FormerForUniversalSegmentation", {}, lambda: image(256)),
     "vits": ("VitsModel", {}, lambda: text(32)),
     "encodec": ("EncodecModel", {}, lambda: {"input_values": torch.randn(1, 1, 24000)}),
-    "wav2vec2_conformer": ("Wav2Vec2ConformerForCTC", {"num_hidden_layers": 4}, wave, "4 layers"),
+    "wav2vec2_conformer": ("Wav2Vec2ConformerForCTC", {"num_hidden_layers": 4, "vocab_size": 32}, wave, "4 layers"),
     "audio_spectrogram_transformer": ("ASTForAudioClassification", {}, lambda: {
         "input_values": torch.randn(1, 1024, 128)}),
     "data2vec": ("Data2VecAudioForCTC", {"num_hidden_layers": 6}, wave, "6 layers"),
