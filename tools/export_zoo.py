@@ -82,7 +82,7 @@ def export(key: str, exporter: str, path: Path) -> dict[str, Any]:
     if exporter == "dynamo":
         torch.onnx.export(model, given, str(path), dynamo=True, input_names=names, external_data=False, verbose=False)
     else:
-        dynamic = {name: {0: "batch"} for name in names}
+        dynamic = {name: {0: "batch"} for name, value in inputs.items() if len(value) == 1}
         torch.onnx.export(
             model, given, str(path), dynamo=False, input_names=names, dynamic_axes=dynamic, opset_version=OPSET
         )

@@ -92,8 +92,9 @@ def vision(group: str, name: str) -> Built:
     if group == "detection." and not name.startswith("ssd"):
         given |= {"min_size": size[-1], "max_size": size[-1]}
     model = getattr(module, name)(**given)
-    detect = group == "detection."
-    return Flat(model, lambda m, x: m(list(x)) if detect else m(x)), {"image": torch.randn(1, *size)}
+    if group == "detection.":  # these take a list of images
+        return Flat(model, lambda m, x: m([x])), {"image": torch.randn(*size)}
+    return Flat(model, lambda m, x: m(x)), {"image": torch.randn(1, *size)}
 
 
 def raft() -> Built:
