@@ -101,6 +101,8 @@ def infer(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None)
     search = _Search(Inference(model), axes, kinds)
     first, at_first = search.best(0, {})
     second, at_second = (first, at_first) if not axes.roles else search.best(1, at_first, first.failures)
+    if second.failures > first.failures:  # made for one size whatever its inputs declare, such as a batch of one
+        second, at_second = first, at_first
     return Shapes(
         probe=(_probe(first), _probe(second)),
         inputs=(axes.shapes(at_first), axes.shapes(at_second)),

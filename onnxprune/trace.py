@@ -221,6 +221,8 @@ class Trace:
             for key in keys:
                 if merged and isinstance(key, tuple) and key[0] is None:  # made up: better without labels
                     self.demands.setdefault(key, []).append(())
+            if not merged and len(parts) == 2:
+                self._nest(parts[0][0], parts[1][0], origins[1])
             return
         if not keys or any(len(born[1]) != 1 for born in births):
             return
@@ -229,6 +231,13 @@ class Trace:
             wanted = self.demands.setdefault(keys.pop(), [])
             taken = {a for other in wanted for a, n in other if n == -1}
             if not taken & {a for a, n in axes if n == -1} and axes not in wanted:
+                wanted.append(axes)
+
+    def _nest(self, outer: Block, inner: Block, origin: Hashable) -> None:
+        """Ask that an axis that an operator made up be born inside another one: it may differ from row to row."""
+        if isinstance(origin, tuple) and isinstance(origin[0], tuple) and origin[0][0] is None:
+            axes = ((outer.axes[0], -1), (inner.axes[0], -1))
+            if origin[1] == axes[1:] and () not in (wanted := self.demands.setdefault(origin[0], [])):
                 wanted.append(axes)
 
 

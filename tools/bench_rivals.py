@@ -92,7 +92,7 @@ def randomise(model: Any) -> None:
             if parameter.numel() > 1 and parameter.min() == parameter.max():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
         for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
 

@@ -37,6 +37,8 @@ from written_file import Invalid, check, runs
 BAD = ("UNPROVEN", "INVALID", "TRACEBACK")
 SAMPLES = 32
 """Calibration samples of a run that refits: enough to exercise everything."""
+REASONS = 8
+"""Reasons why units stay that a row lists, those of the most units first."""
 STYLE = {"ok": "green", "refused": "yellow"} | dict.fromkeys(BAD, "bold red")
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -64,6 +66,7 @@ class Row:
     error: float | None = None
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
+    stays: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, task: Task, status: str, detail: object = "", **rest: Any) -> Row:
@@ -109,8 +112,12 @@ def attempt(task: Task) -> Row:
     except Invalid as error:
         return Row.of(task, "INVALID", error, seconds=time.perf_counter() - start)
     report = result.report
+    stays: Counter[str] = Counter()
+    for axis in report.frozen:
+        stays[f"{axis.op_type}: {axis.reason}"] += axis.units
     return Row.of(
         task, "ok", note, seconds=seconds, stages=dict(report.seconds), error=report.proof.error,
+        stays=dict(stays.most_common(REASONS)),
         parameters=report.after.parameters / max(report.before.parameters, 1),
         macs=report.after.macs / max(report.before.macs, 1),
     )  # fmt: skip

@@ -255,7 +255,17 @@ def expand(op: Op) -> None:
         if k < shift or (op.dims(0)[k - shift] == 1 and n != 1):
             made[k] = n
     blocks = [Block(tuple(a + shift for a in b.axes), b.ids) for b in op.blocks(0)]
-    op.set(0, [*blocks, *op.trace.born((None, op.node.name, "repeat"), made)])
+    key = (None, op.node.name, "repeat")
+    nested = {axes[0][0] for axes in op.trace.structures.get(key, ()) if len(axes) == 2}
+    rows = {b.axes[0]: b for b in blocks if b.axes[0] in nested and len(b.axes) == 1 and made[b.axes[0]] == 1}
+    for a in rows:
+        made[a] = op.out_dims(0)[a]
+    born = op.trace.born(key, made)
+    for b in born:
+        if b.axes[0] in rows:  # what is made up may differ from row to row
+            op.couple(op.trace.labels.derive(b.ids) if b.ids.ndim > 1 else b.ids, rows.pop(b.axes[0]).ids)
+            blocks = [o for o in blocks if o.axes != b.axes[:1]]
+    op.set(0, [*blocks, *born])
     if op.type == "Expand":
         op.edit(lambda e: e.sizes(1, 0, one_fits=True))
 

@@ -1,0 +1,74 @@
+"""What rounding does to a model: how far it moves the outputs, and which decisions hang on it.
+
+Sums in another order differ in the last places. An operator that turns floats into integers or booleans (TopK, a
+comparison, NonMaxSuppression) makes a decision of such a difference where two values are close, and what follows is
+another result, not a less exact one. So a model with decisions is compared in two parts: what they are made from, and
+what follows from the same decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from onnxprune.labels import Mask
+from onnxprune.masking import FLOATS
+from onnxprune.model import Model
+from onnxprune.trace import Trace
+from onnxprune.weight import Weight
+
+Array = NDArray[Any]
+DECIDED = {TensorProto.BOOL, TensorProto.INT32, TensorProto.INT64}
+
+
+def nudged(model: Model, feeds: Mapping[str, Array], seed: int) -> tuple[Model, dict[str, Array]]:
+    """Every float that goes in off by some units in the last place, as sums of hundreds of terms in another order are.
+    Where only integers go in, the floats are those of the tables that they are looked up in."""
+    rng = np.random.default_rng(seed)
+    moved = {n: _nudge(x, rng) for n, x in feeds.items()}
+    if not any(_is_float(x) for x in feeds.values()):
+        tables = {i for n in model.proto.graph.node if feeds.keys() & set(n.input) for i in n.input}
+        model = model.copy()
+        for name in sorted(tables & model.weights.keys()):
+            model.weights[name] = Weight.of(_nudge(model.weights[name].array(), rng))
+    return model, moved
+
+
+def _nudge(x: Array, rng: np.random.Generator) -> Array:
+    if not _is_float(x):
+        return x
+    out: Array = (x * (1 + 8 * np.finfo(x.dtype).eps * rng.standard_normal(x.shape))).astype(x.dtype)
+    return out
+
+
+def _is_float(x: Array) -> bool:
+    return x.dtype in (np.float16, np.float32, np.float64)
+
+
+def deciding(trace: Trace, kept: Mask, after: Model) -> list[str]:
+    """The float tensors that decisions are made from, where the pruned model has them whole."""
+    made = {o for n in after.proto.graph.node for o in n.output}
+    read = (
+        i for n in trace.model.proto.graph.node if n.op_type != "Shape"
+        if any(trace.shapes.dtype(o) in DECIDED for o in n.output if o) for i in n.input
+    )  # fmt: skip
+    return [
+        i for i in dict.fromkeys(read)
+        if i in made and trace.shapes.dtype(i) in FLOATS and all(kept[b.ids].all() for b in trace.of(i))
+    ]  # fmt: skip
+
+
+def told(trace: Trace, model: Model, names: Collection[str]) -> Model:
+    """The model with its decisions made from inputs `<name>_told` instead of its own values."""
+    model = model.copy()
+    for node in model.proto.graph.node:
+        if any(trace.shapes.dtype(o) in DECIDED for o in node.output if o) and node.op_type != "Shape":
+            node.input[:] = [f"{i}_told" if i in names else i for i in node.input]
+    model.proto.graph.input.extend(
+        helper.make_tensor_value_info(f"{n}_told", trace.shapes.dtype(n) or TensorProto.FLOAT, None) for n in names
+    )
+    return model

@@ -1,0 +1,100 @@
+"""Models that turn rounding into something larger: decisions made of close values, long recurrences of looked-up rows."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import graph, inputs, pruned, shapes
+from onnx import ModelProto
+
+import onnxprune.api  # noqa: F401
+from onnxprune import rounding
+from onnxprune.errors import CheckFailed
+from onnxprune.model import Model
+
+verify = sys.modules["onnxprune.verify"]
+
+
+def ranked() -> ModelProto:
+    """64 scores that differ by less than sums of 512 terms in another order do, and the order of these scores."""
+    close = (1 + 1e-5 * np.random.default_rng(0).standard_normal((512, 64))).astype(np.float32)
+    return graph(
+        "(float[N, 16] x) => (float[N, 64] y, float[N, 64] z)",
+        """
+        h = MatMul(x, w1)
+        r = Relu(h)
+        s = MatMul(r, close)
+        best, order = TopK<axis = 1>(s, all)
+        y = Gather<axis = 0>(table, order)
+        z = MatMul(r, w2)
+        """,
+        w1=(16, 512), close=close, w2=(512, 64), all=np.array([64]), table=np.arange(64).astype(np.float32),
+    )  # fmt: skip
+
+
+def test_decisions_of_close_values_are_compared_for_the_same_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    pruned(ranked(), batches=(1,))
+    monkeypatch.setattr(rounding, "deciding", lambda *given: [])
+    with pytest.raises(CheckFailed, match="differs from the masked original"):
+        pruned(ranked(), batches=(1,))
+
+
+@pytest.mark.parametrize("wrong", ["close", "table", "w2"])
+def test_a_wrong_weight_before_or_after_a_decision_is_found(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = verify._in_two_parts
+
+    def tampered(trace: Any, kept: Any, after: Model, *rest: Any) -> float:
+        name = next(n for n in after.weights if n == wrong)
+        after.weights[name] = type(after.weights[name]).of(after.weights[name].array() * np.float32(1.01))
+        return float(right(trace, kept, after, *rest))
+
+    monkeypatch.setattr(verify, "_in_two_parts", tampered)
+    with pytest.raises(CheckFailed, match="differs from the masked original"):
+        pruned(ranked(), batches=(1,))
+
+
+def test_tables_are_nudged_where_only_integers_go_in() -> None:
+    model = graph(
+        "(int64[N, 6] ids) => (float[N, 6, 5] y)", "e = Gather<axis = 0>(table, ids) y = MatMul(e, w)",
+        table=(20, 16), w=(16, 5),
+    )  # fmt: skip
+    source = Model.load(model)
+    feeds = inputs(model, 2)
+    moved, same = rounding.nudged(source, feeds, 0)
+    np.testing.assert_array_equal(same["ids"], feeds["ids"])
+    np.testing.assert_array_equal(moved.weights["w"].array(), source.weights["w"].array())
+    table = source.weights["table"].array()
+    assert 0 < np.abs(moved.weights["table"].array() / table - 1).max() < 1e-5
+
+
+def test_floats_that_go_in_are_nudged_and_no_weight() -> None:
+    model = graph("(float[N, 16] x) => (float[N, 5] y)", "y = MatMul(x, w)", w=(16, 5))
+    source = Model.load(model)
+    moved, feeds = rounding.nudged(source, {"x": np.ones((2, 16), np.float32)}, 0)
+    assert moved is source
+    assert 0 < np.abs(feeds["x"] - 1).max() < 1e-5
+
+
+def test_a_batch_that_is_split_into_one_is_pinned() -> None:
+    """Exported from one image in a list: the batch is declared free, and works as one only."""
+    model = graph(
+        "(float[N, 3, 8, 8] x) => (float[a, b] y)",
+        """
+        one = Split<axis = 0>(x, ones)
+        image = Squeeze(one, first)
+        scaled = Mul(image, factor)
+        again = Unsqueeze(scaled, first)
+        c = Conv(again, w1)
+        r = Relu(c)
+        p = GlobalAveragePool(r)
+        f = Flatten(p)
+        y = Gemm<transB = 1>(f, w2)
+        """,
+        ones=np.array([1]), first=np.array([0]), factor=np.float32(0.5), w1=(8, 3, 3, 3), w2=(5, 8),
+    )  # fmt: skip
+    result = pruned(model, batches=(1,))
+    assert shapes(result)["w1"] == (4, 3, 3, 3)
+    assert "works at one size only" in "".join(result.report.notes)
