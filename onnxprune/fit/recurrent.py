@@ -127,7 +127,9 @@ class Recurrent:
         return direction == 1 or attribute(self.node, "direction", "forward") == "reverse"
 
     def _with_reset(self, steps: Steps, walk: Walk) -> Steps:
-        return Steps(steps.x, steps.h * scipy.special.expit(replace(self, gates=(1,), reset=False)._computed(steps, walk)))
+        return Steps(
+            steps.x, steps.h * scipy.special.expit(replace(self, gates=(1,), reset=False)._computed(steps, walk))
+        )
 
     def _computed(self, steps: Steps, walk: Walk) -> Array:
         """[directions, rows, outputs]: the gates before their non-linearity."""
