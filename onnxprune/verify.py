@@ -119,15 +119,13 @@ def last(trace: Trace) -> dict[str, set[str]]:
         if node.op_type in SATURATING:
             reached, moving = list(node.output), True
             for name in reached:
-                moving &= all(moves for _, moves in users[name])
+                moving = all(moves for _, moves in users[name])
+                if not moving:
+                    break
                 reached += [o for n, _ in users[name] if n.op_type != "Shape" for o in n.output if o not in reached]
             if moving and outputs & set(reached):
                 found[node.output[0]] = outputs & set(reached)
     return found
-
-
-def _saturates(trace: Trace, name: str) -> bool:
-    return any(name in reached for reached in last(trace).values())
 
 
 def taps(trace: Trace, kept: Mask) -> list[str]:
@@ -158,7 +156,8 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
             trace.model, options, trace.shapes.dtype
         )  # if it does not load either, that is what the user should hear
         raise CheckFailed(f"the pruned model does not load: {e}") from e
-    floors = [1e-2 if o.name not in tapped and _saturates(trace, o.name) else 1e-6 for o in after.proto.graph.output]
+    saturated = set[str]().union(*last(trace).values()) - set(tapped)
+    floors = [1e-2 if o.name in saturated else 1e-6 for o in after.proto.graph.output]
     worst, batches = 0.0, []
     tolerance = options.check_rtol or tolerance_of(trace)
     probes = range(2 if trace.shapes.inputs[0] != trace.shapes.inputs[1] else 1)
