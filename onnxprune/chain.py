@@ -19,7 +19,7 @@ from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.runtime import Session
 
-BLOCK = 64 << 20
+BLOCK = 16 << 20
 """Bytes of weights in a piece, where single nodes do not hold more."""
 SHARE = 16
 """A piece takes at most this part of the memory."""

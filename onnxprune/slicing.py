@@ -41,17 +41,18 @@ def _picked(
 
 
 def _cut(array: NDArray[Any], at: Mapping[int, NDArray[np.int64]]) -> NDArray[Any]:
-    """Positions `at` some axes. Of several axes a few rows are cut at a time, so that what is cut along one axis only
-    stays in the processor's cache."""
-    if len(at) < 2:
-        return next((array.take(where, axis) for axis, where in at.items()), array)
-    *first, last = sorted(at)
+    """Positions `at` some axes, a few rows at a time: what is cut along one axis only stays in the processor's cache,
+    and of arrays that are not aligned (see `weight.Mapped`) numpy copies no more than these."""
+    inner = sorted(at.keys() - {0})
+    if not inner:
+        return array[at[0]] if at else array
+    *others, last = inner
     out = np.empty([len(at[k]) if k in at else n for k, n in enumerate(array.shape)], array.dtype)
-    rows, step = at.get(0, np.arange(len(array))), max(1, SLAB // array[0].nbytes)
-    for k in range(0, len(rows), step):
-        part = array.take(rows[k : k + step], 0, mode="wrap")
-        for axis in first:
-            part = part.take(at[axis], axis) if axis else part
+    step = max(1, SLAB // array[0].nbytes)
+    for k in range(0, len(out), step):
+        part = array[at[0][k : k + step]] if 0 in at else array[k : k + step]
+        for axis in others:
+            part = part.take(at[axis], axis)
         part.take(at[last], last, out=out[k : k + step], mode="wrap")  # the default mode would copy `out`
     return out
 
