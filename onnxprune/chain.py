@@ -21,6 +21,8 @@ from onnxprune.runtime import Session
 
 BLOCK = 16 << 20
 """Bytes of weights in a piece, where single nodes do not hold more."""
+NODES = 500
+"""In a piece: the time that a runtime takes to open a graph grows faster than its nodes."""
 SHARE = 16
 """A piece takes at most this part of the memory."""
 CARRIED = {
@@ -87,7 +89,8 @@ class Chain:
         for k, node in enumerate(nodes):
             own = (reads[k] & weights.keys()) - held
             more = sum(weights[n].nbytes for n in own)
-            if size and size + more > most and not vague:
+            full = (size and size + more > most) or k - starts[-1] >= NODES
+            if full and not vague:
                 starts.append(k)
                 held, own = set(), reads[k] & weights.keys()
                 size, more = 0, sum(weights[n].nbytes for n in own)
@@ -113,8 +116,9 @@ class Chain:
 
 
 def opened(model: Model, options: Options, types: Callable[[str], int | None]) -> Session | Chain:
-    """What runs a model for a proof: in pieces where its weights are many bytes."""
+    """What runs a model for a proof: in pieces where its weights or nodes are many."""
     most = min(BLOCK, options.memory // SHARE)
-    if model.graph.sparse_initializer or sum(w.nbytes for w in model.weights.values()) <= most:
+    small = len(model.graph.node) <= NODES and sum(w.nbytes for w in model.weights.values()) <= most
+    if small or model.graph.sparse_initializer:
         return Session(model, options.providers)
     return Chain(model, options.providers, types, most)

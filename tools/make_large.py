@@ -5,7 +5,7 @@
     python tools/make_large.py small.onnx --layers 2 --width 256 --ffn 512 --vocabulary 1000
 
 RMSNorm, rotary positions, causal attention with heads made by Reshape and Transpose, gated feed-forward layers, batch
-and sequence of any size, as exporters write them. Weights go to OUT.data row by row: memory stays small.
+and sequence of any size, as exporters write them. Weights are streamed to OUT.data: memory stays small.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-ROWS = 1 << 20
-"""Random values made at a time."""
+POOL = (1 << 20) + 4093
+"""Random values, of which every stretch of a weight is another part."""
 
 
 class Builder:
@@ -28,8 +28,10 @@ class Builder:
     def __init__(self, data: BinaryIO, location: str, seed: int = 0) -> None:
         self.data, self.location = data, location
         self.rng = np.random.default_rng(seed)
+        self.pool = self.rng.standard_normal(2 * POOL, np.float32)
         self.graph = onnx.GraphProto(name="main")
         self.parameters = 0
+        self.constants: set[str] = set()
 
     def weight(self, name: str, *shape: int, scale: float | None = None) -> str:
         """Normal values with a standard deviation of `scale`, by default one over the root of the rows."""
@@ -39,18 +41,18 @@ class Builder:
         size = int(np.prod(shape))
         for key, value in (("location", self.location), ("offset", self.data.tell()), ("length", 4 * size)):
             tensor.external_data.add(key=key, value=str(value))
-        scale = shape[0] ** -0.5 if scale is None else scale
-        for start in range(0, size, ROWS):
-            values = self.rng.standard_normal(min(ROWS, size - start), np.float32)
-            values *= np.float32(scale)
-            self.data.write(values.data)
+        pool = self.pool * np.float32(shape[0] ** -0.5 if scale is None else scale)
+        for start in range(0, size, POOL):
+            at = int(self.rng.integers(POOL))
+            self.data.write(pool[at : at + min(POOL, size - start)].data)
         self.graph.initializer.append(tensor)
         self.parameters += size
         return name
 
     def const(self, name: str, value: Any, dtype: type = np.int64) -> str:
         """A small tensor inside the model file; the same name twice is the same tensor."""
-        if all(t.name != name for t in self.graph.initializer):
+        if name not in self.constants:
+            self.constants.add(name)
             self.graph.initializer.append(numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
 
