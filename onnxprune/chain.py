@@ -63,7 +63,8 @@ class Chain:
         waiting = Counter(name for piece in self.pieces for name in piece.ins)
         waiting.update(self.outputs)
         for piece in filter(lambda p: p.outs, self.pieces):
-            model = self.topology.piece(piece.nodes, map(self._info, piece.ins), map(self._info, piece.outs))
+            ins = [self._info(n, [getattr(own[n], "shape", ()) for own in values]) for n in piece.ins]
+            model = self.topology.piece(piece.nodes, ins, map(self._info, piece.outs))
             session = Session(model, self.providers)
             self.used = session.used
             for own in values:
@@ -110,9 +111,17 @@ class Chain:
         ins = sorted(read - set(made) - self.model.weights.keys())
         return Piece(inside, ins, [o for o in made if last.get(o, -1) >= end])
 
-    def _info(self, name: str) -> Any:
+    def _info(self, name: str, shapes: Sequence[tuple[int, ...]] = ()) -> Any:
+        """`shapes`: in every feed. Where they differ, equal sizes get one name: a runtime takes long over nameless
+        ones."""
         known = self.infos.get(name)
-        return known if known is not None else helper.make_tensor_value_info(name, self.types(name) or 0, None)
+        if known is not None:
+            return known
+        dims: list[Any] | None = None
+        if shapes and len({len(shape) for shape in shapes}) == 1:
+            sizes = zip(*shapes, strict=True)
+            dims = [n[0] if len(set(n)) == 1 else "or".join(map(str, n)) for n in sizes]
+        return helper.make_tensor_value_info(name, self.types(name) or 0, dims)
 
 
 def opened(model: Model, options: Options, types: Callable[[str], int | None]) -> Session | Chain:

@@ -82,6 +82,7 @@ class ExternalData:
     def __init__(self, model: Path | None, inside: Inside | None = None) -> None:
         self.model, self.inside = model, inside
         self.files: dict[Path, mmap.mmap | bytes] = {}
+        self.located: dict[str, mmap.mmap | bytes] = {}
 
     def weight(self, tensor: TensorProto, place: int = -1) -> Weight:
         """`place`: among the initializers of the main graph."""
@@ -119,6 +120,19 @@ class ExternalData:
         """The file that holds an external tensor, and where in it."""
         info = {e.key: e.value for e in tensor.external_data}
         location, name = info.get("location", ""), f"weight '{tensor.name}'"
+        if location not in self.located:
+            self.located[location] = self._file(location, name)
+        file, need = self.located[location], nbytes_of(tensor.data_type, tensor.dims)
+        try:
+            offset = int(info.get("offset") or 0)
+            length = int(info.get("length") or need)
+        except ValueError:
+            offset = length = -1
+        if offset < 0 or length != need or offset + length > len(file):
+            raise UsageError(f"{name} does not fit into '{location}'; that file is truncated or of another model")
+        return file, offset
+
+    def _file(self, location: str, name: str) -> mmap.mmap | bytes:
         if self.model is None:
             raise UsageError(f"{name} is external data in '{location}'; load the model from its path instead")
         parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
@@ -137,15 +151,7 @@ class ExternalData:
                     self.files[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if mapped else file.read()
             except OSError as e:
                 raise UsageError(f"{path} cannot be read ({e.strerror}); check its permissions") from e
-        need = nbytes_of(tensor.data_type, tensor.dims)
-        try:
-            offset = int(info.get("offset") or 0)
-            length = int(info.get("length") or need)
-        except ValueError:
-            offset = length = -1
-        if offset < 0 or length != need or offset + length > len(self.files[path]):
-            raise UsageError(f"{name} does not fit into '{location}'; that file is truncated or of another model")
-        return self.files[path], offset
+        return self.files[path]
 
 
 def check_outputs(outputs: Iterable[Path]) -> None:

@@ -6,8 +6,8 @@ Needs torch, torch-pruning, onnxsim and torchvision or timm and transformers; a 
 row that says so. Weights are random (BatchNorm statistics and biases too). The ONNX tools read the files that this
 script exports into CACHE once. Every measurement is a process of its own, held to one thread, and the input shapes
 and classifier outputs stay as they are. `s` is the pruning itself: dependency graph and step for Torch-Pruning, its
-two pruning calls for onnxsim; shapes, trace, plan, rewrite and cutting every weight for onnxprune. `total` is CPU seconds with loading and
-proof, without imports; RSS is the peak of the process, imports included.
+two pruning calls for onnxsim; shapes, trace, plan, rewrite and cutting every weight for onnxprune. `total` is CPU
+seconds with loading and proof, without imports; RSS is the peak of the process, imports included.
 """
 
 from __future__ import annotations

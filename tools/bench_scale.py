@@ -60,6 +60,8 @@ def decoder(b: Builder, layers: int, width: int) -> None:
 KINDS = {"mlp": (mlp, 1, 3), "conv": (conv, 9, 4), "decoder": (decoder, 10, 61)}
 """The chain, parameters of a layer by the square of the width, nodes of a layer."""
 
+KEYS = ("parameters", "nodes", "seconds", "cpu", "mib")
+
 
 def _ends(b: Builder, dims: list[int]) -> None:
     b.graph.input.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *dims]))
@@ -118,8 +120,9 @@ def main() -> None:
                 width = int((size / square / layers) ** 0.5) // 64 * 64 if grows == "parameters" else WIDTH
                 shape = write(kind, path, layers, max(width, WIDTH))
                 seconds, cpu, memory = min(prune(path, args.ratio) for _ in range(args.repeat))
-                rows.append({"parameters": shape[0], "nodes": shape[1], "seconds": seconds, "cpu": cpu, "mib": memory})
-                print(f"{grows:12} {kind:8} {shape[0]:14,} {shape[1]:7,} {seconds:8.2f} {cpu:8.2f} {memory:7.0f}", flush=True)
+                rows.append(dict(zip(KEYS, (*shape, seconds, cpu, memory), strict=True)))
+                figures = f"{shape[0]:14,} {shape[1]:7,} {seconds:8.2f} {cpu:8.2f} {memory:7.0f}"
+                print(f"{grows:12} {kind:8} {figures}", flush=True)
             slopes = {key: slope([r[grows] for r in rows], [r[key] for r in rows]) for key in ("cpu", "mib")}
             print(f"{grows:12} {kind:8} slope of CPU seconds {slopes['cpu']:.2f}, of memory {slopes['mib']:.2f}")
             found.append({"grows": grows, "kind": kind, "rows": rows, "slopes": slopes})
