@@ -322,6 +322,8 @@ def side_by_side(parts: Sequence[Ids]) -> tuple[Ids, Ids]:
 
 def joined(n: int, a: Ids, b: Ids) -> Ids:
     """The class of each of `n` things of which a[i] and b[i] are one."""
+    if not a.size:
+        return np.arange(n)
     graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(n, n))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 

@@ -18,8 +18,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from onnxprune.fit.layers import Layer, layers, shared
 from onnxprune.fit.likeness import Likeness, Likenesses
@@ -137,6 +137,6 @@ def combination(inner: Array, cosine: Array) -> tuple[Array, float]:
     shares = np.zeros(len(cosine))
     if near.size:
         root = np.linalg.cholesky(inner[np.ix_(near, near)] + JITTER * np.eye(near.size))
-        shares[near] = nnls(root.T, np.linalg.solve(root, cosine[near]))[0]
+        shares[near] = scipy.optimize.nnls(root.T, np.linalg.solve(root, cosine[near]))[0]
     length = float(np.sqrt(np.maximum(shares @ inner @ shares, 0)))
     return shares, float(shares @ cosine) / length if length else 0.0

@@ -21,6 +21,7 @@ from .errors import UsageError
 from .normalise import constant, dense_of, filled, inner_tensors, name_nodes, set_nodes, sorted_nodes
 from .storage import ExternalData, check_outputs, created, disk_errors, parse, replacing, same_file
 from .weight import Array, Weight, described
+from .wire import stream
 
 __all__ = ["Array", "Model", "Weight", "same_file"]
 
@@ -51,10 +52,10 @@ class Model:
         """Load a path, a ModelProto, an onnx_graphsurgeon Graph or a Model; the source is never modified."""
         if isinstance(source, cls):
             return source.copy()
-        path = None
+        path = inside = None
         if isinstance(source, (str, os.PathLike)):
             path = Path(source)
-            proto = parse(path)
+            proto, inside = parse(path)
         elif isinstance(source, ModelProto):
             proto = ModelProto()
             proto.CopyFrom(source)
@@ -69,8 +70,8 @@ class Model:
             raise UsageError(f"{name} is not a complete ONNX model (no graph or no opset); export or download it again")
         if not proto.graph.node:
             raise UsageError(f"{name} has no nodes, so there is nothing to prune; give a model with layers")
-        store = ExternalData(path)
-        weights = {t.name: store.weight(t) for t in proto.graph.initializer}
+        store = ExternalData(path, inside)
+        weights = {t.name: store.weight(t, k) for k, t in enumerate(proto.graph.initializer)}
         for tensor in inner_tensors(proto):
             if tensor.data_location == TensorProto.EXTERNAL:
                 store.weight(tensor).fill(tensor)
@@ -117,10 +118,13 @@ class Model:
         """Bytes that the saved model takes, to within a few per tensor."""
         return int(self.proto.ByteSize()) + sum(w.nbytes + 4 for w in self.weights.values())
 
-    def to_proto(self) -> ModelProto:
-        """The whole model in one ModelProto."""
+    def _check_size(self) -> None:
         if self.size() > PROTOBUF_LIMIT:
             raise UsageError("the model is over 2 GB, too large for one protobuf; save it as external data")
+
+    def to_proto(self) -> ModelProto:
+        """The whole model in one ModelProto."""
+        self._check_size()
         self.sync()
         proto = ModelProto()
         proto.CopyFrom(self.proto)
@@ -141,9 +145,19 @@ class Model:
         if not in_place and any(same_file(o, d) for o in outputs for d in self.data_files):
             raise UsageError(f"saving {target} would overwrite the weights of {self.path}; choose another name")
         with disk_errors(target), replacing(outputs) as temporary:
-            proto = self._write_data(temporary[0], data.name) if external else self.to_proto()
-            with created(temporary[-1]) as write:
-                write(proto.SerializeToString())
+            if external:
+                proto = self._write_data(temporary[0], data.name)
+                with created(temporary[1]) as write:
+                    write(proto.SerializeToString())
+            else:
+                self._write_whole(temporary[0])
+
+    def _write_whole(self, path: Path) -> None:
+        """Stream the model to one file, one tensor at a time."""
+        self._check_size()
+        self.sync()
+        with created(path) as write:
+            stream(self.proto, self.weights, write)
 
     def _write_data(self, path: Path, location: str) -> ModelProto:
         """Stream the weights to `path`, one tensor at a time; the returned proto refers to them at `location`."""
@@ -161,6 +175,7 @@ class Model:
                 padding = -offset % (4096 if len(raw) >= 65536 else 64)
                 write(bytes(padding))
                 write(raw)
+                weight.release()
                 tensor.data_location = TensorProto.EXTERNAL
                 for key, value in (("location", location), ("offset", offset + padding), ("length", len(raw))):
                     tensor.external_data.add(key=key, value=str(value))

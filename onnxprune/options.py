@@ -125,13 +125,15 @@ class Inspection:
 @dataclass(frozen=True)
 class Proof:
     """Both proofs of one rewriting: `couplings` compared by the re-trace; `error` is the largest difference of any
-    output relative to that output's largest magnitude; `batches` the batch sizes that were run."""
+    output relative to that output's largest magnitude; `batches` the batch sizes that were run; `blocks`: into how many
+    consecutive pieces the graphs were cut, so that the weights of one at a time were in memory."""
 
     couplings: int
     error: float
     tolerance: float
     batches: tuple[int, ...]
     providers: tuple[str, ...]
+    blocks: int = 1
 
 
 @dataclass(frozen=True)

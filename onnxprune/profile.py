@@ -51,8 +51,9 @@ def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.fl
         if (groups.prunable[units] | groups.derived[units]).any():
             blocks[s.parameter].append((axes, ids))
     for name, places in blocks.items():
-        weight = groups.trace.model.weights[name].array()
-        sums = _sums(weight, {(axes, ids.shape) for axes, ids in places}, criterion, rng)
+        weight = groups.trace.model.weights[name]
+        sums = _sums(weight.array(), {(axes, ids.shape) for axes, ids in places}, criterion, rng)
+        weight.release()
         for axes, ids in places:
             found = sums[axes, ids.shape]
             mean = float(found.mean())

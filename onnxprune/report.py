@@ -72,9 +72,10 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     _print_latency(report, console)
     proof = report.proof
     batches = ", ".join(map(str, proof.batches))
+    pieces = f", in {proof.blocks} pieces" if proof.blocks > 1 else ""
     console.print(
         f"proof: {proof.couplings:,} couplings agree; outputs equal within {proof.error:.1e} (allowed "
-        f"{proof.tolerance:.0e}) at batch {batches} on {', '.join(proof.providers)}"
+        f"{proof.tolerance:.0e}) at batch {batches} on {', '.join(proof.providers)}{pieces}"
     )
     if verbose and report.seconds:
         console.print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items()))

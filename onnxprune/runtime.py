@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, helper
 
 from onnxprune.errors import RuntimeFailure
 
@@ -22,21 +22,17 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 SHARED = (np.float32, np.float64, np.float16, np.int8, np.uint8)
 SMALL = 1024
 """Weights of fewer bytes go into the session's own copy of the graph."""
+LARGE = 1 << 16
+"""Weights of more bytes are fed to a lean session."""
 
 
-def open_session(model: Model, providers: Sequence[str] = ("cpu",), lean: bool = False) -> Any:
-    """An InferenceSession that really uses all of `providers`, or a RuntimeFailure that says how to mend it.
-
-    `lean` keeps memory low and the graph as it is written (no fusions, no packed copies of weights): for proofs."""
+def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
+    """An InferenceSession that really uses all of `providers`, or a RuntimeFailure that says how to mend it."""
     wanted = _usable(providers)
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads()
-    if lean:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.enable_cpu_mem_arena = False
-        options.add_session_config_entry("session.disable_prepacking", "1")
     proto, held = shared(model)
     options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
     session = _made(proto.SerializeToString(), options, wanted)
@@ -95,16 +91,61 @@ def threads() -> int:
 
 
 class Session:
-    """A lean session for proofs: `run` takes a feed for every input and returns all outputs (named in `outputs`)."""
+    """A lean session for proofs: `run` takes a feed for every input and returns all outputs (named in `outputs`).
+
+    The graph is run as it is written, without fusions. Large weights are fed beside the inputs: a runtime copies and
+    packs what it knows to be constant, and reads what it is fed where it is."""
 
     def __init__(self, model: Model, providers: Sequence[str]) -> None:
-        self.model = model
-        self._session = open_session(model, providers, lean=True)
+        self.model, self._wanted = model, _usable(providers)
+        self._fed: dict[str, NDArray[Any]] = {}
+        try:
+            self._open(LARGE)
+        except RuntimeFailure:  # a few operators take constants only
+            self._open(0)
         self.used = tuple(self._session.get_providers())
         self.outputs = [o.name for o in self._session.get_outputs()]
+        self.blocks = 1
+
+    def _open(self, large: int) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        proto, held = shared(self.model)
+        self._fed = {n: a for n, a in held.items() if large and a.nbytes > large}
+        _as_inputs(proto, self._fed)
+        self._held = {n: a for n, a in held.items() if n not in self._fed}
+        values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._held.values()]
+        options.add_external_initializers(list(self._held), values)
+        self._session = _made(proto.SerializeToString(), options, self._wanted)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
-        return list(self._session.run(None, dict(feeds)))
+        try:
+            return list(self._session.run(None, {**feeds, **self._fed}))
+        except Exception:
+            if not self._fed:
+                raise
+            self._open(0)
+            return list(self._session.run(None, dict(feeds)))
+
+    def run_all(self, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[list[Any]]:
+        return [self.run(feed) for feed in feeds]
+
+
+def _as_inputs(proto: ModelProto, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """These initializers become inputs of the graph."""
+    fed = [t for t in proto.graph.initializer if t.name in arrays]
+    stay = [TensorProto.FromString(t.SerializeToString()) for t in proto.graph.initializer if t.name not in arrays]
+    listed = {i.name for i in proto.graph.input}
+    proto.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in fed if t.name not in listed
+    )
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(stay)
 
 
 def shared(model: Model) -> tuple[ModelProto, dict[str, NDArray[Any]]]:
@@ -118,7 +159,7 @@ def shared(model: Model) -> tuple[ModelProto, dict[str, NDArray[Any]]]:
         if weight.nbytes < SMALL or weight.dtype not in SHARED or weight.nbytes != weight.size * weight.dtype.itemsize:
             weight.fill(tensor)
             continue
-        held[tensor.name] = np.ascontiguousarray(weight.array())
+        held[tensor.name] = np.require(weight.array(), requirements=["C", "A"])
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", "shared"), ("offset", "0"), ("length", str(weight.nbytes))):
             tensor.external_data.add(key=key, value=value)

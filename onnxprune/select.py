@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from math import floor, gcd
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import DisjointSet
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import lil_array
 
 from onnxprune.groups import Groups
-from onnxprune.labels import Ids, Mask
+from onnxprune.labels import Ids, Mask, joined
 from onnxprune.options import Options
 
 Scores = NDArray[np.float64]
@@ -65,25 +63,26 @@ class Linked:
         n, m = len(units), len(self.rectangles)
         total = np.zeros((1, n + m))
         total[0, :n] = 1
-        constraints = [LinearConstraint(total, least, most)]
+        constraints = [scipy.optimize.LinearConstraint(total, least, most)]
         widest = []
         for j, block in enumerate(self.rectangles):
             flat = block.reshape(-1, block.shape[-1]).tolist()
             rows = [row for row in flat if any(u in column for u in row)]
-            table = lil_array((len(rows), n + m))
+            table = scipy.sparse.lil_array((len(rows), n + m))
             for i, row in enumerate(rows):
                 for u in row:
                     if u in column:
                         table[i, column[u]] += 1
             table[:, n + j] = -1
-            constraints.append(LinearConstraint(table.tocsc(), 0, 0))
+            constraints.append(scipy.optimize.LinearConstraint(table.tocsc(), 0, 0))
             widest.append(min(sum(u in column for u in row) for row in rows) - 1)
         cost = np.zeros(n + m)
         assert self.scores is not None
         cost[:n] = self.scores[units] + 1e-9
-        found = milp(
-            cost, integrality=np.r_[np.ones(n), np.zeros(m)], constraints=constraints,
-            bounds=Bounds(np.zeros(n + m), np.r_[np.ones(n), widest]), options={"time_limit": 5.0, "mip_rel_gap": 0.02},
+        bounds = scipy.optimize.Bounds(np.zeros(n + m), np.r_[np.ones(n), widest])
+        found = scipy.optimize.milp(
+            cost, integrality=np.r_[np.ones(n), np.zeros(m)], constraints=constraints, bounds=bounds,
+            options={"time_limit": 5.0, "mip_rel_gap": 0.02},
         )  # fmt: skip
         return [] if found.x is None else [u for u, x in zip(units, found.x, strict=False) if x > 0.5]
 
@@ -186,7 +185,7 @@ def _linked(groups: Groups, scores: Scores, live: Mask, spent: Mask) -> list[Lin
     marks = np.random.default_rng(1)
     where = np.zeros(len(live), np.uint64)  # a number that stands for the rows a unit is in, and how often
     link = np.full(len(live), -1)  # one of the rectangles it is in
-    links = DisjointSet(range(len(nested)))
+    linked = [np.zeros((0, 2), np.int64)]
     gone = np.zeros(len(nested), np.int64)
     for r, ids in enumerate(nested):
         flat = groups.classes[ids].reshape(-1, ids.shape[-1])
@@ -195,11 +194,10 @@ def _linked(groups: Groups, scores: Scores, live: Mask, spent: Mask) -> list[Lin
         row, column = np.nonzero(live[flat])
         units = flat[row, column]
         np.add.at(where, units, marks.integers(1, 1 << 63, len(flat), np.uint64)[row])
-        for other in np.unique(link[units]).tolist():
-            if other >= 0:
-                links.merge(other, r)
+        others = np.unique(link[units])
+        linked.append(np.stack([others[others >= 0], np.full((others >= 0).sum(), r)], 1))
         link[units] = r
-    roots = np.array([links[int(r)] if r >= 0 else -1 for r in range(len(nested))] + [-1])
+    roots = np.append(joined(len(nested), *np.concatenate(linked).T), -1)
     most = np.zeros(len(nested) + 1, np.int64)
     np.maximum.at(most, roots[:-1], gone)
     alive = np.flatnonzero(live)
@@ -207,16 +205,19 @@ def _linked(groups: Groups, scores: Scores, live: Mask, spent: Mask) -> list[Lin
     _, first, bucket = np.unique(groups.home[alive] + where[alive], return_index=True, return_inverse=True)
     order = np.argsort(bucket, kind="stable")
     buckets = np.split(alive[order], np.flatnonzero(np.diff(bucket[order])) + 1) if alive.size else []
-    joined: dict[Hashable, list[list[int]]] = defaultdict(list)
+    together: dict[Hashable, list[list[int]]] = defaultdict(list)
     for k in np.argsort(first).tolist():
         root = int(roots[link[buckets[k][0]]])
-        joined[root if root >= 0 else ("alone", k)].append(buckets[k].tolist())
+        together[root if root >= 0 else ("alone", k)].append(buckets[k].tolist())
+    inside: dict[int, list[Ids]] = defaultdict(list)
+    for r, ids in enumerate(nested):
+        inside[int(roots[r])].append(groups.classes[ids])
     out = []
-    for name, parts in joined.items():
+    for name, parts in together.items():
         left = sum(map(len, parts))
         root = name if isinstance(name, int) else -1
-        inside = [groups.classes[ids] for r, ids in enumerate(nested) if root >= 0 and roots[r] == root]
-        out.append(Linked(parts, gcd(*map(len, parts)), int(most[root]) / (left + int(most[root])), inside, scores))
+        share = int(most[root]) / (left + int(most[root]))
+        out.append(Linked(parts, gcd(*map(len, parts)), share, inside[root], scores))
     return out
 
 

@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.labels import Block, Mask, positions
-from onnxprune.weight import Weight
+from onnxprune.weight import Part, Weight
 
 SLAB = 1 << 18
 """Bytes of rows that are cut at a time."""
+LARGE = 1 << 20
+"""Parameters of more bytes are cut when their values are asked for."""
 
 
 def take(weight: Weight, blocks: Sequence[Block], kept: Mask) -> Weight:
     """The kept positions of a parameter, along all of its blocks at once."""
-    array = weight.array()
+    cut: Callable[[NDArray[Any]], NDArray[Any]]
     if all(b.ids.ndim == 1 and b.ids.size == weight.shape[b.axes[0]] for b in blocks):
         masks = ((b.axes[0], kept[b.ids]) for b in blocks)
-        array = _cut(array, {axis: np.flatnonzero(mask) for axis, mask in masks if not mask.all()})
+        at = {axis: np.flatnonzero(mask) for axis, mask in masks if not mask.all()}
+        dims = [len(at[k]) if k in at else n for k, n in enumerate(weight.shape)]
+        cut = partial(_cut, at=at)
     else:
         index, dims = _index(weight.shape, blocks, kept)
-        array = array.reshape(_viewed(weight.shape, blocks))[tuple(index)].reshape(dims)
-    return Weight.of(np.ascontiguousarray(array), weight.onnx_type)
+        cut = partial(_picked, viewed=_viewed(weight.shape, blocks), index=index, dims=dims)
+    if weight.nbytes > LARGE and weight.plain and min(dims):
+        return Weight(weight.onnx_type, dims, Part(weight, cut))
+    return Weight.of(np.ascontiguousarray(cut(weight.array())), weight.onnx_type)
+
+
+def _picked(
+    array: NDArray[Any], viewed: Sequence[int], index: Sequence[NDArray[Any]], dims: Sequence[int]
+) -> NDArray[Any]:
+    return np.asarray(array.reshape(viewed)[tuple(index)].reshape(dims))
 
 
 def _cut(array: NDArray[Any], at: Mapping[int, NDArray[np.int64]]) -> NDArray[Any]:
-    """Positions `at` some axes. Of several axes a few rows are cut at a time, so that what is cut along one axis only
-    stays in the processor's cache."""
-    if len(at) < 2:
-        return next((array.take(where, axis) for axis, where in at.items()), array)
-    *first, last = sorted(at)
+    """Positions `at` some axes, a few rows at a time: what is cut along one axis only stays in the processor's cache,
+    and of arrays that are not aligned (see `weight.Mapped`) numpy copies no more than these."""
+    inner = sorted(at.keys() - {0})
+    if not inner:
+        return array[at[0]] if at else array
+    *others, last = inner
     out = np.empty([len(at[k]) if k in at else n for k, n in enumerate(array.shape)], array.dtype)
-    rows, step = at.get(0, np.arange(len(array))), max(1, SLAB // array[0].nbytes)
-    for k in range(0, len(rows), step):
-        part = array.take(rows[k : k + step], 0, mode="wrap")
-        for axis in first:
-            part = part.take(at[axis], axis) if axis else part
+    step = max(1, SLAB // array[0].nbytes)
+    for k in range(0, len(out), step):
+        part = array[at[0][k : k + step]] if 0 in at else array[k : k + step]
+        for axis in others:
+            part = part.take(at[axis], axis)
         part.take(at[last], last, out=out[k : k + step], mode="wrap")  # the default mode would copy `out`
     return out
 

@@ -7,8 +7,9 @@ import math
 import mmap
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -17,7 +18,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped, 
 from onnx import ModelProto, TensorProto
 
 from .errors import OnnxPruneError, RuntimeFailure, UsageError
-from .weight import BITS, Weight, dtype_of, nbytes_of
+from .weight import BITS, Mapped, Weight, dtype_of, nbytes_of
+from .wire import Odd, skeleton
 
 MAPPED_FILES = 128
 """At most this many external files are kept open as memory maps; the others are read."""
@@ -32,49 +34,69 @@ def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
         return os.path.realpath(a) == os.path.realpath(b)
 
 
-def parse(path: Path) -> ModelProto:
+@dataclass(frozen=True)
+class Inside:
+    """What was left in a model's own file: (begin, end) of the bytes of initializers, by their place in the graph."""
+
+    file: mmap.mmap
+    at: Mapping[int, tuple[int, int]]
+
+
+def parse(path: Path) -> tuple[ModelProto, Inside | None]:
+    """The model in a file; what is large stays there."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            mapped = path.is_file() and os.fstat(file.fileno()).st_size > 0
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if mapped else file.read()
     except FileNotFoundError as e:
         raise UsageError(f"{path} does not exist; check the path") from e
     except IsADirectoryError as e:
         raise UsageError(f"{path} is a folder; give the .onnx file inside it") from e
     except OSError as e:
         raise UsageError(f"{path} cannot be read ({e.strerror}); check the path and its permissions") from e
-    if not data:
+    head = data[:4096]
+    if not head:
         raise UsageError(f"{path} is empty; export or download the model again")
-    if data.startswith(b"version https://git-lfs"):
+    if head.startswith(b"version https://git-lfs"):
         raise UsageError(f"{path} is a Git LFS pointer, not the model; fetch it with `git lfs pull`")
-    if data.startswith((b"PK\x03\x04", b"\x89HDF")) or data[4:8] in (b"ORTM", b"TFL3"):
+    if head.startswith((b"PK\x03\x04", b"\x89HDF")) or head[4:8] in (b"ORTM", b"TFL3"):
         raise UsageError(f"{path} is a model of another format; export it to ONNX first")
-    if not _CONTROL.intersection(data[:4096]):
+    if not _CONTROL.intersection(head):
         raise UsageError(f"{path} is a text file; give a binary ONNX model")
     try:
-        proto: ModelProto = ModelProto.FromString(data)
-        return proto
+        if isinstance(data, mmap.mmap):
+            try:
+                found = skeleton(data)
+                return ModelProto.FromString(found.data), Inside(data, found.held)
+            except (Odd, DecodeError):  # protobuf itself is to say what is wrong, if anything is
+                data = data[:]
+        return ModelProto.FromString(data), None
     except DecodeError as e:
-        reason = "is truncated or damaged; export or download it again" if data[0] == 8 else "is not an ONNX model"
+        reason = "is truncated or damaged; export or download it again" if head[0] == 8 else "is not an ONNX model"
         raise UsageError(f"{path} {reason}") from e
 
 
 class ExternalData:
     """Reads the tensors of one model, and the external files in its folder."""
 
-    def __init__(self, model: Path | None) -> None:
-        self.model = model
+    def __init__(self, model: Path | None, inside: Inside | None = None) -> None:
+        self.model, self.inside = model, inside
         self.files: dict[Path, mmap.mmap | bytes] = {}
+        self.located: dict[str, mmap.mmap | bytes] = {}
 
-    def weight(self, tensor: TensorProto) -> Weight:
+    def weight(self, tensor: TensorProto, place: int = -1) -> Weight:
+        """`place`: among the initializers of the main graph."""
         kind, shape = tensor.data_type, tuple(tensor.dims)
         if any(d < 0 for d in shape):
             raise UsageError(f"weight '{tensor.name}' has the shape {list(shape)}; export the model again")
         if tensor.data_location == TensorProto.EXTERNAL:
             buffer, offset = self._open(tensor)
+        elif self.inside is not None and place in self.inside.at:
+            buffer, (offset, end) = self.inside.file, self.inside.at[place]
+            self._fits(tensor, end - offset)
         elif tensor.HasField("raw_data"):
             buffer, offset = tensor.raw_data, 0
-            if len(buffer) != nbytes_of(kind, shape):
-                raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(shape)} needs; "
-                                 "the file is damaged, export it again")  # fmt: skip
+            self._fits(tensor, len(buffer))
         else:
             bare = TensorProto()
             bare.CopyFrom(tensor)
@@ -84,12 +106,33 @@ class ExternalData:
             return Weight(kind, shape, TensorProto(data_type=kind, dims=shape, raw_data=raw))
         if not math.prod(shape):
             return Weight(kind, shape, np.empty(shape, dtype_of(kind)))
+        if isinstance(buffer, mmap.mmap):
+            return Weight(kind, shape, Mapped(buffer, offset, dtype_of(kind), shape))
         return Weight(kind, shape, np.frombuffer(buffer, dtype_of(kind), math.prod(shape), offset).reshape(shape))
+
+    @staticmethod
+    def _fits(tensor: TensorProto, length: int) -> None:
+        if length != nbytes_of(tensor.data_type, tensor.dims):
+            raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(tensor.dims)} needs; "
+                             "the file is damaged, export it again")  # fmt: skip
 
     def _open(self, tensor: TensorProto) -> tuple[mmap.mmap | bytes, int]:
         """The file that holds an external tensor, and where in it."""
         info = {e.key: e.value for e in tensor.external_data}
         location, name = info.get("location", ""), f"weight '{tensor.name}'"
+        if location not in self.located:
+            self.located[location] = self._file(location, name)
+        file, need = self.located[location], nbytes_of(tensor.data_type, tensor.dims)
+        try:
+            offset = int(info.get("offset") or 0)
+            length = int(info.get("length") or need)
+        except ValueError:
+            offset = length = -1
+        if offset < 0 or length != need or offset + length > len(file):
+            raise UsageError(f"{name} does not fit into '{location}'; that file is truncated or of another model")
+        return file, offset
+
+    def _file(self, location: str, name: str) -> mmap.mmap | bytes:
         if self.model is None:
             raise UsageError(f"{name} is external data in '{location}'; load the model from its path instead")
         parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
@@ -108,15 +151,7 @@ class ExternalData:
                     self.files[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if mapped else file.read()
             except OSError as e:
                 raise UsageError(f"{path} cannot be read ({e.strerror}); check its permissions") from e
-        need = nbytes_of(tensor.data_type, tensor.dims)
-        try:
-            offset = int(info.get("offset") or 0)
-            length = int(info.get("length") or need)
-        except ValueError:
-            offset = length = -1
-        if offset < 0 or length != need or offset + length > len(self.files[path]):
-            raise UsageError(f"{name} does not fit into '{location}'; that file is truncated or of another model")
-        return self.files[path], offset
+        return self.files[path]
 
 
 def check_outputs(outputs: Iterable[Path]) -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from onnxprune.allocate import Costs
 from onnxprune.errors import OnnxPruneError
@@ -182,7 +182,7 @@ def fitted(segment: Segment, points: Sequence[tuple[list[float], float, float]])
     seconds = np.array([s for _, _, s in points])
     if len({tuple(row) for row in rows.tolist()}) == 1:
         return (0.0, none, float(seconds[0])) if segment.macs else (float(seconds[0]), none, 0.0)
-    found = nnls(rows / seconds[:, None], np.ones(len(seconds)))[0]
+    found = scipy.optimize.nnls(rows / seconds[:, None], np.ones(len(seconds)))[0]
     found *= seconds[0] / (rows[0] @ found)
     return float(found[0]), none if single else found[2:].tolist(), float(found[1])
 

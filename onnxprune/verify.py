@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxprune import rounding
+from onnxprune.chain import Chain, opened
 from onnxprune.equation import Dims
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.groups import Groups
@@ -109,15 +110,13 @@ def last(trace: Trace) -> dict[str, set[str]]:
         if node.op_type in SATURATING:
             reached, moving = list(node.output), True
             for name in reached:
-                moving &= all(moves for _, moves in users[name])
+                moving = all(moves for _, moves in users[name])
+                if not moving:
+                    break
                 reached += [o for n, _ in users[name] if n.op_type != "Shape" for o in n.output if o not in reached]
             if moving and outputs & set(reached):
                 found[node.output[0]] = outputs & set(reached)
     return found
-
-
-def _saturates(trace: Trace, name: str) -> bool:
-    return any(name in reached for reached in last(trace).values())
 
 
 def taps(trace: Trace, kept: Mask) -> list[str]:
@@ -142,21 +141,24 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
     tapped = taps(trace, kept)
     after = with_outputs(trace, after, tapped)
     try:
-        pruned = Session(after, options.providers)
+        pruned = opened(after, options, trace.shapes.dtype)
     except RuntimeFailure as e:
-        Session(trace.model, options.providers)  # if it does not load either, that is what the user should hear
+        opened(
+            trace.model, options, trace.shapes.dtype
+        )  # if it does not load either, that is what the user should hear
         raise CheckFailed(f"the pruned model does not load: {e}") from e
-    floors = [1e-2 if o.name not in tapped and _saturates(trace, o.name) else 1e-6 for o in after.proto.graph.output]
+    saturated = set[str]().union(*last(trace).values()) - set(tapped)
+    floors = [1e-2 if o.name in saturated else 1e-6 for o in after.proto.graph.output]
     worst, batches = 0.0, []
     tolerance = options.check_rtol or tolerance_of(trace)
-    for k in range(2 if trace.shapes.inputs[0] != trace.shapes.inputs[1] else 1):
-        run = _run_masked(trace, kept, tapped, options, k)
-        if run is None:
-            continue  # no second batch size runs, not even in the original
-        try:
-            got = pruned.run(run.feeds)
-        except Exception as e:
-            raise CheckFailed(f"the pruned model does not run: {first_line(e)}") from e
+    probes = range(2 if trace.shapes.inputs[0] != trace.shapes.inputs[1] else 1)
+    found = (_run_masked(trace, kept, tapped, options, k) for k in probes)
+    runs = [run for run in found if run is not None]  # at some second batch sizes not even the original runs
+    try:
+        results = pruned.run_all([run.feeds for run in runs])
+    except Exception as e:
+        raise CheckFailed(f"the pruned model does not run: {first_line(e)}") from e
+    for run, got in zip(runs, results, strict=True):
         error = _worst(run.outputs, got, floors)
         allowed = tolerance
         if tolerance < error < 10 * tolerance and options.check_rtol is None:
@@ -177,7 +179,7 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
                 f"the pruned model differs from the masked original by {error:.1e} (allowed {allowed:.0e}){where}"
             )
         tolerance = max(tolerance, allowed)
-    return Proof(0, worst, tolerance, tuple(batches), pruned.used)
+    return Proof(0, worst, tolerance, tuple(batches), pruned.used, max(pruned.blocks, *(run.blocks for run in runs)))
 
 
 def _in_two_parts(
@@ -204,14 +206,17 @@ class _Run:
     feeds: dict[str, NDArray[Any]]
     outputs: list[Any]
     sizes: Mapping[str, Dims]
+    blocks: int
 
     @property
     def batch(self) -> int:
         return next((int(x.shape[0]) for x in self.feeds.values() if x.ndim), 1)
 
 
-def _session(trace: Trace, kept: Mask, taps: Sequence[str], sizes: Mapping[str, Dims], options: Options) -> Session:
-    return Session(with_outputs(trace, masked(trace, kept, sizes), taps), options.providers)
+def _session(
+    trace: Trace, kept: Mask, taps: Sequence[str], sizes: Mapping[str, Dims], options: Options
+) -> Session | Chain:
+    return opened(with_outputs(trace, masked(trace, kept, sizes), taps), options, trace.shapes.dtype)
 
 
 def _run_masked(trace: Trace, kept: Mask, taps: Sequence[str], options: Options, k: int) -> _Run | None:
@@ -219,19 +224,27 @@ def _run_masked(trace: Trace, kept: Mask, taps: Sequence[str], options: Options,
     shapes: Mapping[str, tuple[int, ...]] = trace.shapes.inputs[k]
     sizes: Mapping[str, Dims] = trace.shapes.probe[k]
     try:
-        return _Run(*_run_original(_session(trace, kept, taps, sizes, options), shapes, options, k), sizes)
+        return _run(trace, kept, taps, sizes, shapes, options, k)
     except RuntimeFailure:
-        found = _runnable(trace.model, shapes, options)
+        found = _runnable(trace, shapes, options)
         if found is None and k:
             return None
         if found is None:
             raise
         sizes = infer(trace.model, found).probe[0]
-        return _Run(*_run_original(_session(trace, kept, taps, sizes, options), found, options, k), sizes)
+        return _run(trace, kept, taps, sizes, found, options, k)
+
+
+def _run(
+    trace: Trace, kept: Mask, taps: Sequence[str], sizes: Mapping[str, Dims], shapes: Mapping[str, tuple[int, ...]],
+    options: Options, k: int,
+) -> _Run:  # fmt: skip
+    session = _session(trace, kept, taps, sizes, options)
+    return _Run(*_run_original(session, shapes, options, k), sizes, session.blocks)
 
 
 def _run_original(
-    session: Session, shapes: Mapping[str, tuple[int, ...]], options: Options, k: int
+    session: Session | Chain, shapes: Mapping[str, tuple[int, ...]], options: Options, k: int
 ) -> tuple[dict[str, Any], list[Any]]:
     """Inputs on which a model runs, small integers or else zeros, and its outputs."""
     last: Exception | None = None
@@ -248,16 +261,17 @@ def _run_original(
 
 
 def _runnable(
-    model: Model, shapes: Mapping[str, tuple[int, ...]], options: Options
+    trace: Trace, shapes: Mapping[str, tuple[int, ...]], options: Options
 ) -> dict[str, tuple[int, ...]] | None:
     """Input shapes near `shapes` at which the original runs: relations between symbols are known to the graph only."""
+    model = trace.model
     symbols: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for info in model.proto.graph.input:
         if info.name in shapes:
             for axis, dim in enumerate(info.type.tensor_type.shape.dim):
                 if not dim.dim_value:
                     symbols[symbol(dim) or f"{info.name}.{axis}"].append((info.name, axis))
-    session = Session(model, options.providers)
+    session = opened(model, options, trace.shapes.dtype)
     for factor, offset in ((1, 1), (1, -1), (2, 0), (4, 0), (16, 0), (64, 0), (0, 1), (0, 512), (0, 16000)):
         for places in symbols.values():
             trial = {name: list(shape) for name, shape in shapes.items()}
@@ -288,7 +302,7 @@ def _parting(trace: Trace, kept: Mask, after: Model, run: _Run, tolerance: float
              if o in ours and (trace.shapes.dtype(o) in FLOATS)]  # fmt: skip
     try:
         a, b = (with_outputs(trace, m, names) for m in (masked(trace, kept, run.sizes), after))
-        x, y = Session(a, options.providers), Session(b, options.providers)
+        x, y = (opened(m, options, trace.shapes.dtype) for m in (a, b))
         left = dict(zip(x.outputs, x.run(run.feeds), strict=True))
         right = dict(zip(y.outputs, y.run(run.feeds), strict=True))
     except Exception:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, Self
+import mmap
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +22,63 @@ BITS = {int(kind): _PACKED[name] for name, kind in TensorProto.DataType.items() 
 """Bits of an element of the types that share bytes."""
 
 
+class Stored(Protocol):
+    """Values that are somewhere else: in a file, or a part of another weight."""
+
+    def load(self) -> Array: ...
+
+    def release(self) -> None:
+        """Let go of the memory that holds what was read; it may be read again."""
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Values in a memory-mapped file. They need not be aligned there: within a protobuf file they rarely are."""
+
+    buffer: mmap.mmap
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def load(self) -> Array:
+        count = math.prod(self.shape)
+        return np.frombuffer(self.buffer, self.dtype, count, self.offset).reshape(self.shape)
+
+    def release(self) -> None:
+        """Pages of a file that were read count as memory of the process until they are given back."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            start = self.offset - self.offset % mmap.PAGESIZE
+            end = self.offset + math.prod(self.shape) * self.dtype.itemsize
+            self.buffer.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+
+class Part:
+    """What `cut` makes of another weight, made anew whenever nobody holds it any more."""
+
+    def __init__(self, source: Weight, cut: Callable[[Array], Array]) -> None:
+        self.source, self.cut = source, cut
+        self._known: weakref.ref[Array] | None = None
+
+    def load(self) -> Array:
+        array = self._known() if self._known is not None else None
+        if array is None:
+            array = np.ascontiguousarray(self.cut(self.source.array()))
+            array.flags.writeable = False
+            self.source.release()
+            self._known = weakref.ref(array)
+        return array
+
+    def release(self) -> None:
+        self.source.release()
+
+
 class Weight:
-    """One tensor, without its name: an array (possibly a memory map), or the TensorProto it came in where an array
-    would not be faithful (strings, packed sub-byte types, typed fields)."""
+    """One tensor, without its name: an array, values that are read when they are asked for, or the TensorProto it came
+    in where an array would not be faithful (strings, packed sub-byte types, typed fields)."""
 
     __slots__ = ("_data", "onnx_type", "shape")
 
-    def __init__(self, onnx_type: int, shape: Iterable[int], data: Array | TensorProto) -> None:
+    def __init__(self, onnx_type: int, shape: Iterable[int], data: Array | TensorProto | Stored) -> None:
         self.onnx_type = onnx_type
         self.shape: tuple[int, ...] = tuple(int(d) for d in shape)
         self._data = data
@@ -59,14 +112,27 @@ class Weight:
             return sum(map(len, self._data.string_data))
         return nbytes_of(self.onnx_type, self.shape)
 
+    @property
+    def plain(self) -> bool:
+        """Whether `raw` gives the values as they are, and not only a form of them."""
+        return not isinstance(self._data, TensorProto) or self._data.HasField("raw_data")
+
     def array(self) -> Array:
-        """The values, read-only where they are the weight's own storage."""
-        if not isinstance(self._data, TensorProto):
+        """The values, read-only where they are the weight's own storage. Of large weights they may be made for the
+        caller, so that who needs them twice keeps them."""
+        if isinstance(self._data, np.ndarray):
             return self._data
+        if not isinstance(self._data, TensorProto):
+            return self._data.load()
         try:
             return np.asarray(numpy_helper.to_array(self._data)).reshape(self.shape)
         except (ValueError, TypeError, UnicodeDecodeError) as e:
             raise UsageError(f"a weight of shape {list(self.shape)} is damaged ({e}); export the model again") from e
+
+    def release(self) -> None:
+        """Give back the memory that holds values of a file; whoever still uses them reads them again."""
+        if not isinstance(self._data, (np.ndarray, TensorProto)):
+            self._data.release()
 
     def raw(self) -> bytes | memoryview | None:
         """The bytes for an external file; None for strings, which cannot leave the model file."""
@@ -88,8 +154,8 @@ class Weight:
             for name in ("name", "doc_string", "metadata_props", "dims"):
                 bare.ClearField(name)
             tensor.MergeFrom(bare)
-        elif data and isinstance(self._data, np.ndarray):
-            tensor.raw_data = self._data.tobytes()
+        elif data:
+            tensor.raw_data = self.array().tobytes()
         tensor.data_type = self.onnx_type
         tensor.dims.extend(self.shape)
 

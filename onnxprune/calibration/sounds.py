@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from onnxprune.calibration.synthetic import textures
 
@@ -75,12 +75,12 @@ def _syllable(rng: np.random.Generator, kind: str, count: int, pitch: float, siz
         glide = np.linspace(0, rng.uniform(-0.25, 0.25), count) + rng.uniform(-0.25, 0.25)
         phase = np.cumsum(pitch / RATE * np.exp(glide)) + rng.random()
         pulses = np.diff(np.floor(phase), prepend=math.floor(phase[0]))
-        source = lfilter([1], [1, -0.95], pulses) + 0.02 * rng.standard_normal(count)
+        source = scipy.signal.lfilter([1], [1, -0.95], pulses) + 0.02 * rng.standard_normal(count)
         formants = [(float(rng.uniform(low, high)), float(width)) for low, high, width in VOWEL]
     for centre, width in formants:
         radius = math.exp(-math.pi * width / RATE)
         angle = 2 * math.pi * min(centre * size / RATE, 0.45)
-        source = lfilter([1 - radius], [1, -2 * radius * math.cos(angle), radius * radius], source)
+        source = scipy.signal.lfilter([1 - radius], [1, -2 * radius * math.cos(angle), radius * radius], source)
     swell = np.sin(np.pi * (np.arange(count) + 0.5) / count) ** rng.uniform(0.3, 1)
     loud = rng.uniform(0.3, 1) * (0.35 if kind == "hiss" else 1)
     made = np.asarray(source) * swell

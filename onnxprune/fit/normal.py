@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.floating]
@@ -97,10 +97,10 @@ class Normal:
                 if ridge not in self.factors:
                     damped = self.gram.copy()
                     damped.flat[:: len(damped) + 1] += lam
-                    self.factors[ridge] = cho_factor(damped, lower=True, overwrite_a=True)
-                matrix = cho_solve(self.factors[ridge], cross + lam * start)
+                    self.factors[ridge] = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True)
+                matrix = scipy.linalg.cho_solve(self.factors[ridge], cross + lam * start)
                 break
-            except LinAlgError:
+            except np.linalg.LinAlgError:
                 ridge *= 10
         return matrix, target_mean - self.moments.mean @ matrix if self.intercept else np.zeros(matrix.shape[1])
 

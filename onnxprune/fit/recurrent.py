@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from onnx import NodeProto
-from scipy.special import expit
 
 from onnxprune.fit.expressions import Parameter, attribute, parameter
 from onnxprune.fit.linear import Shift, Unfit
@@ -127,7 +127,9 @@ class Recurrent:
         return direction == 1 or attribute(self.node, "direction", "forward") == "reverse"
 
     def _with_reset(self, steps: Steps, walk: Walk) -> Steps:
-        return Steps(steps.x, steps.h * expit(replace(self, gates=(1,), reset=False)._computed(steps, walk)))
+        return Steps(
+            steps.x, steps.h * scipy.special.expit(replace(self, gates=(1,), reset=False)._computed(steps, walk))
+        )
 
     def _computed(self, steps: Steps, walk: Walk) -> Array:
         """[directions, rows, outputs]: the gates before their non-linearity."""

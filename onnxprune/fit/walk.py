@@ -54,6 +54,19 @@ class Topology:
         node = self.nodes[next(iter(readers))]
         return node if list(node.input).count(tensor) == 1 else None
 
+    def piece(self, nodes: Sequence[int], ins: Iterable[Any], outs: Iterable[Any]) -> Model:
+        """These nodes as a model of their own; `ins` and `outs` describe what it is given and gives."""
+        source = self.model.proto
+        proto = ModelProto(
+            ir_version=max(source.ir_version, 4), opset_import=source.opset_import, functions=source.functions
+        )
+        proto.graph.name = "piece"
+        proto.graph.node.extend(self.nodes[k] for k in nodes)
+        proto.graph.input.extend(ins)
+        proto.graph.output.extend(outs)
+        names = {n for k in nodes for n in self.reads[k]}
+        return Model(proto, {n: self.model.weights[n] for n in names & self.model.weights.keys()})
+
     @property
     def makers(self) -> dict[str, NodeProto]:
         """The node that makes a tensor."""
@@ -140,16 +153,10 @@ class Walk(Topology):
         self.done |= inside
 
     def _piece(self, nodes: Sequence[int], ins: Sequence[str], outs: Sequence[str]) -> Model:
-        source = self.model.proto
-        proto = ModelProto(ir_version=max(source.ir_version, 4), opset_import=source.opset_import)
-        proto.graph.name = "piece"
-        proto.graph.node.extend(self.nodes[k] for k in nodes)
+        model = self.piece(nodes, map(self._info, ins), map(self._info, outs))
         for k in self.taps.keys() & set(nodes):
-            proto.graph.node[nodes.index(k)].output[0] = self.taps[k]
-        proto.graph.input.extend(self._info(n) for n in ins)
-        proto.graph.output.extend(self._info(n) for n in outs)
-        names = {n for k in nodes for n in read_by(self.nodes[k])}
-        return Model(proto, {n: w for n, w in self.model.weights.items() if n in names})
+            model.graph.node[nodes.index(k)].output[0] = self.taps[k]
+        return model
 
     def _info(self, name: str) -> Any:
         for info in (*self.model.proto.graph.input, *self.model.proto.graph.output):

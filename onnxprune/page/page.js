@@ -189,7 +189,7 @@ function showReport() {
   }
   const errors = story?.output_error;
   page.append(el("div", { class: "figures" }, ...figures), facts([
-    ["Proof", `${whole(proof.couplings)} couplings agree; outputs equal those of the original without the removed units within ${d3.format(".1e")(proof.error)} (allowed ${d3.format(".0e")(proof.tolerance)}), at batch ${proof.batches.join(", ")} on ${proof.providers.join(", ")}`],
+    ["Proof", `${whole(proof.couplings)} couplings agree; outputs equal those of the original without the removed units within ${d3.format(".1e")(proof.error)} (allowed ${d3.format(".0e")(proof.tolerance)}), at batch ${proof.batches.join(", ")} on ${proof.providers.join(", ")}${proof.blocks > 1 ? `, run in ${proof.blocks} consecutive pieces` : ""}`],
     ["Inputs used", story?.inputs ? `${story.inputs}${story.samples ? `, ${whole(story.samples)} samples` : ""}${story.diversity == null ? "" : `, diversity ${exact(story.diversity)}`}` : "none: weights alone decided"],
     ["Refitted", errors && !story.failed ? `${story.layers.length} layers; output error on held-out inputs ${exact(errors.refitted)} (as sliced ${exact(errors.sliced)}, by weights alone ${said(errors.fast)})${story.fell_back ? "; this was worse than weights alone, so theirs was taken" : ""}` : story?.failed ?? (story?.merged == null ? null : `${whole(story.merged)} removed units were merged into kept ones`)],
     ...data.notes.map((note) => ["Note", note]),

@@ -1,0 +1,105 @@
+"""Graphs run in pieces for a proof: the same outputs, no weaker a proof."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import api, chain, runtime
+from onnxprune.errors import CheckFailed
+from onnxprune.model import Model, Weight
+from onnxprune.options import Options
+from onnxprune.rewrite import Rewritten
+from onnxprune.runtime import Session
+from onnxprune.shapes import infer
+from onnxprune.verify import random_inputs
+from tests.graphs import graph, pruned
+
+MODELS = Path(__file__).parents[1] / "models"
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of two nodes, every weight is fed."""
+    monkeypatch.setattr(chain, "NODES", 2)
+    monkeypatch.setattr(chain, "BLOCK", 1)
+    monkeypatch.setattr(runtime, "LARGE", 1)
+    monkeypatch.setattr(runtime, "SMALL", 1)
+
+
+def chained(source: onnx.ModelProto | Path) -> tuple[Model, chain.Chain, list[dict[str, np.ndarray]]]:
+    model = Model.load(source).normalised()
+    shapes = infer(model)
+    opened = chain.opened(model, Options(), shapes.dtype)
+    assert isinstance(opened, chain.Chain)
+    return model, opened, [random_inputs(model, sizes, 0) for sizes in shapes.inputs]
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("name", ["tiny_conv", "tiny_attention"])
+def test_pieces_compute_what_the_whole_computes(name: str) -> None:
+    model, pieces, feeds = chained(MODELS / f"{name}.onnx")
+    assert pieces.blocks > 5
+    whole = Session(model, ["cpu"])
+    for feed, got in zip(feeds, pieces.run_all(feeds), strict=True):
+        for expected, value in zip(whole.run(feed), got, strict=True):
+            np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_crosses_is_carried_as_long_as_it_is_needed() -> None:
+    """A skip over many pieces, an input read late, an output made early, a body that reads from outside, and weights
+    and inputs that are outputs."""
+    model = graph(
+        "(float[N, 8] x, float[N, 8] late, bool flag) => (float[N, 8] early, float[N, 8] y, float[8, 8] w, float[N, 8] z)",
+        """early = MatMul(x, w) a = Relu(early) b = Neg(a) c = MatMul(b, v) d = Relu(c) e = Add(d, early)
+        f = If<then_branch = then () => (float[N, 8] t) { t = Add(e, a) }, else_branch = other () => (float[N, 8] o)
+        { o = Mul(e, b) }>(flag) g = Identity(f) unused = Neg(g) z = Identity(late) y = Add(g, late)""",
+        w=(8, 8), v=(8, 8),
+    )  # fmt: skip
+    loaded, pieces, feeds = chained(model)
+    assert pieces.blocks > 3
+    for expected, value in zip(Session(loaded, ["cpu"]).run(feeds[0]), pieces.run(feeds[0]), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_numpy_has_no_type_for_is_not_cut() -> None:
+    """Between the two casts nothing may be cut: a sequence."""
+    model = graph(
+        "(float[N, 8] x) => (float[N, 8] y)",
+        """a = Relu(x) b = MatMul(a, w) s = SplitToSequence<axis = 1>(b) c = ConcatFromSequence<axis = 1>(s)
+        d = Relu(c) e = MatMul(d, v) y = Neg(e)""",
+        w=(8, 8), v=(8, 8),
+    )  # fmt: skip
+    loaded, pieces, feeds = chained(model)
+    assert pieces.blocks > 1
+    assert all("s" not in piece.ins for piece in pieces.pieces)
+    np.testing.assert_allclose(pieces.run(feeds[0])[0], Session(loaded, ["cpu"]).run(feeds[0])[0], rtol=1e-5)
+
+
+def test_the_memory_decides_about_pieces_and_the_report_says_so() -> None:
+    model = graph("(float[N, 64] x) => (float[N, 64] y)", "a = MatMul(x, w) b = Relu(a) y = MatMul(b, v)",
+                  w=(64, 512), v=(512, 64))  # fmt: skip
+    assert pruned(model).report.proof.blocks == 1
+    small = pruned(model, memory=1 << 20)
+    assert small.report.proof.blocks > 1
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_wrong_model_is_caught_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = api.rewrite
+
+    def wrong(*args: Any) -> Rewritten:
+        after = right(*args)
+        weight = after.model.weights["conv2_weight"]
+        after.model.weights["conv2_weight"] = Weight.of(weight.array() + np.float32(0.1))
+        return after
+
+    monkeypatch.setattr("onnxprune.stages.rewrite", wrong)
+    with pytest.raises(CheckFailed, match="differs from the masked original"):
+        api.prune(MODELS / "tiny_conv.onnx", fast=True)
