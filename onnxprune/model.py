@@ -14,10 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from onnx import GraphProto, ModelProto, TensorProto, helper
-from onnx.inliner import inline_local_functions
 
 from .errors import UsageError
-from .normalise import constant, dense_of, filled, inner_tensors, name_nodes, set_nodes, sorted_nodes
+from .normalise import (
+    FILLED_LIMIT,
+    constant,
+    dense_of,
+    filled,
+    inlined,
+    inner_tensors,
+    name_nodes,
+    set_nodes,
+    sorted_nodes,
+)
 from .storage import ExternalData, check_outputs, created, disk_errors, parse, replacing, same_file
 from .weight import Array, Weight, described
 
@@ -68,6 +77,11 @@ class Model:
             raise UsageError(f"{name} is not a complete ONNX model (no graph or no opset); export or download it again")
         if not proto.graph.node:
             raise UsageError(f"{name} has no nodes, so there is nothing to prune; give a model with layers")
+        versions = (proto.ir_version, *(o.version for o in proto.opset_import))
+        if not all(0 <= v < 1 << 31 for v in versions):
+            raise UsageError(
+                f"{name} says it is of version {max(versions, key=abs)} of ONNX; export or download it again"
+            )
         store = ExternalData(path)
         weights = {t.name: store.weight(t) for t in proto.graph.initializer}
         for tensor in inner_tensors(proto):
@@ -182,17 +196,20 @@ class Model:
         """A working copy: functions inlined, constants as initializers, nodes named and in topological order."""
         model = self.copy()
         if model.proto.functions:
-            model.proto = inline_local_functions(model.proto)
+            model.proto = inlined(model.proto)
         graph = model.graph
         fixed = {o.name for o in graph.output}
         for sparse in graph.sparse_initializer:
             model._add(sparse.values.name, Weight.of(dense_of(sparse), sparse.values.data_type))
         del graph.sparse_initializer[:]
+        room = FILLED_LIMIT
         for as_weight in (constant, filled):
             nodes = []
             for node in graph.node:
                 weight = None if fixed.intersection(node.output) else as_weight(node, model.weights)
-                if weight is None:
+                if weight is not None and as_weight is filled:
+                    room -= weight.size
+                if weight is None or room < 0 or not node.output:
                     nodes.append(node)
                 else:
                     model._add(node.output[0], weight)

@@ -55,8 +55,11 @@ def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.fl
         sums = _sums(weight, {(axes, ids.shape) for axes, ids in places}, criterion, rng)
         for axes, ids in places:
             found = sums[axes, ids.shape]
+            finite = np.isfinite(found)
+            if not finite.all():  # what is infinite or no number is no less than the largest
+                found = np.where(finite, found, found[finite].max(initial=1.0))
             mean = float(found.mean())
-            if mean > 0:
+            if 0 < mean < np.inf:
                 np.add.at(scores, groups.classes[ids], found / mean)
     return scores
 

@@ -53,6 +53,10 @@ def parse(path: Path) -> ModelProto:
         proto: ModelProto = ModelProto.FromString(data)
         return proto
     except DecodeError as e:
+        if "MaxDepth" in str(e):
+            raise UsageError(
+                f"{path} nests its graphs deeper than protobuf can read; export it with fewer levels"
+            ) from e
         reason = "is truncated or damaged; export or download it again" if data[0] == 8 else "is not an ONNX model"
         raise UsageError(f"{path} {reason}") from e
 
@@ -76,6 +80,9 @@ class ExternalData:
                 raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(shape)} needs; "
                                  "the file is damaged, export it again")  # fmt: skip
         else:
+            if _listed(tensor) != _needed(kind, shape):
+                raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(shape)} needs; "
+                                 "the file is damaged, export it again")  # fmt: skip
             bare = TensorProto()
             bare.CopyFrom(tensor)
             return Weight(kind, shape, bare)
@@ -94,12 +101,18 @@ class ExternalData:
             raise UsageError(f"{name} is external data in '{location}'; load the model from its path instead")
         parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
         absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
-        path = (self.model.parent / location).resolve()
+        try:
+            path = (self.model.parent / location).resolve()
+            found = path.is_file()
+        except (OSError, RuntimeError, ValueError) as e:  # a link to itself, a name too long, a byte of zero
+            raise UsageError(
+                f"{name} is in '{location[:80]}', which is no path of a file; export the model again"
+            ) from e
         # Download caches keep links to the model and to its data side by side in a third folder.
         homes = (self.model.parent.resolve(), self.model.resolve().parent)
         if not location or absolute or ".." in parts or not any(path.is_relative_to(h) for h in homes):
             raise UsageError(f"{name} refers to '{location}', outside the model's folder; move that file there")
-        if not path.is_file():
+        if not found:
             raise UsageError(f"{name} is in '{location}', which is missing; put that file next to {self.model}")
         if path not in self.files:
             try:
@@ -117,6 +130,28 @@ class ExternalData:
         if offset < 0 or length != need or offset + length > len(self.files[path]):
             raise UsageError(f"{name} does not fit into '{location}'; that file is truncated or of another model")
         return self.files[path], offset
+
+
+def _listed(tensor: TensorProto) -> int:
+    """How many values the typed fields of a tensor hold."""
+    kind = tensor.data_type
+    if kind == TensorProto.STRING:
+        return len(tensor.string_data)
+    if kind in (TensorProto.FLOAT, TensorProto.COMPLEX64):
+        return len(tensor.float_data)
+    if kind in (TensorProto.DOUBLE, TensorProto.COMPLEX128):
+        return len(tensor.double_data)
+    if kind == TensorProto.INT64:
+        return len(tensor.int64_data)
+    return len(tensor.uint64_data if kind in (TensorProto.UINT32, TensorProto.UINT64) else tensor.int32_data)
+
+
+def _needed(kind: int, shape: tuple[int, ...]) -> int:
+    """How many values a tensor of this type and shape has in a typed field: packed types share one, complex take two."""
+    values = math.prod(shape)
+    if kind in BITS:
+        return nbytes_of(kind, shape)
+    return 2 * values if kind in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) else values
 
 
 def check_outputs(outputs: Iterable[Path]) -> None:

@@ -33,6 +33,8 @@ LABELLED = {
     TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2FNUZ, TensorProto.INT16,
     TensorProto.UINT16,
 }  # fmt: skip
+BORN_LIMIT = 1 << 20
+"""Longest axis that an operator may make up and that gets ids of its own."""
 Kind = Literal["sum", "gather"]
 
 
@@ -171,8 +173,9 @@ class Trace:
         return tuple(blocks)
 
     def born(self, key: Hashable, dims: Sequence[int | None]) -> tuple[Block, ...]:
-        """Blocks of a tensor whose axes the operator makes up (zeros of a given shape): static ones may shrink."""
-        return self._born(key, [1 if n is None else n for n in dims])
+        """Blocks of a tensor whose axes the operator makes up (zeros of a given shape): static ones may shrink, but not
+        one that is longer than anything a layer has."""
+        return self._born(key, [1 if n is None or n > BORN_LIMIT else n for n in dims])
 
     def own(self, use: tuple[int, int], blocks: tuple[Block, ...]) -> None:
         """Give one use of a parameter its blocks, where the operator knows better than one birth per axis."""

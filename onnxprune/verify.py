@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from onnxprune import footprint
 from onnxprune.equation import Dims
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.groups import Groups
@@ -254,6 +255,7 @@ def _runnable(
                 trial[name][axis] = trial[name][axis] * factor + offset
             sizes = {name: tuple(shape) for name, shape in trial.items()}
             try:
+                footprint.check(model, infer(model, sizes).passes[0], options.memory)
                 session.run(random_inputs(model, sizes, options.seed, 1))
                 return sizes
             except Exception:  # any error only says that these sizes do not fit

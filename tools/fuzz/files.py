@@ -18,8 +18,8 @@ from random import Random
 
 import hostile
 import numpy as np
-import onnx
 import sandbox
+from google.protobuf.message import DecodeError, EncodeError
 from mutate import GRAPH, Unfit
 from onnx import ModelProto
 from rich.console import Console
@@ -84,7 +84,7 @@ def make(seed: int, index: int, sources: list[Path], folder: Path, only: str = "
                     hostile.FILES[name](rng, model, folder)
                 done.append(name)
             path.write_bytes(data if model is None else model.SerializeToString())
-        except (Unfit, OSError, ValueError, IndexError, onnx.checker.ValidationError):
+        except (Unfit, OSError, ValueError, IndexError, DecodeError, EncodeError):
             continue
         return Mutant(index, source, tuple(done), path)
 
@@ -133,7 +133,12 @@ def attempt(mutant: Mutant, args: list[str], bounds: Namespace) -> Verdict:
         return verdict(*_sound(mutant, out, report, bounds))
     if out.read_bytes() != old:
         return verdict("old OUT", f"changed by a run that ended with {ended.code}")
-    if ended.code not in (1, 2, 3, 4) or len(lines) != 1 or "Traceback" in ended.err or not last.startswith("onnxprune: error: "):
+    if (
+        ended.code not in (1, 2, 3, 4)
+        or len(lines) != 1
+        or "Traceback" in ended.err
+        or not last.startswith("onnxprune: error: ")
+    ):
         return verdict("traceback", f"exit {ended.code}: {' '.join(lines)[-300:]}")
     if "internal error" in last:
         return verdict("internal", f"[{('runs', 'odd', 'does not run')[_runs(mutant, bounds)]}] {last[:300]}")
@@ -213,7 +218,10 @@ def run(args: Namespace) -> int:
             print(json.dumps(entry), file=log, flush=True)
             if verdict.bad:
                 _keep(args.out / f"{args.seed}_{index}", mutant, command, verdict)
-                print(f"{args.seed}_{index} {verdict.category}: {mutant.source.stem}: {'+'.join(mutant.damage)}: {verdict.detail}", flush=True)
+                print(
+                    f"{args.seed}_{index} {verdict.category}: {mutant.source.stem}: {'+'.join(mutant.damage)}: {verdict.detail}",
+                    flush=True,
+                )
             elif done % 100 == 0:
                 print(f"{done} mutants, {time.monotonic() - start:.0f} s", flush=True)
     show(table, done, time.monotonic() - start, longest, peak)

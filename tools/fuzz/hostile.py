@@ -231,7 +231,9 @@ def _place(rng: Random, data: bytes, weights: list[tuple[int, int]]) -> int:
         if not any(low <= at < high for low, high in weights):
             return at
     # nearly all of the file is weights: what is left lies before, between and behind them
-    edges = [p for low, high in weights for p in (*range(max(low - 40, 0), low), *range(high, min(high + 40, len(data))))]
+    edges = [
+        p for low, high in weights for p in (*range(max(low - 40, 0), low), *range(high, min(high + 40, len(data))))
+    ]
     edges = [p for p in edges if not any(low <= p < high for low, high in weights)]
     return rng.choice(edges) if edges else rng.randrange(len(data))
 

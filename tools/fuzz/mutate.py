@@ -53,7 +53,9 @@ def names(model: ModelProto) -> list[str]:
 def weight(rng: Random, model: ModelProto, integers: bool | None = None) -> TensorProto:
     """An initializer; `integers`: only (or never) one of integers, such as a target of Reshape."""
     kinds = (TensorProto.INT32, TensorProto.INT64)
-    fitting = [t for g in graphs(model) for t in g.initializer if integers is None or (t.data_type in kinds) == integers]
+    fitting = [
+        t for g in graphs(model) for t in g.initializer if integers is None or (t.data_type in kinds) == integers
+    ]
     fitting += [a.t for g in graphs(model) for n in g.node for a in n.attribute if a.HasField("t")
                 and (integers is None or (a.t.data_type in kinds) == integers)]  # fmt: skip
     return pick(rng, fitting)
@@ -206,7 +208,9 @@ def other_integers(rng: Random, model: ModelProto) -> None:
     if not array.size:
         raise Unfit
     flat = array.reshape(-1)
-    flat[rng.randrange(flat.size)] = rng.choice([s for s in SIZES if np.iinfo(array.dtype).min <= s <= np.iinfo(array.dtype).max])
+    flat[rng.randrange(flat.size)] = rng.choice(
+        [s for s in SIZES if np.iinfo(array.dtype).min <= s <= np.iinfo(array.dtype).max]
+    )
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
@@ -311,7 +315,9 @@ def declared_dims(rng: Random, model: ModelProto) -> None:
     elif kind == 1:
         info.type.tensor_type.elem_type = rng.randrange(30)
     elif kind == 2 and dims:
-        dims[rng.randrange(len(dims))].dim_param = rng.choice(("n", "n + m", "n / 0", "((((", "2 ** 99", "é", "-n", "9" * 5000))
+        dims[rng.randrange(len(dims))].dim_param = rng.choice(
+            ("n", "n + m", "n / 0", "((((", "2 ** 99", "é", "-n", "9" * 5000)
+        )
     elif kind == 3 and dims:
         del dims[rng.randrange(len(dims))]
     elif kind == 4:
@@ -340,7 +346,9 @@ def change_inputs_or_outputs(rng: Random, model: ModelProto) -> None:
     elif kind == 2:
         held.append(copy.deepcopy(held[0]))
     else:
-        held[rng.randrange(len(held))].name = rng.choice(["", "renamed", *names(model), *(t.name for t in model.graph.initializer)])
+        held[rng.randrange(len(held))].name = rng.choice(
+            ["", "renamed", *names(model), *(t.name for t in model.graph.initializer)]
+        )
 
 
 @mutator
@@ -375,6 +383,12 @@ def weight_as_constant(rng: Random, model: ModelProto) -> None:
     held = model.graph.initializer
     tensor = pick(rng, list(held))
     name = tensor.name
-    attribute = [{"value": tensor}, {}, {"value_ints": [1, 2]}, {"value": tensor, "value_int": 1}, {"value_strings": ["a"]}]
+    attribute = [
+        {"value": tensor},
+        {},
+        {"value_ints": [1, 2]},
+        {"value": tensor, "value_int": 1},
+        {"value_strings": ["a"]},
+    ]
     model.graph.node.insert(0, helper.make_node("Constant", [], [name], **rng.choice(attribute)))
     held.remove(tensor)
