@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import compress, footprint, notes, profile
+from onnxprune import compress, notes, profile
 from onnxprune.decide import Decision, decide, planner, settled
 from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.faults import answered
@@ -49,8 +49,6 @@ def prune(
     clock = Clock(progress)
     groups = analysed(_loaded(model, clock), options, clock)
     clock("decide")
-    for state in groups.trace.shapes.passes:
-        footprint.check(groups.trace.model, state, options.memory)
     options = settled(groups, options)
     decision = (
         decide(groups, options, progress) if plan is None else replayed(groups, removed_by(groups, plan), options)
@@ -70,8 +68,6 @@ def largest(
     clock = Clock(progress)
     groups = analysed(_loaded(model, clock), options, clock)
     clock("decide")
-    for state in groups.trace.shapes.passes:
-        footprint.check(groups.trace.model, state, options.memory)
     options = settled(groups, options)
     plans = planner(groups, options, progress)
     low, high, best = 0.0, 1.0, None

@@ -19,6 +19,10 @@ from onnxprune.labels import Block, Ids, Reason
 from onnxprune.trace import Edit, Kind, Reduction, Trace, captured, opset
 
 
+LARGEST = 1 << 22
+"""Positions of the axes that one block may span: a hundred times what the largest layers have."""
+
+
 @dataclass
 class Op:
     """One operator as a rule sees it: its attributes, its tensors' dims, values and blocks, and nothing beyond."""
@@ -105,10 +109,17 @@ class Op:
 
     def set(self, i: int, blocks: Iterable[Block]) -> None:
         if self.gives(i):
-            good = tuple(b for b in blocks if b.ids.any())
+            good = tuple(b for b in blocks if b.ids.any() and not self._too_large(b))
             for block in good:
                 self.trace.labels.rectangle(block.ids)
             self.trace.blocks[self.outputs[i]] = good
+
+    def _too_large(self, block: Block) -> bool:
+        """Ids of a block that is no layer's any more stay: every step on would copy it."""
+        if block.ids.size <= LARGEST:
+            return False
+        self.trace.labels.freeze(np.unique(block.ids), self.why(f"an axis of over {LARGEST:,} positions is not followed"))
+        return True
 
     def couple(self, a: Ids, b: Ids) -> None:
         self.trace.labels.couple(a, b, self.why("two sides of one operator"))

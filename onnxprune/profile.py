@@ -52,7 +52,8 @@ def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.fl
             blocks[s.parameter].append((axes, ids))
     for name, places in blocks.items():
         weight = groups.trace.model.weights[name].array()
-        sums = _sums(weight, {(axes, ids.shape) for axes, ids in places}, criterion, rng)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = _sums(weight, {(axes, ids.shape) for axes, ids in places}, criterion, rng)
         for axes, ids in places:
             found = sums[axes, ids.shape]
             finite = np.isfinite(found)
