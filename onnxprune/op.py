@@ -16,11 +16,7 @@ from onnx import NodeProto
 
 from onnxprune.equation import Dims, Equation, Lettered, Operand
 from onnxprune.labels import Block, Ids, Reason
-from onnxprune.trace import Edit, Kind, Reduction, Trace, captured, opset
-
-
-LARGEST = 1 << 22
-"""Positions of the axes that one block may span: a hundred times what the largest layers have."""
+from onnxprune.trace import LARGEST, Edit, Kind, Reduction, Trace, captured, opset
 
 
 @dataclass
@@ -118,7 +114,9 @@ class Op:
         """Ids of a block that is no layer's any more stay: every step on would copy it."""
         if block.ids.size <= LARGEST:
             return False
-        self.trace.labels.freeze(np.unique(block.ids), self.why(f"an axis of over {LARGEST:,} positions is not followed"))
+        held = np.zeros(self.trace.labels.n, bool)
+        held[block.ids] = True
+        self.trace.labels.freeze(np.flatnonzero(held), self.why(f"an axis of over {LARGEST:,} positions is not followed"))
         return True
 
     def couple(self, a: Ids, b: Ids) -> None:

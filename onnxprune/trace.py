@@ -33,8 +33,8 @@ LABELLED = {
     TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2FNUZ, TensorProto.INT16,
     TensorProto.UINT16,
 }  # fmt: skip
-BORN_LIMIT = 1 << 20
-"""Longest axis that an operator may make up and that gets ids of its own."""
+LARGEST = 1 << 22
+"""Positions that one block may have, be it along an axis that an operator makes up or along several axes together."""
 Kind = Literal["sum", "gather"]
 
 
@@ -175,7 +175,7 @@ class Trace:
     def born(self, key: Hashable, dims: Sequence[int | None]) -> tuple[Block, ...]:
         """Blocks of a tensor whose axes the operator makes up (zeros of a given shape): static ones may shrink, but not
         one that is longer than anything a layer has."""
-        return self._born(key, [1 if n is None or n > BORN_LIMIT else n for n in dims])
+        return self._born(key, [1 if n is None or n > LARGEST else n for n in dims])
 
     def own(self, use: tuple[int, int], blocks: tuple[Block, ...]) -> None:
         """Give one use of a parameter its blocks, where the operator knows better than one birth per axis."""
@@ -189,6 +189,8 @@ class Trace:
         """Ask that axes of one parameter be born as one joint block when the trace is run again.
 
         `parts`: 1-D blocks, outermost first, with the number of ids wanted along it (None = all)."""
+        if prod(block.ids.size if n is None else n for block, n in parts) > LARGEST:
+            return
         origins = [self.labels.origin(block.ids) for block, _ in parts]
         births = [o for o in origins if isinstance(o, tuple) and len(o) == 2 and isinstance(o[1], tuple)]
         keys = {born[0] for born in births}
