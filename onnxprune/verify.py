@@ -59,7 +59,8 @@ def random_inputs(
         shape = shapes.get(info.name, ())
         if kind in FLOATS:
             dtype = ml_dtypes.bfloat16 if kind == TensorProto.BFLOAT16 else helper.tensor_dtype_to_np_dtype(kind)
-            feeds[info.name] = rng.standard_normal(shape).astype(dtype)
+            made = np.float32 if dtype == np.float32 else np.float64
+            feeds[info.name] = rng.standard_normal(shape, made).astype(dtype, copy=False)
         elif kind == TensorProto.BOOL:
             feeds[info.name] = np.ones(shape, bool)
         elif kind == TensorProto.STRING:
