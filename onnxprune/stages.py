@@ -74,7 +74,7 @@ def analysed(source: Model, options: Options, clock: Clock) -> Groups:
     shapes = infer(working, options.input_shapes)
     for state in shapes.passes:
         footprint.check(working, state, options.memory)
-    hazards.check(working, shapes)
+        hazards.check(working, state)
     clock("trace")
     structures: dict[Any, Any] = {}
     for _ in range(ROUNDS):

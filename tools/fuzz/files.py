@@ -102,7 +102,7 @@ def _weights(data: bytes, model: ModelProto) -> list[tuple[int, int]]:
 
 
 def arguments(mutant: Mutant, folder: Path, slow: bool) -> list[str]:
-    args = [str(mutant.path), str(folder / "out.onnx"), "--ratio", "0.3", "--report", str(folder / "report.json"), "-q"]
+    args = [str(mutant.path), str(folder / "out.onnx"), "--ratio", "0.3", "--memory", "1G", "--report", str(folder / "report.json"), "-q"]
     return [*args, "--calib-samples", "16", "--calib-batch", "4"] if slow else [*args, "--fast"]
 
 
@@ -110,7 +110,7 @@ def attempt(mutant: Mutant, args: list[str], bounds: Namespace) -> Verdict:
     """Prune it in a fork, and look at what is left."""
     from onnxprune.cli import main
 
-    out, report = Path(args[1]), Path(args[5])
+    out, report = Path(args[1]), Path(args[7])
     old = b"what was here before"
     out.write_bytes(old)
     before = set(out.parent.iterdir())
