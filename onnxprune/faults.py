@@ -1,4 +1,4 @@
-"""Whose fault is it? A model that nobody can run breaks rules that every other model keeps: then the user hears that."""
+"""Whose fault is it? A model that nobody can run breaks the rules that others keep: the user is to hear that."""
 
 from __future__ import annotations
 

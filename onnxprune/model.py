@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
+from .atomic import created, disk_errors, replacing
 from .errors import UsageError
 from .normalise import (
     FILLED_LIMIT,
@@ -27,7 +29,7 @@ from .normalise import (
     set_nodes,
     sorted_nodes,
 )
-from .storage import ExternalData, check_outputs, created, disk_errors, parse, replacing, same_file
+from .storage import ExternalData, check_outputs, parse, same_file
 from .weight import Array, Weight, described
 
 __all__ = ["Array", "Model", "Weight", "same_file"]
@@ -140,25 +142,39 @@ class Model:
             self.weights[tensor.name].fill(tensor)
         return proto
 
-    def save(self, path: str | os.PathLike[str], external: bool | None = None) -> None:
+    def save(
+        self, path: str | os.PathLike[str], external: bool | None = None, also: Mapping[Path, str] | None = None
+    ) -> list[Path]:
         """Write atomically; `external` puts the weights into `<name>.data`, by default where the source had such a
-        file or the model is over 2 GB. Whatever was at `path` survives a failure."""
+        file or the model is over 2 GB. Whatever was at `path` survives a failure, also of the texts to write with it
+        (`also`). Returns the files that runs which were killed had left here, and that are gone now."""
         target = Path(path)
         data = target.with_name(f"{target.name}.data")
         if external is None:
             external = bool(self.data_files) or self.size() > PROTOBUF_LIMIT
-        outputs = [data, target] if external else [target]
+        texts = also or {}
+        outputs = [*texts, *([data] if external else ()), target]
         check_outputs(outputs)
         in_place = self.path is not None and same_file(self.path, target)
         if not in_place and any(same_file(o, d) for o in outputs for d in self.data_files):
             raise UsageError(f"saving {target} would overwrite the weights of {self.path}; choose another name")
-        with disk_errors(target), replacing(outputs) as temporary:
-            proto = self._write_data(temporary[0], data.name) if external else self.to_proto()
-            with created(temporary[-1]) as write:
-                write(proto.SerializeToString())
+        with disk_errors(target), replacing(outputs, pair=external) as files:
+            for name, text in texts.items():
+                with created(files.temporary[name]) as write:
+                    write(text.encode())
+            proto = self._write_data(files.temporary[data]) if external else self.to_proto()
+            for place, location in ((files.bridge, files.tagged.name), (files.temporary[target], data.name)):
+                if external or place != files.bridge:
+                    for tensor in proto.graph.initializer:
+                        if tensor.data_location == TensorProto.EXTERNAL:
+                            tensor.external_data[0].value = location
+                    with created(place) as write:
+                        write(proto.SerializeToString())
+        return files.removed
 
-    def _write_data(self, path: Path, location: str) -> ModelProto:
-        """Stream the weights to `path`, one tensor at a time; the returned proto refers to them at `location`."""
+    def _write_data(self, path: Path) -> ModelProto:
+        """Stream the weights to `path`, one tensor at a time; the first entry of each in the returned proto is the
+        location, which is open yet."""
         self.sync()
         proto = ModelProto()
         proto.CopyFrom(self.proto)
@@ -174,7 +190,7 @@ class Model:
                 write(bytes(padding))
                 write(raw)
                 tensor.data_location = TensorProto.EXTERNAL
-                for key, value in (("location", location), ("offset", offset + padding), ("length", len(raw))):
+                for key, value in (("location", ""), ("offset", offset + padding), ("length", len(raw))):
                     tensor.external_data.add(key=key, value=str(value))
                 offset += padding + len(raw)
         return proto

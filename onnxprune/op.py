@@ -116,7 +116,7 @@ class Op:
             return False
         held = np.zeros(self.trace.labels.n, bool)
         held[block.ids] = True
-        self.trace.labels.freeze(np.flatnonzero(held), self.why(f"an axis of over {LARGEST:,} positions is not followed"))
+        self.trace.labels.freeze(np.flatnonzero(held), self.why(f"over {LARGEST:,} positions are not followed"))
         return True
 
     def couple(self, a: Ids, b: Ids) -> None:

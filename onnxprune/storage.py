@@ -1,22 +1,18 @@
-"""Files: reading a model and its external data, and replacing files all at once or not at all."""
+"""Files: reading a model and its external data."""
 
 from __future__ import annotations
 
-import errno
 import math
 import mmap
 import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 from onnx import ModelProto, TensorProto
 
-from .errors import OnnxPruneError, RuntimeFailure, UsageError
+from .errors import UsageError
 from .weight import BITS, Weight, dtype_of, nbytes_of
 
 MAPPED_FILES = 128
@@ -147,7 +143,7 @@ def _listed(tensor: TensorProto) -> int:
 
 
 def _needed(kind: int, shape: tuple[int, ...]) -> int:
-    """How many values a tensor of this type and shape has in a typed field: packed types share one, complex take two."""
+    """How many values a tensor of this type and shape has in a typed field: packed ones share, complex take two."""
     values = math.prod(shape)
     if kind in BITS:
         return nbytes_of(kind, shape)
@@ -162,57 +158,3 @@ def check_outputs(outputs: Iterable[Path]) -> None:
             raise UsageError(f"{path} is a folder; give the name of a file")
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is not a regular file; give another name")
-
-
-@contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
-    """Turn what the disk says into one line."""
-    try:
-        yield
-    except OnnxPruneError:
-        raise
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RuntimeFailure(f"no space left to write {target}; free some, or write elsewhere") from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UsageError(f"{target} cannot be written ({e.strerror}); choose another folder") from e
-        raise RuntimeFailure(f"{target} cannot be written ({e.strerror or e}); check the disk") from e
-
-
-@contextmanager
-def created(path: Path) -> Iterator[Callable[[bytes | memoryview], Any]]:
-    """Write a new file; it is on the disk when the block ends."""
-    with path.open("xb") as file:
-        yield file.write
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def replacing(outputs: list[Path]) -> Iterator[list[Path]]:
-    """Temporary files beside `outputs` that take their places together if the block succeeds, or not at all."""
-    *first, last = outputs
-    tag = uuid.uuid4().hex[:12]
-    temporary = {o: o.with_name(f".{o.name}.{tag}.tmp") for o in outputs}
-    backups = {o: o.with_name(f".{o.name}.{tag}.old") for o in first}
-    placed: list[Path] = []
-    try:
-        yield list(temporary.values())
-        for output in first:
-            if output.exists():
-                os.replace(output, backups[output])
-            placed.append(output)
-            os.replace(temporary[output], output)
-        os.replace(temporary[last], last)
-    except BaseException:
-        for output in placed:
-            output.unlink(missing_ok=True)
-        for output, backup in backups.items():
-            if backup.exists():
-                os.replace(backup, output)
-        raise
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
-    for backup in backups.values():
-        backup.unlink(missing_ok=True)

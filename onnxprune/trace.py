@@ -143,6 +143,8 @@ class Trace:
         root = self.aliases.get(name, name)
         # Exporters share equal vectors between unrelated layers; a shared matrix is tied on purpose.
         vector = sum(n > 1 for n in dims) <= 1
+        if vector and use is None:
+            return ()  # as an output of the graph, or where only its size is asked for: nobody's own
         node = self.model.proto.graph.node[use[0]].name if use else ""
         if self.retraced:  # by what the parameter was before it was sliced
             vector = (root,) not in self.original

@@ -118,12 +118,15 @@ def last(trace: Trace) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for node in trace.model.proto.graph.node:
         if node.op_type in SATURATING:
-            reached, moving = list(node.output), True
-            for name in reached:
-                moving &= all(moves for _, moves in users[name])
-                reached += [o for n, _ in users[name] if n.op_type != "Shape" for o in n.output if o not in reached]
-            if moving and outputs & set(reached):
-                found[node.output[0]] = outputs & set(reached)
+            reached, moving, todo = set(node.output), True, list(node.output)
+            while todo and moving:
+                name = todo.pop()
+                moving = all(moves for _, moves in users[name])
+                more = {o for n, _ in users[name] if n.op_type != "Shape" for o in n.output} - reached
+                reached |= more
+                todo += more
+            if moving and outputs & reached:
+                found[node.output[0]] = outputs & reached
     return found
 
 

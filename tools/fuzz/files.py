@@ -102,7 +102,17 @@ def _weights(data: bytes, model: ModelProto) -> list[tuple[int, int]]:
 
 
 def arguments(mutant: Mutant, folder: Path, slow: bool) -> list[str]:
-    args = [str(mutant.path), str(folder / "out.onnx"), "--ratio", "0.3", "--memory", "1G", "--report", str(folder / "report.json"), "-q"]
+    args = [
+        str(mutant.path),
+        str(folder / "out.onnx"),
+        "--ratio",
+        "0.3",
+        "--memory",
+        "1G",
+        "--report",
+        str(folder / "report.json"),
+        "-q",
+    ]
     return [*args, "--calib-samples", "16", "--calib-batch", "4"] if slow else [*args, "--fast"]
 
 
