@@ -11,6 +11,7 @@ import numpy as np
 from onnxprune import compress, notes, profile
 from onnxprune.decide import Decision, decide, planner, settled
 from onnxprune.errors import CheckFailed, NothingToPrune
+from onnxprune.faults import answered
 from onnxprune.groups import Groups
 from onnxprune.merge import merged
 from onnxprune.model import Model
@@ -36,6 +37,7 @@ class Result:
     report: Report
 
 
+@answered
 def prune(
     model: Any, options: Options | None = None, *, plan: Plan | None = None, progress: Progress | None = None, **kw: Any
 ) -> Result:  # fmt: skip
@@ -54,6 +56,7 @@ def prune(
     return _carried_out(groups, decision, options, clock, plan)
 
 
+@answered
 def largest(
     model: Any, holds: Callable[[Result], bool], options: Options | None = None, *, progress: Progress | None = None,
     **kw: Any,
@@ -120,6 +123,7 @@ def _carried_out(groups: Groups, decision: Decision, options: Options, clock: Cl
     return Result(after.model, plan or plan_of(groups, kept, options), report)
 
 
+@answered
 def inspect(model: Any, options: Options | None = None, **kw: Any) -> Inspection:
     """The groups of coupled channels of a model, what is frozen and why."""
     groups = analysed(Model.load(model), checked(replace(options or Options(), **kw)), Clock())
@@ -128,6 +132,7 @@ def inspect(model: Any, options: Options | None = None, **kw: Any) -> Inspection
     return Inspection(infos(groups, kept), frozen(groups), cost, notes.of(groups))
 
 
+@answered
 def compare(
     a: Any, b: Any, data: Any = None, options: Options | None = None, *, metric: str = "", gates: Any = None,
     samples: int | None = None, **kw: Any,
@@ -143,6 +148,7 @@ def compare(
     return Compared(costs[0], costs[1], asdict(quality))
 
 
+@answered
 def plan(model: Any, options: Options | None = None, **kw: Any) -> Plan:
     """The plan that `prune` would apply."""
     options = checked(replace(options or Options(), **kw))
@@ -151,12 +157,14 @@ def plan(model: Any, options: Options | None = None, **kw: Any) -> Plan:
     return plan_of(groups, groups.kept_ids(decide(groups, options).removed), options)
 
 
+@answered
 def apply(model: Any, plan: Plan, options: Options | None = None, **kw: Any) -> Model:
     """`model` without what `plan` removes. Unproven: `verify` proves it, `prune(plan=...)` does both."""
     groups = analysed(Model.load(model), checked(replace(options or Options(), **kw)), Clock())
     return rewrite(groups.trace, groups.kept_ids(removed_by(groups, plan))).model
 
 
+@answered
 def completed(model: Any, plan: Plan, options: Options | None = None, **kw: Any) -> tuple[Model, Plan]:
     """The graph whose names a plan bears, and the plan with everything that is coupled to what an edited one removes.
 
@@ -166,6 +174,7 @@ def completed(model: Any, plan: Plan, options: Options | None = None, **kw: Any)
     return groups.trace.model, replace(plan, groups=found.groups)
 
 
+@answered
 def verify(model: Any, pruned: Any, plan: Plan, options: Options | None = None, **kw: Any) -> Proof:
     """Prove that `pruned` is `model` without what `plan` removes; CheckFailed where it is not."""
     options = checked(replace(options or Options(), **kw))
@@ -176,6 +185,7 @@ def verify(model: Any, pruned: Any, plan: Plan, options: Options | None = None, 
     return prove(groups, kept, Rewritten(given, expected.aliases), options, Clock())[0]
 
 
+@answered
 def trace(model: Any, options: Options | None = None, **kw: Any) -> Trace:
     """Labels, couplings, reductions and edits of a model (see `onnxprune.trace`)."""
     return analysed(Model.load(model), checked(replace(options or Options(), **kw)), Clock()).trace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def json_text(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_texts({path: json_text(value)})
 
 
-def write_text(path: Path, text: str) -> None:
+def write_texts(texts: Mapping[Path, str]) -> None:
     """All of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    from .atomic import created, disk_errors, replacing
+
+    for path in list(texts)[:1]:
+        with disk_errors(path), replacing(list(texts)) as files:
+            for output, text in texts.items():
+                with created(files.temporary[output]) as write:
+                    write(text.encode())

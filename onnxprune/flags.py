@@ -100,8 +100,12 @@ def calibration_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"at most so many samples (default {default.calib_samples})",
     )
-    inputs.add_argument("--memory", type=take.size, metavar="SIZE", help="of activations, such as 4G (default) or 512M")
+    memory_flag(inputs)
     pixel_flags(inputs)
+
+
+def memory_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--memory", type=take.size, metavar="SIZE", help="of activations, such as 4G (default) or 512M")
 
 
 def pixel_flags(parser: argparse._ActionsContainer) -> None:

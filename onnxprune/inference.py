@@ -20,7 +20,7 @@ from .backstop import alone, probe_with_runtime
 from .bodies import defined
 from .body_inference import CONTROL, Body
 from .model import Model
-from .shape_rules import LIKE_FIRST, Kind, dims_of, from_partial, in_range, plausible
+from .shape_rules import LIKE_FIRST, Kind, dims_of, from_partial, plausible, possible
 from .values import FOLLOWED, FOLLOWED_TYPES, LIMIT, Array, Dims, Value, propagate, shape_value
 
 _DATALESS = frozenset([
@@ -179,12 +179,12 @@ class Inference:
         values: list[Value | None] = [None] * len(kinds)
         if not node.standard or node.op not in _DATALESS:
             values = [self._value(n, state) if n else None for n in node.inputs]
-        if node.standard and (special := from_partial(proto, kinds, values)):
-            return special
         telling = {"Gather": "", "Range": "iuf", "Resize": "iuf", "Upsample": "f"}.get(node.op, "biu")
-        if node.standard and not in_range(proto, dims_of(kinds[0] if kinds else None), values[-1] if values else None):
+        if node.standard and not possible(proto, kinds, values[-1] if values else None):
             state.failures += 1
             return []
+        if node.standard and (special := from_partial(proto, kinds, values)):
+            return special
         data = {
             i: v.data
             for i, v in enumerate(values)

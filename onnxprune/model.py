@@ -9,17 +9,28 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnx import GraphProto, ModelProto, TensorProto, helper
-from onnx.inliner import inline_local_functions
 
+from .atomic import created, disk_errors, replacing
 from .bodies import defined, every_node, scopes, told_apart
 from .errors import UsageError
-from .normalise import constant, dense_of, filled, inner_tensors, name_nodes, set_nodes, sorted_nodes
-from .storage import ExternalData, check_outputs, created, disk_errors, parse, replacing, same_file
+from .normalise import (
+    FILLED_LIMIT,
+    constant,
+    dense_of,
+    filled,
+    inlined,
+    inner_tensors,
+    name_nodes,
+    set_nodes,
+    sorted_nodes,
+)
+from .storage import ExternalData, check_outputs, parse, same_file
 from .weight import Array, Weight, described
 from .wire import stream
 
@@ -70,6 +81,11 @@ class Model:
             raise UsageError(f"{name} is not a complete ONNX model (no graph or no opset); export or download it again")
         if not proto.graph.node:
             raise UsageError(f"{name} has no nodes, so there is nothing to prune; give a model with layers")
+        versions = (proto.ir_version, *(o.version for o in proto.opset_import))
+        if not all(0 <= v < 1 << 31 for v in versions):
+            raise UsageError(
+                f"{name} says it is of version {max(versions, key=abs)} of ONNX; export or download it again"
+            )
         store = ExternalData(path, inside)
         weights = {t.name: store.weight(t, k) for k, t in enumerate(proto.graph.initializer)}
         for tensor in inner_tensors(proto):
@@ -132,25 +148,37 @@ class Model:
             self.weights[tensor.name].fill(tensor)
         return proto
 
-    def save(self, path: str | os.PathLike[str], external: bool | None = None) -> None:
+    def save(
+        self, path: str | os.PathLike[str], external: bool | None = None, also: Mapping[Path, str] | None = None
+    ) -> list[Path]:
         """Write atomically; `external` puts the weights into `<name>.data`, by default where the source had such a
-        file or the model is over 2 GB. Whatever was at `path` survives a failure."""
+        file or the model is over 2 GB. Whatever was at `path` survives a failure, also of the texts to write with it
+        (`also`). Returns the files that runs which were killed had left here, and that are gone now."""
         target = Path(path)
         data = target.with_name(f"{target.name}.data")
         if external is None:
             external = bool(self.data_files) or self.size() > PROTOBUF_LIMIT
-        outputs = [data, target] if external else [target]
+        texts = also or {}
+        outputs = [*texts, *([data] if external else ()), target]
         check_outputs(outputs)
         in_place = self.path is not None and same_file(self.path, target)
         if not in_place and any(same_file(o, d) for o in outputs for d in self.data_files):
             raise UsageError(f"saving {target} would overwrite the weights of {self.path}; choose another name")
-        with disk_errors(target), replacing(outputs) as temporary:
+        with disk_errors(target), replacing(outputs, pair=external) as files:
+            for name, text in texts.items():
+                with created(files.temporary[name]) as write:
+                    write(text.encode())
             if external:
-                proto = self._write_data(temporary[0], data.name)
-                with created(temporary[1]) as write:
-                    write(proto.SerializeToString())
+                proto = self._write_data(files.temporary[data])
+                for place, location in ((files.bridge, files.tagged.name), (files.temporary[target], data.name)):
+                    for tensor in proto.graph.initializer:
+                        if tensor.data_location == TensorProto.EXTERNAL:
+                            tensor.external_data[0].value = location
+                    with created(place) as write:
+                        write(proto.SerializeToString())
             else:
-                self._write_whole(temporary[0])
+                self._write_whole(files.temporary[target])
+        return files.removed
 
     def _write_whole(self, path: Path) -> None:
         """Stream the model to one file, one tensor at a time."""
@@ -159,8 +187,9 @@ class Model:
         with created(path) as write:
             stream(self.proto, self.weights, write)
 
-    def _write_data(self, path: Path, location: str) -> ModelProto:
-        """Stream the weights to `path`, one tensor at a time; the returned proto refers to them at `location`."""
+    def _write_data(self, path: Path) -> ModelProto:
+        """Stream the weights to `path`, one tensor at a time; the first entry of each in the returned proto is the
+        location, which is open yet."""
         self.sync()
         proto = ModelProto()
         proto.CopyFrom(self.proto)
@@ -177,7 +206,7 @@ class Model:
                 write(raw)
                 weight.release()
                 tensor.data_location = TensorProto.EXTERNAL
-                for key, value in (("location", location), ("offset", offset + padding), ("length", len(raw))):
+                for key, value in (("location", ""), ("offset", offset + padding), ("length", len(raw))):
                     tensor.external_data.add(key=key, value=str(value))
                 offset += padding + len(raw)
         return proto
@@ -200,16 +229,18 @@ class Model:
         and node under a name of its own, nodes in topological order."""
         model = self.copy()
         if model.proto.functions:
-            model.proto = inline_local_functions(model.proto)
+            model.proto = inlined(model.proto)
         told_apart(model.graph, model.fresh_name)
+        room = FILLED_LIMIT
         for scope in reversed(scopes(model.graph)):  # an outer graph is copied with what it holds
-            model._lift(scope.graph)
+            room = model._lift(scope.graph, room)
             set_nodes(scope.graph, sorted_nodes(scope.graph.node))
         name_nodes(every_node(model.graph))
         return model
 
-    def _lift(self, graph: GraphProto) -> None:
-        """What is constant in a graph becomes a weight, but for what it gives out itself."""
+    def _lift(self, graph: GraphProto, room: int) -> int:
+        """What is constant in a graph becomes a weight, but for what it gives out itself; what is filled with one value
+        as long as there is `room` for it, in elements. Returns what room is left."""
         fixed = {o.name for o in graph.output}
         for sparse in graph.sparse_initializer:
             self._add(sparse.values.name, Weight.of(dense_of(sparse), sparse.values.data_type))
@@ -229,12 +260,15 @@ class Model:
             nodes = []
             for node in graph.node:
                 weight = None if fixed.intersection(node.output) else as_weight(node, self.weights)
-                if weight is None:
+                if weight is not None and as_weight is filled:
+                    room -= weight.size
+                if weight is None or room < 0 or not node.output:
                     nodes.append(node)
                 else:
                     self._add(node.output[0], weight)
             if len(nodes) < len(graph.node):
                 set_nodes(graph, nodes)
+        return room
 
     def _add(self, name: str, weight: Weight) -> None:
         self.weights[name] = weight

@@ -8,11 +8,19 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
+from onnx.checker import ValidationError
+from onnx.inliner import inline_local_functions
 
 from .errors import UsageError
 from .storage import ExternalData
 from .weight import Array, Weight
 
+FILLED_LIMIT = 1 << 26
+"""Elements that all ConstantOfShape of a model may have together to be taken for weights."""
+INLINED_LIMIT = 1_000_000
+"""Nodes that a model may have once its functions are written out."""
+DENSE_LIMIT = 1 << 31
+"""Bytes of a sparse weight that is written out."""
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 
 
@@ -43,8 +51,8 @@ def filled(node: NodeProto, weights: Mapping[str, Weight]) -> Weight | None:
     """A large float ConstantOfShape of known shape: a weight that an exporter wrote in short."""
     if node.op_type != "ConstantOfShape" or node.domain not in ("", "ai.onnx") or node.input[0] not in weights:
         return None
-    shape = tuple(int(d) for d in weights[node.input[0]].array())
-    if min(shape, default=0) < 0 or not 64 <= math.prod(shape) <= 1 << 26:
+    shape = tuple(int(d) for d in weights[node.input[0]].array().reshape(-1))
+    if min(shape, default=0) < 0 or not 64 <= math.prod(shape) <= FILLED_LIMIT:
         return None
     value = next((a.t for a in node.attribute if a.name == "value"), None)
     if value is None:
@@ -55,13 +63,44 @@ def filled(node: NodeProto, weights: Mapping[str, Weight]) -> Weight | None:
 
 
 def dense_of(sparse: SparseTensorProto) -> Array:
-    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
-    dense = np.zeros(tuple(sparse.dims), values.dtype)
-    if indices.ndim == 2:
-        dense[tuple(indices.T)] = values
-    else:
-        dense.reshape(-1)[indices] = values
-    return dense
+    store, dims = ExternalData(None), tuple(sparse.dims)
+    values, indices = store.weight(sparse.values).array(), store.weight(sparse.indices).array()
+    shape = dims if indices.ndim == 2 else (math.prod(dims),)
+    at = indices if indices.ndim == 2 else indices.reshape(-1, 1)
+    fits = min(dims, default=1) >= 0 and at.shape == (values.size, len(shape)) and values.ndim == 1
+    if not fits or math.prod(dims) * values.itemsize > DENSE_LIMIT or ((at < 0) | (at >= shape)).any():
+        raise UsageError(
+            f"sparse weight '{sparse.values.name}' does not fit its shape {list(dims)}; export the model again"
+        )
+    dense = np.zeros(shape, values.dtype)
+    dense[tuple(at.T)] = values
+    return dense.reshape(dims)
+
+
+def inlined(proto: ModelProto) -> ModelProto:
+    """The model with its functions written out where they are called."""
+    functions = {(f.domain, f.name): f for f in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(nodes: Iterable[NodeProto]) -> int:
+        """Nodes once everything is written out; a function that calls itself is left to the inliner to refuse."""
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type)
+            if key in functions and key not in sizes:
+                sizes[key] = 0
+                sizes[key] = size(functions[key].node)
+            bodies = (g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs))
+            total += sizes.get(key, 1) + sum(size(g.node) for g in bodies)
+        return total
+
+    try:
+        if size(proto.graph.node) > INLINED_LIMIT:
+            raise UsageError(f"the model's functions come to over {INLINED_LIMIT:,} nodes; export it without functions")
+        found: ModelProto = inline_local_functions(proto)
+        return found
+    except (ValidationError, RuntimeError) as e:
+        raise UsageError(f"the model's functions cannot be written out ({e}); export it without functions") from e
 
 
 def set_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:

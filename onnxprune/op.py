@@ -16,7 +16,7 @@ from onnx import NodeProto
 
 from onnxprune.equation import Dims, Equation, Lettered, Operand
 from onnxprune.labels import Block, Ids, Reason
-from onnxprune.trace import Edit, Kind, Reduction, Trace, captured, opset
+from onnxprune.trace import LARGEST, Edit, Kind, Reduction, Trace, captured, opset
 
 
 @dataclass
@@ -112,10 +112,19 @@ class Op:
             self._give(self.outputs[i], blocks)
 
     def _give(self, name: str, blocks: Iterable[Block]) -> None:
-        good = tuple(b for b in blocks if b.ids.any())
+        good = tuple(b for b in blocks if b.ids.any() and not self._too_large(b))
         for block in good:
             self.trace.labels.rectangle(block.ids)
         self.trace.blocks[name] = good
+
+    def _too_large(self, block: Block) -> bool:
+        """Ids of a block that is no layer's any more stay: every step on would copy it."""
+        if block.ids.size <= LARGEST:
+            return False
+        held = np.zeros(self.trace.labels.n, bool)
+        held[block.ids] = True
+        self.trace.labels.freeze(np.flatnonzero(held), self.why(f"over {LARGEST:,} positions are not followed"))
+        return True
 
     def couple(self, a: Ids, b: Ids) -> None:
         self.trace.labels.couple(a, b, self.why("two sides of one operator"))

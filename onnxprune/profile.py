@@ -52,12 +52,16 @@ def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.fl
             blocks[s.parameter].append((axes, ids))
     for name, places in blocks.items():
         weight = groups.trace.model.weights[name]
-        sums = _sums(weight.array(), {(axes, ids.shape) for axes, ids in places}, criterion, rng)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = _sums(weight.array(), {(axes, ids.shape) for axes, ids in places}, criterion, rng)
         weight.release()
         for axes, ids in places:
             found = sums[axes, ids.shape]
+            finite = np.isfinite(found)
+            if not finite.all():  # what is infinite or no number is no less than the largest
+                found = np.where(finite, found, found[finite].max(initial=1.0))
             mean = float(found.mean())
-            if mean > 0:
+            if 0 < mean < np.inf:
                 np.add.at(scores, groups.classes[ids], found / mean)
     return scores
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
-from .files import write_json, write_text
+from .files import json_text, write_texts
 from .options import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Report, Sweep
 from .page import render
 
@@ -34,12 +34,13 @@ def to_json(result: Report | Inspection | Compared | Sweep) -> dict[str, Any]:
 
 
 def write(path: Path, result: Report | Inspection | Sweep, title: str) -> None:
+    write_texts({path: text(path, result, title)})
+
+
+def text(path: Path, result: Report | Inspection | Sweep, title: str) -> str:
     """As a page where the name ends in .html, as JSON otherwise."""
     data = to_json(result)
-    if path.suffix.lower() in (".html", ".htm"):
-        write_text(path, render(data, title))
-    else:
-        write_json(path, data)
+    return render(data, title) if path.suffix.lower() in (".html", ".htm") else json_text(data)
 
 
 def versions() -> dict[str, str]:

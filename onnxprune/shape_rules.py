@@ -17,6 +17,8 @@ LIKE_FIRST = frozenset(["GroupNormalization"])
 """Operators whose first output has the shape of the first input although ONNX's inference may not say so."""
 _TARGETED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
 """Operators with a target shape, and at which input."""
+MOST_AXES = 64
+"""Of any tensor; numpy ends there."""
 
 
 def dims_of(kind: Kind | None) -> Dims | None:
@@ -37,6 +39,15 @@ def plausible(node: NodeProto, kinds: Sequence[Kind | None], out: Sequence[Kind 
         before, after = total(dims_of(kinds[0])), total(dims[0])
         return before is None or after is None or before == after
     return True
+
+
+def possible(node: NodeProto, kinds: Sequence[Kind | None], index: Value | None) -> bool:
+    """Whether a node may be shown to ONNX's inference at all: a target shape of a million axes is written out there."""
+    at = _TARGETED.get(node.op_type)
+    target = dims_of(kinds[at]) if at is not None and at < len(kinds) else None
+    if target and (target[0] or 0) > MOST_AXES:
+        return False
+    return in_range(node, dims_of(kinds[0]) if kinds else None, index)
 
 
 def in_range(node: NodeProto, dims: Dims | None, index: Value | None) -> bool:

@@ -23,6 +23,8 @@ from onnxprune.trace import Trace
 SAME_ORDER = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 """Operators whose output holds the elements of the input in the same row-major order."""
 
+LONGEST = 32
+"""Movements in a chain: a shuffle is three to five."""
 Atom = tuple[int, int, int]
 """(axis of the chain's input, stride along it, length): axes of later tensors are runs of these, outermost first."""
 
@@ -63,7 +65,7 @@ def _chains(op: Op) -> Iterator[list[int]]:
     trace, nodes, index = op.trace, op.trace.nodes, op.index
     dims, chain = op.dims(0), list[int]()
     name, turned = op.node.input[0], False
-    while True:
+    while len(chain) < LONGEST:
         node = nodes[index]
         known = node.domain in ("", "ai.onnx") and node.op_type in SAME_ORDER | {"Transpose"}
         if not known or list(node.input).count(name) != 1 or node.input[0] != name or trace.excluded(node):

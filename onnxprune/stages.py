@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from onnxprune import criteria, profile
+from onnxprune import criteria, footprint, hazards, profile
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.groups import Groups, build
 from onnxprune.labels import Labels, Mask
@@ -72,6 +72,9 @@ def analysed(source: Model, options: Options, clock: Clock) -> Groups:
     working = source.normalised()
     clock("shapes")
     shapes = infer(working, options.input_shapes)
+    for state in shapes.passes:
+        footprint.check(working, state, options.memory)
+        hazards.check(working, state)
     clock("trace")
     structures: dict[Any, Any] = {}
     for _ in range(ROUNDS):

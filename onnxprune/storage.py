@@ -1,23 +1,19 @@
-"""Files: reading a model and its external data, and replacing files all at once or not at all."""
+"""Files: reading a model and its external data."""
 
 from __future__ import annotations
 
-import errno
 import math
 import mmap
 import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 from onnx import ModelProto, TensorProto
 
-from .errors import OnnxPruneError, RuntimeFailure, UsageError
+from .errors import UsageError
 from .weight import BITS, Mapped, Weight, dtype_of, nbytes_of
 from .wire import Odd, skeleton
 
@@ -72,6 +68,10 @@ def parse(path: Path) -> tuple[ModelProto, Inside | None]:
                 data = data[:]
         return ModelProto.FromString(data), None
     except DecodeError as e:
+        if "MaxDepth" in str(e):
+            raise UsageError(
+                f"{path} nests its graphs deeper than protobuf can read; export it with fewer levels"
+            ) from e
         reason = "is truncated or damaged; export or download it again" if head[0] == 8 else "is not an ONNX model"
         raise UsageError(f"{path} {reason}") from e
 
@@ -98,6 +98,9 @@ class ExternalData:
             buffer, offset = tensor.raw_data, 0
             self._fits(tensor, len(buffer))
         else:
+            if _listed(tensor) != _needed(kind, shape):
+                raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(shape)} needs; "
+                                 "the file is damaged, export it again")  # fmt: skip
             bare = TensorProto()
             bare.CopyFrom(tensor)
             return Weight(kind, shape, bare)
@@ -137,12 +140,18 @@ class ExternalData:
             raise UsageError(f"{name} is external data in '{location}'; load the model from its path instead")
         parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
         absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
-        path = (self.model.parent / location).resolve()
+        try:
+            path = (self.model.parent / location).resolve()
+            found = path.is_file()
+        except (OSError, RuntimeError, ValueError) as e:  # a link to itself, a name too long, a byte of zero
+            raise UsageError(
+                f"{name} is in '{location[:80]}', which is no path of a file; export the model again"
+            ) from e
         # Download caches keep links to the model and to its data side by side in a third folder.
         homes = (self.model.parent.resolve(), self.model.resolve().parent)
         if not location or absolute or ".." in parts or not any(path.is_relative_to(h) for h in homes):
             raise UsageError(f"{name} refers to '{location}', outside the model's folder; move that file there")
-        if not path.is_file():
+        if not found:
             raise UsageError(f"{name} is in '{location}', which is missing; put that file next to {self.model}")
         if path not in self.files:
             try:
@@ -154,6 +163,28 @@ class ExternalData:
         return self.files[path]
 
 
+def _listed(tensor: TensorProto) -> int:
+    """How many values the typed fields of a tensor hold."""
+    kind = tensor.data_type
+    if kind == TensorProto.STRING:
+        return len(tensor.string_data)
+    if kind in (TensorProto.FLOAT, TensorProto.COMPLEX64):
+        return len(tensor.float_data)
+    if kind in (TensorProto.DOUBLE, TensorProto.COMPLEX128):
+        return len(tensor.double_data)
+    if kind == TensorProto.INT64:
+        return len(tensor.int64_data)
+    return len(tensor.uint64_data if kind in (TensorProto.UINT32, TensorProto.UINT64) else tensor.int32_data)
+
+
+def _needed(kind: int, shape: tuple[int, ...]) -> int:
+    """How many values a tensor of this type and shape has in a typed field: packed ones share, complex take two."""
+    values = math.prod(shape)
+    if kind in BITS:
+        return nbytes_of(kind, shape)
+    return 2 * values if kind in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) else values
+
+
 def check_outputs(outputs: Iterable[Path]) -> None:
     for path in outputs:
         if not path.parent.is_dir():
@@ -162,57 +193,3 @@ def check_outputs(outputs: Iterable[Path]) -> None:
             raise UsageError(f"{path} is a folder; give the name of a file")
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is not a regular file; give another name")
-
-
-@contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
-    """Turn what the disk says into one line."""
-    try:
-        yield
-    except OnnxPruneError:
-        raise
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RuntimeFailure(f"no space left to write {target}; free some, or write elsewhere") from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UsageError(f"{target} cannot be written ({e.strerror}); choose another folder") from e
-        raise RuntimeFailure(f"{target} cannot be written ({e.strerror or e}); check the disk") from e
-
-
-@contextmanager
-def created(path: Path) -> Iterator[Callable[[bytes | memoryview], Any]]:
-    """Write a new file; it is on the disk when the block ends."""
-    with path.open("xb") as file:
-        yield file.write
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def replacing(outputs: list[Path]) -> Iterator[list[Path]]:
-    """Temporary files beside `outputs` that take their places together if the block succeeds, or not at all."""
-    *first, last = outputs
-    tag = uuid.uuid4().hex[:12]
-    temporary = {o: o.with_name(f".{o.name}.{tag}.tmp") for o in outputs}
-    backups = {o: o.with_name(f".{o.name}.{tag}.old") for o in first}
-    placed: list[Path] = []
-    try:
-        yield list(temporary.values())
-        for output in first:
-            if output.exists():
-                os.replace(output, backups[output])
-            placed.append(output)
-            os.replace(temporary[output], output)
-        os.replace(temporary[last], last)
-    except BaseException:
-        for output in placed:
-            output.unlink(missing_ok=True)
-        for output, backup in backups.items():
-            if backup.exists():
-                os.replace(backup, output)
-        raise
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
-    for backup in backups.values():
-        backup.unlink(missing_ok=True)

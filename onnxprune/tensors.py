@@ -11,8 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from onnxprune.atomic import created, disk_errors, replacing
 from onnxprune.errors import UsageError
-from onnxprune.storage import created, disk_errors, replacing
 from onnxprune.weight import Array
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -50,7 +50,8 @@ def read(path: Path) -> Tensors:
 def write(path: Path, tensors: Tensors) -> None:
     """All of it or nothing."""
     check_suffix(path)
-    with disk_errors(path), replacing([path]) as (temporary,):
+    with disk_errors(path), replacing([path]) as files:
+        temporary = files.temporary[path]
         if path.suffix == ".safetensors":
             with created(temporary) as put:
                 for part in _safetensors_bytes(tensors):

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from onnxprune.allocate import Costs
 from onnxprune.errors import OnnxPruneError
-from onnxprune.files import write_text
+from onnxprune.files import write_texts
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
 from onnxprune.latency import bound, cores, runnable, turn
@@ -123,8 +123,8 @@ class Timer:
         path = cache_file()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(_read(path) | self.fresh))
-        except OSError:
+            write_texts({path: json.dumps(_read(path) | self.fresh)})
+        except (OSError, OnnxPruneError):
             return
         self.fresh.clear()
 

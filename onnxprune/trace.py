@@ -34,6 +34,8 @@ LABELLED = {
     TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2FNUZ, TensorProto.INT16,
     TensorProto.UINT16,
 }  # fmt: skip
+LARGEST = 1 << 22
+"""Positions that one block may have, be it along an axis that an operator makes up or along several axes together."""
 Kind = Literal["sum", "gather"]
 
 
@@ -169,6 +171,8 @@ class Trace:
         root = self.aliases.get(name, name)
         # Exporters share equal vectors between unrelated layers; a shared matrix is tied on purpose.
         vector = sum(n > 1 for n in dims) <= 1
+        if vector and use is None:
+            return ()  # as an output of the graph, or where only its size is asked for: nobody's own
         node = self.nodes[use[0]].name if use else ""
         if self.retraced:  # by what the parameter was before it was sliced
             vector = (root,) not in self.original
@@ -199,8 +203,9 @@ class Trace:
         return tuple(blocks)
 
     def born(self, key: Hashable, dims: Sequence[int | None]) -> tuple[Block, ...]:
-        """Blocks of a tensor whose axes the operator makes up (zeros of a given shape): static ones may shrink."""
-        return self._born(key, [1 if n is None else n for n in dims])
+        """Blocks of a tensor whose axes the operator makes up (zeros of a given shape): static ones may shrink, but not
+        one that is longer than anything a layer has."""
+        return self._born(key, [1 if n is None or n > LARGEST else n for n in dims])
 
     def own(self, use: tuple[int, int], blocks: tuple[Block, ...]) -> None:
         """Give one use of a parameter its blocks, where the operator knows better than one birth per axis."""
@@ -214,6 +219,8 @@ class Trace:
         """Ask that axes of one parameter be born as one joint block when the trace is run again.
 
         `parts`: 1-D blocks, outermost first, with the number of ids wanted along it (None = all)."""
+        if prod(block.ids.size if n is None else n for block, n in parts) > LARGEST:
+            return
         origins = [self.labels.origin(block.ids) for block, _ in parts]
         births = [o for o in origins if isinstance(o, tuple) and len(o) == 2 and isinstance(o[1], tuple)]
         keys = {born[0] for born in births}

@@ -233,6 +233,19 @@ REFERENCE = frozenset(_RARE)
 """Rarer operators, run by `onnx.reference`."""
 
 
+def _reference_size(op: str, a: Attributes, xs: Sequence[Array | None]) -> Sequence[int]:
+    """The shape of what a rarer operator gives, where it can be larger than all that goes in."""
+    if op == "OneHot":
+        return (_need(xs[0]).size, int(_need(xs[1]).reshape(-1)[0]))
+    if op == "Pad":
+        pads = np.array(_ints(a, xs, "pads", 1) or (), object).reshape(2, -1)
+        return [
+            max(x, 1) * (abs(int(p)) + 1)
+            for x, p in zip((_need(xs[0]).size, *[1] * pads.shape[1]), (0, *pads.sum(0)), strict=False)
+        ]
+    return ()
+
+
 _TYPES = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 FOLLOWED_TYPES = frozenset(np.dtype(t) for t in _TYPES)
 FOLLOWED: frozenset[str] = frozenset(MOVEMENT) | frozenset(UFUNCS) | frozenset(OTHERS) | REFERENCE
@@ -276,6 +289,7 @@ def _run(node: NodeProto, inputs: Sequence[Value | None], opset: int) -> list[Va
         known = next((v.known for v in inputs if v is not None), None)
         return [Value.of(np.asarray(x), known) for x in OTHERS[op](a, xs)]
     if op in REFERENCE:
+        _bounded(_reference_size(op, a, xs))
         named = {n: _need(x) for n, x in zip(node.input, xs, strict=True) if n}
         run: Any = ReferenceEvaluator(node, opsets={"": opset}).run(None, named)
         return [Value(np.asarray(x)) for x in run]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from onnxprune import rounding
+from onnxprune import footprint, rounding
 from onnxprune.chain import Chain, opened
 from onnxprune.equation import Dims
 from onnxprune.errors import CheckFailed, RuntimeFailure
@@ -60,7 +60,8 @@ def random_inputs(
         shape = shapes.get(info.name, ())
         if kind in FLOATS:
             dtype = ml_dtypes.bfloat16 if kind == TensorProto.BFLOAT16 else helper.tensor_dtype_to_np_dtype(kind)
-            feeds[info.name] = rng.standard_normal(shape).astype(dtype)
+            made = np.float32 if dtype == np.float32 else np.float64
+            feeds[info.name] = rng.standard_normal(shape, made).astype(dtype, copy=False)
         elif kind == TensorProto.BOOL:
             feeds[info.name] = np.ones(shape, bool)
         elif kind == TensorProto.STRING:
@@ -108,14 +109,15 @@ def last(trace: Trace) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for node in trace.model.proto.graph.node:
         if node.op_type in SATURATING:
-            reached, moving = list(node.output), True
-            for name in reached:
+            reached, moving, todo = set(node.output), True, list(node.output)
+            while todo and moving:
+                name = todo.pop()
                 moving = all(moves for _, moves in users[name])
-                if not moving:
-                    break
-                reached += [o for n, _ in users[name] if n.op_type != "Shape" for o in n.output if o not in reached]
-            if moving and outputs & set(reached):
-                found[node.output[0]] = outputs & set(reached)
+                more = {o for n, _ in users[name] if n.op_type != "Shape" for o in n.output} - reached
+                reached |= more
+                todo += more
+            if moving and outputs & reached:
+                found[node.output[0]] = outputs & reached
     return found
 
 
@@ -279,6 +281,7 @@ def _runnable(
                 trial[name][axis] = trial[name][axis] * factor + offset
             sizes = {name: tuple(shape) for name, shape in trial.items()}
             try:
+                footprint.check(model, infer(model, sizes).passes[0], options.memory)
                 session.run(random_inputs(model, sizes, options.seed, 1))
                 return sizes
             except Exception:  # any error only says that these sizes do not fit

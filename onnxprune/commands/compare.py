@@ -23,6 +23,7 @@ def parser() -> arguments.Parser:
     flags.quality_flags(made)
     flags.pixel_flags(made)
     flags.provider_flag(made)
+    flags.memory_flag(made)
     made.add_argument("--overwrite-input-shape", dest="input_shapes", metavar="NAME:1,3,224,224", type=arguments.shape,
                       **flags.MANY, help="fix the shape of an input")  # fmt: skip
     made.add_argument("--seed", type=arguments.seed, help="of made-up inputs and of the interval")

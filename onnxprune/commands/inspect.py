@@ -15,6 +15,7 @@ def parser() -> arguments.Parser:
     flags.model_argument(made)
     made.add_argument("--json", action="store_true", default=False, help="print JSON")
     flags.stay_flags(made)
+    flags.memory_flag(made)
     return made
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune import arguments, flags
 from onnxprune.errors import CheckFailed, UsageError
-from onnxprune.files import check_distinct, check_outputs, read_json, write_json
+from onnxprune.files import check_distinct, check_outputs, json_text, read_json, write_texts
 from onnxprune.options import Options, Progress
 from onnxprune.terminal import console, progress
 
@@ -75,20 +75,25 @@ def run(argv: Sequence[str]) -> int:
         report = replace(report, latency={**(report.latency or {}), "measured": _measured(args, options, result)})
     good = quality is None or not quality.failed
     path = args.OUT if good else failed
-    if good or args.keep_on_fail:
-        result.model.save(path, external=True if args.save_as_external_data else None)
-    if args.save_plan:
-        write_json(args.save_plan, result.plan.to_json())
-    if args.report or not args.quiet:
-        from onnxprune.report import print_report, write
+    texts = {args.save_plan: json_text(result.plan.to_json())} if args.save_plan else {}
+    if args.report:
+        from onnxprune.report import text
 
-        if args.report:
-            write(args.report, report, args.IN.name)
-        if not args.quiet:
-            out = console()
-            print_report(report, out, args.verbose)
-            if good:
-                out.print(f"written: {args.OUT}", soft_wrap=True)
+        texts[args.report] = text(args.report, report, args.IN.name)
+    removed: list[Path] = []
+    if good or args.keep_on_fail:
+        removed = result.model.save(path, True if args.save_as_external_data else None, texts)
+    else:
+        write_texts(texts)
+    if not args.quiet:
+        from onnxprune.report import print_report
+
+        out = console()
+        print_report(report, out, args.verbose)
+        if removed:
+            out.print(f"removed what a killed run had left: {', '.join(map(str, removed))}", soft_wrap=True)
+        if good:
+            out.print(f"written: {args.OUT}", soft_wrap=True)
     if quality is not None and quality.failed:
         kept = f"kept as {failed}" if args.keep_on_fail else "--keep-on-fail keeps the model"
         raise CheckFailed(f"{'; '.join(quality.failed)}; {args.OUT} was not written ({kept})")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune import footprint
 from onnxprune.calibration.calibrate import calibration, decoder
 from onnxprune.calibration.inputs import describe
 from onnxprune.calibration.samples import Feed, batched, checked, read
@@ -94,6 +95,7 @@ def compared(model: Any, data: Any, options: Options, metric: str = "", limit: i
     if data is not None:
         found = load(data, source, shapes, options, limit)
     else:
+        footprint.check(source, shapes.passes[0], options.memory)
         made = calibration(source, shapes, replace(options, calib=None, calib_samples=limit or MADE_UP))
         first = next((s.name for s in describe(source, shapes) if s.batch == 0), None)
         rows = [len(feed[first]) if first else 1 for feed in made.feeds]

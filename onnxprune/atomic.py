@@ -1,0 +1,209 @@
+"""Files that take their places together, whole or not at all, whatever ends the process that writes them.
+
+An ONNX model and its external data are two files, and no system renames two at once. So the data comes to stay under a
+name of its own first (`OUT.<tag>.data`), the model that reads it there takes the place of the old one in one step, and
+only then is the data given its usual name (`OUT.data`, a second link to the same bytes) and the model that reads that
+one put in place. Whenever this is ended, OUT is wholly the old model or wholly the new one, and its data is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import OnnxPruneError, RuntimeFailure, UsageError
+
+if sys.platform != "win32":
+    import fcntl
+
+PATIENCE = 10.0
+"""Seconds to wait for another run that is putting files into the same folder."""
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn what the disk says into one line."""
+    try:
+        yield
+    except OnnxPruneError:
+        raise
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RuntimeFailure(f"no space left to write {target}; free some, or write elsewhere") from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UsageError(f"{target} cannot be written ({e.strerror}); choose another folder") from e
+        raise RuntimeFailure(f"{target} cannot be written ({e.strerror or e}); check the disk") from e
+
+
+@contextmanager
+def created(path: Path) -> Iterator[Callable[[bytes | memoryview], Any]]:
+    """Write a file of `replacing`; it is on the disk when the block ends."""
+    with path.open("wb") as file:
+        yield file.write
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@dataclass
+class Files:
+    """`temporary`: where to write each output. Of a pair, `bridge` is to be the model that reads its data at `tagged`.
+    `removed`: what killed runs had left of these outputs, and is gone now."""
+
+    temporary: dict[Path, Path]
+    bridge: Path
+    tagged: Path
+    removed: list[Path] = field(default_factory=list)
+
+
+@contextmanager
+def replacing(outputs: Sequence[Path], pair: bool = False) -> Iterator[Files]:
+    """Temporary files beside `outputs` that take their places if the block succeeds; after an error everything is as it
+    was. With `pair` the last two outputs are external data and the model that reads it."""
+    tag, target = uuid.uuid4().hex[:12], outputs[-1]
+    temporary = {o: _hidden(o, tag, "tmp") for o in outputs}
+    files = Files(
+        temporary, _hidden(target, uuid.uuid4().hex[:12], "tmp"), target.with_name(f"{target.name}.{tag}.data")
+    )
+    claimed = [*temporary.values(), *([files.bridge] if pair else ())]
+    with ExitStack() as held:
+        held.callback(_unlink, claimed)
+        with _locked(outputs) as alone:
+            if alone:
+                files.removed += _swept(outputs, ("tmp", "old", "new"))
+            for path in claimed:
+                _claim(path, held)
+        yield files
+        with _locked(outputs) as alone:
+            _place(list(outputs), files, tag, pair)
+            if alone:
+                files.removed += _swept(outputs, ("data",))
+
+
+def _hidden(output: Path, tag: str, what: str) -> Path:
+    return output.with_name(f".{output.name}.{tag}.{what}")
+
+
+def _unlink(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _place(outputs: list[Path], files: Files, tag: str, pair: bool) -> None:
+    backups = {o: _hidden(o, tag, "old") for o in outputs if os.path.lexists(o)}
+    twin, placed = _hidden(outputs[-1], tag, "new"), list[Path]()
+
+    def put(source: Path, output: Path) -> None:
+        placed.append(output)
+        os.replace(source, output)
+
+    try:
+        for output, backup in backups.items():
+            _link(output, backup)
+        for output in outputs[: -2 if pair else -1]:
+            put(files.temporary[output], output)
+        if pair:
+            data, target = outputs[-2:]
+            os.replace(files.temporary[data], files.tagged)
+            put(files.bridge, target)
+            _link(files.tagged, twin)
+            put(twin, data)
+        put(files.temporary[outputs[-1]], outputs[-1])
+    except BaseException:
+        for output in outputs:  # data before the model that reads it
+            if output in placed and output not in backups:
+                output.unlink(missing_ok=True)
+            elif output in placed and not _same(output, backups[output]):
+                os.replace(backups[output], output)
+        _unlink([files.tagged, twin, *backups.values()])
+        raise
+    with suppress(OSError):  # all is in place: what is left over is no reason to fail, and is swept the next time
+        _unlink([files.tagged, *backups.values()])
+
+
+def _same(a: Path, b: Path) -> bool:
+    """Two names of one file, or of one link: nothing has been put there yet."""
+    return os.path.samestat(a.lstat(), b.lstat())
+
+
+def _link(source: Path, name: Path) -> None:
+    """A second name for the same file; a copy where the disk knows no links."""
+    try:
+        os.link(source, name)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        shutil.copy2(source, name, follow_symlinks=False)
+
+
+def _claim(path: Path, held: ExitStack) -> None:
+    """A new file, locked as long as `held` is: the system lets go of it when the process ends, however it does."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    if sys.platform == "win32":
+        os.close(file)  # what is open cannot be renamed there
+    else:
+        held.callback(os.close, file)
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def _locked(outputs: Sequence[Path]) -> Iterator[bool]:
+    """Nobody else puts files into these folders meanwhile; False where that could not be had (a disk without locks, a
+    lock that somebody keeps)."""
+    if sys.platform == "win32":
+        yield False
+        return
+    with ExitStack() as held:
+        alone, deadline = True, time.monotonic() + PATIENCE
+        for folder in sorted({o.parent.resolve() for o in outputs}):
+            try:
+                file = os.open(folder, os.O_RDONLY)
+                held.callback(os.close, file)
+                while not _taken(file) and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                alone &= _taken(file)
+            except OSError:
+                alone = False
+        yield alone
+
+
+def _taken(file: int) -> bool:
+    """Whether this process has the lock of an open file now."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _swept(outputs: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
+    """Removes what runs that were killed have left of `outputs`; a temporary file that is locked has a live writer."""
+    removed = []
+    for output in outputs:
+        names = re.compile(rf"\.?{re.escape(output.name)}\.[0-9a-f]{{12}}\.({'|'.join(kinds)})")
+        for path in sorted(p for p in output.parent.iterdir() if names.fullmatch(p.name)):
+            if path.name.startswith(".") != path.name.endswith(".data"):
+                with suppress(OSError):
+                    if not path.name.endswith(".tmp") or _ownerless(path):
+                        path.unlink()
+                        removed.append(path)
+    return removed
+
+
+def _ownerless(path: Path) -> bool:
+    file = os.open(path, os.O_RDWR)
+    try:
+        return _taken(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,60 @@
+"""Whose fault is it? A model that nobody can run breaks the rules that others keep: the user is to hear that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from onnxprune import footprint
+from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
+from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.runtime import Session, first_line
+from onnxprune.shapes import infer
+from onnxprune.verify import random_inputs
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def answered(job: Callable[P, T]) -> Callable[P, T]:
+    """`job(model, ...)`, where an error that nobody meant to raise is one about the model if ONNX Runtime cannot load
+    or run that model either. Where it can, the error is a bug, and comes through as it is."""
+
+    @wraps(job)
+    def run(*args: P.args, **kw: P.kwargs) -> T:
+        try:
+            return job(*args, **kw)
+        except (OnnxPruneError, OSError, MemoryError):
+            raise
+        except UnicodeDecodeError as error:
+            raise UsageError("a name in the model is no text (UTF-8); the file is damaged, export it again") from error
+        except Exception as error:
+            try:
+                given = (*args, *kw.values())
+                _run(given[0], next((a for a in given if isinstance(a, Options)), Options()))
+            except OnnxPruneError as why:
+                raise why from error
+            except Exception:
+                raise error from None
+            raise
+
+    return run
+
+
+def _run(source: Any, options: Options) -> None:
+    """Raises where the model as it was given cannot be loaded, or run on small inputs."""
+    model = Model.load(source)
+    session = Session(model, ("cpu",))
+    shapes = infer(model, options.input_shapes)
+    last: Exception = Exception()
+    for state, sizes in zip(shapes.passes, shapes.inputs, strict=True):
+        footprint.check(model, state, options.memory)
+        for high in (2, 1):
+            try:
+                session.run(random_inputs(model, sizes, options.seed, high))
+                return
+            except Exception as error:  # ONNX Runtime's errors have no common base
+                last = error
+    raise RuntimeFailure(f"ONNX Runtime cannot run the model: {first_line(last)}")

@@ -1,0 +1,36 @@
+"""Look for what onnxprune does wrong: python tools/fuzz graphs | files | kills, each with --help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tools/fuzz", description=__doc__)
+    jobs = parser.add_subparsers(dest="job", required=True)
+    files = jobs.add_parser("files", help="damaged files: an answer in one line, or a proven model")
+    files.add_argument("folder", type=Path, help="folder of .onnx files to damage")
+    files.add_argument("out", type=Path, help="where bad mutants go, with the command that shows what is wrong")
+    files.add_argument("--count", type=int, default=2000, help="mutants (2000)")
+    files.add_argument("--first", type=int, default=0, help="index of the first one: to go on where a run ended (0)")
+    files.add_argument("--seed", type=int, default=0)
+    files.add_argument("--only", default="", metavar="DAMAGE", help="one kind of damage, by the name of its function")
+    files.add_argument("--slow", type=int, default=10, metavar="N", help="every N-th with the default criterion (10)")
+    files.add_argument("--seconds", type=float, default=60, help="bound on the wall time of one (60)")
+    files.add_argument("--memory", type=float, default=3, metavar="GB", help="bound on its resident memory (3)")
+    files.add_argument("--largest", type=float, default=12, metavar="MB", help="largest file to damage (12)")
+    files.add_argument("--limit", type=float, default=1e9, metavar="S", help="begin no mutant after so many seconds")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse()
+    code: int = import_module(args.job).run(args)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
