@@ -162,7 +162,7 @@ def _heads(groups: Groups, scores: Scores, options: Options) -> list[tuple[froze
         if len(rows) < 2 or len(frozenset().union(*rows)) != sum(map(len, rows)):
             continue
         inside = list(rows[0])
-        own = not groups.normed[inside].any() and all(groups.channels[family[units]] for units in rows)
+        own = not groups.normed[inside].all() and all(groups.channels[family[units]] for units in rows)
         if not own and not groups.normed[inside].any() and _near(options.ratio, groups.home[inside]):
             continue
         n = round(options.ratio * len(rows))

@@ -192,8 +192,7 @@ def test_normalise_and_expand_as(heads: bool) -> None:
         w=(16, 32), b=(32,), wo=(32, 5), tiny=np.float32(1e-12), to=np.array([0, 6, 4, 8]), **{"from": np.array([0, 6, 32])},
     )  # fmt: skip
     kept = shapes(pruned(model, heads=heads))
-    width = 8 if heads else 16
-    assert (kept["w"], kept["b"], kept["wo"]) == ((16, width), (width,), (width, 5))
+    assert (kept["w"], kept["b"], kept["wo"]) == ((16, 16), (16,), (16, 5))
 
 
 LSTM = """

@@ -85,7 +85,7 @@ def test_goes_on_where_it_was(tiny_path: Path, tmp_path: Path, monkeypatch: Any)
     assert (folder / "l2-0.25.onnx").stat().st_size < tiny_path.stat().st_size
     onnxprune.sweep(tiny_path, folder, [0.25], options=replace(FAST, min_channels=7), jobs=1, measure=size)
     assert made[5:] == [0.25]
-    Model.load(tiny_path).save(tiny_path)
+    tiny_path.write_bytes(tiny_path.read_bytes())  # the same file, only newer
     sweep(0.5)
     assert made[6:] == []
     tiny_path.write_bytes(tiny_path.read_bytes() + b"\x3a\x00")  # another, empty graph to merge: another file

@@ -64,7 +64,7 @@ class Topology:
         proto.graph.node.extend(self.nodes[k] for k in nodes)
         proto.graph.input.extend(ins)
         proto.graph.output.extend(outs)
-        names = {n for k in nodes for n in self.reads[k]}
+        names = {n for k in nodes for n in read_by(self.nodes[k])}  # which a refit may have changed
         return Model(proto, {n: self.model.weights[n] for n in names & self.model.weights.keys()})
 
     @property
