@@ -127,6 +127,28 @@ class Editor:
         """Input `i`, computed at run time, is multiplied by the fractions (numerator, denominator)."""
         self.node.input[i] = self._fraction(self.node.input[i], f"{self.node.name}_{i}_scaled", factors, self.before)
 
+    def reindex(self, i: int, axis: int, kept: Ids, places: Ids, period: int) -> None:
+        """Of input `i`, indices into an axis that repeats `places.size` positions, those that are `kept` along `axis`;
+        a position moves to that in `places`, and `period` of them repeat from now on."""
+        base = self.model.fresh_name(f"{self.node.name}_{i}_reindexed")
+        values = {"_kept": kept, "_old": np.int64(places.size), "_new": np.int64(period), "_places": places}
+        for suffix, array in values.items():
+            self.model.weights[base + suffix] = Weight.of(np.asarray(array, np.int64))
+        steps: Sequence[tuple[str, list[str], str, dict[str, Any]]] = (
+            ("Gather", [self.node.input[i], base + "_kept"], "_picked", {"axis": axis}),
+            ("Cast", [base + "_picked"], "_long", {"to": TensorProto.INT64}),
+            ("Mod", [base + "_long", base + "_old"], "_place", {}),
+            ("Gather", [base + "_places", base + "_place"], "_moved", {}),
+            ("Div", [base + "_long", base + "_old"], "_turn", {}),
+            ("Mul", [base + "_turn", base + "_new"], "_start", {}),
+            ("Add", [base + "_start", base + "_moved"], "", {}),
+        )
+        for op_type, inputs, suffix, attributes in steps:
+            self.before.append(
+                helper.make_node(op_type, inputs, [base + suffix], name=base + (suffix or "_sum"), **attributes)
+            )
+        self.node.input[i] = base
+
     def _fraction(self, source: str, base: str, factors: Sequence[tuple[int, int]], nodes: list[NodeProto]) -> str:
         base = self.model.fresh_name(base)
         for suffix, part in (("_by", 0), ("_over", 1)):

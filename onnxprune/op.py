@@ -71,6 +71,11 @@ class Op:
     def value(self, i: int) -> np.ndarray | None:
         return self.trace.shapes.value(self.inputs[i]) if self.has(i) else None
 
+    def table(self, i: int) -> np.ndarray | None:
+        """The value of an input, be it a parameter of many elements."""
+        value, weight = self.value(i), self.trace.model.weights.get(self.inputs[i])
+        return weight.array() if value is None and weight is not None else value
+
     def partial(self, i: int) -> list[int | None] | None:
         """The entries of an integer vector, None where one is known at run time only."""
         value = self.value(i)

@@ -306,3 +306,43 @@ def test_a_second_batch_size() -> None:
         assert shapes(result)["w"] == (16, 8 if heads else 16)
         after = result.model.to_proto()
         assert run(after, inputs(model, 7))[0].shape == (7, 6, 5)
+
+
+@pytest.mark.parametrize("tokens", [6, 12])
+def test_indices_that_are_computed_from_the_batch(tokens: int) -> None:
+    """Windows as `as_strided` makes them: of the flattened tensor, at i * tokens * 16 + j * 32 + k * 16 + channel."""
+    windows = tokens // 2 - 1
+    model = graph(
+        f"(float[N, {tokens}, 8] x) => (float[N, {windows}, 5] y)",
+        """
+        h = MatMul(x, w)
+        a = Relu(h)
+        flat = Reshape(a, all)
+        size = Shape(x)
+        n = Gather<axis = 0>(size, nought)
+        items = Range(nought, n, one)
+        far = Mul(items, item)
+        start = Unsqueeze(far, trailing)
+        index = Add(start, within)
+        windowed = Gather<axis = 0>(flat, index)
+        mean = ReduceMean<axes = [2], keepdims = 0>(windowed)
+        y = MatMul(mean, wo)
+        """,
+        w=(8, 16), wo=(16, 5), all=np.array([-1]), nought=np.array(0), one=np.array(1), item=np.array(tokens * 16),
+        trailing=np.array([1, 2, 3]),
+        within=np.arange(windows)[:, None, None] * 32 + np.arange(4)[:, None] * 16 + np.arange(16),
+    )  # fmt: skip
+    kept = shapes(pruned(model, batches=(1, 2, 5)))
+    assert (kept["w"], kept["wo"]) == ((8, 8), (8, 5))
+
+
+def test_indices_of_more_elements_than_are_followed() -> None:
+    """A constant index of any size is known: 5 windows of 4 rows of 256 channels."""
+    index = (np.arange(5)[:, None, None] + np.arange(4)[:, None]) * 256 + np.arange(256)
+    model = graph(
+        "(float[8, 8] x) => (float[5, 4, 5] y)",
+        "h = MatMul(x, w) a = Relu(h) flat = Reshape(a, all) v = Gather<axis = 0>(flat, index) y = MatMul(v, wo)",
+        w=(8, 256), wo=(256, 5), all=np.array([-1]), index=index,
+    )  # fmt: skip
+    kept = shapes(pruned(model, batches=()))
+    assert (kept["w"], kept["wo"]) == ((8, 128), (128, 5))

@@ -285,6 +285,30 @@ TABLE: list[tuple[str, str, dict[str, tuple[int, ...]]]] = [
 ]
 LATER = [
     (
+        19,
+        "DeformConv",
+        conv(
+            "w = Conv<pads=[1,1,1,1]>(x, O:float[18,3,3,3] ) b = DeformConv<kernel_shape=[3,3], pads=[1,1,1,1], offset_group=1>(a, D:float[16,16,3,3] , w, Db:float[16] )"
+        ),
+        HALF | {"D": (8, 8, 3, 3), "O": (18, 3, 3, 3), "Db": (8,)},
+    ),
+    (
+        19,
+        "DeformConv, groups, offset groups",
+        conv(
+            "w = Conv<pads=[1,1,1,1]>(x, O:float[36,3,3,3] ) b = DeformConv<kernel_shape=[3,3], pads=[1,1,1,1], offset_group=2, group=2>(a, D:float[16,8,3,3] , w)"
+        ),
+        {"A": (16, 3, 3, 3), "D": (8, 8, 3, 3)},
+    ),
+    (
+        16,
+        "RoiAlign",
+        conv(
+            "z = Constant<value_floats=[0.0,0.0,4.0,4.0,1.0,1.0,6.0,5.0]>() s2 = Constant<value_ints=[2,4]>() r = Reshape(z, s2) i = Constant<value_ints=[0,0]>() d = RoiAlign<output_height=8, output_width=8>(a, r, i) t = Constant<value_ints=[0]>() e = ReduceMean<axes=[0]>(d) b = Add(a, e)"
+        ),
+        HALF,
+    ),
+    (
         23,
         "Attention, heads in the last axis",
         rows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from onnxprune.op import Op
-from onnxprune.rules import attention, control, linear, movement, norm, pointwise, recurrent, reshaping
+from onnxprune.rules import attention, control, linear, lookup, movement, norm, pointwise, recurrent, reshaping
 from onnxprune.rules.base import first_only, opaque, unary
 from onnxprune.rules.base import pointwise as broadcast
 
@@ -29,6 +29,7 @@ def _table() -> dict[str, Callable[[Op], None]]:
         many |= dict.fromkeys(names.split(), rule)
     return many | {
         "Conv": linear.conv, "com.microsoft::FusedConv": linear.fused_conv, "ConvTranspose": linear.conv_transpose,
+        "DeformConv": linear.deform_conv,
         "ConvInteger": linear.conv_integer, "QLinearConv": linear.qlinear_conv, "Gemm": linear.gemm,
         "com.microsoft::FusedGemm": linear.gemm, "com.microsoft::QGemm": linear.qgemm, "MatMul": linear.matmul,
         "com.microsoft::FusedMatMul": linear.matmul, "MatMulInteger": linear.matmul_integer,
@@ -44,6 +45,7 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "Softmax": pointwise.softmax, "LogSoftmax": pointwise.softmax, "Hardmax": pointwise.softmax,
         "CumSum": pointwise.cumsum, "ArgMax": pointwise.arg, "ArgMin": pointwise.arg, "TopK": pointwise.top_k,
         "Trilu": pointwise.last_two, "Dropout": pointwise.dropout, "MaxUnpool": pointwise.unpool,
+        "RoiAlign": pointwise.regions, "MaxRoiPool": pointwise.regions,
         "Resize": pointwise.resize, "Upsample": pointwise.resize, "GridSample": pointwise.grid_sample,
         "QuantizeLinear": pointwise.quantize, "DequantizeLinear": pointwise.quantize,
         "com.microsoft::QuantizeLinear": pointwise.quantize, "com.microsoft::DequantizeLinear": pointwise.quantize,
@@ -52,10 +54,10 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "Reshape": reshaping.reshape, "Flatten": reshaping.reshape, "Transpose": movement.transpose,
         "Squeeze": movement.squeeze, "Unsqueeze": movement.unsqueeze, "Concat": movement.concat,
         "Split": movement.split,
-        "Slice": movement.slice_, "Gather": movement.gather, "GatherElements": movement.gather_elements,
-        "ScatterElements": movement.gather_elements, "Scatter": movement.gather_elements,
-        "GatherND": movement.gather_nd,
-        "ScatterND": movement.scatter_nd, "Expand": movement.expand, "Tile": movement.tile, "Pad": movement.pad,
+        "Slice": movement.slice_, "Gather": lookup.gather, "GatherElements": lookup.gather_elements,
+        "ScatterElements": lookup.gather_elements, "Scatter": lookup.gather_elements,
+        "GatherND": lookup.gather_nd,
+        "ScatterND": lookup.scatter_nd, "Expand": movement.expand, "Tile": movement.tile, "Pad": movement.pad,
         "DepthToSpace": movement.depth_to_space, "SpaceToDepth": movement.space_to_depth,
         "Attention": attention.attention, "com.microsoft::Attention": attention.fused,
         "com.microsoft::MultiHeadAttention": attention.multi_head,

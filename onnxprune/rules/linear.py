@@ -63,6 +63,14 @@ def fused_conv(op: Op) -> None:
         op.set(0, own)
 
 
+def deform_conv(op: Op) -> None:
+    """Offsets and masks tell positions; channels of several offset groups would have to go in equal numbers."""
+    op.freeze("offsets are told apart by position", inputs=(2, 4))
+    if op.attr("offset_group", 1) > 1:
+        op.freeze("several offset groups", inputs=(0,))
+    _conv(op, 0, 1, (3,), {})
+
+
 def conv_transpose(op: Op) -> None:
     _conv(op, 0, 1, (2,), {}, transposed=True)
 

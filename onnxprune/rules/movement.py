@@ -10,7 +10,7 @@ import numpy as np
 from onnxprune.editor import Editor
 from onnxprune.labels import KEPT, Block, Ids
 from onnxprune.op import Op
-from onnxprune.rules.base import LETTERS, axes_of, axis_of, inner_parts, ranks_known, remap, spell
+from onnxprune.rules.base import LETTERS, axes_of, axis_of, inner_parts, ranks_known, remap
 
 Shape = tuple[int | None, ...]
 
@@ -171,17 +171,13 @@ def slice_(op: Op) -> None:
             continue
         at = np.arange(n)[slice(*_bounds(int(lo), int(hi), step, n))]
         blocks.remove(block)
-        blocks += _picked(op, block, axis, at, (axis,))
+        blocks += picked(op, block, axis, at, (axis,))
         op.edit(partial(_cut, axis=axis, block=block, at=at))
     op.set(0, blocks)
 
 
 def _cut(e: Editor, axis: int, block: Block, at: Ids) -> None:
     e.slice(axis, block, at)
-
-
-def _point(e: Editor, axis: int, block: Block, index: Ids) -> None:
-    e.gather(axis, block, index)
 
 
 def _bounds(lo: int, hi: int, step: int, n: int) -> tuple[int | None, int | None, int]:
@@ -191,7 +187,7 @@ def _bounds(lo: int, hi: int, step: int, n: int) -> tuple[int | None, int | None
     return lo, (None if hi < 0 else hi), step
 
 
-def _picked(
+def picked(
     op: Op,
     block: Block,
     axis: int,
@@ -219,29 +215,6 @@ def _picked(
     axes: list[int | None] = [*map(moved, block.axes[:k]), *to, *map(moved, block.axes[k + 1 :])]
     out = remap(block, grown, axes)
     return [out] if out else []
-
-
-def gather(op: Op) -> None:
-    if not ranks_known(op, [0, 1]):
-        return
-    rank, wide = len(op.dims(0)), len(op.dims(1))
-    axis = axis_of(op, 0, rank)
-    index = op.value(1)
-
-    def moved(a: int) -> int:
-        return a if a < axis else a + wide - 1
-
-    blocks: list[Block] = []
-    for b in op.blocks(0):
-        if axis not in b.axes:
-            blocks.append(Block(tuple(moved(a) for a in b.axes), b.ids))
-        elif index is None or op.dims(0)[axis] != b.ids.shape[b.axes.index(axis)]:
-            op.trace.labels.freeze(b.ids, op.why("rows are looked up by run-time indices"))
-        else:
-            at = np.asarray(index, np.int64).ravel() % (op.dims(0)[axis] or 1)
-            blocks += _picked(op, b, axis, at, tuple(range(axis, axis + wide)), np.shape(index), moved)
-            op.edit(partial(_point, axis=axis, block=b, index=index))
-    op.set(0, blocks)
 
 
 def expand(op: Op) -> None:
@@ -348,44 +321,3 @@ def space_to_depth(op: Op) -> None:
         else:
             op.trace.labels.freeze(b.ids, op.why("spatial positions are moved"))
     op.set(0, blocks)
-
-
-def gather_elements(op: Op) -> None:
-    """Also ScatterElements (data, indices, updates): positions along `axis` are looked up, the others go in step."""
-    if not ranks_known(op, [0, 1]):
-        return
-    rank = len(op.dims(0))
-    axis = axis_of(op, 0, rank)
-    data, index = spell(op.dims(0)), spell(op.dims(1))
-    if data[axis]:
-        data[axis] = "Y"
-    if index[axis]:
-        index[axis] = "Z"
-    if op.type == "GatherElements":
-        op.eq({0: data, 1: index}, {0: ["" if k == axis else s for k, s in enumerate(index)]}, pinned="YZ")
-    else:
-        out = ["" if k == axis else s for k, s in enumerate(data)]
-        op.eq({0: data, 1: index, 2: index}, {0: out}, pinned="YZ")
-
-
-def gather_nd(op: Op) -> None:
-    if not ranks_known(op, [0, 1]):
-        return None
-    batch, width = int(op.attr("batch_dims", 0)), op.dims(1)[-1]
-    if width is None:
-        return op.freeze("the shape of the indices is not known")
-    data = spell(op.dims(0))
-    index = [*data[:batch], *spell(op.dims(1)[batch:], LETTERS[30:])]
-    rest = data[batch + width :]
-    op.eq({0: data}, {0: [*index[:-1], *rest]}, pinned="".join(data[: batch + width]))
-
-
-def scatter_nd(op: Op) -> None:
-    if not ranks_known(op, [0, 1, 2]) or op.dims(1)[-1] is None:
-        return
-    width = int(op.dims(1)[-1] or 0)
-    data = spell(op.dims(0))
-    lead = len(op.dims(1)) - 1
-    updates = [*spell(op.dims(2)[:lead], LETTERS[30:]), *spell(op.dims(2)[lead:], LETTERS[width:])]
-    pinned = "".join(data[:width]) + "".join(updates[:lead])
-    op.eq({0: data, 2: updates}, {0: ["" if k < width else s for k, s in enumerate(data)]}, pinned=pinned)

@@ -54,6 +54,13 @@ def grid_sample(op: Op) -> None:
         op.eq({0: spell(op.dims(0))}, {0: ["a", "b", *("" for _ in spatial)]}, pinned=spatial)
 
 
+def regions(op: Op) -> None:
+    """Pooled from regions of an image that other inputs tell: channels pass, and nothing else does."""
+    op.freeze("regions are told by value", inputs=range(1, len(op.inputs)))
+    if ranks_known(op, [0]):
+        op.eq({0: spell(op.dims(0), "ncXY")}, {0: ["", "c", "", ""]}, pinned="nXY")
+
+
 def along(op: Op, default: int = -1, also: tuple[int, ...] = ()) -> None:
     """Positions along one axis are told apart by value or normalised against each other; the others pass."""
     if ranks_known(op, [0]):

@@ -1,0 +1,118 @@
+"""Movements by index: what is looked up at positions that another tensor tells."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from onnxprune.editor import Editor
+from onnxprune.labels import Block, Ids
+from onnxprune.op import Op
+from onnxprune.rules.base import LETTERS, axis_of, ranks_known, spell
+from onnxprune.rules.movement import picked
+
+
+def gather(op: Op) -> None:
+    if not ranks_known(op, [0, 1]):
+        return
+    rank, wide = len(op.dims(0)), len(op.dims(1))
+    axis = axis_of(op, 0, rank)
+    index = op.table(1)
+
+    def moved(a: int) -> int:
+        return a if a < axis else a + wide - 1
+
+    blocks: list[Block] = []
+    for b in op.blocks(0):
+        if axis not in b.axes:
+            blocks.append(Block(tuple(moved(a) for a in b.axes), b.ids))
+        elif index is None and (cyclic := _cyclic(op, b, axis)) is not None:
+            blocks.append(cyclic)
+        elif index is None or op.dims(0)[axis] != b.ids.shape[b.axes.index(axis)]:
+            op.trace.labels.freeze(b.ids, op.why("rows are looked up by run-time indices"))
+        else:
+            at = np.asarray(index, np.int64).ravel() % (op.dims(0)[axis] or 1)
+            blocks += picked(op, b, axis, at, tuple(range(axis, axis + wide)), np.shape(index), moved)
+            op.edit(partial(_point, axis=axis, block=b, index=index))
+    op.set(0, blocks)
+
+
+def _point(e: Editor, axis: int, block: Block, index: Ids) -> None:
+    e.gather(axis, block, index)
+
+
+def _cyclic(op: Op, block: Block, axis: int) -> Block | None:
+    """Indices into an axis of run-time size on which the ids repeat (batch x channels, flattened), which are computed
+    from sizes, as for as_strided: those that tell, at both probes, which of the repeated ids is meant along one axis of
+    theirs. They are computed anew where the period shrinks."""
+    n = block.ids.size
+    period = next(
+        q for q in range(1, n + 1) if n % q == 0 and (block.ids.reshape(-1, q) == block.ids.ravel()[:q]).all()
+    )
+    cycle = block.ids.ravel()[:period]
+    found = [op.trace.shapes.probe_value(k, op.inputs[1]) for k in (0, 1)]
+    if block.axes != (axis,) or op.dims(0)[axis] is not None or any(v is None or (v < 0).any() for v in found):
+        return None
+    at = []
+    for value in found:
+        place = np.asarray(value, np.int64) % period
+        for a in range(place.ndim):
+            if (place == np.take(place, [0], a)).all():
+                place = np.take(place, [0], a)
+        at.append(place)
+    wide = [a for a, n in enumerate(at[0].shape) if n > 1]
+    if len(wide) != 1 or at[0].shape != at[1].shape or (at[0] != at[1]).any() or op.dims(1)[wide[0]] is None:
+        return None
+    ids = cycle[at[0].ravel()]
+    op.trace.labels.rectangle(ids)
+    op.edit(partial(_anew, cycle=cycle, axis=wide[0], at=at[0].ravel()))
+    return Block((axis + wide[0],), ids)
+
+
+def _anew(e: Editor, cycle: Ids, axis: int, at: Ids) -> None:
+    """Of the indices those that are kept, each in periods that are shorter now."""
+    kept = e.kept(cycle)
+    if not kept.all():
+        e.reindex(1, axis, np.flatnonzero(kept[at]), np.cumsum(kept) - 1, int(kept.sum()))
+
+
+def gather_elements(op: Op) -> None:
+    """Also ScatterElements (data, indices, updates): positions along `axis` are looked up, the others go in step."""
+    if not ranks_known(op, [0, 1]):
+        return
+    rank = len(op.dims(0))
+    axis = axis_of(op, 0, rank)
+    data, index = spell(op.dims(0)), spell(op.dims(1))
+    if data[axis]:
+        data[axis] = "Y"
+    if index[axis]:
+        index[axis] = "Z"
+    if op.type == "GatherElements":
+        op.eq({0: data, 1: index}, {0: ["" if k == axis else s for k, s in enumerate(index)]}, pinned="YZ")
+    else:
+        out = ["" if k == axis else s for k, s in enumerate(data)]
+        op.eq({0: data, 1: index, 2: index}, {0: out}, pinned="YZ")
+
+
+def gather_nd(op: Op) -> None:
+    if not ranks_known(op, [0, 1]):
+        return None
+    batch, width = int(op.attr("batch_dims", 0)), op.dims(1)[-1]
+    if width is None:
+        return op.freeze("the shape of the indices is not known")
+    data = spell(op.dims(0))
+    index = [*data[:batch], *spell(op.dims(1)[batch:], LETTERS[30:])]
+    rest = data[batch + width :]
+    op.eq({0: data}, {0: [*index[:-1], *rest]}, pinned="".join(data[: batch + width]))
+
+
+def scatter_nd(op: Op) -> None:
+    if not ranks_known(op, [0, 1, 2]) or op.dims(1)[-1] is None:
+        return
+    width = int(op.dims(1)[-1] or 0)
+    data = spell(op.dims(0))
+    lead = len(op.dims(1)) - 1
+    updates = [*spell(op.dims(2)[:lead], LETTERS[30:]), *spell(op.dims(2)[lead:], LETTERS[width:])]
+    pinned = "".join(data[:width]) + "".join(updates[:lead])
+    op.eq({0: data, 2: updates}, {0: ["" if k < width else s for k, s in enumerate(data)]}, pinned=pinned)
