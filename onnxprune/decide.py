@@ -138,8 +138,7 @@ def working(groups: Groups, inputs: Calibration, options: Options) -> Groups:
 def held(groups: Groups) -> int:
     """Bytes that a look at activations takes, roughly, beside these: sessions of the whole model, whose runtime copies
     the weights and packs them, and of every layer that sums over units the weights and second moments in float64."""
-    weights = groups.trace.model.weights
-    nodes = groups.trace.model.proto.graph.node
+    weights, nodes = groups.trace.model.weights, groups.trace.nodes
     total = 2 * sum(w.nbytes for w in weights.values())
     for r in groups.trace.reductions:
         if r.kind != "sum" or r.block is None or not groups.prunable[groups.classes[r.block.ids]].any():
