@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from onnxprune.fit.walk import Topology
 from onnxprune.model import Model
+from onnxprune.normalise import set_nodes, sorted_nodes
 from onnxprune.options import Options
 from onnxprune.runtime import Session
 
@@ -43,10 +44,12 @@ class Piece:
 
 
 class Chain:
-    """`types` gives the element type of a tensor, or None. used: the providers, known once something was run."""
+    """`types` gives the element type of a tensor, or None. used: the providers, known once something was run. The nodes
+    of `model` are put in order."""
 
     def __init__(self, model: Model, providers: Sequence[str], types: Callable[[str], int | None], most: int) -> None:
         self.model, self.providers, self.types = model, providers, types
+        set_nodes(model.graph, sorted_nodes(model.graph.node))
         self.topology = Topology(model)
         self.outputs = [o.name for o in model.proto.graph.output]
         self.infos = {i.name: i for i in (*model.proto.graph.input, *model.proto.graph.output)}

@@ -14,7 +14,7 @@ from onnxprune.allocate import Costs
 from onnxprune.calibration.calibrate import Calibration, calibration
 from onnxprune.calibration.inputs import describe
 from onnxprune.criteria.clues import Clues
-from onnxprune.errors import RuntimeFailure
+from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.fit.moments import normalisations, re_estimated
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
@@ -72,8 +72,13 @@ def planner(groups: Groups, options: Options, progress: Progress | None = None) 
     costs = costs_of(groups, options, progress)
     if not uses_inputs(options):
         return lambda asked: Decision(by_weights(groups, asked, costs), groups, costs=costs)
+    if (need := held(groups)) > options.memory:
+        raise UsageError(
+            f"to calibrate and refit a model of this size takes about {need / 1e9:.1f} GB; allow it with --memory "
+            f"{-(-need >> 30)}G, or give --fast, which needs little"
+        )
     try:
-        inputs, held = calibrated(groups, options, progress)
+        inputs, held_out = calibrated(groups, options, progress)
     except RuntimeFailure as error:
         merge = options.reconstruct != "none"
         why = f"no inputs could be run ({error.message}), so weights alone decided{' and were merged' if merge else ''}"
@@ -81,7 +86,7 @@ def planner(groups: Groups, options: Options, progress: Progress | None = None) 
             by_weights(groups, replace(asked, criterion="l2", scope="local"), costs), groups, merge=merge,
             notes=(why,), costs=costs,
         )  # fmt: skip
-    return Informed(working(groups, inputs, options), options, inputs, held, costs, progress)
+    return Informed(working(groups, inputs, options), options, inputs, held_out, costs, progress)
 
 
 def costs_of(groups: Groups, options: Options, progress: Progress | None = None) -> Costs:
@@ -128,6 +133,22 @@ def working(groups: Groups, inputs: Calibration, options: Options) -> Groups:
     if not inputs.synthetic or not normalisations(groups.trace.model):
         return groups
     return replace(groups, trace=re_estimated(groups.trace, inputs.feeds, options.providers))
+
+
+def held(groups: Groups) -> int:
+    """Bytes that a look at activations takes, roughly, beside these: sessions of the whole model, whose runtime copies
+    the weights and packs them, and of every layer that sums over units the weights and second moments in float64."""
+    weights, nodes = groups.trace.model.weights, groups.trace.nodes
+    total = 2 * sum(w.nbytes for w in weights.values())
+    for r in groups.trace.reductions:
+        if r.kind != "sum" or r.block is None or not groups.prunable[groups.classes[r.block.ids]].any():
+            continue
+        shapes = [weights[name].shape for name in nodes[r.node].input if name in weights]
+        largest = max(shapes, key=lambda shape: int(np.prod(shape)), default=())
+        if len(largest) > 1 and r.block.ids.size in largest:
+            columns = r.block.ids.size * int(np.prod(largest[2:]))
+            total += 8 * (int(np.prod(largest)) + columns**2)
+    return total
 
 
 def _fitting(groups: Groups, options: Options) -> int:

@@ -105,7 +105,9 @@ def calibration_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def memory_flag(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--memory", type=take.size, metavar="SIZE", help="of activations, such as 4G (default) or 512M")
+    parser.add_argument(
+        "--memory", type=take.size, metavar="SIZE", help="of activations, and without --fast statistics (default 4G)"
+    )
 
 
 def pixel_flags(parser: argparse._ActionsContainer) -> None:

@@ -26,7 +26,7 @@ class Options:
     fast: weights only: no inputs are run but for the proof.
     calib: inputs to calibrate on (see `calibrate`); None makes them up.
     mean, std, scale: how the pixels of image files are normalised; (pixel * scale - mean) / std.
-    memory: bytes that activations may take.
+    memory: bytes that activations may take; what would need more for statistics than that is refused.
     floor: share of a group's units that global scope always keeps.
     max_ratio: at most this share of any group, in every scope.
     round_to: kept counts are rounded to the nearest multiple of this; 0: of what wastes no time in this runtime on

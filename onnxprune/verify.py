@@ -167,7 +167,7 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
             # how far rounding alone moves the outputs of the same model
             again = with_outputs(trace, masked(trace, kept, run.sizes), tapped)
             again, moved = rounding.nudged(again, run.feeds, options.seed)
-            noise = _worst(run.outputs, Session(again, options.providers).run(moved), floors)
+            noise = _worst(run.outputs, opened(again, options, trace.shapes.dtype).run(moved), floors)
             allowed = max(tolerance, min(10 * tolerance, 4 * noise))
         if error > allowed:
             error = min(error, _in_two_parts(trace, kept, after, run, floors, options))
@@ -193,9 +193,10 @@ def _in_two_parts(
     if not names:
         return np.inf
     outputs = [o.name for o in after.proto.graph.output]
-    whole = Session(with_outputs(trace, masked(trace, kept, run.sizes), [*outputs, *names]), options.providers)
+    both = with_outputs(trace, masked(trace, kept, run.sizes), [*outputs, *names])
+    whole = opened(both, options, trace.shapes.dtype)
     expected = dict(zip(whole.outputs, whole.run(run.feeds), strict=True))
-    own = Session(with_outputs(trace, rounding.told(trace, after, names), names), options.providers)
+    own = opened(with_outputs(trace, rounding.told(trace, after, names), names), options, trace.shapes.dtype)
     got = dict(zip(own.outputs, own.run(run.feeds | {f"{n}_told": expected[n] for n in names}), strict=True))
     all_floors = dict.fromkeys(names, 1e-06) | dict(zip(outputs, floors, strict=True))
     return max(difference(expected[n], got[n], floor) for n, floor in all_floors.items())

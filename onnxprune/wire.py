@@ -103,12 +103,7 @@ def _varint(file: mmap.mmap, at: int, end: int) -> tuple[int, int]:
 
 
 def _number(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + _number(value >> 7)
 
 
 def _head(number: int, length: int) -> bytes:

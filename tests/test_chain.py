@@ -103,3 +103,16 @@ def test_a_wrong_model_is_caught_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("onnxprune.stages.rewrite", wrong)
     with pytest.raises(CheckFailed, match="differs from the masked original"):
         api.prune(MODELS / "tiny_conv.onnx", fast=True)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_nodes_need_not_be_in_order() -> None:
+    """Masking puts back what a normalisation over several axes gives, the last axis first."""
+    model = graph(
+        "(float[N, 3, 6, 6] x) => (float[N, 4] y)",
+        """a = Conv<pads = [1, 1, 1, 1]>(x, w) b = LayerNormalization<axis = 1>(a, gain, shift) c = Conv(b, v)
+        d = GlobalAveragePool(c) e = Flatten(d) y = MatMul(e, u)""",
+        w=(8, 3, 3, 3), gain=(8, 6, 6), shift=(8, 6, 6), v=(16, 8, 3, 3), u=(16, 4),
+    )  # fmt: skip
+    proof = pruned(model).report.proof
+    assert proof.blocks > 3
