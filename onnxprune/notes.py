@@ -49,9 +49,9 @@ def fixed_transforms(groups: Groups) -> tuple[str, ...]:
 
 def tones(filters: np.ndarray) -> bool:
     """Whether nine filters of ten are sinusoids under a window."""
-    if filters.shape[0] < 8 or filters.shape[1] < 32:
+    if filters.shape[0] < 8 or filters.shape[1] < 32 or not np.isfinite(filters).all():
         return False
-    power = np.abs(np.fft.rfft(filters, axis=1)) ** 2
+    power = np.abs(np.fft.rfft(filters.astype(np.float64), axis=1)) ** 2
     total = power.sum(axis=1)
     live = total > 1e-12
     if live.sum() < 8:

@@ -29,8 +29,9 @@ def run(args: Namespace) -> int:
     book = args.out / "graphs.json"
     told = json.loads(book.read_text()) if book.is_file() else {"next": args.seed, "graphs": 0, "failed": []}
     start, first = time.monotonic(), told["graphs"]
+    failing: dict[str, Any] = {}
     while told["graphs"] < args.count and time.monotonic() - start < args.limit:
-        failing: dict[str, Any] = {}
+        failing.clear()
         tried = 0
 
         @seed(told["next"])

@@ -118,7 +118,7 @@ def functions(rng: Random, model: ModelProto) -> None:
     kind = rng.choice(("deep", "doubling", "recursive", "mutual", "missing", "fewer inputs"))
     chosen = pick(rng, [n for n in model.graph.node if n.input and n.input[0]])
     source, chosen.input[0] = chosen.input[0], "called"
-    imports = list(model.opset_import) + [helper.make_operatorsetid("local", 1)]
+    imports = [*model.opset_import, helper.make_operatorsetid("local", 1)]
 
     def function(name: str, nodes: list[NodeProto], inputs: tuple[str, ...] = ("x",)) -> FunctionProto:
         return helper.make_function("local", name, list(inputs), ["y"], nodes, imports)

@@ -147,7 +147,7 @@ def full_disk(folder: Path, way: str, rng: random.Random, tmpfs: bool) -> str:
 
         args = [sys.executable, "-m", "onnxprune", str(source), str(out), "--ratio", "0.3", "--fast", "-q", *WAYS[way],
                 "--report", str(home / "report.json")]  # fmt: skip
-        done = subprocess.run(args, capture_output=True, text=True, preexec_fn=bound)  # noqa: PLW1509
+        done = subprocess.run(args, capture_output=True, text=True, preexec_fn=bound)
         after = {p.name: p.read_bytes() for p in home.iterdir() if p.is_file()}
         if done.returncode != 4 or done.stderr.count("\n") != 1 or "Traceback" in done.stderr:
             return f"BAD: exit {done.returncode}: {done.stderr[-300:]!r}"
