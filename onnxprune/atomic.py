@@ -1,9 +1,10 @@
 """Files that take their places together, whole or not at all, whatever ends the process that writes them.
 
-An ONNX model and its external data are two files, and no system renames two at once. So the data comes to stay under a
-name of its own first (`OUT.<tag>.data`), the model that reads it there takes the place of the old one in one step, and
-only then is the data given its usual name (`OUT.data`, a second link to the same bytes) and the model that reads that
-one put in place. Whenever this is ended, OUT is wholly the old model or wholly the new one, and its data is there.
+An ONNX model and its external data are two files, and no system renames two at once. So where a pair is written over,
+a copy of the data gets a name of its own (`OUT.<tag>.data`), the model that reads it there takes the place of the old
+one in one step, then the data takes the place of the old data and the model that reads that one its own. Whenever this
+is ended, OUT is wholly the old model or wholly the new one, and its data is there. A second link in place of the copy
+would be cheaper, but onnx refuses external data that has several.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def replacing(outputs: Sequence[Path], pair: bool = False) -> Iterator[Files]:
         held.callback(_unlink, claimed)
         with _locked(outputs) as alone:
             if alone:
-                files.removed += _swept(outputs, ("tmp", "old", "new"))
+                files.removed += _swept(outputs, ("tmp", "old"))
             for path in claimed:
                 _claim(path, held)
         yield files
@@ -99,32 +100,30 @@ def _unlink(paths: Sequence[Path]) -> None:
 
 
 def _place(outputs: list[Path], files: Files, tag: str, pair: bool) -> None:
+    target, data = outputs[-1], outputs[-2] if pair else None
     backups = {o: _hidden(o, tag, "old") for o in outputs if os.path.lexists(o)}
-    twin, placed = _hidden(outputs[-1], tag, "new"), list[Path]()
-
-    def put(source: Path, output: Path) -> None:
-        placed.append(output)
-        os.replace(source, output)
-
+    bridged = data is not None and {data, target} <= backups.keys()
+    placed: list[Path] = []
     try:
-        for output, backup in backups.items():
-            _link(output, backup)
-        for output in outputs[: -2 if pair else -1]:
-            put(files.temporary[output], output)
-        if pair:
-            data, target = outputs[-2:]
-            os.replace(files.temporary[data], files.tagged)
-            put(files.bridge, target)
-            _link(files.tagged, twin)
-            put(twin, data)
-        put(files.temporary[outputs[-1]], outputs[-1])
+        for output in backups.keys() - {data}:
+            _link(output, backups[output])
+        if bridged:
+            shutil.copyfile(files.temporary[outputs[-2]], files.tagged)
+            placed.append(target)
+            os.replace(files.bridge, target)
+        for output in outputs:
+            if output == data and output in backups:  # nobody reads it now, and a second link to it nobody would read
+                os.replace(output, backups[output])
+            placed.append(output)
+            os.replace(files.temporary[output], output)
     except BaseException:
         for output in outputs:  # data before the model that reads it
-            if output in placed and output not in backups:
+            if output in backups and (output == data or output in placed):
+                if backups[output].exists() and not _same(output, backups[output]):
+                    os.replace(backups[output], output)
+            elif output in placed:
                 output.unlink(missing_ok=True)
-            elif output in placed and not _same(output, backups[output]):
-                os.replace(backups[output], output)
-        _unlink([files.tagged, twin, *backups.values()])
+        _unlink([files.tagged, *backups.values()])
         raise
     with suppress(OSError):  # all is in place: what is left over is no reason to fail, and is swept the next time
         _unlink([files.tagged, *backups.values()])
@@ -132,7 +131,7 @@ def _place(outputs: list[Path], files: Files, tag: str, pair: bool) -> None:
 
 def _same(a: Path, b: Path) -> bool:
     """Two names of one file, or of one link: nothing has been put there yet."""
-    return os.path.samestat(a.lstat(), b.lstat())
+    return os.path.lexists(a) and os.path.samestat(a.lstat(), b.lstat())
 
 
 def _link(source: Path, name: Path) -> None:

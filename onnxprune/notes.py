@@ -55,12 +55,12 @@ def tones(filters: np.ndarray) -> bool:
     if filters.shape[0] < 8 or filters.shape[1] < 32:
         return False
     few = filters[np.linspace(0, len(filters) - 1, min(FEW, len(filters))).astype(int)]
-    return _pure(few) > 0.5 and _pure(filters) > 0.9
+    return bool(np.isfinite(few).all()) and _pure(few) > 0.5 and bool(np.isfinite(filters).all()) and _pure(filters) > 0.9
 
 
 def _pure(filters: np.ndarray) -> float:
     """The share of sinusoids among those that are not zero."""
-    power = np.abs(np.fft.rfft(filters.astype(np.float32), axis=1)) ** 2
+    power = np.abs(np.fft.rfft(filters.astype(np.float64), axis=1)) ** 2
     total = power.sum(axis=1)
     live = total > 1e-12
     if live.sum() < 8:

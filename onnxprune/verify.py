@@ -32,6 +32,8 @@ SATURATING = {"Sigmoid", "Softmax", "LogSoftmax", "Tanh", "HardSigmoid"}
 MOVING = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Slice", "Gather", "Concat",
           "Split", "ReduceMean", "Constant", "Shape", "Equal", "If"}  # fmt: skip
 """What hands values on, averages them, or asks for no more than their sizes."""
+TRIAL_LIMIT = 1 << 29
+"""Bytes of activations at sizes that are only tried because the likely ones do not run."""
 TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
 
 
@@ -282,7 +284,7 @@ def _runnable(
                 trial[name][axis] = trial[name][axis] * factor + offset
             sizes = {name: tuple(shape) for name, shape in trial.items()}
             try:
-                footprint.check(model, infer(model, sizes).passes[0], options.memory)
+                footprint.check(model, infer(model, sizes).passes[0], min(options.memory, TRIAL_LIMIT))
                 session.run(random_inputs(model, sizes, options.seed, 1))
                 return sizes
             except Exception:  # any error only says that these sizes do not fit

@@ -384,7 +384,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, error: Base
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-STEPS = [(False, "fsync", 1), (False, "replace", 1), (True, "fsync", 3), (True, "replace", 4), (True, "link", 3)]
+STEPS = [(False, "fsync", 1), (False, "replace", 1), (True, "fsync", 3), (True, "replace", 4), (True, "link", 1)]
 
 
 @pytest.mark.parametrize("error", [FULL, KeyboardInterrupt(), MemoryError()])

@@ -37,6 +37,11 @@ options = st.builds(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )  # fmt: skip
 def test_a_random_graph_is_pruned_and_proven(model: ModelProto, chosen: Options) -> None:
+    check(model, chosen)
+
+
+def check(model: ModelProto, chosen: Options) -> None:
+    """What must hold of any graph; `tools/fuzz` asks it of thousands."""
     note(onnx.printer.to_text(_without_weights(model)))
     before = [_outputs(model, batch) for batch in (2, 3)]
     try:

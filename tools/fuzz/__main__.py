@@ -23,6 +23,15 @@ def parse() -> argparse.Namespace:
     files.add_argument("--memory", type=float, default=3, metavar="GB", help="bound on its resident memory (3)")
     files.add_argument("--largest", type=float, default=12, metavar="MB", help="largest file to damage (12)")
     files.add_argument("--limit", type=float, default=1e9, metavar="S", help="begin no mutant after so many seconds")
+    graphs = jobs.add_parser("graphs", help="random graphs, pruned and proven")
+    graphs.add_argument("out", type=Path, help="where failing graphs go; a run there that was ended goes on")
+    graphs.add_argument("--count", type=int, default=10_000, help="graphs (10000)")
+    graphs.add_argument("--seed", type=int, default=0, help="of the first batch (0)")
+    graphs.add_argument("--limit", type=float, default=1e9, metavar="S", help="begin no batch after so many seconds")
+    kills = jobs.add_parser("kills", help="the command is ended while it writes")
+    kills.add_argument("--count", type=int, default=100, help="rounds (100)")
+    kills.add_argument("--seed", type=int, default=0)
+    kills.add_argument("--only", default="", metavar="NAME", help="one kind, such as 'Ctrl-C' or 'while saving'")
     return parser.parse_args()
 
 

@@ -136,7 +136,7 @@ def attempt(mutant: Mutant, args: list[str], bounds: Namespace) -> Verdict:
         return verdict("crash", f"signal {ended.code}; {' '.join(lines)[:300]}")
     if ended.how in ("timeout", "memory"):
         return verdict(ended.how, f"{ended.seconds:.1f} s, {ended.peak / 2**30:.2f} GB")
-    left = {p for p in out.parent.iterdir()} - before - {report, out.with_name("out.onnx.data")}
+    left = set(out.parent.iterdir()) - before - {report, out.with_name("out.onnx.data")}
     if left:
         return verdict("litter", ", ".join(p.name for p in left))
     if ended.code == 0:
@@ -228,10 +228,8 @@ def run(args: Namespace) -> int:
             print(json.dumps(entry), file=log, flush=True)
             if verdict.bad:
                 _keep(args.out / f"{args.seed}_{index}", mutant, command, verdict)
-                print(
-                    f"{args.seed}_{index} {verdict.category}: {mutant.source.stem}: {'+'.join(mutant.damage)}: {verdict.detail}",
-                    flush=True,
-                )
+                what = f"{mutant.source.stem}: {'+'.join(mutant.damage)}"
+                print(f"{args.seed}_{index} {verdict.category}: {what}: {verdict.detail}", flush=True)
             elif done % 100 == 0:
                 print(f"{done} mutants, {time.monotonic() - start:.0f} s", flush=True)
     show(table, done, time.monotonic() - start, longest, peak)
@@ -253,7 +251,7 @@ def _keep(folder: Path, mutant: Mutant, command: list[str], verdict: Verdict) ->
 
 
 def _import_everything() -> None:
-    """In the parent, so that a fork begins with the work; no session is made here, for threads do not survive a fork."""
+    """In the parent, so that a fork begins with the work. No session is made: its threads would not survive a fork."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import onnx_graphsurgeon  # noqa: F401
     import onnxruntime  # noqa: F401

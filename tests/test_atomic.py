@@ -1,0 +1,114 @@
+"""Files take their places together, and a process that ends at any moment leaves whole ones."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, numpy_helper
+
+from onnxprune.atomic import replacing
+from onnxprune.model import Model, Weight
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks and locks")
+
+
+@pytest.fixture
+def models(tiny: ModelProto) -> tuple[Model, Model]:
+    old, new = Model.load(tiny), Model.load(tiny)
+    new.weights = {n: Weight.of(w.array() * 2) for n, w in old.weights.items()}
+    return old, new
+
+
+def held(path: Path) -> dict[str, bytes]:
+    return {t.name: numpy_helper.to_array(t).tobytes() for t in onnx.load(path).graph.initializer}
+
+
+def ended(model: Model, path: Path, external: bool, call: str, after: int) -> bool:
+    """Save in a fork that ends, as by kill -9, before its n-th call; False where it came to the end."""
+    pid = os.fork()
+    if not pid:
+        inner, count = getattr(os, call), 0
+
+        def stop(*args: object, **kw: object) -> object:
+            nonlocal count
+            count += 1
+            if count > after:
+                os._exit(9)
+            return inner(*args, **kw)
+
+        setattr(os, call, stop)
+        try:
+            model.save(path, external=external)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["over nothing", "over an old one"])
+@pytest.mark.parametrize(
+    ("external", "call"), [(e, c) for e in (False, True) for c in ("fsync", "link", "replace", "unlink")]
+)
+def test_a_kill_at_any_step_leaves_a_whole_pair(
+    models: tuple[Model, Model], tmp_path: Path, external: bool, call: str, first: bool
+) -> None:
+    old, new = models
+    whole = {"out.onnx", "out.onnx.data"} if external else {"out.onnx"}
+    old.save(tmp_path / "old.onnx", external=False)
+    new.save(tmp_path / "new.onnx", external=False)
+    both = [held(tmp_path / "old.onnx"), held(tmp_path / "new.onnx")]
+    for after in range(20):
+        folder = tmp_path / str(after)
+        folder.mkdir()
+        out = folder / "out.onnx"
+        if not first:
+            old.save(out, external=external)
+        if not ended(new, out, external, call, after):
+            break
+        if out.exists() or not first:
+            assert held(out) in both
+        left = {p.name for p in folder.iterdir()} - whole
+        removed = new.save(out, external=external)
+        assert {p.name for p in removed} == left
+        assert {p.name for p in folder.iterdir()} == whole
+        assert held(out) == both[1]
+    else:
+        pytest.fail("it never came to its end")
+
+
+def test_live_runs_keep_their_files(models: tuple[Model, Model], tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    with replacing([out]) as first:
+        assert models[0].save(out) == []
+        first.temporary[out].write_bytes(b"the second one")
+    assert out.read_bytes() == b"the second one"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
+
+
+def test_texts_go_with_the_model(models: tuple[Model, Model], tmp_path: Path) -> None:
+    out, plan = tmp_path / "out.onnx", tmp_path / "plan.json"
+    plan.write_text("old")
+    assert ended(models[0], out, False, "replace", 0)
+    assert plan.read_text() == "old"
+    models[0].save(out, also={plan: "new"})
+    assert plan.read_text() == "new"
+    assert {p.name for p in tmp_path.iterdir()} == {"out.onnx", "plan.json"}
+
+
+def test_without_links_copies_are_made(
+    models: tuple[Model, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", refuse)
+    old, new = models
+    out = tmp_path / "out.onnx"
+    old.save(out, external=True)
+    new.save(out, external=True)
+    assert held(out)["head_bias"] == np.asarray(new.weights["head_bias"].array()).tobytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"out.onnx", "out.onnx.data"}

@@ -1,0 +1,220 @@
+"""Files that are damaged, or meant to do harm: one line, at once, without the memory that they ask for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import warnings
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import array, graph, pruned, replace
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from onnxprune import api
+from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
+from onnxprune.footprint import peak
+from onnxprune.model import Model
+from onnxprune.shapes import infer
+
+ROOT = Path(__file__).parents[1]
+MLP = "a = MatMul(x, w1) b = Relu(a) y = MatMul(b, w2)"
+SIGNATURE = "(float[n, 16] x) => (float[n, 8] y)"
+
+
+def mlp(extra: str = "", **weights: Any) -> ModelProto:
+    return graph(SIGNATURE, extra + MLP, w1=(16, 32), w2=(32, 8), **weights)
+
+
+def refused(model: Any, error: type[OnnxPruneError], match: str, seconds: float = 10) -> None:
+    start = time.perf_counter()
+    with pytest.raises(error, match=match) as caught:
+        api.prune(model, fast=True)
+    assert "\n" not in str(caught.value)
+    assert time.perf_counter() - start < seconds
+
+
+@pytest.mark.parametrize("body", [
+    "s = Constant<value_ints = [1099511627776]>() z = ConstantOfShape(s)",
+    "s = Constant<value_ints = [1099511627776, 1]>() z = Expand(one, s)",
+    "s = Constant<value_ints = [1099511627776, 1099511627776]>() z = Tile(one, s)",
+    "z = Range(zero, many, by)",
+    "s = Constant<value_ints = [0, 0, 1099511627776, 0]>() z = Pad(one, s)",
+    "z = OneHot(at, many, values)",
+    "s = Constant<value_floats = [4e9, 1.0]>() z = Resize(one, , s)",
+    " ".join(f"z{k + 1} = Concat<axis = 0>({'one' if not k else f'z{k}'}, {'one' if not k else f'z{k}'})" for k in range(60)),
+])  # fmt: skip
+def test_a_tensor_that_grows_is_refused_before_it_does(body: str) -> None:
+    given = {"one": np.ones((1, 1), np.float32), "zero": np.int64(0), "many": np.int64(1 << 40), "by": np.int64(1),
+             "at": np.array([1, 2]), "values": np.array([0, 1], np.float32)}  # fmt: skip
+    refused(mlp(body + " ", **{n: v for n, v in given.items() if n in body}), RuntimeFailure, "of memory.*--memory")
+
+
+def test_memory_is_that_of_the_worst_moment() -> None:
+    model = Model.load(mlp()).normalised()
+    state = infer(model, {"x": (4, 16)}).passes[0]
+    assert peak(model, state) == (4 * (32 + 32 + 16) * 4, "a")
+
+
+def test_many_large_constants_stay_nodes() -> None:
+    shape = "s = Constant<value_ints = [8192, 4096]>() "
+    many = "".join(f"c{k} = ConstantOfShape(s) " for k in range(40))
+    refused(mlp(f"{shape}{many}z = Sum({', '.join(f'c{k}' for k in range(40))}) "), RuntimeFailure, "of memory")
+
+
+def test_a_target_of_a_million_axes() -> None:
+    body = "s = Constant<value_ints = [16777216]>() t = ConstantOfShape(s) z = Reshape(one, t) "
+    refused(mlp(body, one=np.ones((1, 1), np.float32)), OnnxPruneError, ".")
+
+
+def edited(change: Any) -> ModelProto:
+    model = mlp()
+    change(model)
+    return model
+
+
+def no_data(model: ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.dims[:] = [1 << 20, 1 << 11]
+
+
+def sparse(dims: list[int], at: Any) -> Any:
+    def change(model: ModelProto) -> None:
+        del model.graph.initializer[0]
+        made = model.graph.sparse_initializer.add()
+        made.values.CopyFrom(numpy_helper.from_array(np.ones(3, np.float32), "w1"))
+        made.indices.CopyFrom(numpy_helper.from_array(np.array(at, np.int64), "at"))
+        made.dims.extend(dims)
+
+    return change
+
+
+def calls(bodies: dict[str, list[str]]) -> Any:
+    """Local functions, by what they call in turn; the model calls the last one."""
+
+    def change(model: ModelProto) -> None:
+        model.opset_import.append(helper.make_operatorsetid("local", 1))
+        for name, called in bodies.items():
+            wires = ["x", *(f"t{k}" for k in range(len(called) - 1)), "y"]
+            nodes = [helper.make_node(c, [a], [b], domain="local" if c in bodies else "")
+                     for c, a, b in zip(called, wires, wires[1:], strict=False)]  # fmt: skip
+            model.functions.append(helper.make_function("local", name, ["x"], ["y"], nodes, model.opset_import))
+        model.graph.node[0].input[0] = "called"
+        model.graph.node.insert(0, helper.make_node(list(bodies)[-1], ["x"], ["called"], domain="local"))
+
+    return change
+
+
+DOUBLING = {"f0": ["Relu"]} | {f"f{k + 1}": [f"f{k}"] * 2 for k in range(30)}
+DEEP = {"f0": ["Relu"]} | {f"f{k + 1}": [f"f{k}"] for k in range(150)}
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    (no_data, "does not hold what its shape"),
+    (sparse([16, 32], [0, 1, 1 << 40]), "does not fit its shape"),
+    (sparse([16, 32], [[0, 1]]), "does not fit its shape"),
+    (sparse([1 << 20, 1 << 20], [0, 1, 2]), "does not fit its shape"),
+    (sparse([-1], [0, 1, 2]), "does not fit its shape"),
+    (calls(DOUBLING), "come to over"),
+    (calls(DEEP), "cannot be written out"),
+    (calls({"f0": ["f0"]}), "cannot be written out"),
+    (lambda m: setattr(m, "ir_version", 1 << 40), "version"),
+    (lambda m: setattr(m.opset_import[0], "version", -1), "version"),
+])  # fmt: skip
+def test_what_does_not_hold_together_is_refused(change: Any, match: str) -> None:
+    refused(edited(change), UsageError, match)
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    data = mlp().SerializeToString().replace(b"w1", b"\xf7\xff")
+    (tmp_path / "in.onnx").write_bytes(data)
+    refused(tmp_path / "in.onnx", UsageError, "UTF-8")
+
+
+def test_graphs_nested_too_deep_for_protobuf(tmp_path: Path) -> None:
+    def inside(number: int, payload: bytes) -> bytes:
+        size = len(payload)
+        return bytes([number << 3 | 2, size & 127 | 128, size >> 7 & 127 | 128, size >> 14]) + payload
+
+    body = b""
+    for _ in range(60):
+        body = inside(1, inside(5, inside(6, body)))
+    (tmp_path / "in.onnx").write_bytes(b"\x08\x08" + inside(7, body))
+    refused(tmp_path / "in.onnx", UsageError, "deeper than protobuf")
+
+
+@pytest.mark.parametrize("location", ["loop.bin", "x" * 5000, "w\0.bin", "pipe.bin", "zero.bin", "inner", "."])
+def test_external_data_that_is_no_file(tmp_path: Path, location: str) -> None:
+    model = mlp()
+    (tmp_path / "loop.bin").symlink_to(tmp_path / "loop.bin")
+    (tmp_path / "zero.bin").symlink_to("/dev/zero")
+    (tmp_path / "inner").mkdir()
+    os.mkfifo(tmp_path / "pipe.bin")
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    onnx.save(model, tmp_path / "in.onnx")
+    refused(tmp_path / "in.onnx", UsageError, "w1")
+
+
+def test_a_model_that_nobody_can_run_is_no_internal_error() -> None:
+    body = "a = Conv<kernel_shape = [3]>(x, v) y = Conv<kernel_shape = [3]>(a, v)"
+    refused(graph("(float[n, 4, 9] x) => (float[n, 4, 5] y)", body, v=(12,)), RuntimeFailure, "ONNX Runtime cannot")
+
+
+def test_einsum_of_nothing_does_not_reach_the_runtime() -> None:
+    body = 'a = Einsum<equation = "ibnd,jbnd->bnij">(x, e) y = MatMul(a, w)'
+    model = graph("(float[2, 3, 4, 5] x) => (float[3, 4, 2, 8] y)", body, e=np.ones((0, 3, 4, 5), np.float32), w=(0, 8))
+    refused(model, RuntimeFailure, "Einsum.*without elements")
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e38])
+def test_odd_weights_are_no_warnings(value: float) -> None:
+    model = mlp()
+    weight = array(model, "w1")
+    weight[0, :3] = value
+    replace(model, "w1", weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with suppress(OnnxPruneError):
+            api.prune(model, fast=True, ratio=0.5)
+
+
+def test_a_bias_that_is_an_output_too() -> None:
+    body = "a = Gemm(x, w1, bias) b = Relu(a) y = MatMul(b, w2)"
+    pruned(graph(f"{SIGNATURE[:-1]}, float[32] bias)", body, w1=(16, 32), bias=(32,), w2=(32, 8)))
+
+
+def test_the_shape_of_a_weight_is_asked_for() -> None:
+    body = "s = Shape(bias) f = Cast<to = 1>(s) a = MatMul(x, w1) c = Add(a, bias) b = Mul(c, f) y = MatMul(b, w2)"
+    pruned(graph(SIGNATURE, body, w1=(16, 32), bias=(32,), w2=(32, 8)))
+
+
+def test_a_long_chain_takes_no_longer_than_it_is() -> None:
+    names = ["x", *(f"t{k}" for k in range(3000))]
+    chain = "".join(f"{b} = Identity({a}) " for a, b in pairwise(names))
+    model = graph(SIGNATURE, chain + MLP.replace("(x, w1)", f"({names[-1]}, w1)"), w1=(16, 32), w2=(32, 8))
+    start = time.perf_counter()
+    api.prune(model, fast=True)
+    assert time.perf_counter() - start < 30
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+@pytest.mark.parametrize("job", [
+    ("files", str(ROOT / "tests/data"), "bad", "--count", "12", "--seconds", "120"), ("graphs", "bad", "--count", "15"),
+    ("kills", "--count", "2", "--only", "while saving"), ("kills", "--count", "1", "--only", "size limit"),
+], ids=lambda job: job[0])  # fmt: skip
+def test_a_little_of_the_search(job: tuple[str, ...], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools/fuzz"), *job]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
