@@ -64,3 +64,58 @@ def test_attention_whose_heads_share_keys_and_values_loses_width() -> None:
     )  # fmt: skip
     kept = shapes(pruned(model, residual=False))
     assert (kept["wq"], kept["wk"], kept["wv"], kept["wo"]) == ((16, 16), (16, 4), (16, 4), (16, 16))
+
+
+def test_a_standardised_weight_is_no_normalised_stream() -> None:
+    """BatchNormalization in training mode takes the statistics of what it is given: here of every filter."""
+    standard = """
+        flat{0} = Reshape(w{0}, rows{0})
+        n{0}, mean{0}, var{0} = BatchNormalization<training_mode = 1>(flat{0}, gain{0}, zero{0}, old{0}, gain{0})
+        f{0} = Reshape(n{0}, back{0})
+    """
+    model = graph(
+        "(float[N, 3, 8, 8] x) => (float[N, 5] y)",
+        standard.format(1) + standard.format(2) + """
+        a = Conv(x, f1)
+        b = Relu(a)
+        c = Conv(b, f2)
+        p = GlobalAveragePool(c)
+        r = Flatten(p)
+        y = Gemm<transB = 1>(r, wo)
+        """,
+        w1=(16, 3, 3, 3), w2=(8, 16, 3, 3), wo=(5, 8), gain1=(16,), gain2=(8,), zero1=(16,), zero2=(8,), old1=(16,),
+        old2=(8,), rows1=np.array([1, 16, 27]), rows2=np.array([1, 8, -1]), back1=np.array([16, 3, 3, 3]),
+        back2=np.array([8, 16, 3, 3]),
+    )  # fmt: skip
+    kept = shapes(pruned(model, residual=False))
+    assert (kept["w1"], kept["w2"], kept["wo"]) == ((8, 3, 3, 3), (4, 8, 3, 3), (5, 4))
+
+
+def test_a_vector_of_which_a_part_is_overwritten() -> None:
+    """The keys' third of a bias is set to zero in the graph."""
+    model = graph(
+        "(float[N, 6, 16] x) => (float[N, 6, 16] y)",
+        """
+        zeros = Expand(nought, third)
+        bias = ScatterND(b, at, zeros)
+        m = MatMul(x, w)
+        all = Add(bias, m)
+        qw0, kw0, vw0 = Split<axis = -1>(all, thirds)
+        qr = Reshape(qw0, to)
+        q = Transpose<perm = [0, 2, 1, 3]>(qr)
+        kr = Reshape(kw0, to)
+        k = Transpose<perm = [0, 2, 3, 1]>(kr)
+        vr = Reshape(vw0, to)
+        v = Transpose<perm = [0, 2, 1, 3]>(vr)
+        s = MatMul(q, k)
+        p = Softmax<axis = -1>(s)
+        o = MatMul(p, v)
+        back = Transpose<perm = [0, 2, 1, 3]>(o)
+        flat = Reshape(back, from)
+        y = MatMul(flat, wo)
+        """,
+        w=(16, 96), b=(96,), wo=(32, 16), nought=np.zeros(1, np.float32), third=np.array([32]), at=np.arange(32, 64)[:, None],
+        to=np.array([0, 6, 4, 8]), thirds=np.array([32, 32, 32]), **{"from": np.array([0, 6, 32])},
+    )  # fmt: skip
+    kept = shapes(pruned(model, residual=False))
+    assert (kept["w"], kept["b"], kept["wo"]) == ((16, 48), (48,), (16, 16))

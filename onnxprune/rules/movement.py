@@ -11,6 +11,7 @@ from onnxprune.editor import Editor
 from onnxprune.labels import KEPT, Block, Ids
 from onnxprune.op import Op
 from onnxprune.rules.base import LETTERS, axes_of, axis_of, inner_parts, ranks_known, remap, spell
+from onnxprune.rules.scatter import overwritten
 
 Shape = tuple[int | None, ...]
 
@@ -256,14 +257,16 @@ def expand(op: Op) -> None:
             made[k] = n
     blocks = [Block(tuple(a + shift for a in b.axes), b.ids) for b in op.blocks(0)]
     key = (None, op.node.name, "repeat")
-    nested = {axes[0][0] for axes in op.trace.structures.get(key, ()) if len(axes) == 2}
-    rows = {b.axes[0]: b for b in blocks if b.axes[0] in nested and len(b.axes) == 1 and made[b.axes[0]] == 1}
-    for a in rows:
-        made[a] = op.out_dims(0)[a]
+    on = {a: b for b in blocks for a in b.axes}
+    for axes in op.trace.structures.get(key, ()):
+        outer = axes[0][0] if len(axes) > 1 else -1
+        if made[outer] == 1 and len(on[outer].axes if outer in on else axes[:1]) == 1:
+            made[outer] = op.out_dims(0)[outer]
     born = op.trace.born(key, made)
     for b in born:
-        if b.axes[0] in rows:  # what is made up may differ from row to row
-            op.couple(op.trace.labels.derive(b.ids) if b.ids.ndim > 1 else b.ids, rows.pop(b.axes[0]).ids)
+        if len(b.axes) > 1:  # what is made up may differ from row to row
+            rows = op.trace.labels.derive(b.ids)
+            op.couple(rows, on[b.axes[0]].ids if b.axes[0] in on else np.full_like(rows, KEPT))
             blocks = [o for o in blocks if o.axes != b.axes[:1]]
     op.set(0, [*blocks, *born])
     if op.type == "Expand":
@@ -382,6 +385,8 @@ def gather_nd(op: Op) -> None:
 
 def scatter_nd(op: Op) -> None:
     if not ranks_known(op, [0, 1, 2]) or op.dims(1)[-1] is None:
+        return
+    if overwritten(op):
         return
     width = int(op.dims(1)[-1] or 0)
     data = spell(op.dims(0))
