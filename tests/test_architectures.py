@@ -119,3 +119,36 @@ def test_a_vector_of_which_a_part_is_overwritten() -> None:
     )  # fmt: skip
     kept = shapes(pruned(model, residual=False))
     assert (kept["w"], kept["b"], kept["wo"]) == ((16, 48), (48,), (16, 16))
+
+
+def test_heads_that_are_repeated_for_a_batch_of_run_time_size() -> None:
+    """Relative positions: keys made of a table are tiled as often as there are samples."""
+    beside = """
+        {0}w = MatMul(x, w{0})
+        {0}r = Reshape({0}w, to)
+        {0}h = Transpose<perm = [0, 2, 1, 3]>({0}r)
+        {0} = Reshape({0}h, joined)
+    """
+    model = graph(
+        "(float[N, 6, 16] x) => (float[N, 6, 16] y)",
+        beside.format("q") + beside.format("v") + """
+        n = Shape<start = 0, end = 1>(x)
+        repeats = Concat<axis = 0>(n, ones)
+        places = MatMul(table, wp)
+        pr = Reshape(places, apart)
+        ph = Transpose<perm = [1, 2, 0]>(pr)
+        p = Tile(ph, repeats)
+        s = MatMul(q, p)
+        a = Softmax<axis = -1>(s)
+        o = MatMul(a, v)
+        oh = Reshape(o, again)
+        back = Transpose<perm = [0, 2, 1, 3]>(oh)
+        flat = Reshape(back, from)
+        y = MatMul(flat, wo)
+        """,
+        wq=(16, 32), wv=(16, 32), wp=(12, 32), table=(6, 12), wo=(32, 16), ones=np.array([1, 1]),
+        to=np.array([0, 6, 4, 8]), joined=np.array([-1, 6, 8]), apart=np.array([6, 4, 8]),
+        again=np.array([-1, 4, 6, 8]), **{"from": np.array([0, 6, 32])},
+    )  # fmt: skip
+    kept = shapes(pruned(model, residual=False))
+    assert (kept["wq"], kept["wp"], kept["wv"], kept["wo"]) == ((16, 16), (6, 16), (16, 16), (16, 16))
