@@ -152,3 +152,26 @@ def test_heads_that_are_repeated_for_a_batch_of_run_time_size() -> None:
     )  # fmt: skip
     kept = shapes(pruned(model, residual=False))
     assert (kept["wq"], kept["wp"], kept["wv"], kept["wo"]) == ((16, 16), (6, 16), (16, 16), (16, 16))
+
+
+def test_a_depthwise_convolution_of_what_has_an_unknown_number_of_channels() -> None:
+    """Its channels stay, and its group count with them."""
+    model = graph(
+        "(float[N, 8, 6, 6] x) => (float[N, a, b, c] y, float[N, 5, 6, 6] z)",
+        """
+        r = Relu(x)
+        where = NonZero(x)
+        count = ReduceMin<keepdims = 0>(where)
+        offset = Min(count, nought)
+        wide = Unsqueeze(offset, first)
+        size = Shape(x)
+        same = Add(size, wide)
+        some = Reshape(r, same)
+        y = Conv<group = 8>(some, wd)
+        c = Conv(x, w1)
+        z = Conv(c, w2)
+        """,
+        wd=(8, 1, 3, 3), w1=(16, 8, 1, 1), w2=(5, 16, 1, 1), nought=np.array(0), first=np.array([0]),
+    )  # fmt: skip
+    kept = shapes(pruned(model))
+    assert (kept["wd"], kept["w1"], kept["w2"]) == ((8, 1, 3, 3), (8, 8, 1, 1), (5, 8, 1, 1))
