@@ -131,18 +131,13 @@ class Labels:
     def derive(self, ids: Ids) -> Ids:
         """Row ids of a block whose innermost axis disappears: [.., n] -> [..]."""
         flat = ids.reshape(-1, ids.shape[-1])
-        out = np.empty(len(flat), np.int64)
-        for i, row in enumerate(flat):
-            members = np.unique(row)
-            if members[0] == KEPT:
-                out[i] = KEPT  # something in this row always stays, and so does the row
-            elif members.size == 1:
-                out[i] = members[0]
-            else:
-                key = members.tobytes()
-                if key not in self._rows:
-                    self._rows[key] = self._derived(members)
-                out[i] = self._rows[key]
+        out: Ids = flat.min(axis=1)  # where something always stays, the row does; where all is one, it is that
+        for i in np.flatnonzero((out != KEPT) & (out != flat.max(axis=1))).tolist():
+            members = np.unique(flat[i])
+            key = members.tobytes()
+            if key not in self._rows:
+                self._rows[key] = self._derived(members)
+            out[i] = self._rows[key]
         return out.reshape(ids.shape[:-1])
 
     def _derived(self, members: Ids) -> int:
@@ -288,20 +283,13 @@ class Kept(Labels):
 
     def derive(self, ids: Ids) -> Ids:
         flat = ids.reshape(-1, ids.shape[-1])
-        out = np.empty(len(flat), np.int64)
-        for i, row in enumerate(flat):
-            names = np.unique(self._name(row))
-            if (row == KEPT).any() or FROZEN in names:  # this row stays, whatever else it holds
-                out[i] = KEPT
-                continue
-            if names.size == 1:
-                out[i] = row[0]
-                continue
-            name = self._known.setdefault(names.tobytes(), -self.n - len(self._known))
-            if name < 0:
-                out[i] = -name
-            else:
-                out[i] = self._row_of[name]
+        names = self._name(flat)
+        stays = ((flat == KEPT) | (names == FROZEN)).any(axis=1)  # whatever else the row holds
+        out: Ids = np.where(stays, KEPT, flat[:, 0])
+        for i in np.flatnonzero(~stays & (names.min(axis=1) != names.max(axis=1))).tolist():
+            key = np.unique(names[i]).tobytes()
+            name = self._known.setdefault(key, -self.n - len(self._known))
+            out[i] = -name if name < 0 else self._row_of[name]
         return out.reshape(ids.shape[:-1])
 
     def columns(self, ids: Ids, why: Reason) -> Ids:

@@ -55,11 +55,15 @@ def tones(filters: np.ndarray) -> bool:
     if filters.shape[0] < 8 or filters.shape[1] < 32:
         return False
     few = filters[np.linspace(0, len(filters) - 1, min(FEW, len(filters))).astype(int)]
-    return bool(np.isfinite(few).all()) and _pure(few) > 0.5 and bool(np.isfinite(filters).all()) and _pure(filters) > 0.9
+    return (
+        bool(np.isfinite(few).all()) and _pure(few) > 0.5 and bool(np.isfinite(filters).all()) and _pure(filters) > 0.9
+    )
 
 
 def _pure(filters: np.ndarray) -> float:
     """The share of sinusoids among those that are not zero."""
+    if not np.isfinite(filters).all():
+        return 0.0
     power = np.abs(np.fft.rfft(filters.astype(np.float64), axis=1)) ** 2
     total = power.sum(axis=1)
     live = total > 1e-12

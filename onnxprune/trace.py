@@ -88,6 +88,7 @@ class Trace:
     passed: set[int] = field(default_factory=set)
     rules: Mapping[str, Callable[[Op], None]] = field(default_factory=dict, repr=False)
     times: float = 1.0
+    fixed: set[str] = field(default_factory=set)
 
     @cached_property
     def readers(self) -> dict[str, list[int]]:
@@ -140,6 +141,7 @@ class Trace:
             op = Op(self, index, node)
             if index in self.passed or shuffle(op):
                 continue
+            normed = len(self.labels.normed)
             rule = self.rules.get(op.type)
             if rule is not None:
                 rule(op)
@@ -149,6 +151,9 @@ class Trace:
                 op.freeze("no rule for this operator")
             if self.excluded(node):
                 op.freeze("excluded by the user", outputs=True)
+            if all(not i or i in self.fixed or i in self.model.weights for i in node.input):
+                self.fixed.update(node.output)
+                del self.labels.normed[normed:]  # a weight that is standardised is no stream that is normalised
         self.times = around
 
     def of(self, name: str, use: tuple[int, int] | None = None) -> tuple[Block, ...]:

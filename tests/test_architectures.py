@@ -64,3 +64,114 @@ def test_attention_whose_heads_share_keys_and_values_loses_width() -> None:
     )  # fmt: skip
     kept = shapes(pruned(model, residual=False))
     assert (kept["wq"], kept["wk"], kept["wv"], kept["wo"]) == ((16, 16), (16, 4), (16, 4), (16, 16))
+
+
+def test_a_standardised_weight_is_no_normalised_stream() -> None:
+    """BatchNormalization in training mode takes the statistics of what it is given: here of every filter."""
+    standard = """
+        flat{0} = Reshape(w{0}, rows{0})
+        n{0}, mean{0}, var{0} = BatchNormalization<training_mode = 1>(flat{0}, gain{0}, zero{0}, old{0}, gain{0})
+        f{0} = Reshape(n{0}, back{0})
+    """
+    model = graph(
+        "(float[N, 3, 8, 8] x) => (float[N, 5] y)",
+        standard.format(1) + standard.format(2) + """
+        a = Conv(x, f1)
+        b = Relu(a)
+        c = Conv(b, f2)
+        p = GlobalAveragePool(c)
+        r = Flatten(p)
+        y = Gemm<transB = 1>(r, wo)
+        """,
+        w1=(16, 3, 3, 3), w2=(8, 16, 3, 3), wo=(5, 8), gain1=(16,), gain2=(8,), zero1=(16,), zero2=(8,), old1=(16,),
+        old2=(8,), rows1=np.array([1, 16, 27]), rows2=np.array([1, 8, -1]), back1=np.array([16, 3, 3, 3]),
+        back2=np.array([8, 16, 3, 3]),
+    )  # fmt: skip
+    kept = shapes(pruned(model, residual=False))
+    assert (kept["w1"], kept["w2"], kept["wo"]) == ((8, 3, 3, 3), (4, 8, 3, 3), (5, 4))
+
+
+def test_a_vector_of_which_a_part_is_overwritten() -> None:
+    """The keys' third of a bias is set to zero in the graph."""
+    model = graph(
+        "(float[N, 6, 16] x) => (float[N, 6, 16] y)",
+        """
+        zeros = Expand(nought, third)
+        bias = ScatterND(b, at, zeros)
+        m = MatMul(x, w)
+        all = Add(bias, m)
+        qw0, kw0, vw0 = Split<axis = -1>(all, thirds)
+        qr = Reshape(qw0, to)
+        q = Transpose<perm = [0, 2, 1, 3]>(qr)
+        kr = Reshape(kw0, to)
+        k = Transpose<perm = [0, 2, 3, 1]>(kr)
+        vr = Reshape(vw0, to)
+        v = Transpose<perm = [0, 2, 1, 3]>(vr)
+        s = MatMul(q, k)
+        p = Softmax<axis = -1>(s)
+        o = MatMul(p, v)
+        back = Transpose<perm = [0, 2, 1, 3]>(o)
+        flat = Reshape(back, from)
+        y = MatMul(flat, wo)
+        """,
+        w=(16, 96), b=(96,), wo=(32, 16), nought=np.zeros(1, np.float32), third=np.array([32]), at=np.arange(32, 64)[:, None],
+        to=np.array([0, 6, 4, 8]), thirds=np.array([32, 32, 32]), **{"from": np.array([0, 6, 32])},
+    )  # fmt: skip
+    kept = shapes(pruned(model, residual=False))
+    assert (kept["w"], kept["b"], kept["wo"]) == ((16, 48), (48,), (16, 16))
+
+
+def test_heads_that_are_repeated_for_a_batch_of_run_time_size() -> None:
+    """Relative positions: keys made of a table are tiled as often as there are samples."""
+    beside = """
+        {0}w = MatMul(x, w{0})
+        {0}r = Reshape({0}w, to)
+        {0}h = Transpose<perm = [0, 2, 1, 3]>({0}r)
+        {0} = Reshape({0}h, joined)
+    """
+    model = graph(
+        "(float[N, 6, 16] x) => (float[N, 6, 16] y)",
+        beside.format("q") + beside.format("v") + """
+        n = Shape<start = 0, end = 1>(x)
+        repeats = Concat<axis = 0>(n, ones)
+        places = MatMul(table, wp)
+        pr = Reshape(places, apart)
+        ph = Transpose<perm = [1, 2, 0]>(pr)
+        p = Tile(ph, repeats)
+        s = MatMul(q, p)
+        a = Softmax<axis = -1>(s)
+        o = MatMul(a, v)
+        oh = Reshape(o, again)
+        back = Transpose<perm = [0, 2, 1, 3]>(oh)
+        flat = Reshape(back, from)
+        y = MatMul(flat, wo)
+        """,
+        wq=(16, 32), wv=(16, 32), wp=(12, 32), table=(6, 12), wo=(32, 16), ones=np.array([1, 1]),
+        to=np.array([0, 6, 4, 8]), joined=np.array([-1, 6, 8]), apart=np.array([6, 4, 8]),
+        again=np.array([-1, 4, 6, 8]), **{"from": np.array([0, 6, 32])},
+    )  # fmt: skip
+    kept = shapes(pruned(model, residual=False))
+    assert (kept["wq"], kept["wp"], kept["wv"], kept["wo"]) == ((16, 16), (6, 16), (16, 16), (16, 16))
+
+
+def test_a_depthwise_convolution_of_what_has_an_unknown_number_of_channels() -> None:
+    """Its channels stay, and its group count with them."""
+    model = graph(
+        "(float[N, 8, 6, 6] x) => (float[N, a, b, c] y, float[N, 5, 6, 6] z)",
+        """
+        r = Relu(x)
+        where = NonZero(x)
+        count = ReduceMin<keepdims = 0>(where)
+        offset = Min(count, nought)
+        wide = Unsqueeze(offset, first)
+        size = Shape(x)
+        same = Add(size, wide)
+        some = Reshape(r, same)
+        y = Conv<group = 8>(some, wd)
+        c = Conv(x, w1)
+        z = Conv(c, w2)
+        """,
+        wd=(8, 1, 3, 3), w1=(16, 8, 1, 1), w2=(5, 16, 1, 1), nought=np.array(0), first=np.array([0]),
+    )  # fmt: skip
+    kept = shapes(pruned(model))
+    assert (kept["wd"], kept["w1"], kept["w2"]) == ((8, 1, 3, 3), (8, 8, 1, 1), (5, 8, 1, 1))

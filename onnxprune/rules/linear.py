@@ -41,7 +41,7 @@ def _conv(op: Op, x: int, w: int, vectors: tuple[int, ...], fills: dict[int, int
     if groups > 1 and transposed:
         op.edit(lambda e: e.attr("group", (e.out_shape(0)[1] or 1) // e.in_size(w, 1)))
     elif groups > 1:
-        op.edit(lambda e: e.attr("group", e.in_size(x, 1) // e.in_size(w, 1)))
+        op.edit(lambda e: e.attr("group", (e.in_shape(x)[1] or groups * ins) // e.in_size(w, 1)))
 
 
 def conv(op: Op) -> None:

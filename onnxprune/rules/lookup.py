@@ -11,6 +11,7 @@ from onnxprune.labels import Block, Ids
 from onnxprune.op import Op
 from onnxprune.rules.base import LETTERS, axis_of, ranks_known, spell
 from onnxprune.rules.movement import picked
+from onnxprune.rules.scatter import overwritten
 
 
 def gather(op: Op) -> None:
@@ -109,6 +110,8 @@ def gather_nd(op: Op) -> None:
 
 def scatter_nd(op: Op) -> None:
     if not ranks_known(op, [0, 1, 2]) or op.dims(1)[-1] is None:
+        return
+    if overwritten(op):
         return
     width = int(op.dims(1)[-1] or 0)
     data = spell(op.dims(0))

@@ -229,14 +229,16 @@ def expand(op: Op) -> None:
             made[k] = n
     blocks = [Block(tuple(a + shift for a in b.axes), b.ids) for b in op.blocks(0)]
     key = (None, op.node.name, "repeat")
-    nested = {axes[0][0] for axes in op.trace.structures.get(key, ()) if len(axes) == 2}
-    rows = {b.axes[0]: b for b in blocks if b.axes[0] in nested and len(b.axes) == 1 and made[b.axes[0]] == 1}
-    for a in rows:
-        made[a] = op.out_dims(0)[a]
+    on = {a: b for b in blocks for a in b.axes}
+    for axes in op.trace.structures.get(key, ()):
+        outer = axes[0][0] if len(axes) > 1 else -1
+        if made[outer] == 1 and len(on[outer].axes if outer in on else axes[:1]) == 1:
+            made[outer] = op.out_dims(0)[outer]
     born = op.trace.born(key, made)
     for b in born:
-        if b.axes[0] in rows:  # what is made up may differ from row to row
-            op.couple(op.trace.labels.derive(b.ids) if b.ids.ndim > 1 else b.ids, rows.pop(b.axes[0]).ids)
+        if len(b.axes) > 1:  # what is made up may differ from row to row
+            rows = op.trace.labels.derive(b.ids)
+            op.couple(rows, on[b.axes[0]].ids if b.axes[0] in on else np.full_like(rows, KEPT))
             blocks = [o for o in blocks if o.axes != b.axes[:1]]
     op.set(0, [*blocks, *born])
     if op.type == "Expand":

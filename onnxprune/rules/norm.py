@@ -7,9 +7,13 @@ from onnxprune.rules.base import LETTERS, axis_of, ranks_known, spell
 
 
 def batch_norm(op: Op) -> None:
+    """In training mode the statistics are those of what goes in: a weight that is standardised before it is used."""
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0), "nc" + LETTERS[14:])
-        op.eq({0: spelled, **{i: ["c"] for i in range(1, 5) if op.dims(i) != (1,)}}, {0: spelled})
+        vectors = {i: ["c"] for i in range(1, 5) if op.dims(i) != (1,)}
+        outs = {0: spelled} | {i: ["c"] for i in range(1, len(op.outputs))}
+        stat = "".join(spelled[:1] + spelled[2:]) if op.attr("training_mode", 0) else ""
+        op.eq({0: spelled, **vectors}, outs, stat=stat)
 
 
 def instance_norm(op: Op) -> None:
