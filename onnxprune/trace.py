@@ -151,7 +151,7 @@ class Trace:
                 op.freeze("no rule for this operator")
             if self.excluded(node):
                 op.freeze("excluded by the user", outputs=True)
-            if all(not i or i in self.fixed or i in self.model.weights for i in node.input):
+            if all(i in self.fixed or i in self.model.weights for i in needs(node)):
                 self.fixed.update(node.output)
                 del self.labels.normed[normed:]  # a weight that is standardised is no stream that is normalised
         self.times = around

@@ -36,10 +36,8 @@ def test_heads_of_cosine_attention_go_where_the_norm_is_expanded() -> None:
     )  # fmt: skip
     result = pruned(model, residual=False)
     kept = shapes(result)
-    assert (kept["wq"], kept["wk"], kept["wv"], kept["wo"]) == ((16, 16), (16, 16), (16, 16), (16, 16))
-    assert next(g for g in result.report.groups if "wq" in g.layers).units == 64, (
-        "those of queries and keys, and values"
-    )
+    heads = "half of the heads go, and half of what is left of the values; queries and keys are normalised in each head"
+    assert (kept["wq"], kept["wk"], kept["wv"], kept["wo"]) == ((16, 16), (16, 16), (16, 8), (8, 16)), heads
 
 
 def test_attention_whose_heads_share_keys_and_values_loses_width() -> None:
@@ -118,7 +116,7 @@ def test_a_vector_of_which_a_part_is_overwritten() -> None:
         to=np.array([0, 6, 4, 8]), thirds=np.array([32, 32, 32]), **{"from": np.array([0, 6, 32])},
     )  # fmt: skip
     kept = shapes(pruned(model, residual=False))
-    assert (kept["w"], kept["b"], kept["wo"]) == ((16, 48), (48,), (16, 16))
+    assert (kept["w"], kept["b"], kept["wo"]) == ((16, 24), (24,), (8, 16))
 
 
 def test_heads_that_are_repeated_for_a_batch_of_run_time_size() -> None:
@@ -151,7 +149,7 @@ def test_heads_that_are_repeated_for_a_batch_of_run_time_size() -> None:
         again=np.array([-1, 4, 6, 8]), **{"from": np.array([0, 6, 32])},
     )  # fmt: skip
     kept = shapes(pruned(model, residual=False))
-    assert (kept["wq"], kept["wp"], kept["wv"], kept["wo"]) == ((16, 16), (6, 16), (16, 16), (16, 16))
+    assert (kept["wq"], kept["wp"], kept["wv"], kept["wo"]) == ((16, 8), (6, 8), (16, 8), (8, 16))
 
 
 def test_a_depthwise_convolution_of_what_has_an_unknown_number_of_channels() -> None:
