@@ -65,7 +65,7 @@ class Chain:
         values: list[dict[str, Any]] = [dict(feed) for feed in feeds]
         waiting = Counter(name for piece in self.pieces for name in piece.ins)
         waiting.update(self.outputs)
-        for piece in filter(lambda p: p.outs, self.pieces):
+        for piece in self.pieces:
             ins = [self._info(n, [getattr(own[n], "shape", ()) for own in values]) for n in piece.ins]
             model = self.topology.piece(piece.nodes, ins, map(self._info, piece.outs))
             session = Session(model, self.providers)
@@ -102,7 +102,21 @@ class Chain:
             size += more
             vague += sum(last.get(o, -1) > k and self._vague(o) for o in node.output)
             vague -= sum(last[n] == k and n in self.topology.made_by and self._vague(n) for n in reads[k])
-        return [self._between(a, b, last) for a, b in zip(starts, [*starts[1:], len(nodes)], strict=True)]
+        return self._used([*starts, len(nodes)], last)
+
+    def _used(self, cuts: Sequence[int], last: Mapping[str, int]) -> list[Piece]:
+        """Nodes of which nothing is used stay with others: they are not run, but have to load."""
+        pieces: list[Piece] = []
+        start = 0
+        for end in cuts[1:]:
+            piece = self._between(start, end, last)
+            while not piece.outs and end == len(self.topology.nodes) and pieces:
+                start = pieces.pop().nodes.start
+                piece = self._between(start, end, last)
+            if piece.outs:
+                pieces.append(piece)
+                start = end
+        return pieces
 
     def _vague(self, name: str) -> bool:
         return self.types(name) not in CARRIED

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnxprune import api, chain, runtime
-from onnxprune.errors import CheckFailed
+from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
 from onnxprune.rewrite import Rewritten
@@ -48,6 +48,17 @@ def test_pieces_compute_what_the_whole_computes(name: str) -> None:
     for feed, got in zip(feeds, pieces.run_all(feeds), strict=True):
         for expected, value in zip(whole.run(feed), got, strict=True):
             np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("body", ["{dead} {live}", "{live} {dead}"])
+def test_nodes_that_nothing_uses_have_to_load(body: str) -> None:
+    live = "a = MatMul(x, v) b = Relu(a) c = MatMul(b, w) y = Neg(c)"
+    dead = "d = MatMul(x, v) e = Relu(d) f = Neg(e) g = Reshape(f, w)"
+    model = graph("(float[N, 8] x) => (float[N, 8] y)", body.format(dead=dead, live=live), v=(8, 8), w=(8, 8))
+    _, pieces, feeds = chained(model)
+    with pytest.raises(RuntimeFailure, match="Reshape"):
+        pieces.run_all(feeds)
 
 
 @pytest.mark.usefixtures("tiny")
