@@ -13,7 +13,7 @@ from .options import Options
 MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}
 
 
-CRITERIA = "l1, l2, random, bn-scale, fpgm, lamp, wanda, flap, taylor, taylor-so, lrp, oracle"
+CRITERIA = "l1, l2, random, bn-scale, fpgm, lamp, activation, wanda, flap, taylor, taylor-so, lrp, oracle"
 
 
 def plan_flags(parser: argparse.ArgumentParser) -> None:

@@ -17,10 +17,11 @@ from onnxprune.chain import Chain, opened
 from onnxprune.equation import Dims
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.groups import Groups
-from onnxprune.labels import Kept, Mask
+from onnxprune.labels import Mask
 from onnxprune.masking import FLOATS, masked
 from onnxprune.model import Model
 from onnxprune.options import Options, Proof
+from onnxprune.relabel import Kept
 from onnxprune.rewrite import Rewritten
 from onnxprune.rules import RULES
 from onnxprune.runtime import Session, first_line

@@ -186,7 +186,7 @@ def test_every_criterion_scores(name: str) -> None:
     assert len(set(live.tolist())) > (8 if name == "bn-scale" else live.size // 2)
 
 
-@pytest.mark.parametrize("name", ["wanda", "flap", "obs"])
+@pytest.mark.parametrize("name", ["activation", "wanda", "flap", "obs"])
 def test_what_never_fires_scores_least(name: str) -> None:
     model = net(normalised=False)
     for weight, value in (("wk", 0.0), ("bk", -1.0)):

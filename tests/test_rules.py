@@ -206,6 +206,13 @@ TABLE: list[tuple[str, str, dict[str, tuple[int, ...]]]] = [
         conv('b = com.microsoft.FusedConv<activation="Relu">(a, B:float[8,16,1,1] , Bb:float[8] )', c=8),
         HALF,
     ),
+    (
+        "ReverseSequence",
+        rows(
+            "six = Constant<value_ints=[6]>() n = Shape<end=1>(a) l = Expand(six, n) b = ReverseSequence<batch_axis=0, time_axis=1>(a, l)"
+        ),
+        TOKENS,
+    ),
     ("Gelu", rows("b = com.microsoft.Gelu(a)"), TOKENS),
     ("BiasGelu", rows("b = com.microsoft.BiasGelu(a, t:float[16] )"), TOKENS),
     ("FastGelu", rows("b = com.microsoft.FastGelu(a, t:float[16] )"), TOKENS),

@@ -17,9 +17,10 @@ from onnxprune import api, profile
 from onnxprune.criteria import l2
 from onnxprune.errors import CheckFailed
 from onnxprune.groups import Groups
-from onnxprune.labels import Block, Ids, Kept, Mask
+from onnxprune.labels import Block, Ids, Mask
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
+from onnxprune.relabel import Kept
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.select import select
 from onnxprune.shapes import infer

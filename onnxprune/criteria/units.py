@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.criteria import gradient
 from onnxprune.criteria.clues import Clues
 from onnxprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from onnxprune.fit.sites import Site
 
 Scores = NDArray[np.float64]
 
@@ -47,12 +52,20 @@ def lamp(clues: Clues) -> Scores:
     return scores
 
 
+def activation(clues: Clues) -> Scores:
+    """Root mean square of what a unit gives to each layer that reads it, each layer by its mean (Molchanov et al. 2017,
+    arXiv 1611.06440, section 2.2)."""
+    scores = np.zeros(clues.count)
+    for site in clues.sites:
+        _add(scores, site.units, _strength(site))
+    return scores
+
+
 def wanda(clues: Clues) -> Scores:
     """sum |W| |x| over a unit's columns (Sun et al. 2024, arXiv 2306.11695, eq. 1), each site by its mean."""
     scores = np.zeros(clues.count)
     for site in clues.sites:
-        norms = np.sqrt(np.diagonal(site.gram, axis1=1, axis2=2) + np.square(site.mean) * site.movable)
-        _add(scores, site.units, np.abs(site.matrix).sum(2) * norms)
+        _add(scores, site.units, np.abs(site.matrix).sum(2) * _strength(site))
     return scores
 
 
@@ -97,6 +110,11 @@ def lrp(clues: Clues) -> Scores:
 def oracle(clues: Clues) -> Scores:
     """The change of the loss when the unit alone is masked: one forward a unit; the yardstick of all others."""
     return clues.masked_losses()
+
+
+def _strength(site: Site) -> Scores:
+    """[groups, K]: root mean square of every column of a site's input."""
+    return np.asarray(np.sqrt(np.diagonal(site.gram, axis1=1, axis2=2) + np.square(site.mean) * site.movable))
 
 
 def _add(scores: Scores, units: NDArray[np.int64], columns: Scores) -> None:

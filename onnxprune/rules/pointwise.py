@@ -108,6 +108,15 @@ def cumsum(op: Op) -> None:
         op.eq({0: spelled}, {0: ["" if s == gone else s for s in spelled]}, pinned=gone)
 
 
+def reverse_sequence(op: Op) -> None:
+    """Every sequence of a batch is turned round as far as it is long."""
+    if ranks_known(op, [0]):
+        spelled = spell(op.dims(0))
+        time, batch = spelled[op.attr("time_axis", 0)], spelled[op.attr("batch_axis", 1)]
+        out = ["" if s == time else s for s in spelled]
+        op.eq({0: spelled, 1: [batch]}, {0: out}, pinned=time, text="steps are told apart")
+
+
 def last_two(op: Op) -> None:
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0))
