@@ -1,4 +1,7 @@
-"""The public API: load, trace, group, score, select, rewrite, prove. Data flows one way."""
+"""The public API: load, trace, group, score, select, rewrite, prove. Data flows one way.
+
+Knows the order of the stages and what they hand on; how one does its work is its own affair.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How single arguments of the command line are read: types that say in one line what they want, and the parser."""
+"""How single arguments of the command line are read: types that say in one line what they want, and the parser.
+
+Knows argparse and TOML, no model.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ a copy of the data gets a name of its own (`OUT.<tag>.data`), the model that rea
 one in one step, then the data takes the place of the old data and the model that reads that one its own. Whenever this
 is ended, OUT is wholly the old model or wholly the new one, and its data is there. A second link in place of the copy
 would be cheaper, but onnx refuses external data that has several.
+
+Knows paths and bytes, no ONNX.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The backstop of shape inference: operators that ONNX has no schema for are asked of ONNX Runtime, one at a time."""
+"""The backstop of shape inference: operators that ONNX has no schema for are asked of ONNX Runtime, one at a time.
+
+Knows one node and the types of its inputs, not the graph.
+"""
 
 from __future__ import annotations
 

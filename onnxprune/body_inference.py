@@ -1,7 +1,8 @@
 """Shapes inside the bodies of If, Loop and Scan, and of what comes out of them.
 
 What a loop carries has the shape that it begins with only where one run of the body gives that shape back: the axes for
-which it does are found by trying, the others are unknown. Nothing that is carried has a known value.
+which it does are found by trying, the others are unknown. Nothing that is carried has a known value. Knows shapes and
+values, no ids.
 """
 
 from __future__ import annotations

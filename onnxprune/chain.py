@@ -1,7 +1,8 @@
 """A graph run in consecutive pieces, so that the weights of one piece at a time are in memory: for proofs.
 
 Pieces are cut where all tensors that cross have a known type, in the order of the nodes; what crosses is carried from
-piece to piece. What comes out is what the whole graph computes, however many pieces there are.
+piece to piece. What comes out is what the whole graph computes, however many pieces there are. Knows nodes and tensors,
+no ids.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Arguments -> API, errors -> exit codes. Heavy modules are imported where they are used, so that --help is quick."""
+"""Arguments -> API, errors -> exit codes. Heavy modules are imported where they are used, so that --help is quick.
+
+Knows no stage and no model.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From statistics to shares: error curves, measured factors, and the budget spent where it hurts least."""
+"""From statistics to shares: error curves, measured factors, and the budget spent where it hurts least.
+
+Knows curves, statistics and units, no operator.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Which units go: calibrate, score, allocate. Everything that `Options` leaves open about a plan is settled here."""
+"""Which units go: calibrate, score, allocate. Everything that `Options` leaves open about a plan is settled here.
+
+Knows groups, scores and shares; no operator, and nothing of the rewriting.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What an operator's edit may do to its own node in the rewritten graph: sizes, bounds, indices, attributes."""
+"""What an operator's edit may do to its own node in the rewritten graph: sizes, bounds, indices, attributes.
+
+Knows that node and the kept ids of its tensors, no importance.
+"""
 
 from __future__ import annotations
 

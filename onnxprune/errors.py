@@ -1,4 +1,7 @@
-"""Errors a caller can act on: one line that says what is wrong and how to mend it, and the exit code of the CLI."""
+"""Errors a caller can act on: one line that says what is wrong and how to mend it, and the exit code of the CLI.
+
+Knows nothing else of the package.
+"""
 
 from __future__ import annotations
 

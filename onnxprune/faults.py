@@ -1,4 +1,7 @@
-"""Whose fault is it? A model that nobody can run breaks the rules that others keep: the user is to hear that."""
+"""Whose fault is it? A model that nobody can run breaks the rules that others keep: the user is to hear that.
+
+Knows the runtime and the errors, nothing of how a model is pruned.
+"""
 
 from __future__ import annotations
 

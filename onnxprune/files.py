@@ -1,4 +1,4 @@
-"""Files of the command line that are no models: where may be written, plans and reports."""
+"""Files of the command line that are no models: where may be written, plans and reports. Knows paths, no stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Families of flags that commands share; those that decide a plan bear the names of the fields of Options."""
+"""Families of flags that commands share; those that decide a plan bear the names of the fields of Options.
+
+Knows argparse and `Options`, no stage.
+"""
 
 from __future__ import annotations
 

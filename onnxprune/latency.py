@@ -1,4 +1,7 @@
-"""How long models take in ONNX Runtime, loaded and optimised as an application would."""
+"""How long models take in ONNX Runtime, loaded and optimised as an application would.
+
+Knows sessions and clocks, no units.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the user should look at: weights that look like a fixed transform (STFT, mel, DCT), not learned."""
+"""What the user should look at: weights that look like a fixed transform (STFT, mel, DCT), not learned.
+
+Knows the weights of groups, no operator.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Optimal Brain Surgeon over blocks: in which order units go, and the error that is left after the best compensation.
 
-The error that removing the columns P of a site adds, after its other columns were re-solved, is
-tr(W_P' ([H^-1]_PP)^-1 W_P) (Hassibi 1993; in blocks: SPA, eq. 7; Frantar 2022). Removing greedily, with H^-1 and W
-updated after each step, equals least squares on what is kept.
+The error that removing the columns P of a site adds, after its other columns were re-solved, is tr(W_P' ([H^-1]_PP)^-1
+W_P) (Hassibi 1993; in blocks: SPA, eq. 7; Frantar 2022). Removing greedily, with H^-1 and W updated after each step,
+equals least squares on what is kept. Knows sites and units, no operator.
 """
 
 from __future__ import annotations

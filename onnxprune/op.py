@@ -1,6 +1,7 @@
 """One operator as a rule sees it: its attributes, its tensors' dims, values and blocks, and nothing beyond.
 
-Rules state most operators as an equation (`Op.eq`); movements set the blocks of their outputs (`Op.set`).
+Rules state most operators as an equation (`Op.eq`); movements set the blocks of their outputs (`Op.set`). Knows no
+other node.
 """
 
 from __future__ import annotations

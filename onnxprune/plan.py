@@ -1,4 +1,7 @@
-"""The plan: which slices of which parameters go. JSON that a person can read, edit and replay, here or elsewhere."""
+"""The plan: which slices of which parameters go. JSON that a person can read, edit and replay, here or elsewhere.
+
+Knows names and positions, no graph.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Plans in the terms of a graph: from the units that go to removals by name, and back."""
+"""Plans in the terms of a graph: from the units that go to removals by name, and back.
+
+Knows groups and plans, no scores.
+"""
 
 from __future__ import annotations
 

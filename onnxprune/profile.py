@@ -1,4 +1,7 @@
-"""What a model costs: parameters, multiply-accumulates, bytes; per unit and for the whole."""
+"""What a model costs: parameters, multiply-accumulates, bytes; per unit and for the whole.
+
+Knows weights, costs and units, no operator.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reconstruct a proven graph and judge it: the result is never worse, on inputs it has not seen, than weights alone."""
+"""Reconstruct a proven graph and judge it: the result is never worse, on inputs it has not seen, than weights alone.
+
+Knows what the stages gave; the solving is done by `reconstruct`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run did, for people (tables, a page) and for machines (JSON)."""
+"""What a run did, for people (tables, a page) and for machines (JSON). Knows results as data and computes none."""
 
 from __future__ import annotations
 

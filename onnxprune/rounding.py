@@ -3,7 +3,7 @@
 Sums in another order differ in the last places. An operator that turns floats into integers or booleans (TopK, a
 comparison, NonMaxSuppression) makes a decision of such a difference where two values are close, and what follows is
 another result, not a less exact one. So a model with decisions is compared in two parts: what they are made from, and
-what follows from the same decisions.
+what follows from the same decisions. Knows types and values, no importance.
 """
 
 from __future__ import annotations

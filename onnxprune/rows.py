@@ -1,4 +1,7 @@
-"""Rows and elements of many parameters found by their values: for tensors that an exporter took apart or reordered."""
+"""Rows and elements of many parameters found by their values: for tensors that an exporter took apart or reordered.
+
+Knows arrays, no graph.
+"""
 
 from __future__ import annotations
 

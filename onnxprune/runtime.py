@@ -1,4 +1,7 @@
-"""Sessions of ONNX Runtime: weights shared, not copied; providers by short names; one line for what fails."""
+"""Sessions of ONNX Runtime: weights shared, not copied; providers by short names; one line for what fails.
+
+Knows sessions; of a model its bytes and what goes in and out.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`script.py:function` as the user writes it."""
+"""`script.py:function` as the user writes it. Knows a path and a name; nothing is run that the user did not name."""
 
 from __future__ import annotations
 

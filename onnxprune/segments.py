@@ -1,7 +1,8 @@
 """Pieces of a graph that a runtime runs as one: a contraction with what follows it, as models that can be timed alone.
 
 Runtimes fuse activations, sums and normalisations into the convolution or matrix product before them, so that to time
-operators one by one would count them twice. Every node that depends on an input is in exactly one segment.
+operators one by one would count them twice. Every node that depends on an input is in exactly one segment. Knows
+contractions and what is fused with them; nothing is run.
 """
 
 from __future__ import annotations

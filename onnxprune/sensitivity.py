@@ -2,7 +2,8 @@
 
 The curve of `obs` says how much a set's own layers lose; how much of that reaches the outputs differs 50-fold between
 sets of one network and hardly depends on where on the curve it is measured. So it is measured once: a large part of one
-set goes, its readers are compensated in closed form, and the rest stays dense.
+set goes, its readers are compensated in closed form, and the rest stays dense. Knows curves, units and outputs; the
+budget is spent elsewhere.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What ONNX's own shape inference leaves out: targets known in part, and whether a node can run at its shapes."""
+"""What ONNX's own shape inference leaves out: targets known in part, and whether a node can run at its shapes.
+
+Knows one node, not the graph.
+"""
 
 from __future__ import annotations
 

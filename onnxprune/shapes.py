@@ -1,6 +1,7 @@
 """What is known about every tensor's shape and value before anything runs.
 
-The model is inferred twice, each symbolic input dimension at two sizes: what is the same in both is static.
+The model is inferred twice, each symbolic input dimension at two sizes: what is the same in both is static. Knows sizes
+and values, no ids.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A torch module made as small as its pruned weights: every layer gets the sizes of its tensors, by its type alone."""
+"""A torch module made as small as its pruned weights: every layer gets the sizes of its tensors, by its type alone.
+
+Knows torch modules and shapes, no ONNX.
+"""
 
 from __future__ import annotations
 

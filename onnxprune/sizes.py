@@ -1,4 +1,7 @@
-"""Concrete sizes for symbolic input dimensions: which to try, in which order."""
+"""Concrete sizes for symbolic input dimensions: which to try, in which order.
+
+Knows the names of dimensions, no tensors.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files: reading a model and its external data."""
+"""Files: reading a model and its external data. Knows paths and protobuf, no stage."""
 
 from __future__ import annotations
 

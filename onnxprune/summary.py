@@ -1,4 +1,7 @@
-"""What a run says of groups: their sizes, what is frozen, why nothing goes, what a plan should take."""
+"""What a run says of groups: their sizes, what is frozen, why nothing goes, what a plan should take.
+
+Knows groups and options; prints nothing.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Every point is one JSON file in a folder, written whole by the process that made it: a sweep that was ended goes on
 where it was, and what was made with the same options from the same files is not made again. A point that fails says why
-and is tried again by the next sweep.
+and is tried again by the next sweep. Knows runs and their reports; it prunes through the API.
 """
 
 from __future__ import annotations

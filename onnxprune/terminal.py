@@ -1,4 +1,4 @@
-"""What the terminal shows while a command runs."""
+"""What the terminal shows while a command runs. Knows rich and the names of the stages."""
 
 from __future__ import annotations
 

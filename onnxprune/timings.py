@@ -2,7 +2,8 @@
 
 The runtime's own profiler says how long the kernels of a segment take. To these times, at a few widths of every block
 that cuts the segment, a sum is fitted: what is always spent, what each block costs, and what their product costs. Times
-are kept in a file of the machine's cache, by processor, runtime, provider, threads, operators and shapes.
+are kept in a file of the machine's cache, by processor, runtime, provider, threads, operators and shapes. Knows
+segments, widths and seconds, no importance.
 """
 
 from __future__ import annotations

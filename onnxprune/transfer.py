@@ -1,7 +1,8 @@
 """A plan applied to a framework's own weights: arrays by name, such as a torch state dict.
 
 What a plan removes is first said in the names of these weights (`renamed`), so that the result is a plan again: it can
-be kept, and applied by name alone to any network of that architecture, an untrained one too.
+be kept, and applied by name alone to any network of that architecture, an untrained one too. Knows arrays and plans, no
+graph.
 """
 
 from __future__ import annotations

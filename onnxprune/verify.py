@@ -1,4 +1,7 @@
-"""Two proofs that a rewriting is right: re-trace, and equivalence with the masked original in ONNX Runtime."""
+"""Two proofs that a rewriting is right: re-trace, and equivalence with the masked original in ONNX Runtime.
+
+Knows the trace and what was kept, not how that was chosen.
+"""
 
 from __future__ import annotations
 

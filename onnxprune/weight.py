@@ -1,4 +1,4 @@
-"""One tensor of a model: where its values are and how they go into a file."""
+"""One tensor of a model: where its values are and how they go into a file. Knows one tensor, no graph."""
 
 from __future__ import annotations
 

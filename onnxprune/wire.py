@@ -1,7 +1,8 @@
 """ONNX files as protobuf lays them out: read without, and written around, the bytes of the initializers.
 
 A protobuf message is a row of fields: a number that says which field it is and how long, then its value. So the bytes
-of a weight can be left out of what is parsed, and a file can be written without ever being whole in memory.
+of a weight can be left out of what is parsed, and a file can be written without ever being whole in memory. Knows
+bytes, no operator.
 """
 
 from __future__ import annotations

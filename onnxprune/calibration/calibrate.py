@@ -1,4 +1,7 @@
-"""Calibration inputs: what the user gives, or else synthetic ones that fit the model."""
+"""Calibration inputs: what the user gives, or else synthetic ones that fit the model.
+
+Knows the inputs of a model, no units.
+"""
 
 from __future__ import annotations
 

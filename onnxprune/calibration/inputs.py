@@ -1,4 +1,7 @@
-"""What each input of a model is (image, tokens, mask, sound, ...), and at which sizes to feed it."""
+"""What each input of a model is (image, tokens, mask, sound, ...), and at which sizes to feed it.
+
+Knows the inputs of a graph and who reads them, no units.
+"""
 
 from __future__ import annotations
 

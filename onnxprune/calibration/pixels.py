@@ -1,6 +1,9 @@
 """The range of values that an image input takes: normalised, 0..1, 0..255 or -1..1. A graph does not say it, but most
-give it away: by operators in front of the first layer, by the statistics that a BatchNormalization behind it holds, or
-by its biases. Where nothing does, the usual normalisation is assumed and the report says so."""
+give it away: by operators in front of the first layer, by the statistics that a BatchNormalization behind it holds,
+or by its biases. Where nothing does, the usual normalisation is assumed and the report says so.
+
+Knows the first layers of a graph, no units.
+"""
 
 from __future__ import annotations
 

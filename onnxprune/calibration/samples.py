@@ -1,4 +1,7 @@
-"""Reading what a user may have: arrays, folders, ONNX test data, pictures, a script, a Python object."""
+"""Reading what a user may have: arrays, folders, ONNX test data, pictures, a script, a Python object.
+
+Knows files and arrays; of the model only its inputs.
+"""
 
 from __future__ import annotations
 

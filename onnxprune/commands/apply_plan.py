@@ -1,4 +1,7 @@
-"""onnxprune apply-plan PLAN WEIGHTS OUT: slice the weights of a training framework by a plan."""
+"""onnxprune apply-plan PLAN WEIGHTS OUT: slice the weights of a training framework by a plan.
+
+Knows flags and files; the work is done by `transfer`.
+"""
 
 from __future__ import annotations
 

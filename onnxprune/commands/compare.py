@@ -1,4 +1,7 @@
-"""onnxprune compare A B: what two models cost and how far the second is from the first."""
+"""onnxprune compare A B: what two models cost and how far the second is from the first.
+
+Knows flags and what is printed; the work is done by `api`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""onnxprune inspect IN: the groups, and what is frozen with the reason."""
+"""onnxprune inspect IN: the groups, and what is frozen with the reason.
+
+Knows flags and what is printed; the work is done by `api`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""onnxprune IN OUT: the whole job."""
+"""onnxprune IN OUT: the whole job. Knows flags and what is printed; the work is done by `api`."""
 
 from __future__ import annotations
 

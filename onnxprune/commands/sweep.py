@@ -1,4 +1,7 @@
-"""onnxprune sweep IN OUT_FOLDER: a grid of ratios and criteria, and its Pareto fronts."""
+"""onnxprune sweep IN OUT_FOLDER: a grid of ratios and criteria, and its Pareto fronts.
+
+Knows flags and what is printed; the work is done by `sweep`.
+"""
 
 from __future__ import annotations
 

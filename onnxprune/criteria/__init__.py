@@ -3,7 +3,7 @@
 The simplest kind is a saliency for every weight, which the mechanism sums over the coupled slices of a unit (SPA,
 section 3.2): a function (weight, rng) -> array of the weight's shape, larger = more important; it sees neither
 operators nor names. The other kind scores units from what `Clues` holds. Others join through `register` or the entry
-point group `onnxprune.criteria`.
+point group `onnxprune.criteria`. Knows criteria by name, no operator.
 """
 
 from __future__ import annotations

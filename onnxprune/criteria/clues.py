@@ -1,4 +1,7 @@
-"""What a criterion may look at, found when it is first asked for: slices, statistics, gradients. No operator names."""
+"""What a criterion may look at, found when it is first asked for: slices, statistics, gradients.
+
+Knows where these come from, so that a criterion need know neither operators nor the graph.
+"""
 
 from __future__ import annotations
 

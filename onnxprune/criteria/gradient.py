@@ -7,6 +7,8 @@ summed over the unit; a residual channel has one gate, however many layers read 
 the squares are averaged over the sets. Estimate and oracle agree where both are taken over the same small sets: rank
 correlation over all channels of a residual net of 20 layers, 512 labelled images: 0.987 at 1, 0.983 at 8, 0.967 at 32,
 0.955 at 64, and 0.67 with all of them as one set, where the mean gradient of a trained net vanishes.
+
+They know arrays only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Criteria that score units: small functions of `Clues`, larger = more important."""
+"""Criteria that score units: small functions of `Clues`, larger = more important.
+
+They know no operator and no graph.
+"""
 
 from __future__ import annotations
 

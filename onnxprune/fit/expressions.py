@@ -1,7 +1,7 @@
 """Parameters behind expressions (Transpose, Cast, DequantizeLinear of a weight): read and write their value.
 
 A refitted layer must go back into the file as the file keeps it: in half precision, transposed, or in quantisation
-steps with the scales it has.
+steps with the scales it has. Knows parameters and what stands between them and a layer, no units.
 """
 
 from __future__ import annotations

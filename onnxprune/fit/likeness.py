@@ -4,6 +4,8 @@ A channel is described by all that makes it: the filters that give birth to it w
 offset on the way to the tensor, through sums as well (the channel of a residual stream is one row of all branches so
 far). Only inner products are kept, so that a description never has to be written out: concatenation adds them, a
 channelwise filter on top multiplies them, a scale scales rows and columns.
+
+Knows weights and the graph between layers; nothing is run.
 """
 
 from __future__ import annotations

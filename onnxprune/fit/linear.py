@@ -1,7 +1,8 @@
 """What statistics and least squares ask of a layer, whatever operator it is: rows, a matrix, an offset, labels.
 
 out[group] = rows(input)[group] @ matrix[group] + bias[group]. Convolutions and matrix products are such layers
-(`fit.layers`), and so are the gates of a recurrent operator (`fit.recurrent`).
+(`fit.layers`), and so are the gates of a recurrent operator (`fit.recurrent`). Knows rows, matrices and labels; which
+operator it is, `layers` knows.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Synthetic images drive a network away from the moments it was trained with, layer by layer. Where BatchNorm survives in
 the graph, normalising by the moments of the synthetic activations keeps every layer in its working range; weights that
-are refitted there still fit when the trained moments return (methods: data-free quantisation, Nagel et al. 2019).
+are refitted there still fit when the trained moments return (methods: data-free quantisation, Nagel et al. 2019). Knows
+the statistics of normalisations, no units.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ z_t = W x_t + R h_(t-1) + Wb + Rb, for each direction (ONNX: W [D, G H, F], R [D
 outputs of all steps are at hand once the operator has run, so that its gates are layers like any other, with the
 directions as groups and every step of every sample as a row. Peepholes work on the cell alone and stay as they are.
 A GRU's third gate sees r_t * h_(t-1), or, with linear_before_reset, r_t * (R h_(t-1) + Rb) beside W x_t + Wb: two maps.
+
+Knows one operator and its weights, no units.
 """
 
 from __future__ import annotations

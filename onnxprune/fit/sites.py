@@ -1,7 +1,8 @@
 """Where units are summed away by a layer, and the second moments of what it reads there, from the dense network.
 
 A *site* is one weight matrix with a column (or several) for each unit: where the loss of a unit can be computed and
-compensated in closed form. Statistics are added up in float64, batch by batch, from sampled output positions.
+compensated in closed form. Statistics are added up in float64, batch by batch, from sampled output positions. Knows
+layers and units, no scores.
 """
 
 from __future__ import annotations

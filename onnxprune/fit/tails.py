@@ -2,7 +2,7 @@
 
 A bias in an Add, a BatchNorm, a folded scale: they belong to the layer when its weights are solved for. After them the
 output may be added to a shortcut (then the sum is what has to be right) and clipped from below or above (then what is
-clipped away need not be right).
+clipped away need not be right). Knows the nodes behind a layer, no units.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The graph in a form that can be differentiated: float, of fixed sizes, with nothing left implicit."""
+"""The graph in a form that can be differentiated: float, of fixed sizes, with nothing left implicit.
+
+Knows the graph, no units.
+"""
 
 from __future__ import annotations
 

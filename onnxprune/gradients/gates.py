@@ -1,7 +1,7 @@
 """Gates: one factor (or mask) for every unit, as inputs of the graph, wherever the unit is summed away.
 
 The same places at which `masking.masked` puts zeros get a tensor that is fed from outside: the derivative by it says
-what a unit is worth, and one session serves the masks of all units.
+what a unit is worth, and one session serves the masks of all units. Knows reductions and units, no loss.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Gradients without a training framework: onnx-ad turns the gated graph into one that computes derivatives, and ONNX
 Runtime runs it. The loss stays outside: its derivative by the logits is a few lines of numpy, and it is what is fed.
+
+Knows graphs and losses, no criterion.
 """
 
 from __future__ import annotations

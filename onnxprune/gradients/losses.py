@@ -1,4 +1,7 @@
-"""Losses on a model's outputs, and their derivatives: numpy over logits, nothing of the graph but where they are."""
+"""Losses on a model's outputs, and their derivatives: numpy over logits, nothing of the graph but where they are.
+
+Knows outputs, no units.
+"""
 
 from __future__ import annotations
 

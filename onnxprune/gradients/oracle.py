@@ -1,4 +1,7 @@
-"""The oracle: what the loss does when one unit alone is masked. One forward a unit: what every criterion estimates."""
+"""The oracle: what the loss does when one unit alone is masked. One forward a unit: what every criterion estimates.
+
+Knows gates and losses, no weights.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Two models on the same data, sample by sample: the metric of both, the drop with its interval, fidelity, gates."""
+"""Two models on the same data, sample by sample: the metric of both, the drop with its interval, fidelity, gates.
+
+Knows outputs and samples, not what was pruned.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The registry: every operator that tracing understands, in one table. Who is not in it freezes what reaches it."""
+"""The registry: every operator that tracing understands, in one table. Who is not in it freezes what reaches it.
+
+Knows the names of operators, no graph.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Attention as one operator: opset 23 and the com.microsoft fusions. Heads and head dimensions are letters."""
+"""Attention as one operator: opset 23 and the com.microsoft fusions. Heads and head dimensions are letters.
+
+A rule knows one `Op`, not the graph.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rules share: spelling of axes, and editing along one labelled axis."""
+"""What the rules share: spelling of axes, and editing along one labelled axis. Knows one `Op`, not the graph."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """If, Loop, Scan: what enters a body and what leaves it bears the same labels; the body is traced like any graph.
 
 What a loop carries is one tensor in turn: what it begins with, what a body gives back and what comes out in the end are
-coupled position by position, so that whatever holds for one run of the body holds for all.
+coupled position by position, so that whatever holds for one run of the body holds for all. A rule knows one `Op` and
+may have its bodies traced.
 """
 
 from __future__ import annotations

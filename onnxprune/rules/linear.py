@@ -1,4 +1,7 @@
-"""Convolutions and matrix products: contractions stated as equations over lettered axes."""
+"""Convolutions and matrix products: contractions stated as equations over lettered axes.
+
+A rule knows one `Op`, not the graph.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Movements by index: what is looked up at positions that another tensor tells."""
+"""Movements by index: what is looked up at positions that another tensor tells.
+
+A rule knows one `Op`, not the graph.
+"""
 
 from __future__ import annotations
 

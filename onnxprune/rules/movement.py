@@ -1,4 +1,7 @@
-"""Operators that only move positions: they are run on the id arrays themselves."""
+"""Operators that only move positions: they are run on the id arrays themselves.
+
+A rule knows one `Op`, not the graph.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Normalisations: statistics are taken over some letters while the axis stays."""
+"""Normalisations: statistics are taken over some letters while the axis stays. A rule knows one `Op`, not the graph."""
 
 from __future__ import annotations
 

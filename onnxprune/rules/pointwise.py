@@ -1,4 +1,7 @@
-"""Operators over one tensor's positions, pools, resizes, reductions and quantisation."""
+"""Operators over one tensor's positions, pools, resizes, reductions and quantisation.
+
+A rule knows one `Op`, not the graph.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""LSTM, GRU, RNN: one unit is a hidden neuron of one direction, in every gate, bias, peephole and state."""
+"""LSTM, GRU, RNN: one unit is a hidden neuron of one direction, in every gate, bias, peephole and state.
+
+A rule knows one `Op`, not the graph.
+"""
 
 from __future__ import annotations
 

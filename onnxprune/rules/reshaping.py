@@ -1,4 +1,4 @@
-"""Reshape and Flatten: run on the id arrays, segment by segment."""
+"""Reshape and Flatten: run on the id arrays, segment by segment. A rule knows one `Op`, not the graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values put into a tensor at known positions."""
+"""Values put into a tensor at known positions. A rule knows one `Op`, not the graph."""
 
 from __future__ import annotations
 
