@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import array, graph, pruned, replace
+from graphs import array, graph, pruned, replace, shapes
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune import api
@@ -71,7 +71,10 @@ def test_many_large_constants_stay_nodes() -> None:
 
 def test_a_target_of_a_million_axes() -> None:
     body = "s = Constant<value_ints = [16777216]>() t = ConstantOfShape(s) z = Reshape(one, t) "
-    refused(mlp(body, one=np.ones((1, 1), np.float32)), OnnxPruneError, ".")
+    start = time.perf_counter()
+    with suppress(OnnxPruneError):
+        api.prune(mlp(body, one=np.ones((1, 1), np.float32)), fast=True)
+    assert time.perf_counter() - start < 10
 
 
 def edited(change: Any) -> ModelProto:
@@ -186,7 +189,7 @@ def test_odd_weights_are_no_warnings(value: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with suppress(OnnxPruneError):
-            api.prune(model, fast=True, ratio=0.5)
+            assert api.prune(model, fast=True, ratio=0.5).report.proof.error <= 1e-4
 
 
 def test_a_bias_that_is_an_output_too() -> None:
@@ -206,6 +209,15 @@ def test_a_long_chain_takes_no_longer_than_it_is() -> None:
     start = time.perf_counter()
     api.prune(model, fast=True)
     assert time.perf_counter() - start < 30
+
+
+def test_many_parameters_of_few_units() -> None:
+    """More blocks of parameters than there are units, and units that come late."""
+    biases = {f"b{k}": (4,) for k in range(12)}
+    adds = " ".join(f"a{k + 1} = Add(a{k}, b{k})" for k in range(12))
+    body = f"a0 = MatMul(x, w0) {adds} c = MatMul(a12, w1) d = Add(c, e) y = MatMul(d, w2)"
+    model = graph("(float[n, 3] x) => (float[n, 3] y)", body, w0=(3, 4), w1=(4, 4), w2=(4, 3), e=(4,), **biases)
+    assert shapes(pruned(model))["w1"] == (2, 2)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")

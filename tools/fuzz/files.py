@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import shutil
@@ -113,7 +112,7 @@ def arguments(mutant: Mutant, folder: Path, slow: bool) -> list[str]:
         str(folder / "report.json"),
         "-q",
     ]
-    return [*args, "--calib-samples", "16", "--calib-batch", "4"] if slow else [*args, "--fast"]
+    return [*args, "--calib-samples", "16"] if slow else [*args, "--fast"]
 
 
 def attempt(mutant: Mutant, args: list[str], bounds: Namespace) -> Verdict:
@@ -150,6 +149,8 @@ def attempt(mutant: Mutant, args: list[str], bounds: Namespace) -> Verdict:
         or not last.startswith("onnxprune: error: ")
     ):
         return verdict("traceback", f"exit {ended.code}: {' '.join(lines)[-300:]}")
+    if last.endswith("--help)"):
+        raise SystemExit(f"fuzz: error: the command does not take the flags of this tool: {last}")
     if "internal error" in last:
         return verdict("internal", f"[{('runs', 'odd', 'does not run')[_runs(mutant, bounds)]}] {last[:300]}")
     if ended.code == 1:
@@ -160,7 +161,7 @@ def attempt(mutant: Mutant, args: list[str], bounds: Namespace) -> Verdict:
 def _sound(mutant: Mutant, out: Path, report: Path, bounds: Namespace) -> tuple[str, str]:
     """Whether what was written loads, runs and was proven."""
     proof = json.loads(report.read_text())["proof"]
-    if not proof["error"] <= proof["tolerance"] or not math.isfinite(proof["error"]):
+    if proof["error"] is None or not proof["error"] <= proof["tolerance"]:  # None: not finite
         return "invalid", f"the proof says {proof}"
 
     def look() -> int:
