@@ -18,10 +18,11 @@ import pytest
 from graphs import array, graph, pruned, replace, shapes
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnxprune import api
-from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
+from onnxprune import api, stages
+from onnxprune.errors import CheckFailed, OnnxPruneError, RuntimeFailure, UsageError
 from onnxprune.footprint import peak
-from onnxprune.model import Model
+from onnxprune.model import Model, Weight
+from onnxprune.rewrite import Rewritten
 from onnxprune.shapes import infer
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,44 @@ def test_many_large_constants_stay_nodes() -> None:
     shape = "s = Constant<value_ints = [8192, 4096]>() "
     many = "".join(f"c{k} = ConstantOfShape(s) " for k in range(40))
     refused(mlp(f"{shape}{many}z = Sum({', '.join(f'c{k}' for k in range(40))}) "), RuntimeFailure, "of memory")
+
+
+SUM = """
+import sys
+from onnxprune import api
+def most(): return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+import onnxruntime
+before = most()
+api.prune(sys.argv[1], fast=True, memory=1 << 28)
+print(most() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_large_constants_and_outputs_take_the_memory_that_is_allowed(tmp_path: Path) -> None:
+    """Tensors of 32 MB: seven that depend on no input, an output, and what the proof keeps of both models."""
+    many = " ".join(f"c{k} = Expand(one, s)" for k in range(6))
+    body = f"s = Constant<value_ints = [4096, 2048]>() {many} t = Sum({', '.join(f'c{k}' for k in range(6))}) " + MLP
+    model = graph(f"{SIGNATURE[:-1]}, float[4096, 2048] z)", f"{body} m = ReduceMax<keepdims = 0>(y) z = Add(t, m)",
+                  w1=(16, 32), w2=(32, 8), one=np.ones((1, 1), np.float32))  # fmt: skip
+    onnx.save(model, tmp_path / "in.onnx")
+    done = subprocess.run([sys.executable, "-c", SUM, str(tmp_path / "in.onnx")], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert int(done.stdout) < 1.5 * (1 << 28), done.stderr
+
+
+def test_what_is_not_finite_is_no_match_for_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = stages.rewrite
+
+    def wrong(*args: Any) -> Rewritten:
+        after = right(*args)
+        after.model.weights["w2"] = Weight.of(np.full_like(after.model.weights["w2"].array(), np.nan))
+        return after
+
+    model = mlp()
+    replace(model, "w2", np.zeros((32, 8), np.float32))
+    monkeypatch.setattr(stages, "rewrite", wrong)
+    refused(model, CheckFailed, "differs from the masked original by inf")
 
 
 def test_a_target_of_a_million_axes() -> None:
