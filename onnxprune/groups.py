@@ -188,11 +188,11 @@ def _rectangles(blocks: Iterable[Ids], classes: Ids) -> list[Ids]:
     return list(seen.values())
 
 
-def _once(classes: Ids, place: Ids) -> Ids:
-    """Each of the classes once, in no order; `place` is scratch space of one entry for every class."""
-    order = np.arange(classes.size)
-    place[classes] = order
-    return np.asarray(classes[place[classes] == order])
+def _once(numbers: Ids, place: Ids) -> Ids:
+    """Each of the numbers once, in no order; `place` is scratch space that any of them is an index of."""
+    order = np.arange(numbers.size)
+    place[numbers] = order
+    return np.asarray(numbers[place[numbers] == order])
 
 
 def _rows(groups: Groups) -> dict[int, frozenset[int]]:
@@ -227,7 +227,7 @@ def _graph(groups: Groups) -> nx.Graph:
     home: dict[Hashable, int] = {}
     labels = groups.trace.labels
     first = np.full(len(groups.prunable), -1)
-    place = np.empty(len(first), np.int64)
+    place = np.empty(len(groups.blocks), np.int64)
     for k, (s, axes, ids) in enumerate(groups.blocks):
         graph.add_node(k, parameter=s.parameter, axes=axes)
         for key in {labels.born_in(int(i)) for i in (ids.flat[0], ids.flat[-1])}:

@@ -70,12 +70,15 @@ def _usable(providers: Sequence[str]) -> list[str]:
     return wanted
 
 
-def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
+def _made(source: bytes | str, options: Any, wanted: Sequence[str], without: Sequence[str] = ()) -> Any:
+    """`without`: optimisers that are left out."""
     import onnxruntime as ort
 
     options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(source, options, providers=list(dict.fromkeys((*wanted, PROVIDERS["cpu"]))))
+        session = ort.InferenceSession(
+            source, options, providers=list(dict.fromkeys((*wanted, PROVIDERS["cpu"]))), disabled_optimizers=without
+        )
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise RuntimeFailure(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
     _refuse([name for name in wanted if name not in session.get_providers()])
@@ -91,6 +94,11 @@ def threads() -> int:
     """What OMP_NUM_THREADS asks for (numpy heeds it, joblib sets it for its processes); 0: one for every core."""
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(asked) if asked.isdigit() else 0
+
+
+FOLDING = ("ConstantFolding",)
+"""What a runtime computes once from constants it keeps as long as the session; computed in every run, it goes after its
+last use, as everything does."""
 
 
 class Session:
@@ -124,7 +132,7 @@ class Session:
         self._held = {n: a for n, a in held.items() if n not in self._fed}
         values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._held.values()]
         options.add_external_initializers(list(self._held), values)
-        self._session = _made(proto.SerializeToString(), options, self._wanted)
+        self._session = _made(proto.SerializeToString(), options, self._wanted, FOLDING)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
         try:

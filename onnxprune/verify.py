@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from onnxprune import footprint, rounding
 from onnxprune.chain import Chain, opened
+from onnxprune.difference import difference, largest, worst
 from onnxprune.equation import Dims
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.groups import Groups
@@ -30,12 +31,9 @@ from onnxprune.rules import RULES
 from onnxprune.runtime import Session, first_line
 from onnxprune.shapes import Shapes, infer
 from onnxprune.sizes import symbol
-from onnxprune.trace import Trace, captured, nested
+from onnxprune.taps import last, taps, with_outputs
+from onnxprune.trace import Trace
 
-SATURATING = {"Sigmoid", "Softmax", "LogSoftmax", "Tanh", "HardSigmoid"}
-MOVING = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Slice", "Gather", "Concat",
-          "Split", "ReduceMean", "Constant", "Shape", "Equal", "If"}  # fmt: skip
-"""What hands values on, averages them, or asks for no more than their sizes."""
 TRIAL_LIMIT = 1 << 29
 """Bytes of activations at sizes that are only tried because the likely ones do not run."""
 TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
@@ -77,73 +75,6 @@ def random_inputs(
     return feeds
 
 
-def difference(a: Any, b: Any, floor: float = 1e-6) -> float:
-    """Largest difference relative to the largest finite magnitude of `a`, or to `floor` where that is larger;
-    infinite where shapes, infinities or NaNs differ."""
-    if isinstance(a, list):
-        return (
-            max((difference(x, y, floor) for x, y in zip(a, b, strict=True)), default=0.0)
-            if len(a) == len(b)
-            else np.inf
-        )
-    if not isinstance(a, np.ndarray) or a.dtype == object:
-        return 0.0 if np.array_equal(a, b) else np.inf
-    if a.shape != b.shape:
-        return np.inf
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    fine = np.isfinite(x)
-    if (fine != np.isfinite(y)).any():
-        return np.inf
-    if not fine.any():
-        return 0.0
-    return float(np.abs(x[fine] - y[fine]).max() / max(float(np.abs(x[fine]).max()), floor))
-
-
-def _worst(expected: Sequence[Any], got: Sequence[Any], floors: Sequence[float]) -> float:
-    return max(difference(x, y, floor) for x, y, floor in zip(expected, got, floors, strict=True))
-
-
-def last(trace: Trace) -> dict[str, set[str]]:
-    """What each saturating operator at the end of the graph gives, and the graph outputs that it gives it to, be it
-    through operators that only move values."""
-    users = defaultdict(list)
-    for node in trace.model.proto.graph.node:
-        bodies = [a.g for a in node.attribute if a.HasField("g")]
-        for name in {*node.input, *(n for body in bodies for n in captured(body))}:
-            users[name].append((node, all(n.op_type in MOVING for n in (node, *nested(node)))))
-    outputs = {o.name for o in trace.model.proto.graph.output}
-    found: dict[str, set[str]] = {}
-    for node in trace.model.proto.graph.node:
-        if node.op_type in SATURATING:
-            reached, moving, todo = set(node.output), True, list(node.output)
-            while todo and moving:
-                name = todo.pop()
-                moving = all(moves for _, moves in users[name])
-                more = {o for n, _ in users[name] if n.op_type != "Shape" for o in n.output} - reached
-                reached |= more
-                todo += more
-            if moving and outputs & reached:
-                found[node.output[0]] = outputs & reached
-    return found
-
-
-def taps(trace: Trace, kept: Mask) -> list[str]:
-    """What goes into a saturating operator that ends the graph: a sigmoid's 1e-7 says nothing about the rest."""
-    outputs = {o.name for o in trace.model.proto.graph.output}
-    given = last(trace)
-    ends = [n for n in trace.model.proto.graph.node if n.output and n.output[0] in given]
-    whole = (n.input[0] for n in ends if all(kept[b.ids].all() for b in trace.of(n.input[0])))
-    return [x for x in dict.fromkeys(whole) if x not in outputs and trace.shapes.dtype(x) in FLOATS]
-
-
-def with_outputs(trace: Trace, model: Model, names: Sequence[str]) -> Model:
-    model = model.copy()
-    have = {o.name for o in model.proto.graph.output}
-    made = (helper.make_tensor_value_info(n, trace.shapes.dtype(n) or 1, None) for n in names if n not in have)
-    model.proto.graph.output.extend(made)
-    return model
-
-
 def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Proof:
     """Run the masked original and the rewritten model on the same random inputs, at both probes' sizes."""
     tapped = taps(trace, kept)
@@ -157,37 +88,78 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
         raise CheckFailed(f"the pruned model does not load: {e}") from e
     saturated = set[str]().union(*last(trace).values()) - set(tapped)
     floors = [1e-2 if o.name in saturated else 1e-6 for o in after.proto.graph.output]
-    worst, batches = 0.0, []
-    tolerance = options.check_rtol or tolerance_of(trace)
-    probes = range(2 if trace.shapes.inputs[0] != trace.shapes.inputs[1] else 1)
-    found = (_run_masked(trace, kept, tapped, options, k) for k in probes)
-    runs = [run for run in found if run is not None]  # at some second batch sizes not even the original runs
-    try:
-        results = pruned.run_all([run.feeds for run in runs])
-    except Exception as e:
-        raise CheckFailed(f"the pruned model does not run: {first_line(e)}") from e
-    for run, got in zip(runs, results, strict=True):
-        error = _worst(run.outputs, got, floors)
-        allowed = tolerance
+    allowed = options.check_rtol or tolerance_of(trace)
+    both = _Both(trace, kept, after, pruned, tapped, floors, options)
+    seen: list[_Seen] = []
+    for probes in _together(trace, options):
+        seen += both.compared(probes, allowed)
+        allowed = max(allowed, *(s.allowed for s in seen))
+    error, blocks = max(s.error for s in seen), max(pruned.blocks, *(s.blocks for s in seen))
+    return Proof(0, error, allowed, tuple(s.batch for s in seen), pruned.used, blocks)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One comparison that held: what is left of it once the tensors are gone."""
+
+    error: float
+    allowed: float
+    batch: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class _Both:
+    """The original and the rewritten model, to be run on the same inputs."""
+
+    trace: Trace
+    kept: Mask
+    after: Model
+    pruned: Session | Chain
+    tapped: Sequence[str]
+    floors: Sequence[float]
+    options: Options
+
+    def compared(self, probes: Sequence[int], tolerance: float) -> list[_Seen]:
+        """Run both at the sizes of the probes; CheckFailed where they differ."""
+        found = (_run_masked(self.trace, self.kept, self.tapped, self.options, k) for k in probes)
+        runs = [run for run in found if run is not None]  # at some second batch sizes not even the original runs
+        try:
+            results = self.pruned.run_all([run.feeds for run in runs]) if runs else []
+        except Exception as e:
+            raise CheckFailed(f"the pruned model does not run: {first_line(e)}") from e
+        out: list[_Seen] = []
+        for run, got in zip(runs, results, strict=True):
+            error, tolerance = self._error(run, got, tolerance)
+            out.append(_Seen(error, tolerance, run.batch, run.blocks))
+        return out
+
+    def _error(self, run: _Run, got: Sequence[Any], tolerance: float) -> tuple[float, float]:
+        """The error, and what is allowed: more than `tolerance` where rounding alone makes as much."""
+        trace, kept, after, options, floors = self.trace, self.kept, self.after, self.options, self.floors
+        error, allowed = worst(run.outputs, got, floors), tolerance
         if tolerance < error < 10 * tolerance and options.check_rtol is None:
             # how far rounding alone moves the outputs of the same model
-            again = with_outputs(trace, masked(trace, kept, run.sizes), tapped)
+            again = with_outputs(trace, masked(trace, kept, run.sizes), self.tapped)
             again, moved = rounding.nudged(again, run.feeds, options.seed)
-            noise = _worst(run.outputs, opened(again, options, trace.shapes.dtype).run(moved), floors)
+            noise = worst(run.outputs, opened(again, options, trace.shapes.dtype).run(moved), floors)
             allowed = max(tolerance, min(10 * tolerance, 4 * noise))
         if error > allowed:
             error = min(error, _in_two_parts(trace, kept, after, run, floors, options))
-        worst = max(worst, error)
-        batches.append(run.batch)
-        largest = max((float(np.abs(x.astype(np.float64)).max()) for x in run.outputs
-                       if isinstance(x, np.ndarray) and x.size and x.dtype.kind in "fiu"), default=0.0)  # fmt: skip
-        if error > allowed and error * largest > options.check_atol:
+        if error > allowed and not error * largest(run.outputs) <= options.check_atol:  # infinite times 0 is no number
             where = _parting(trace, kept, after, run, allowed, options)
             raise CheckFailed(
                 f"the pruned model differs from the masked original by {error:.1e} (allowed {allowed:.0e}){where}"
             )
-        tolerance = max(tolerance, allowed)
-    return Proof(0, worst, tolerance, tuple(batches), pruned.used, max(pruned.blocks, *(run.blocks for run in runs)))
+        return error, allowed
+
+
+def _together(trace: Trace, options: Options) -> list[list[int]]:
+    """The probes, those in one list that are run at once: a large model is read once then, but all that each of them
+    makes is in memory."""
+    probes = [0, 1] if trace.shapes.inputs[0] != trace.shapes.inputs[1] else [0]
+    size = sum(footprint.peak(trace.model, trace.shapes.passes[k])[0] for k in probes)
+    return [probes] if 2 * size <= options.memory else [[k] for k in probes]
 
 
 def _in_two_parts(

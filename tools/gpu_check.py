@@ -24,12 +24,12 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from onnxprune import api, latency
+from onnxprune.difference import difference
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model
 from onnxprune.plan import Plan
 from onnxprune.runtime import deployed
 from onnxprune.shapes import infer
-from onnxprune.verify import difference
 
 PLANS = 0.8
 """Of what either plan removes, the share that both remove, at the least: where scores tie, rounding decides."""

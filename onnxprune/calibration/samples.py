@@ -170,6 +170,8 @@ def _tensors(files: Sequence[Path], specs: Sequence[Input]) -> Feed:
             raise UsageError(f"{path}: the model has {len(specs)} inputs only")
         try:
             tensor = TensorProto.FromString(path.read_bytes())
+            if tensor.data_location == TensorProto.EXTERNAL:  # onnx would look for that file wherever we are
+                raise ValueError("its values are in another file")
             feed[tensor.name if any(tensor.name == s.name for s in specs) else specs[_number(path)].name] = np.asarray(
                 numpy_helper.to_array(tensor)
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import shutil
@@ -18,10 +17,11 @@ from random import Random
 
 import hostile
 import numpy as np
+import onnx
 import sandbox
 from google.protobuf.message import DecodeError, EncodeError
 from mutate import GRAPH, Unfit
-from onnx import ModelProto
+from onnx import ModelProto, ValueInfoProto
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -113,7 +113,7 @@ def arguments(mutant: Mutant, folder: Path, slow: bool) -> list[str]:
         str(folder / "report.json"),
         "-q",
     ]
-    return [*args, "--calib-samples", "16", "--calib-batch", "4"] if slow else [*args, "--fast"]
+    return [*args, "--calib-samples", "16"] if slow else [*args, "--fast"]
 
 
 def attempt(mutant: Mutant, args: list[str], bounds: Namespace) -> Verdict:
@@ -150,17 +150,21 @@ def attempt(mutant: Mutant, args: list[str], bounds: Namespace) -> Verdict:
         or not last.startswith("onnxprune: error: ")
     ):
         return verdict("traceback", f"exit {ended.code}: {' '.join(lines)[-300:]}")
+    if last.endswith("--help)"):
+        raise SystemExit(f"fuzz: error: the command does not take the flags of this tool: {last}")
     if "internal error" in last:
-        return verdict("internal", f"[{('runs', 'odd', 'does not run')[_runs(mutant, bounds)]}] {last[:300]}")
+        return verdict("internal", f"[{('runs', 'odd', 'does not run')[_runs(mutant.path, bounds)]}] {last[:300]}")
     if ended.code == 1:
-        return verdict(("unproven", "unproven, but not finite", "unproven, but does not run")[_runs(mutant, bounds)])
+        return verdict(
+            ("unproven", "unproven, but not finite", "unproven, but does not run")[_runs(mutant.path, bounds)]
+        )
     return verdict({2: "refused", 3: "nothing to prune", 4: "runtime failure"}[ended.code])
 
 
 def _sound(mutant: Mutant, out: Path, report: Path, bounds: Namespace) -> tuple[str, str]:
     """Whether what was written loads, runs and was proven."""
     proof = json.loads(report.read_text())["proof"]
-    if not proof["error"] <= proof["tolerance"] or not math.isfinite(proof["error"]):
+    if proof["error"] is None or not proof["error"] <= proof["tolerance"]:  # None: not finite
         return "invalid", f"the proof says {proof}"
 
     def look() -> int:
@@ -173,17 +177,25 @@ def _sound(mutant: Mutant, out: Path, report: Path, bounds: Namespace) -> tuple[
 
     ended = sandbox.run(look, out.parent.parent, bounds.seconds, int(bounds.memory * 2**30))
     said = ended.out.strip()
+    if said.endswith("is not finite") and _overflows(mutant, bounds):
+        return "proven, but it overflows", said
     if ended.how != "exit" or ended.code:
         return "invalid", f"{ended.how} {ended.code}: {said[:300]} {ended.err[-200:]}"
     return ("proven, but not run again", said) if said else ("proven", "")
 
 
-def _runs(mutant: Mutant, bounds: Namespace) -> int:
-    """Whether ONNX Runtime itself runs the mutant, and gives finite numbers."""
+def _overflows(mutant: Mutant, bounds: Namespace) -> bool:
+    """Whether the damage made something infinite inside the mutant, of which its outputs may show nothing: with other
+    units left they may be other infinities, and the masked original's are, too."""
+    return (_runs(mutant.path, bounds, True), _runs(mutant.source, bounds, True)) == (ODD, RUNS)
+
+
+def _runs(path: Path, bounds: Namespace, inside: bool = False) -> int:
+    """Whether ONNX Runtime itself runs a model, and gives finite numbers; `inside`: also in every tensor on the way."""
 
     def look() -> int:
         try:
-            session = written_file.session(mutant.path)
+            session = written_file.session(_all_told(path, scratch / "inside.onnx") if inside else path)
         except Exception:
             return NO
         for feed in written_file.feeds(session, None):
@@ -195,8 +207,20 @@ def _runs(mutant: Mutant, bounds: Namespace) -> int:
             return RUNS if all(np.isfinite(x).all() for x in numbers) else ODD
         return NO
 
-    ended = sandbox.run(look, mutant.path.parent.parent, bounds.seconds, int(bounds.memory * 2**30))
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as held:
+        scratch = Path(held)
+        ended = sandbox.run(look, scratch, bounds.seconds, int(bounds.memory * 2**30))
     return ended.code if ended.how == "exit" and ended.code in (RUNS, ODD, NO) else NO
+
+
+def _all_told(path: Path, out: Path) -> Path:
+    """The model with every tensor of its graph as an output."""
+    model = onnx.load(path)
+    known = {o.name for o in model.graph.output}
+    names = dict.fromkeys(o for n in model.graph.node for o in n.output if o and o not in known)
+    model.graph.output.extend(ValueInfoProto(name=name) for name in names)
+    onnx.save(model, out)
+    return out
 
 
 def run(args: Namespace) -> int:
