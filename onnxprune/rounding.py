@@ -82,6 +82,6 @@ def told(trace: Trace, model: Model, values: Mapping[str, Array]) -> Model:
 def _decides_from(trace: Trace, node: NodeProto) -> Iterable[str]:
     """What a node reads to decide: of one with bodies what they read from outside, where they decide for others."""
     if node.op_type in SAMPLING:
-        return node.input[1:2]
+        return list(node.input)[1:2]
     decides = node.op_type != "Shape" and any(trace.shapes.dtype(o) in DECIDED for o in node.output if o)
     return needs(node) if decides else ()

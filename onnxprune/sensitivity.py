@@ -26,8 +26,8 @@ from onnxprune.model import Model, Weight
 from onnxprune.obs import DAMP
 from onnxprune.rewrite import rewrite
 from onnxprune.runtime import first_line, open_session
+from onnxprune.taps import last, taps, with_outputs
 from onnxprune.trace import Trace
-from onnxprune.verify import last, taps, with_outputs
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 

@@ -28,12 +28,9 @@ from onnxprune.rules import RULES
 from onnxprune.runtime import Session, first_line
 from onnxprune.shapes import Shapes, infer
 from onnxprune.sizes import symbol
-from onnxprune.trace import Trace, captured, nested
+from onnxprune.taps import last, taps, with_outputs
+from onnxprune.trace import Trace
 
-SATURATING = {"Sigmoid", "Softmax", "LogSoftmax", "Tanh", "HardSigmoid"}
-MOVING = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Slice", "Gather", "Concat",
-          "Split", "ReduceMean", "Constant", "Shape", "Equal", "If"}  # fmt: skip
-"""What hands values on, averages them, or asks for no more than their sizes."""
 TRIAL_LIMIT = 1 << 29
 """Bytes of activations at sizes that are only tried because the likely ones do not run."""
 TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
@@ -99,47 +96,6 @@ def difference(a: Any, b: Any, floor: float = 1e-6) -> float:
 
 def _worst(expected: Sequence[Any], got: Sequence[Any], floors: Sequence[float]) -> float:
     return max(difference(x, y, floor) for x, y, floor in zip(expected, got, floors, strict=True))
-
-
-def last(trace: Trace) -> dict[str, set[str]]:
-    """What each saturating operator at the end of the graph gives, and the graph outputs that it gives it to, be it
-    through operators that only move values."""
-    users = defaultdict(list)
-    for node in trace.model.proto.graph.node:
-        bodies = [a.g for a in node.attribute if a.HasField("g")]
-        for name in {*node.input, *(n for body in bodies for n in captured(body))}:
-            users[name].append((node, all(n.op_type in MOVING for n in (node, *nested(node)))))
-    outputs = {o.name for o in trace.model.proto.graph.output}
-    found: dict[str, set[str]] = {}
-    for node in trace.model.proto.graph.node:
-        if node.op_type in SATURATING:
-            reached, moving, todo = set(node.output), True, list(node.output)
-            while todo and moving:
-                name = todo.pop()
-                moving = all(moves for _, moves in users[name])
-                more = {o for n, _ in users[name] if n.op_type != "Shape" for o in n.output} - reached
-                reached |= more
-                todo += more
-            if moving and outputs & reached:
-                found[node.output[0]] = outputs & reached
-    return found
-
-
-def taps(trace: Trace, kept: Mask) -> list[str]:
-    """What goes into a saturating operator that ends the graph: a sigmoid's 1e-7 says nothing about the rest."""
-    outputs = {o.name for o in trace.model.proto.graph.output}
-    given = last(trace)
-    ends = [n for n in trace.model.proto.graph.node if n.output and n.output[0] in given]
-    whole = (n.input[0] for n in ends if all(kept[b.ids].all() for b in trace.of(n.input[0])))
-    return [x for x in dict.fromkeys(whole) if x not in outputs and trace.shapes.dtype(x) in FLOATS]
-
-
-def with_outputs(trace: Trace, model: Model, names: Sequence[str]) -> Model:
-    model = model.copy()
-    have = {o.name for o in model.proto.graph.output}
-    made = (helper.make_tensor_value_info(n, trace.shapes.dtype(n) or 1, None) for n in names if n not in have)
-    model.proto.graph.output.extend(made)
-    return model
 
 
 def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Proof:
