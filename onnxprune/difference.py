@@ -1,4 +1,4 @@
-"""How far apart what two models compute is."""
+"""How far apart what two models compute is. Knows arrays only."""
 
 from __future__ import annotations
 

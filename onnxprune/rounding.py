@@ -2,27 +2,32 @@
 
 Sums in another order differ in the last places. An operator that turns floats into integers or booleans (TopK, a
 comparison, NonMaxSuppression) makes a decision of such a difference where two values are close, and what follows is
-another result, not a less exact one. So a model with decisions is compared in two parts: what they are made from, and
-what follows from the same decisions. Knows types and values, no importance.
+another result, not a less exact one; nearly so where floats are positions to look at. So a model with decisions is
+compared in two parts: what they are made from, and what follows from the same decisions. Knows types and values, no
+importance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
+from onnxprune.bodies import bodies, renamed
 from onnxprune.labels import Mask
 from onnxprune.masking import FLOATS
 from onnxprune.model import Model
-from onnxprune.trace import Trace
+from onnxprune.normalise import needs
+from onnxprune.trace import Trace, captured
 from onnxprune.weight import Weight
 
 Array = NDArray[Any]
 DECIDED = {TensorProto.BOOL, TensorProto.INT32, TensorProto.INT64}
+SAMPLING = {"RoiAlign", "MaxRoiPool", "GridSample"}
+"""Input 1 is where they look: a millionth of an image's width may be much of a step from one pixel to the next."""
 
 
 def nudged(model: Model, feeds: Mapping[str, Array], seed: int) -> tuple[Model, dict[str, Array]]:
@@ -52,23 +57,32 @@ def _is_float(x: Array) -> bool:
 def deciding(trace: Trace, kept: Mask, after: Model) -> list[str]:
     """The float tensors that decisions are made from, where the pruned model has them whole."""
     made = {o for n in after.proto.graph.node for o in n.output}
-    read = (
-        i for n in trace.model.proto.graph.node if n.op_type != "Shape"
-        if any(trace.shapes.dtype(o) in DECIDED for o in n.output if o) for i in n.input
-    )  # fmt: skip
     return [
-        i for i in dict.fromkeys(read)
+        i for i in dict.fromkeys(i for n in trace.model.proto.graph.node for i in _decides_from(trace, n))
         if i in made and trace.shapes.dtype(i) in FLOATS and all(kept[b.ids].all() for b in trace.of(i))
     ]  # fmt: skip
 
 
-def told(trace: Trace, model: Model, names: Collection[str]) -> Model:
-    """The model with its decisions made from inputs `<name>_told` instead of its own values."""
+def told(trace: Trace, model: Model, values: Mapping[str, Array]) -> Model:
+    """The model with its decisions made from inputs `<name>_told`, of the shapes of `values`, instead of its own
+    values: where a runtime knows no shape, it may take sizes that are decided for none at all."""
     model = model.copy()
+    names = {n: f"{n}_told" for n in values}
     for node in model.proto.graph.node:
-        if any(trace.shapes.dtype(o) in DECIDED for o in node.output if o) and node.op_type != "Shape":
-            node.input[:] = [f"{i}_told" if i in names else i for i in node.input]
+        here = {i: names[i] for i in _decides_from(trace, node) if i in names}
+        node.input[:] = [here.get(i, i) for i in node.input]
+        for _, body in bodies(node):
+            renamed(body, {i: new for i, new in here.items() if i in captured(body)})
     model.proto.graph.input.extend(
-        helper.make_tensor_value_info(f"{n}_told", trace.shapes.dtype(n) or TensorProto.FLOAT, None) for n in names
+        helper.make_tensor_value_info(names[n], trace.shapes.dtype(n) or TensorProto.FLOAT, value.shape)
+        for n, value in values.items()
     )
     return model
+
+
+def _decides_from(trace: Trace, node: NodeProto) -> Iterable[str]:
+    """What a node reads to decide: of one with bodies what they read from outside, where they decide for others."""
+    if node.op_type in SAMPLING:
+        return list(node.input)[1:2]
+    decides = node.op_type != "Shape" and any(trace.shapes.dtype(o) in DECIDED for o in node.output if o)
+    return needs(node) if decides else ()

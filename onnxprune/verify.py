@@ -6,8 +6,9 @@ Knows the trace and what was kept, not how that was chosen.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -137,15 +138,10 @@ class _Both:
     def _error(self, run: _Run, got: Sequence[Any], tolerance: float) -> tuple[float, float]:
         """The error, and what is allowed: more than `tolerance` where rounding alone makes as much."""
         trace, kept, after, options, floors = self.trace, self.kept, self.after, self.options, self.floors
-        error, allowed = worst(run.outputs, got, floors), tolerance
-        if tolerance < error < 10 * tolerance and options.check_rtol is None:
-            # how far rounding alone moves the outputs of the same model
-            again = with_outputs(trace, masked(trace, kept, run.sizes), self.tapped)
-            again, moved = rounding.nudged(again, run.feeds, options.seed)
-            noise = worst(run.outputs, opened(again, options, trace.shapes.dtype).run(moved), floors)
-            allowed = max(tolerance, min(10 * tolerance, 4 * noise))
+        error = worst(run.outputs, got, floors)
+        allowed = _allowed(error, tolerance, options, partial(_noise, trace, kept, self.tapped, run, floors, options))
         if error > allowed:
-            error = min(error, _in_two_parts(trace, kept, after, run, floors, options))
+            error, allowed = min((error, allowed), _in_two_parts(trace, kept, after, run, floors, tolerance, options))
         if error > allowed and not error * largest(run.outputs) <= options.check_atol:  # infinite times 0 is no number
             where = _parting(trace, kept, after, run, allowed, options)
             raise CheckFailed(
@@ -162,22 +158,47 @@ def _together(trace: Trace, options: Options) -> list[list[int]]:
     return [probes] if 2 * size <= options.memory else [[k] for k in probes]
 
 
-def _in_two_parts(
-    trace: Trace, kept: Mask, after: Model, run: _Run, floors: Sequence[float], options: Options
+def _allowed(error: float, tolerance: float, options: Options, noise: Callable[[], float]) -> float:
+    """The tolerance; where the error is not far beyond it, what rounding alone moves the outputs of the same model."""
+    if not tolerance < error < 10 * tolerance or options.check_rtol is not None:
+        return tolerance
+    return max(tolerance, min(10 * tolerance, 4 * noise()))
+
+
+def _noise(
+    trace: Trace, kept: Mask, taps: Sequence[str], run: _Run, floors: Sequence[float], options: Options
 ) -> float:
+    again = with_outputs(trace, masked(trace, kept, run.sizes), taps)
+    again, moved = rounding.nudged(again, run.feeds, options.seed)
+    return worst(run.outputs, opened(again, options, trace.shapes.dtype).run(moved), floors)
+
+
+def _in_two_parts(
+    trace: Trace, kept: Mask, after: Model, run: _Run, floors: Sequence[float], tolerance: float, options: Options
+) -> tuple[float, float]:
     """The error of what decisions are made from, and of all outputs once the pruned model is told what the original
-    decides from; infinite where nothing is decided."""
+    decides from, infinite where nothing is decided; and what is allowed."""
     names = rounding.deciding(trace, kept, after)
     if not names:
-        return np.inf
+        return np.inf, tolerance
     outputs = [o.name for o in after.proto.graph.output]
     both = with_outputs(trace, masked(trace, kept, run.sizes), [*outputs, *names])
     whole = opened(both, options, trace.shapes.dtype)
     expected = dict(zip(whole.outputs, whole.run(run.feeds), strict=True))
-    own = opened(with_outputs(trace, rounding.told(trace, after, names), names), options, trace.shapes.dtype)
-    got = dict(zip(own.outputs, own.run(run.feeds | {f"{n}_told": expected[n] for n in names}), strict=True))
+    decided = {n: expected[n] for n in names}
+    answers = {f"{n}_told": x for n, x in decided.items()}
     all_floors = dict.fromkeys(names, 1e-06) | dict(zip(outputs, floors, strict=True))
-    return max(difference(expected[n], got[n], floor) for n, floor in all_floors.items())
+
+    def error(model: Model, feeds: Mapping[str, NDArray[Any]]) -> float:
+        try:
+            own = opened(rounding.told(trace, model, decided), options, trace.shapes.dtype)
+            got = dict(zip(own.outputs, own.run({**feeds, **answers}), strict=True))
+        except Exception:  # decisions that it was not told do not fit these: a runtime has many ways to say so
+            return np.inf
+        return max(difference(expected[n], got[n], floor) for n, floor in all_floors.items())
+
+    found = error(with_outputs(trace, after, names), run.feeds)
+    return found, _allowed(found, tolerance, options, lambda: error(*rounding.nudged(both, run.feeds, options.seed)))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,15 +58,64 @@ def test_decisions_of_close_values_are_compared_for_the_same_values(monkeypatch:
         pruned(ranked(), batches=(1,))
 
 
+def in_a_branch() -> ModelProto:
+    """The same order, made in a branch of an If, and how many of it are read: a wrong one does not even run."""
+    close = (1 + 1e-5 * np.random.default_rng(0).standard_normal((512, 64))).astype(np.float32)
+    return graph(
+        "(float[1, 16] x) => (float[1, k] y)",
+        """
+        h = MatMul(x, w1)
+        r = Relu(h)
+        s = MatMul(r, close)
+        sum = ReduceSum<keepdims = 0>(s)
+        some = Greater(sum, least)
+        order = If(some) <
+            then_branch = yes () => (int64[1, k] best) { same = Identity(s) value, best = TopK<axis = 1>(same, all) },
+            else_branch = no () => (int64[1, k] rest) { rest = Identity(table_order) }
+        >
+        y = Gather<axis = 0>(table, order)
+        """,
+        w1=(16, 512), close=close, all=np.array([64]), least=np.float32(-1), table_order=np.arange(64)[None],
+        table=np.arange(64).astype(np.float32),
+    )  # fmt: skip
+
+
+def looked_at() -> ModelProto:
+    """Samples at positions far out, in an image in which neighbours have nothing in common."""
+    close = np.random.default_rng(0).uniform(0, 100, (512, 64)) * np.tile([1, 1e-4], 32)
+    return graph(
+        "(float[1, 16] x, float[1, 1, 4, 99000] image) => (float[16, 1, 2, 2] y)",
+        """
+        h = MatMul(x, w1)
+        r = Relu(h)
+        s = MatMul(r, close)
+        at = Reshape(s, shape)
+        y = RoiAlign<output_height = 2, output_width = 2, sampling_ratio = 1>(image, at, zeros)
+        """,
+        w1=(16, 512), close=close.astype(np.float32), shape=np.array([16, 4]), zeros=np.zeros(16, np.int64),
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("rounded")
+@pytest.mark.parametrize("made", [in_a_branch, looked_at])
+def test_what_branches_decide_and_positions_count_as_decisions(
+    made: Callable[[], ModelProto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned(made(), batches=(1,))
+    monkeypatch.setattr(rounding, "_decides_from", lambda trace, node: [])
+    with pytest.raises(CheckFailed, match="differs from the masked original"):
+        pruned(made(), batches=(1,))
+
+
 @pytest.mark.usefixtures("rounded")
 @pytest.mark.parametrize("wrong", ["close", "table", "w2"])
 def test_a_wrong_weight_before_or_after_a_decision_is_found(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = verify._in_two_parts
 
-    def tampered(trace: Any, kept: Any, after: Model, *rest: Any) -> float:
+    def tampered(trace: Any, kept: Any, after: Model, *rest: Any) -> Any:
         name = next(n for n in after.weights if n == wrong)
         after.weights[name] = type(after.weights[name]).of(after.weights[name].array() * np.float32(1.01))
-        return float(right(trace, kept, after, *rest))
+        return right(trace, kept, after, *rest)
 
     monkeypatch.setattr(verify, "_in_two_parts", tampered)
     with pytest.raises(CheckFailed, match="differs from the masked original"):
