@@ -34,14 +34,12 @@ def _mean(total: Floats, count: Floats) -> Floats:
 class Metric:
     """`statistics(outputs, reference)` is (samples, k); `value(sums, counts)` takes (..., k) and (...).
 
-    `against`: what the reference is, the labels of the samples or the outputs of the dense model. `perfect`: the value
-    of the dense model against itself."""
+    `against`: what the reference is, the labels of the samples or the outputs of the dense model."""
 
     name: str
     against: Literal["labels", "dense"]
     statistics: Callable[[Outputs, Any], Floats]
     value: Value = _mean
-    perfect: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -137,10 +135,7 @@ def _overlaps(outputs: Outputs, labels: Array) -> Floats:
     found = predicted(outputs)
     found = found.reshape(len(found), *[d for d in found.shape[1:] if d != 1])
     labels = labels.reshape(len(labels), *[d for d in labels.shape[1:] if d != 1])
-    if found.shape != labels.shape:
-        raise UsageError(
-            f"miou: the model gives classes of {list(found.shape)} but the labels are {list(labels.shape)}"
-        )
+    _alike("miou", found, labels)
     classes = scores(outputs).shape[-1] if np.asarray(outputs[0]).dtype.kind == "f" else IGNORED
     counted = (labels >= 0) & (labels != IGNORED)
     made = np.zeros((len(found), 2, classes))
@@ -158,10 +153,7 @@ def _mean_iou(total: Floats, _: Floats) -> Floats:
 
 def _exact(outputs: Outputs, labels: Array) -> Floats:
     found = predicted(outputs)
-    if found.shape != labels.shape:
-        raise UsageError(
-            f"exact: the model gives classes of {list(found.shape)} but the labels are {list(labels.shape)}"
-        )
+    _alike("exact", found, labels)
     return np.asarray((found == labels).reshape(len(found), -1).all(1, keepdims=True), np.float64)
 
 
@@ -179,7 +171,7 @@ METRICS = {
         Metric("exact", "labels", _exact),
         Metric("agreement", "dense", _agreement),
         Metric("cosine", "dense", _cosine),
-        Metric("snr", "dense", _energies, _decibels, CEILING),
+        Metric("snr", "dense", _energies, _decibels),
     )
 }
 
