@@ -27,6 +27,9 @@ SMALL = 1024
 """Weights of fewer bytes go into the session's own copy of the graph."""
 LARGE = 1 << 16
 """Weights of more bytes are fed to a lean session."""
+FOLDED = 1 << 20
+"""What a runtime computes once from constants it keeps as long as the session. What has more bytes a lean session
+computes in every run, so that it goes after its last use, as everything does."""
 
 
 def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
@@ -70,15 +73,12 @@ def _usable(providers: Sequence[str]) -> list[str]:
     return wanted
 
 
-def _made(source: bytes | str, options: Any, wanted: Sequence[str], without: Sequence[str] = ()) -> Any:
-    """`without`: optimisers that are left out."""
+def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
     import onnxruntime as ort
 
     options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(
-            source, options, providers=list(dict.fromkeys((*wanted, PROVIDERS["cpu"]))), disabled_optimizers=without
-        )
+        session = ort.InferenceSession(source, options, providers=list(dict.fromkeys((*wanted, PROVIDERS["cpu"]))))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise RuntimeFailure(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
     _refuse([name for name in wanted if name not in session.get_providers()])
@@ -94,11 +94,6 @@ def threads() -> int:
     """What OMP_NUM_THREADS asks for (numpy heeds it, joblib sets it for its processes); 0: one for every core."""
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(asked) if asked.isdigit() else 0
-
-
-FOLDING = ("ConstantFolding",)
-"""What a runtime computes once from constants it keeps as long as the session; computed in every run, it goes after its
-last use, as everything does."""
 
 
 class Session:
@@ -126,13 +121,14 @@ class Session:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED))
         proto, held = shared(self.model)
         self._fed = {n: a for n, a in held.items() if large and a.nbytes > large}
         _as_inputs(proto, self._fed)
         self._held = {n: a for n, a in held.items() if n not in self._fed}
         values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._held.values()]
         options.add_external_initializers(list(self._held), values)
-        self._session = _made(proto.SerializeToString(), options, self._wanted, FOLDING)
+        self._session = _made(proto.SerializeToString(), options, self._wanted)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
         try:
