@@ -80,6 +80,7 @@ class Labels:
         self.normed: list[Ids] = []
         self.sums: list[Ids] = []
         self.maps: list[Ids] = []
+        self.stopped: dict[str, list[Ids]] = {}
         self.couplings = 0
 
     def fresh(self, key: Hashable, shape: Iterable[int]) -> Ids:
@@ -126,6 +127,15 @@ class Labels:
         ids = ids[ids != KEPT]
         if ids.size:
             self.frozen.append((ids, why))
+
+    def stop(self, ids: Ids, why: Reason) -> None:
+        """The ids are carried no further than to this node, and stay."""
+        self.stopped.setdefault(why.node, []).append(ids)
+        self.freeze(ids, why)
+
+    def stops(self, ids: Ids, node: str) -> bool:
+        """Whether the graph that this is a rewriting of carried these ids no further than to this node."""
+        return False
 
     def derive(self, ids: Ids) -> Ids:
         """Row ids of a block whose innermost axis disappears: [.., n] -> [..]."""

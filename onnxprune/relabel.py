@@ -94,5 +94,11 @@ class Kept(Labels):
     def freeze(self, ids: Ids, why: Reason) -> None:
         """What was frozen was kept; nothing to compare."""
 
+    def stop(self, ids: Ids, why: Reason) -> None:
+        """As `freeze`."""
+
+    def stops(self, ids: Ids, node: str) -> bool:
+        return any(np.isin(ids, known).all() for known in self.original.stopped.get(node, ()))
+
     def rectangle(self, ids: Ids) -> None:
         """A traced tensor is a rectangle by being one."""

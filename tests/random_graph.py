@@ -40,6 +40,7 @@ class Graph:
         self.roles: dict[tuple[str, Shape], list[str]] = {}
         self.shapes: dict[str, Shape] = {}
         self.inputs: list[str] = []
+        self.made = 0
 
     def choose(self, *options: Any) -> Any:
         return self.draw(st.sampled_from(options))
@@ -70,8 +71,9 @@ class Graph:
 
     def add(self, kind: str, inputs: list[str], *shapes: Shape | None, **attributes: Any) -> str:
         """Add a node; a shape of None marks a helper tensor that nothing else grows from. Returns the first output."""
-        outs = [f"t{len(self.nodes)}" + (f"_{k}" if k else "") for k in range(len(shapes))]
-        self.nodes.append(helper.make_node(kind, inputs, outs, name=f"{kind}_{len(self.nodes)}", **attributes))
+        outs = [f"t{self.made}" + (f"_{k}" if k else "") for k in range(len(shapes))]
+        self.nodes.append(helper.make_node(kind, inputs, outs, name=f"{kind}_{self.made}", **attributes))
+        self.made += 1
         self.shapes |= {o: s for o, s in zip(outs, shapes, strict=True) if s is not None}
         return outs[0]
 
@@ -130,11 +132,16 @@ class Graph:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
     def _unread(self) -> list[str]:
-        read = {i for n in self.nodes for i in n.input}
+        read = {i for n in self.nodes for i in reads(n)}
         return [x for x in self.shapes if x not in read]
 
     def _info(self, name: str) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *self.shapes[name]])
+
+
+def reads(node: NodeProto) -> set[str]:
+    """What a node and its bodies read; names are unique, so that what a body makes is in no one's way."""
+    return {*node.input, *(i for a in node.attribute for n in a.g.node for i in reads(n))}
 
 
 @st.composite

@@ -58,8 +58,9 @@ def segment(a: Shape, b: Shape, c: Shape, d: Shape) -> list[tuple[range, range]]
 
 def _together(op: Op, segments: Sequence[tuple[range, range]]) -> list[Block]:
     """Blocks to move; several that a segment merges are asked to be born as one. Where they are not, the outer ones
-    stay: heads whose values are shared go no more, but the width of all of them may."""
-    left = list(op.blocks(0))
+    stay: heads whose values are shared go no more, but the width of all of them may. Of that one unit may be left: in
+    the re-trace the outer ones are alone, and would go on."""
+    left = [b for b in op.blocks(0) if not op.trace.labels.stops(b.ids, op.node.name)]
     for ins, outs in segments:
         inside = sorted((b for b in left if set(b.axes) & set(ins)), key=lambda b: b.axes)
         merges = len(inside) > 1 and not (
@@ -68,7 +69,7 @@ def _together(op: Op, segments: Sequence[tuple[range, range]]) -> list[Block]:
         if merges:
             op.trace.demand([(b, None) for b in inside], merged=True)
             for b in inside[:-1]:
-                op.trace.labels.freeze(b.ids, op.why("merges two labelled axes into one"))
+                op.trace.labels.stop(b.ids, op.why("merges two labelled axes into one"))
             left = [b for b in left if b not in inside[:-1]]
     return left
 
