@@ -97,7 +97,7 @@ def told_apart(graph: GraphProto, fresh: Callable[[str], str]) -> None:
 
 
 def forget_shapes(graph: GraphProto, changed: Collection[str]) -> None:
-    """Drop what the bodies declare about tensors that changed, but for their types."""
+    """Drop the sizes that the bodies declare of tensors that changed, but for their number: runtimes ask for that."""
     for scope in scopes(graph)[1:]:
         stay = [v for v in scope.graph.value_info if v.name not in changed]
         if len(stay) != len(scope.graph.value_info):
@@ -106,4 +106,5 @@ def forget_shapes(graph: GraphProto, changed: Collection[str]) -> None:
             scope.graph.value_info.extend(stay)
         for info in (*scope.graph.input, *scope.graph.output):
             if info.name in changed:
-                info.type.tensor_type.ClearField("shape")
+                for dim in info.type.tensor_type.shape.dim:
+                    dim.ClearField("dim_value")

@@ -22,13 +22,15 @@ def body(g: Graph, **given: Shape) -> Iterator[None]:
     g.nodes, g.shapes = nodes, shapes
 
 
-def close(g: Graph, given: dict[str, int], *outs: str) -> GraphProto:
-    """The body so far. Shapes of what it is given are said or left open."""
+def close(g: Graph, given: dict[str, int], *outs: str, known: bool = False) -> GraphProto:
+    """The body so far. Shapes of what it is given are said or, unless they have to be known, left open."""
 
     def info(name: str, kind: int) -> Any:
         if kind != TensorProto.FLOAT:
             return helper.make_tensor_value_info(name, kind, [])
-        return helper.make_tensor_value_info(name, kind, ["batch", *g.shapes[name]] if g.choose(True, False) else None)
+        return helper.make_tensor_value_info(
+            name, kind, ["batch", *g.shapes[name]] if known or g.choose(True, False) else None
+        )
 
     ends = [helper.make_tensor_value_info(n, given.get(n, TensorProto.FLOAT), None) for n in outs]
     g.made += 1
@@ -100,7 +102,7 @@ def scan(g: Graph, x: str) -> None:
         end = g.add("Tanh", [g.add("Add", [moved, held], width)], width)
         every = g.add("Neg", [grown(g, end)], g.shapes[list(g.shapes)[-1]]) if g.choose(True, False) else ""
         made = g.shapes[every] if every else ()
-        inner = close(g, {state: TensorProto.FLOAT, at: TensorProto.FLOAT}, end, *[every][: bool(every)])
+        inner = close(g, {state: TensorProto.FLOAT, at: TensorProto.FLOAT}, end, *[every][: bool(every)], known=True)
     stacked = (shape[axis], *made)
     ways = {"scan_output_axes": [1]} if every else {}
     g.add("Scan", [first, x], width, *[stacked][: bool(every)], body=inner, num_scan_inputs=1,
