@@ -159,7 +159,7 @@ class Op:
 
     def meet(
         self, i: int, spelled: Sequence[str], other: Sequence[str], blocks: Sequence[Block], text: str,
-        letters: Mapping[str, int] | None = None,
+        letters: Mapping[str, int] | None = None, pinned: str = "",
     ) -> None:  # fmt: skip
         """Couple input `i` with given blocks (spelled `other`) letter by letter; nothing else follows from it."""
         sizes = {a: n for b in blocks for a, n in zip(b.axes, b.ids.shape, strict=True)}
@@ -170,7 +170,7 @@ class Op:
         ]
         free = {x for s in other for x in s} ^ {x for s in spelled for x in s}
         demand: Callable[..., None] = lambda o, x, _: self._demand(o, x, {})  # noqa: E731
-        Equation(self.trace.labels, self.why(text), operands, letters or {}, demand=demand).solve(free)
+        Equation(self.trace.labels, self.why(text), operands, letters or {}, pinned, demand=demand).solve(free)
 
     def eq(
         self, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]], *,
