@@ -312,7 +312,11 @@ class Kept(Labels):
         """As `freeze`."""
 
     def stops(self, ids: Ids, node: str) -> bool:
-        return any(np.isin(ids, known).all() for known in self.original.stopped.get(node, ()))
+        names = self._name(ids)  # of rows: with one column left they go by its name
+        return any(
+            (np.isin(ids, known) | ((names != FROZEN) & np.isin(names, self.canon[known]))).all()
+            for known in self.original.stopped.get(node, ())
+        )
 
     def rectangle(self, ids: Ids) -> None:
         """A traced tensor is a rectangle by being one."""
