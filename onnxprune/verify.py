@@ -18,7 +18,8 @@ from onnxprune.difference import difference, largest, worst
 from onnxprune.equation import Dims
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.groups import Groups
-from onnxprune.labels import Kept, Mask
+from onnxprune.kept import Kept
+from onnxprune.labels import Mask
 from onnxprune.masking import FLOATS, masked
 from onnxprune.model import Model
 from onnxprune.options import Options, Proof

@@ -17,7 +17,8 @@ from onnxprune import api, profile
 from onnxprune.criteria import l2
 from onnxprune.errors import CheckFailed
 from onnxprune.groups import Groups
-from onnxprune.labels import Block, Ids, Kept, Mask
+from onnxprune.kept import Kept
+from onnxprune.labels import Block, Ids, Mask
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
 from onnxprune.rewrite import Rewritten, rewrite
