@@ -38,8 +38,11 @@ class Kept(Labels):
             self._known.clear()
             for derived, members in original.children.items():
                 alive = np.unique(names[classes[members[kept[members]]]])
-                if alive.size and FROZEN not in alive:
-                    own = int(names[classes[derived]])
+                own = int(names[classes[derived]])
+                if FROZEN in alive and own not in (FROZEN, names[classes[KEPT]]):  # what is one with a row that stays
+                    names[names == own] = FROZEN
+                    changed = True
+                elif alive.size and FROZEN not in alive:
                     name = int(alive[0]) if alive.size == 1 else self._known.setdefault(alive.tobytes(), own)
                     if name != own:  # two descriptions of one row
                         names[names == own] = name
@@ -98,7 +101,11 @@ class Kept(Labels):
         """As `freeze`."""
 
     def stops(self, ids: Ids, node: str) -> bool:
-        return any(np.isin(ids, known).all() for known in self.original.stopped.get(node, ()))
+        names = self._name(ids)  # of rows: with one column left they go by its name
+        return any(
+            (np.isin(ids, known) | ((names != FROZEN) & np.isin(names, self.canon[known]))).all()
+            for known in self.original.stopped.get(node, ())
+        )
 
     def rectangle(self, ids: Ids) -> None:
         """A traced tensor is a rectangle by being one."""

@@ -40,7 +40,9 @@ def recurrent(op: Op) -> None:
             op.trace.own((op.index, i), (*_over((0, 1), np.tile(units, (1, repeat))), *extra.get(i, ())))
         elif op.has(i):  # an expression over parameters, as exporters write to reorder gates
             sizes = {"d": directions, "q": repeat, "h": hidden}
-            op.meet(i, ["d", "qh", "x"][: len(op.dims(i))], ["d", "h"], _over((0, 1), units), "computed weights", sizes, "q")
+            op.meet(
+                i, ["d", "qh", "x"][: len(op.dims(i))], ["d", "h"], _over((0, 1), units), "computed weights", sizes, "q"
+            )
             if i in extra:
                 op.meet(i, spelled[i], spelled[i], extra[i], "computed weights")
     for i in (1, 2):
