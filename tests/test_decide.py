@@ -436,5 +436,4 @@ def test_inputs_of_a_recurrent_layer_are_no_kernel() -> None:
         """,
         w0=(32, 32), w=(1, 128, 32), r=(1, 128, 32), one=np.array([1]), w1=(32, 5),
     )  # fmt: skip
-    groups = analysed(Model.load(model), Options(), Clock())
-    assert decide.held(groups) < 1 << 18
+    assert decide.held(grouped(model, Options())) < 1 << 18
