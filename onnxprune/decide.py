@@ -149,7 +149,8 @@ def held(groups: Groups) -> int:
         shapes = [weights[name].shape for name in nodes[r.node].input if name in weights]
         largest = max(shapes, key=lambda shape: int(np.prod(shape)), default=())
         if len(largest) > 1 and r.block.ids.size in largest:
-            columns = r.block.ids.size * int(np.prod(largest[2:]))
+            kernel = int(np.prod(largest[2:])) if "Conv" in nodes[r.node].op_type else 1
+            columns = r.block.ids.size * kernel
             total += 8 * (int(np.prod(largest)) + columns**2)
     return total
 
@@ -245,11 +246,15 @@ def spread(groups: Groups, scores: NDArray[np.float64], options: Options, costs:
 
 
 def budget(groups: Groups, options: Options, costs: Costs) -> float:
-    """The cost to come down to: a share of the model's, or what removing the ratio of every group would leave."""
+    """The cost to come down to: a share of the model's, or what removing the ratio of every group would leave: of the
+    units in heads, or of whole heads where there is nothing else."""
     if options.of != "units":
         return (1 - options.ratio) * costs.whole
     uniform = replace(options, criterion="l2", scope="local", heads=False)
-    return _cost(groups, costs, by_weights(groups, uniform, costs))
+    removed = by_weights(groups, uniform, costs)
+    if options.heads and not removed.any():
+        removed = by_weights(groups, replace(uniform, heads=True), costs)
+    return _cost(groups, costs, removed)
 
 
 def _cost(groups: Groups, costs: Costs, removed: Mask) -> float:

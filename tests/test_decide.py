@@ -412,3 +412,28 @@ def test_weights_alone_that_remove_nothing_are_no_rival() -> None:
         again = api.prune(model, **options)
     assert again.report.after.parameters < again.report.before.parameters
     assert again.plan.groups == result.plan.groups
+
+
+def test_rows_and_columns_of_a_made_weight_go_where_there_is_nothing_else() -> None:
+    model = graph(
+        "(float[N, 16] x, float[1, 10] z) => (float[N, 5] y)",
+        """
+        flat = Gemm(z, w1, b1) made = Reshape(flat, shape) a = MatMul(x, w0) b = Relu(a)
+        h = Gemm<transB = 1>(b, made) r = Relu(h) y = MatMul(r, w2)
+        """,
+        w0=(16, 16), w1=(10, 128), b1=(128,), shape=np.array([8, 16]), w2=(8, 5),
+    )  # fmt: skip
+    report = api.prune(model, ratio=0.5, calib_samples=16).report
+    assert report.after.macs < 0.6 * report.before.macs
+
+
+def test_inputs_of_a_recurrent_layer_are_no_kernel() -> None:
+    """Its weights have three axes, and a unit is one column of them: 32 inputs and 32 states here."""
+    model = graph(
+        "(float[6, N, 32] x) => (float[6, N, 5] y)",
+        """
+        a = MatMul(x, w0) b = Relu(a) l = LSTM<hidden_size = 32>(b, w, r) s = Squeeze(l, one) y = MatMul(s, w1)
+        """,
+        w0=(32, 32), w=(1, 128, 32), r=(1, 128, 32), one=np.array([1]), w1=(32, 5),
+    )  # fmt: skip
+    assert decide.held(grouped(model, Options())) < 1 << 18
