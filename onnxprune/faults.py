@@ -15,7 +15,7 @@ from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.runtime import Session, first_line
 from onnxprune.shapes import infer
-from onnxprune.verify import random_inputs
+from onnxprune.trials import random_inputs
 
 P = ParamSpec("P")
 T = TypeVar("T")

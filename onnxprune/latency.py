@@ -19,7 +19,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model
 from onnxprune.runtime import PROVIDERS, deployed, first_line
 from onnxprune.shapes import Shapes, infer
-from onnxprune.verify import random_inputs
+from onnxprune.trials import random_inputs
 
 Feed = dict[str, NDArray[Any]]
 Run = Callable[[], Any]

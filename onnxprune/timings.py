@@ -38,7 +38,7 @@ from onnxprune.runtime import PROVIDERS, deployed
 from onnxprune.segments import Segment, Segments, signature
 from onnxprune.select import select
 from onnxprune.shapes import Inputs, infer
-from onnxprune.verify import random_inputs
+from onnxprune.trials import random_inputs
 
 SHARES = (1.0, 0.65, 0.3)
 """Of every block that cuts a segment, the widths that are timed."""

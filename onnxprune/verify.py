@@ -5,21 +5,17 @@ Knows the trace and what was kept, not how that was chosen.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from onnxprune import footprint, rounding
 from onnxprune.chain import Chain, opened
 from onnxprune.difference import difference, largest, worst
-from onnxprune.equation import Dims
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
@@ -30,13 +26,11 @@ from onnxprune.relabel import Kept
 from onnxprune.rewrite import Rewritten
 from onnxprune.rules import RULES
 from onnxprune.runtime import Session, first_line
-from onnxprune.shapes import Shapes, infer
-from onnxprune.sizes import symbol
+from onnxprune.shapes import Shapes
 from onnxprune.taps import last, taps, with_outputs
 from onnxprune.trace import Trace
+from onnxprune.trials import Run, run_masked
 
-TRIAL_LIMIT = 1 << 29
-"""Bytes of activations at sizes that are only tried because the likely ones do not run."""
 TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
 
 
@@ -50,30 +44,6 @@ def retrace(trace: Trace, groups: Groups, kept: Mask, after: Rewritten, shapes: 
         why, text = labels.faults[0]
         raise CheckFailed(f"the re-trace differs at {why.op_type} '{why.node}': {text}; please report this model")
     return labels.couplings
-
-
-def random_inputs(
-    model: Model, shapes: Mapping[str, tuple[int, ...]], seed: int, high: int = 2
-) -> dict[str, NDArray[Any]]:
-    """Normal floats, integers in [0, high), true booleans: one array for each real input."""
-    rng = np.random.default_rng(seed)
-    feeds: dict[str, NDArray[Any]] = {}
-    for info in model.proto.graph.input:
-        if info.name in model.weights:
-            continue
-        kind = info.type.tensor_type.elem_type
-        shape = shapes.get(info.name, ())
-        if kind in FLOATS:
-            dtype = ml_dtypes.bfloat16 if kind == TensorProto.BFLOAT16 else helper.tensor_dtype_to_np_dtype(kind)
-            made = np.float32 if dtype == np.float32 else np.float64
-            feeds[info.name] = rng.standard_normal(shape, made).astype(dtype, copy=False)
-        elif kind == TensorProto.BOOL:
-            feeds[info.name] = np.ones(shape, bool)
-        elif kind == TensorProto.STRING:
-            feeds[info.name] = np.full(shape, "a", dtype=object)
-        else:
-            feeds[info.name] = rng.integers(0, high, shape).astype(helper.tensor_dtype_to_np_dtype(kind))
-    return feeds
 
 
 def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Proof:
@@ -123,7 +93,7 @@ class _Both:
 
     def compared(self, probes: Sequence[int], tolerance: float) -> list[_Seen]:
         """Run both at the sizes of the probes; CheckFailed where they differ."""
-        found = (_run_masked(self.trace, self.kept, self.tapped, self.options, k) for k in probes)
+        found = (run_masked(self.trace, self.kept, self.tapped, self.options, k) for k in probes)
         runs = [run for run in found if run is not None]  # at some second batch sizes not even the original runs
         try:
             results = self.pruned.run_all([run.feeds for run in runs]) if runs else []
@@ -135,19 +105,83 @@ class _Both:
             out.append(_Seen(error, tolerance, run.batch, run.blocks))
         return out
 
-    def _error(self, run: _Run, got: Sequence[Any], tolerance: float) -> tuple[float, float]:
+    def _error(self, run: Run, got: Sequence[Any], tolerance: float) -> tuple[float, float]:
         """The error, and what is allowed: more than `tolerance` where rounding alone makes as much."""
-        trace, kept, after, options, floors = self.trace, self.kept, self.after, self.options, self.floors
-        error = worst(run.outputs, got, floors)
-        allowed = _allowed(error, tolerance, options, partial(_noise, trace, kept, self.tapped, run, floors, options))
+        error = worst(run.outputs, got, self.floors)
+        allowed = self._allowed(error, tolerance, lambda: self._noise(run))
         if error > allowed:
-            error, allowed = min((error, allowed), _in_two_parts(trace, kept, after, run, floors, tolerance, options))
-        if error > allowed and not error * largest(run.outputs) <= options.check_atol:  # infinite times 0 is no number
-            where = _parting(trace, kept, after, run, allowed, options)
+            error, allowed = min((error, allowed), self._in_two_parts(run, tolerance))
+        small = error * largest(run.outputs) <= self.options.check_atol  # infinite times 0 is no number
+        if error > allowed and not small:
             raise CheckFailed(
-                f"the pruned model differs from the masked original by {error:.1e} (allowed {allowed:.0e}){where}"
+                f"the pruned model differs from the masked original by {error:.1e} (allowed {allowed:.0e})"
+                f"{self._parting(run, allowed)}"
             )
         return error, allowed
+
+    def _allowed(self, error: float, tolerance: float, noise: Callable[[], float]) -> float:
+        """The tolerance; where the error is not far beyond it, what rounding moves the outputs of the same model."""
+        if not tolerance < error < 10 * tolerance or self.options.check_rtol is not None:
+            return tolerance
+        return max(tolerance, min(10 * tolerance, 4 * noise()))
+
+    def _noise(self, run: Run) -> float:
+        again, moved = rounding.nudged(self._original(run, self.tapped), run.feeds, self.options.seed)
+        return worst(run.outputs, self._opened(again).run(moved), self.floors)
+
+    def _in_two_parts(self, run: Run, tolerance: float) -> tuple[float, float]:
+        """The error of what decisions are made from, and of all outputs once the pruned model is told what the original
+        decides from, infinite where nothing is decided; and what is allowed."""
+        names = rounding.deciding(self.trace, self.kept, self.after)
+        if not names:
+            return np.inf, tolerance
+        outputs = [o.name for o in self.after.proto.graph.output]
+        both = self._original(run, [*outputs, *names])
+        expected = self._values(both, run.feeds)
+        decided = {n: expected[n] for n in names}
+        answers = {f"{n}_told": x for n, x in decided.items()}
+        floors = dict.fromkeys(names, 1e-06) | dict(zip(outputs, self.floors, strict=True))
+
+        def error(model: Model, feeds: Mapping[str, NDArray[Any]]) -> float:
+            try:
+                got = self._values(rounding.told(self.trace, model, decided), {**feeds, **answers})
+            except Exception:  # decisions that it was not told do not fit these: a runtime has many ways to say so
+                return np.inf
+            return max(difference(expected[n], got[n], floor) for n, floor in floors.items())
+
+        found = error(with_outputs(self.trace, self.after, names), run.feeds)
+        noise = lambda: error(*rounding.nudged(both, run.feeds, self.options.seed))  # noqa: E731
+        return found, self._allowed(found, tolerance, noise)
+
+    def _parting(self, run: Run, tolerance: float) -> str:
+        """The first node, in order, at whose output the two models part."""
+        trace, kept = self.trace, self.kept
+        ours = {o for n in self.after.proto.graph.node for o in n.output}
+        producer = {o: n for n in trace.model.proto.graph.node for o in n.output}
+        names = [o for o in producer if o in ours and trace.shapes.dtype(o) in FLOATS]
+        try:
+            left = self._values(self._original(run, names), run.feeds)
+            right = self._values(with_outputs(trace, self.after, names), run.feeds)
+        except Exception:  # an error message must not fail for want of more to say
+            return ""
+        for name in names:
+            value = left[name]
+            for block in trace.blocks.get(name, ()):
+                if block.ids.ndim == 1 and value.shape[block.axes[0]] == block.ids.size:
+                    value = np.take(value, np.flatnonzero(kept[block.ids]), axis=block.axes[0])
+            if value.shape == right[name].shape and difference(value, right[name]) > tolerance:
+                return f"; they part at {producer[name].op_type} '{producer[name].name}'"
+        return ""
+
+    def _original(self, run: Run, names: Sequence[str]) -> Model:
+        return with_outputs(self.trace, masked(self.trace, self.kept, run.sizes), names)
+
+    def _opened(self, model: Model) -> Session | Chain:
+        return opened(model, self.options, self.trace.shapes.dtype)
+
+    def _values(self, model: Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        session = self._opened(model)
+        return dict(zip(session.outputs, session.run(feeds), strict=True))
 
 
 def _together(trace: Trace, options: Options) -> list[list[int]]:
@@ -158,137 +192,6 @@ def _together(trace: Trace, options: Options) -> list[list[int]]:
     return [probes] if 2 * size <= options.memory else [[k] for k in probes]
 
 
-def _allowed(error: float, tolerance: float, options: Options, noise: Callable[[], float]) -> float:
-    """The tolerance; where the error is not far beyond it, what rounding alone moves the outputs of the same model."""
-    if not tolerance < error < 10 * tolerance or options.check_rtol is not None:
-        return tolerance
-    return max(tolerance, min(10 * tolerance, 4 * noise()))
-
-
-def _noise(
-    trace: Trace, kept: Mask, taps: Sequence[str], run: _Run, floors: Sequence[float], options: Options
-) -> float:
-    again = with_outputs(trace, masked(trace, kept, run.sizes), taps)
-    again, moved = rounding.nudged(again, run.feeds, options.seed)
-    return worst(run.outputs, opened(again, options, trace.shapes.dtype).run(moved), floors)
-
-
-def _in_two_parts(
-    trace: Trace, kept: Mask, after: Model, run: _Run, floors: Sequence[float], tolerance: float, options: Options
-) -> tuple[float, float]:
-    """The error of what decisions are made from, and of all outputs once the pruned model is told what the original
-    decides from, infinite where nothing is decided; and what is allowed."""
-    names = rounding.deciding(trace, kept, after)
-    if not names:
-        return np.inf, tolerance
-    outputs = [o.name for o in after.proto.graph.output]
-    both = with_outputs(trace, masked(trace, kept, run.sizes), [*outputs, *names])
-    whole = opened(both, options, trace.shapes.dtype)
-    expected = dict(zip(whole.outputs, whole.run(run.feeds), strict=True))
-    decided = {n: expected[n] for n in names}
-    answers = {f"{n}_told": x for n, x in decided.items()}
-    all_floors = dict.fromkeys(names, 1e-06) | dict(zip(outputs, floors, strict=True))
-
-    def error(model: Model, feeds: Mapping[str, NDArray[Any]]) -> float:
-        try:
-            own = opened(rounding.told(trace, model, decided), options, trace.shapes.dtype)
-            got = dict(zip(own.outputs, own.run({**feeds, **answers}), strict=True))
-        except Exception:  # decisions that it was not told do not fit these: a runtime has many ways to say so
-            return np.inf
-        return max(difference(expected[n], got[n], floor) for n, floor in all_floors.items())
-
-    found = error(with_outputs(trace, after, names), run.feeds)
-    return found, _allowed(found, tolerance, options, lambda: error(*rounding.nudged(both, run.feeds, options.seed)))
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One run of the masked original: what went in, what came out, and the sizes of all tensors."""
-
-    feeds: dict[str, NDArray[Any]]
-    outputs: list[Any]
-    sizes: Mapping[str, Dims]
-    blocks: int
-
-    @property
-    def batch(self) -> int:
-        return next((int(x.shape[0]) for x in self.feeds.values() if x.ndim), 1)
-
-
-def _session(
-    trace: Trace, kept: Mask, taps: Sequence[str], sizes: Mapping[str, Dims], options: Options
-) -> Session | Chain:
-    return opened(with_outputs(trace, masked(trace, kept, sizes), taps), options, trace.shapes.dtype)
-
-
-def _run_masked(trace: Trace, kept: Mask, taps: Sequence[str], options: Options, k: int) -> _Run | None:
-    """At the k-th probe's sizes, or near them; None where not even the original runs at a second size."""
-    shapes: Mapping[str, tuple[int, ...]] = trace.shapes.inputs[k]
-    sizes: Mapping[str, Dims] = trace.shapes.probe[k]
-    try:
-        return _run(trace, kept, taps, sizes, shapes, options, k)
-    except RuntimeFailure:
-        found = _runnable(trace, shapes, options)
-        if found is None and k:
-            return None
-        if found is None:
-            raise
-        sizes = infer(trace.model, found).probe[0]
-        return _run(trace, kept, taps, sizes, found, options, k)
-
-
-def _run(
-    trace: Trace, kept: Mask, taps: Sequence[str], sizes: Mapping[str, Dims], shapes: Mapping[str, tuple[int, ...]],
-    options: Options, k: int,
-) -> _Run:  # fmt: skip
-    session = _session(trace, kept, taps, sizes, options)
-    return _Run(*_run_original(session, shapes, options, k), sizes, session.blocks)
-
-
-def _run_original(
-    session: Session | Chain, shapes: Mapping[str, tuple[int, ...]], options: Options, k: int
-) -> tuple[dict[str, Any], list[Any]]:
-    """Inputs on which a model runs, small integers or else zeros, and its outputs."""
-    last: Exception | None = None
-    for high in (2, 1):
-        feeds = random_inputs(session.model, shapes, options.seed + k, high)
-        try:
-            return feeds, session.run(feeds)
-        except Exception as e:
-            last = e
-    raise RuntimeFailure(
-        f"ONNX Runtime cannot run the model on random inputs of shapes {dict(shapes)}: "
-        f"{first_line(last or Exception())}; give shapes that fit with --overwrite-input-shape"
-    )
-
-
-def _runnable(
-    trace: Trace, shapes: Mapping[str, tuple[int, ...]], options: Options
-) -> dict[str, tuple[int, ...]] | None:
-    """Input shapes near `shapes` at which the original runs: relations between symbols are known to the graph only."""
-    model = trace.model
-    symbols: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for info in model.proto.graph.input:
-        if info.name in shapes:
-            for axis, dim in enumerate(info.type.tensor_type.shape.dim):
-                if not dim.dim_value:
-                    symbols[symbol(dim) or f"{info.name}.{axis}"].append((info.name, axis))
-    session = opened(model, options, trace.shapes.dtype)
-    for factor, offset in ((1, 1), (1, -1), (2, 0), (4, 0), (16, 0), (64, 0), (0, 1), (0, 512), (0, 16000)):
-        for places in symbols.values():
-            trial = {name: list(shape) for name, shape in shapes.items()}
-            for name, axis in places:
-                trial[name][axis] = trial[name][axis] * factor + offset
-            sizes = {name: tuple(shape) for name, shape in trial.items()}
-            try:
-                footprint.check(model, infer(model, sizes).passes[0], min(options.memory, TRIAL_LIMIT))
-                session.run(random_inputs(model, sizes, options.seed, 1))
-                return sizes
-            except Exception:  # any error only says that these sizes do not fit
-                continue
-    return None
-
-
 def tolerance_of(trace: Trace) -> float:
     """By the coarsest number format in the graph; a quantised model may differ by a few of its steps."""
     kinds = {w.onnx_type for w in trace.model.weights.values()} | {trace.shapes.dtype(n) for n in trace.blocks}
@@ -296,27 +199,3 @@ def tolerance_of(trace: Trace) -> float:
            for n in trace.nodes):  # fmt: skip
         return 4 / 127
     return max((t for k, t in TOLERANCE.items() if k in kinds), default=1e-5)
-
-
-def _parting(trace: Trace, kept: Mask, after: Model, run: _Run, tolerance: float, options: Options) -> str:
-    """The first node, in order, at whose output the two models part."""
-    ours = {o for n in after.proto.graph.node for o in n.output}
-    names = [o for n in trace.model.proto.graph.node for o in n.output
-             if o in ours and (trace.shapes.dtype(o) in FLOATS)]  # fmt: skip
-    try:
-        a, b = (with_outputs(trace, m, names) for m in (masked(trace, kept, run.sizes), after))
-        x, y = (opened(m, options, trace.shapes.dtype) for m in (a, b))
-        left = dict(zip(x.outputs, x.run(run.feeds), strict=True))
-        right = dict(zip(y.outputs, y.run(run.feeds), strict=True))
-    except Exception:
-        return ""
-    producer = {o: n for n in trace.model.proto.graph.node for o in n.output}
-    for name in names:
-        if name in left and name in right:
-            value = left[name]
-            for block in trace.blocks.get(name, ()):
-                if block.ids.ndim == 1 and value.shape[block.axes[0]] == block.ids.size:
-                    value = np.take(value, np.flatnonzero(kept[block.ids]), axis=block.axes[0])
-            if value.shape == right[name].shape and difference(value, right[name]) > tolerance:
-                return f"; they part at {producer[name].op_type} '{producer[name].name}'"
-    return ""

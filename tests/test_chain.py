@@ -16,7 +16,7 @@ from onnxprune.options import Options
 from onnxprune.rewrite import Rewritten
 from onnxprune.runtime import Session
 from onnxprune.shapes import infer
-from onnxprune.verify import random_inputs
+from onnxprune.trials import random_inputs
 from tests.graphs import graph, pruned
 
 MODELS = Path(__file__).parents[1] / "models"

@@ -110,14 +110,14 @@ def test_what_branches_decide_and_positions_count_as_decisions(
 @pytest.mark.usefixtures("rounded")
 @pytest.mark.parametrize("wrong", ["close", "table", "w2"])
 def test_a_wrong_weight_before_or_after_a_decision_is_found(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = verify._in_two_parts
+    right = verify._Both._in_two_parts
 
-    def tampered(trace: Any, kept: Any, after: Model, *rest: Any) -> Any:
-        name = next(n for n in after.weights if n == wrong)
-        after.weights[name] = type(after.weights[name]).of(after.weights[name].array() * np.float32(1.01))
-        return right(trace, kept, after, *rest)
+    def tampered(both: Any, *rest: Any) -> Any:
+        weights = both.after.weights
+        weights[wrong] = Weight.of(weights[wrong].array() * np.float32(1.01))
+        return right(both, *rest)
 
-    monkeypatch.setattr(verify, "_in_two_parts", tampered)
+    monkeypatch.setattr(verify._Both, "_in_two_parts", tampered)
     with pytest.raises(CheckFailed, match="differs from the masked original"):
         pruned(ranked(), batches=(1,))
 

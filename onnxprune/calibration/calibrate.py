@@ -25,7 +25,7 @@ from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.runtime import first_line, open_session
 from onnxprune.shapes import Inputs, Shapes
-from onnxprune.verify import random_inputs
+from onnxprune.trials import random_inputs
 
 Array = NDArray[Any]
 
