@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from onnxprune.op import Op
-from onnxprune.rules import attention, control, linear, lookup, movement, norm, pointwise, recurrent, reshaping
+from onnxprune.rules import attention, control, joining, linear, lookup, movement, norm, pointwise, recurrent, reshaping
 from onnxprune.rules.base import first_only, opaque, unary
 from onnxprune.rules.base import pointwise as broadcast
 
@@ -56,8 +56,8 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "DynamicQuantizeLinear": pointwise.dynamic_quantize, "ConstantOfShape": pointwise.fills,
         "Shape": pointwise.shape_of,
         "Reshape": reshaping.reshape, "Flatten": reshaping.reshape, "Transpose": movement.transpose,
-        "Squeeze": movement.squeeze, "Unsqueeze": movement.unsqueeze, "Concat": movement.concat,
-        "Split": movement.split,
+        "Squeeze": movement.squeeze, "Unsqueeze": movement.unsqueeze, "Concat": joining.concat,
+        "Split": joining.split,
         "Slice": movement.slice_, "Gather": lookup.gather, "GatherElements": lookup.gather_elements,
         "ScatterElements": lookup.gather_elements, "Scatter": lookup.gather_elements,
         "GatherND": lookup.gather_nd,
