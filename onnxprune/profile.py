@@ -21,7 +21,7 @@ from onnxprune.trace import LABELLED, Trace
 
 Place = tuple[tuple[int, ...], tuple[int, ...]]
 """Axes of a parameter, and the numbers of ids along them."""
-SLAB = 1 << 21
+SLAB = 1 << 20
 """Bytes of rows that are scored at a time."""
 
 
