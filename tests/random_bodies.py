@@ -32,7 +32,8 @@ def close(g: Graph, given: dict[str, int], *outs: str, known: bool = False) -> G
             name, kind, ["batch", *g.shapes[name]] if known or g.choose(True, False) else None
         )
 
-    ends = [helper.make_tensor_value_info(n, given.get(n, TensorProto.FLOAT), None) for n in outs]
+    ends = [info(n, given.get(n, TensorProto.FLOAT)) if known else
+            helper.make_tensor_value_info(n, given.get(n, TensorProto.FLOAT), None) for n in outs]  # fmt: skip
     g.made += 1
     return helper.make_graph(g.nodes, f"body{g.made}", [info(n, k) for n, k in given.items()], ends)
 
