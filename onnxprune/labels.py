@@ -81,6 +81,7 @@ class Labels:
         self.sums: list[Ids] = []
         self.maps: list[Ids] = []
         self.stopped: dict[str, list[Ids]] = {}
+        self.decided: dict[Hashable, bool] = {}
         self.couplings = 0
 
     def fresh(self, key: Hashable, shape: Iterable[int]) -> Ids:
@@ -136,6 +137,11 @@ class Labels:
     def stops(self, ids: Ids, node: str) -> bool:
         """Whether the graph that this is a rewriting of carried these ids no further than to this node."""
         return False
+
+    def decide(self, key: Hashable, answer: bool) -> bool:
+        """What a rule makes of positions. In a rewriting, where fewer may look like something else, it is as it was."""
+        self.decided[key] = answer
+        return answer
 
     def derive(self, ids: Ids) -> Ids:
         """Row ids of a block whose innermost axis disappears: [.., n] -> [..]."""

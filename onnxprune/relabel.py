@@ -97,6 +97,9 @@ class Kept(Labels):
     def freeze(self, ids: Ids, why: Reason) -> None:
         """What was frozen was kept; nothing to compare."""
 
+    def decide(self, key: Hashable, answer: bool) -> bool:
+        return self.original.decided.get(key, answer)
+
     def stop(self, ids: Ids, why: Reason) -> None:
         """As `freeze`."""
 

@@ -115,7 +115,8 @@ def picked(
     labels = op.trace.labels
     if k > 0:
         lo, hi = int(at.min()), int(at.max()) + 1
-        if at.size == hi - lo and (np.diff(at) == 1).all():
+        run = at.size == hi - lo and bool((np.diff(at) == 1).all())
+        if labels.decide(("run", op.node.name, block.axes), run):
             inner_parts(op, block, axis, [c for c in (lo, hi) if 0 < c < n])
         else:
             for j in range(k):  # other than a run of positions: the same ones in every row
