@@ -88,7 +88,7 @@ class Kept(Labels):
         for i in np.flatnonzero(~stays & (names.min(axis=1) != names.max(axis=1))).tolist():
             key = np.unique(names[i]).tobytes()
             name = self._known.setdefault(key, -self.n - len(self._known))
-            out[i] = -name if name < 0 else self._row_of[name]
+            out[i] = -name if name < FROZEN else self._row_of[name]
         return out.reshape(ids.shape[:-1])
 
     def columns(self, ids: Ids, why: Reason) -> Ids:
