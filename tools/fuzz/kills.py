@@ -111,10 +111,11 @@ def command(folder: Path, way: str, rng: random.Random, end: signal.Signals) -> 
         if not (folder / name).read_bytes().rstrip().endswith(b"}"):
             return f"BAD: {name} is half a file"
     left = leftovers(folder, {*done})
-    if end == signal.SIGINT and process.returncode == 130 and (left or said != "onnxprune: error: interrupted\n"):
-        return f"BAD: after Ctrl-C {left}, {said[-200:]!r}"
-    if end == signal.SIGINT and process.returncode not in (0, 130):
-        return f"BAD: Ctrl-C gave {process.returncode}: {said[-200:]!r}"
+    if end == signal.SIGINT:  # a shell shows 130 for -2, too: python takes that way out where it was importing
+        told = process.returncode in (130, -2) and said == "onnxprune: error: interrupted\n" and not left
+        over = process.returncode in (0, -2) and not said and found == new and not left
+        if not told and not over:
+            return f"BAD: Ctrl-C gave {process.returncode}: {left}, {said[-200:]!r}"
     subprocess.run(args, check=True)
     if leftovers(folder, {*done}):
         return "BAD: left behind by the next run"
@@ -137,9 +138,9 @@ def full_disk(folder: Path, way: str, rng: random.Random, tmpfs: bool) -> str:
         Model.load(model(1, 128 if tmpfs else 256)).save(out, external=way == "external data")
         before = {p.name: p.read_bytes() for p in home.iterdir() if p.is_file()}
         if tmpfs:
-            (home / "fill").write_bytes(bytes(max(shutil.disk_usage(home).free - rng.randrange(4096, 200_000), 0)))
+            (home / "fill").write_bytes(bytes(max(shutil.disk_usage(home).free - rng.randrange(4096, 150_000), 0)))
             before["fill"] = (home / "fill").read_bytes()
-        limit = rng.choice((0, 100, 4096, 100_000, 200_000))
+        limit = rng.choice((0, 100, 4096, 100_000, 150_000))
 
         def bound() -> None:
             if not tmpfs:
