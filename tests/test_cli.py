@@ -278,6 +278,11 @@ def interrupted(*_: object, **__: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def interrupted_import(*_: object, **__: object) -> NoReturn:
+    """As a compiled module that Ctrl-C meets while it is imported."""
+    raise ImportError("initialization failed") from KeyboardInterrupt()
+
+
 def full(*_: object, **__: object) -> NoReturn:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -295,8 +300,9 @@ def test_interrupted_at_work_or_while_writing(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", interrupted)
         fails(tmp_path, capsys, 130, tiny_path, out)
-    monkeypatch.setattr(api, "prune", interrupted)
-    fails(tmp_path, capsys, 130, tiny_path, out)
+    for raised in (interrupted, interrupted_import):
+        monkeypatch.setattr(api, "prune", raised)
+        assert "interrupted" in fails(tmp_path, capsys, 130, tiny_path, out)
 
 
 def test_ctrl_c(tiny_path: Path, tmp_path: Path, out: Path) -> None:
