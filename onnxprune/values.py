@@ -35,7 +35,7 @@ class Value(NamedTuple):
 
     @staticmethod
     def of(data: Array, known: Array | None) -> Value:
-        return Value(data) if known is None or known.all() else Value(np.where(known, data, 0), known)
+        return Value(data) if known is None or known.all() else Value(np.where(known, data, data.dtype.type(0)), known)
 
 
 def shape_value(dims: Dims) -> Value:

@@ -173,3 +173,28 @@ def test_a_depthwise_convolution_of_what_has_an_unknown_number_of_channels() -> 
     )  # fmt: skip
     kept = shapes(pruned(model))
     assert (kept["wd"], kept["w1"], kept["w2"]) == ((8, 1, 3, 3), (8, 8, 1, 1), (5, 8, 1, 1))
+
+
+def test_states_that_are_parameters_keep_their_batch() -> None:
+    model = graph(
+        "(float[6, 4, 16] x) => (float[6, 1, 4, 5] y)",
+        "a = MatMul(x, w0) b = Relu(a) l = LSTM<hidden_size = 8>(b, w, r, bias, lens, h, c) y = MatMul(l, w1)",
+        w0=(16, 12), w=(1, 32, 12), r=(1, 32, 8), bias=(1, 64), lens=np.full(4, 6, np.int32), h=(1, 4, 8), c=(1, 4, 8),
+        w1=(8, 5),
+    )  # fmt: skip
+    found = shapes(pruned(model, batches=(1,)))
+    assert (found["w0"], found["w"], found["h"], found["c"]) == ((16, 6), (1, 16, 6), (1, 4, 4), (1, 4, 4))
+
+
+def test_a_grid_of_parameters_stays() -> None:
+    """Where it looks is computed from tables: neither the pairs of image and grid nor the places in it go."""
+    model = graph(
+        "(float[4, 3, 8, 8] x) => (float[4, 5, 6, 6] y)",
+        """
+        a = Conv(x, w0) r = Relu(a) places = Add(table, offsets) grid = Tanh(places) g = GridSample(r, grid)
+        y = Conv(g, w1)
+        """,
+        w0=(8, 3, 3, 3), table=(4, 6, 6, 2), offsets=(4, 1, 1, 2), w1=(5, 8, 1, 1),
+    )  # fmt: skip
+    found = shapes(pruned(model, batches=(1,)))
+    assert (found["w0"], found["table"], found["w1"]) == ((4, 3, 3, 3), (4, 6, 6, 2), (5, 4, 1, 1))

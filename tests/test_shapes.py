@@ -175,6 +175,21 @@ def test_nonzero_stays_unknown_with_static_inputs() -> None:
     agrees(shapes, model)
 
 
+def test_what_is_known_in_part_keeps_its_type() -> None:
+    model = text(
+        """g (float[4, 6] x) => (int64[k] y) {
+            n = NonZero(x) shape = Shape(n) same = Equal(shape, two) small = Cast<to = 6>(shape) y = Where(same, two, shape)
+        }""",
+        two=np.array([2, 2], np.int64),
+    )
+    shapes = inferred(model)
+    part = shapes.partial("small")
+    assert part is not None
+    assert part[1].tolist() == [True, False]
+    assert [shapes.dtype(n) for n in ("same", "small")] == [TensorProto.BOOL, TensorProto.INT32]
+    agrees(shapes, model)
+
+
 def test_nonzero_of_a_constant_is_known() -> None:
     model = text("g (float[N, 3] x) => (int64[r, c] y) { y = NonZero(mask) }", mask=np.array([0, 1, 1, 0], np.int64))
     assert inferred(model).static("y") == (1, 2)

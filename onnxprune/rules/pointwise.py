@@ -52,9 +52,11 @@ def resize(op: Op) -> None:
 
 
 def grid_sample(op: Op) -> None:
+    """Channels pass; images and positions are paired, and a grid says where to look."""
+    op.freeze("positions are told by value", inputs=[1])
     if ranks_known(op, [0]):
         spatial = LETTERS[2 : len(op.dims(0))]
-        op.eq({0: spell(op.dims(0))}, {0: ["a", "b", *("" for _ in spatial)]}, pinned=spatial)
+        op.eq({0: spell(op.dims(0))}, {0: ["", "b", *("" for _ in spatial)]}, pinned="a" + spatial)
 
 
 def regions(op: Op) -> None:

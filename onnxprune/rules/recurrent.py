@@ -47,10 +47,11 @@ def recurrent(op: Op) -> None:
                 op.meet(i, spelled[i], spelled[i], extra[i], "computed weights")
     for i in (1, 2):
         op.trace.reductions += [Reduction(op.index, "sum", i, b) for b in op.blocks(i) if 2 in b.axes]
-    op.meet(0, ["s", "b", "i"], ["", "", "i"], weight_in, "a recurrent layer reads an axis of fixed size")
+    op.meet(0, ["s", "b", "i"], ["", "", "i"], weight_in, "a recurrent layer reads an axis of fixed size", pinned="sb")
     for i in (5, 6):
         if op.has(i):
-            op.meet(i, ["d" if directions > 1 else "", "b", "h"], ["d", "b", "h"], recurrence, "a state of fixed size")
+            state = ["d" if directions > 1 else "", "b", "h"]
+            op.meet(i, state, ["d", "b", "h"], recurrence, "a state of fixed size", pinned="b")
     op.set(0, _over((1, 3), units))
     op.set(1, _over((0, 2), units))
     op.set(2, _over((0, 2), units))
