@@ -60,12 +60,13 @@ def created(path: Path) -> Iterator[Callable[[bytes | memoryview], Any]]:
 @dataclass
 class Files:
     """`temporary`: where to write each output. Of a pair, `bridge` is to be the model that reads its data at `tagged`.
-    `removed`: what killed runs had left of these outputs, and is gone now."""
+    `removed`: what killed runs had left of these outputs, and is gone now. `spent`: what nobody needs in the end."""
 
     temporary: dict[Path, Path]
     bridge: Path
     tagged: Path
     removed: list[Path] = field(default_factory=list)
+    spent: list[Path] = field(default_factory=list)
 
 
 @contextmanager
@@ -78,8 +79,10 @@ def replacing(outputs: Sequence[Path], pair: bool = False) -> Iterator[Files]:
         temporary, _hidden(target, uuid.uuid4().hex[:12], "tmp"), target.with_name(f"{target.name}.{tag}.data")
     )
     claimed = [*temporary.values(), *([files.bridge] if pair else ())]
+    files.spent += claimed
     with ExitStack() as held:
-        held.callback(_unlink, claimed)
+        for _ in range(2):  # Ctrl-C may end the one
+            held.callback(_unlink, files.spent)
         with _locked(outputs) as alone:
             if alone:
                 files.removed += _swept(outputs, ("tmp", "old"))
@@ -88,6 +91,7 @@ def replacing(outputs: Sequence[Path], pair: bool = False) -> Iterator[Files]:
         yield files
         with _locked(outputs) as alone:
             _place(list(outputs), files, tag, pair)
+            _unlink(files.spent)
             if alone:
                 files.removed += _swept(outputs, ("data",))
 
@@ -98,7 +102,8 @@ def _hidden(output: Path, tag: str, what: str) -> Path:
 
 def _unlink(paths: Sequence[Path]) -> None:
     for path in paths:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # what is left over is no reason to fail, and is swept the next time
+            path.unlink(missing_ok=True)
 
 
 def _place(outputs: list[Path], files: Files, tag: str, pair: bool) -> None:
@@ -125,10 +130,9 @@ def _place(outputs: list[Path], files: Files, tag: str, pair: bool) -> None:
                     os.replace(backups[output], output)
             elif output in placed:
                 output.unlink(missing_ok=True)
-        _unlink([files.tagged, *backups.values()])
+        files.spent += [files.tagged, *backups.values()]
         raise
-    with suppress(OSError):  # all is in place: what is left over is no reason to fail, and is swept the next time
-        _unlink([files.tagged, *backups.values()])
+    files.spent += [files.tagged, *backups.values()]
 
 
 def _same(a: Path, b: Path) -> bool:
