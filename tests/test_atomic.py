@@ -80,6 +80,44 @@ def test_a_kill_at_any_step_leaves_a_whole_pair(
         pytest.fail("it never came to its end")
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("external", "call"), [(e, c) for e in (False, True) for c in ("fsync", "link", "replace", "unlink")]
+)
+def test_one_ctrl_c_at_any_step_leaves_nothing_else(
+    models: tuple[Model, Model], tmp_path: Path, external: bool, call: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = models
+    inner, calls, out = getattr(os, call), [0, 0], tmp_path / "out.onnx"  # calls so far, and the one to be met
+
+    def interrupted(*args: object, **kw: object) -> object:
+        calls[0] += 1
+        if calls[0] == calls[1] and when == "before":
+            raise KeyboardInterrupt
+        done = inner(*args, **kw)
+        if calls[0] == calls[1]:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(os, call, interrupted)
+    for at in range(1, 20):
+        calls[:] = 0, 0
+        old.save(out, external=external)
+        before, names = held(out), {p.name for p in tmp_path.iterdir()}
+        calls[:] = 0, at
+        try:
+            new.save(out, external=external)
+        except KeyboardInterrupt:
+            found = held(out)
+            new.save(tmp_path / "new.onnx")
+            assert found in (before, held(tmp_path / "new.onnx"))
+            (tmp_path / "new.onnx").unlink()
+            assert {p.name for p in tmp_path.iterdir()} == names
+        else:
+            return
+    pytest.fail("it never came to its end")
+
+
 def test_live_runs_keep_their_files(models: tuple[Model, Model], tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     with replacing([out]) as first:
