@@ -15,7 +15,7 @@ from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.runtime import Session, first_line
 from onnxprune.shapes import infer
-from onnxprune.trials import random_inputs
+from onnxprune.trials import RANGES, random_inputs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,9 +54,9 @@ def _run(source: Any, options: Options) -> None:
     last: Exception = Exception()
     for state, sizes in zip(shapes.passes, shapes.inputs, strict=True):
         footprint.check(model, state, options.memory)
-        for high in (2, 1):
+        for low, high in RANGES:
             try:
-                session.run(random_inputs(model, sizes, options.seed, high))
+                session.run(random_inputs(model, sizes, options.seed, high, low))
                 return
             except Exception as error:  # ONNX Runtime's errors have no common base
                 last = error

@@ -19,7 +19,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model
 from onnxprune.runtime import PROVIDERS, deployed, first_line
 from onnxprune.shapes import Shapes, infer
-from onnxprune.trials import random_inputs
+from onnxprune.trials import RANGES, random_inputs
 
 Feed = dict[str, NDArray[Any]]
 Run = Callable[[], Any]
@@ -103,8 +103,8 @@ def runnable(
     """Random inputs for `batch` samples, where the model leaves their number open, on which the session runs."""
     last: Exception | None = None
     for dims in sizes(model, shapes, batch, given):
-        for high in (2, 1):
-            feed = random_inputs(model, dims, seed, high)
+        for low, high in RANGES:
+            feed = random_inputs(model, dims, seed, high, low)
             try:
                 session.run(None, feed)
             except Exception as error:  # whatever fails, other sizes may do

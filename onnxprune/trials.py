@@ -32,11 +32,14 @@ from onnxprune.trace import Trace
 TRIAL_LIMIT = 1 << 29
 """Bytes of activations at sizes that are only tried because the likely ones do not run."""
 
+RANGES = ((0, 2), (0, 1), (1, 2))
+"""Of the integers that are tried: random ones, zeros, and ones, as in a mask that hides nothing."""
+
 
 def random_inputs(
-    model: Model, shapes: Mapping[str, tuple[int, ...]], seed: int, high: int = 2
+    model: Model, shapes: Mapping[str, tuple[int, ...]], seed: int, high: int = 2, low: int = 0
 ) -> dict[str, NDArray[Any]]:
-    """Normal floats, integers in [0, high), true booleans: one array for each real input."""
+    """Normal floats, integers in [low, high), true booleans: one array for each real input."""
     rng = np.random.default_rng(seed)
     feeds: dict[str, NDArray[Any]] = {}
     for info in model.proto.graph.input:
@@ -53,7 +56,7 @@ def random_inputs(
         elif kind == TensorProto.STRING:
             feeds[info.name] = np.full(shape, "a", dtype=object)
         else:
-            feeds[info.name] = rng.integers(0, high, shape).astype(helper.tensor_dtype_to_np_dtype(kind))
+            feeds[info.name] = rng.integers(low, high, shape).astype(helper.tensor_dtype_to_np_dtype(kind))
     return feeds
 
 
@@ -104,10 +107,10 @@ def _run(
 def _run_original(
     session: Session | Chain, shapes: Mapping[str, tuple[int, ...]], options: Options, k: int
 ) -> tuple[dict[str, Any], list[Any]]:
-    """Inputs on which a model runs, small integers or else zeros, and its outputs."""
+    """Inputs on which a model runs, and its outputs."""
     last: Exception | None = None
-    for high in (2, 1):
-        feeds = random_inputs(session.model, shapes, options.seed + k, high)
+    for low, high in RANGES:
+        feeds = random_inputs(session.model, shapes, options.seed + k, high, low)
         try:
             return feeds, session.run(feeds)
         except Exception as e:
@@ -138,7 +141,7 @@ def _runnable(
             sizes = {name: tuple(shape) for name, shape in trial.items()}
             try:
                 footprint.check(model, infer(model, sizes).passes[0], min(options.memory, TRIAL_LIMIT))
-                session.run(random_inputs(model, sizes, options.seed, 1))
+                _run_original(session, sizes, options, 0)
                 return sizes
             except Exception:  # any error only says that these sizes do not fit
                 continue

@@ -198,3 +198,16 @@ def test_a_grid_of_parameters_stays() -> None:
     )  # fmt: skip
     found = shapes(pruned(model, batches=(1,)))
     assert (found["w0"], found["table"], found["w1"]) == ((4, 3, 3, 3), (4, 6, 6, 2), (5, 4, 1, 1))
+
+
+def test_a_mask_that_may_hide_nothing_is_one_of_the_inputs_tried() -> None:
+    """Traced where every token counted: with another number of them the graph does not run."""
+    model = graph(
+        "(float[6, 16] x, int64[6] mask) => (float[6, 5] y)",
+        """
+        at = NonZero(mask) rows = Squeeze(at, zero) some = Gather<axis = 0>(x, rows) all = Reshape(some, traced)
+        h = MatMul(all, w0) r = Relu(h) y = MatMul(r, w1)
+        """,
+        w0=(16, 8), w1=(8, 5), zero=np.array([0]), traced=np.array([6, 16]),
+    )  # fmt: skip
+    assert pruned(model, batches=()).report.proof.batches == (6,)

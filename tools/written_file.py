@@ -107,15 +107,15 @@ def feeds(model: Any, inputs: Path | None) -> Iterator[dict[str, np.ndarray]]:
     if inputs is not None:
         with np.load(inputs) as arrays:
             yield dict(arrays)
-    for batch, size in product((2, 1), (16, 32, 64, 128, 256, 512, 48, 224)):
+    for low, batch, size in product((0, 1), (2, 1), (16, 32, 64, 128, 256, 512, 48, 224)):
         rng = np.random.default_rng(0)
-        yield {i.name: random_input(rng, i.type, i.shape, batch, size) for i in model.get_inputs()}
+        yield {i.name: random_input(rng, i.type, i.shape, batch, size, low) for i in model.get_inputs()}
 
 
-def random_input(rng: np.random.Generator, kind: str, shape: list[Any], batch: int, size: int) -> np.ndarray:
+def random_input(rng: np.random.Generator, kind: str, shape: list[Any], batch: int, size: int, low: int) -> np.ndarray:
     sizes = [d if isinstance(d, int) and d > 0 else size if axis else batch for axis, d in enumerate(shape)]
     name = kind.removeprefix("tensor(").removesuffix(")")
     dtype = np.dtype({"float": "float32", "double": "float64", "string": "object"}.get(name, name))
-    if dtype.kind in "iub":  # small enough for an index or a mask
-        return rng.integers(0, 2, sizes).astype(dtype)
+    if dtype.kind in "iub":  # small enough for an index, or a mask; `low` 1: one that hides nothing
+        return rng.integers(low, 2, sizes).astype(dtype)
     return rng.standard_normal(sizes).astype(dtype) if dtype.kind == "f" else np.full(sizes, "text", dtype)
