@@ -20,6 +20,10 @@ from onnxprune.labels import Block, Ids, Reason
 from onnxprune.trace import LARGEST, Edit, Kind, Reduction, Trace, captured, opset
 
 
+class Unfit(Exception):
+    """A node that does not fit its operator, such as an axis that its input has not: why all that meets it stays."""
+
+
 @dataclass
 class Op:
     """One operator as a rule sees it: its attributes, its tensors' dims, values and blocks, and nothing beyond."""
@@ -119,6 +123,9 @@ class Op:
 
     def _give(self, name: str, blocks: Iterable[Block]) -> None:
         good = tuple(b for b in blocks if b.ids.any() and not self._too_large(b))
+        rank = self._rank(name)
+        if rank is not None and any(axis >= rank for b in good for axis in b.axes):
+            raise Unfit("its output has fewer axes than its inputs make")
         for block in good:
             self.trace.labels.rectangle(block.ids)
         self.trace.blocks[name] = good
@@ -188,6 +195,9 @@ class Op:
             for i, spelled in ins.items()
             if self.has(i)
         ]
+        for o in operands:
+            if len(o.dims) != len(o.spelling):
+                raise Unfit(f"it takes {len(o.spelling)} axes, not the {len(o.dims)} that it is given")
         used = [i for i in ins if self.has(i)]
         demand: Callable[[Operand, tuple[str, ...], list[Lettered]], None] = lambda o, letters, parts: self._demand(  # noqa: E731
             o, letters, sizes

@@ -132,7 +132,7 @@ class Trace:
     def enter(self, scope: Scope, times: float = 1.0) -> None:
         """Trace the nodes of a graph, each once. `times`: how often they run whenever their owner does, as far as
         that is known."""
-        from onnxprune.op import Op
+        from onnxprune.op import Op, Unfit
         from onnxprune.shuffle import shuffle
 
         around, self.times = self.times, self.times * times
@@ -144,7 +144,10 @@ class Trace:
             normed = len(self.labels.normed)
             rule = self.rules.get(op.type)
             if rule is not None:
-                rule(op)
+                try:
+                    rule(op)
+                except Unfit as why:
+                    op.freeze(str(why), outputs=True)
             elif next(bodies(node), None) is not None:
                 op.freeze("its body sees the whole tensor")
             else:

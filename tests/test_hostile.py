@@ -21,9 +21,12 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxprune import api, stages
 from onnxprune.errors import CheckFailed, OnnxPruneError, RuntimeFailure, UsageError
 from onnxprune.footprint import peak
+from onnxprune.labels import Labels
 from onnxprune.model import Model, Weight
 from onnxprune.rewrite import Rewritten
+from onnxprune.rules import RULES
 from onnxprune.shapes import infer
+from onnxprune.trace import Trace
 
 ROOT = Path(__file__).parents[1]
 MLP = "a = MatMul(x, w1) b = Relu(a) y = MatMul(b, w2)"
@@ -269,3 +272,18 @@ def test_a_little_of_the_search(job: tuple[str, ...], tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("body", "why"), [
+    ("a = MatMul(x, w1) b = Relu(a) s = Softmax<axis = 7>(b) y = MatMul(s, w2)", "its axis 7 is none of the 2"),
+    ("a = MatMul(x, w1) b = Relu(a) s = TopKLike(b) y = MatMul(s, w2)", "no rule"),
+    ("r = Gather<axis = 3>(w1, at) a = MatMul(x, w1) b = Relu(a) y = MatMul(b, w2)", "its axis 3 is none of the 2"),
+    ("c = Conv(w1, kernel) a = MatMul(x, w1) b = Relu(a) y = MatMul(b, w2)", "it takes 4 axes, not the 2"),
+])  # fmt: skip
+def test_a_node_that_does_not_fit_its_operator_freezes_what_meets_it(body: str, why: str) -> None:
+    """The model need not run: what is not understood is frozen with its reason, and tracing goes on."""
+    model = graph(SIGNATURE, body, w1=(16, 32), w2=(32, 8), at=np.array([0]), kernel=(4, 32, 1, 1))
+    shapes = infer(Model.load(model))
+    trace = Trace(Model.load(model), shapes, Labels())
+    trace.run(RULES)
+    assert any(why in reason.text for _, reason in trace.labels.frozen)

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.equation import Dims
 from onnxprune.labels import Block, Ids
-from onnxprune.op import Op
+from onnxprune.op import Op, Unfit
 
 LETTERS = ascii_lowercase + ascii_uppercase
 
@@ -36,6 +36,14 @@ def ranks_known(op: Op, inputs: Sequence[int], outputs: Sequence[int] = ()) -> b
 def axis_of(op: Op, default: int, rank: int, name: str = "axis") -> int:
     axis = int(op.attr(name, default))
     return axis + rank if axis < 0 else axis
+
+
+def own_axis(op: Op, default: int, rank: int) -> int:
+    """The axis, which has to be one of the input's."""
+    axis = axis_of(op, default, rank)
+    if not 0 <= axis < rank:
+        raise Unfit(f"its axis {op.attr('axis', default)} is none of the {rank} that it is given")
+    return axis
 
 
 def axes_of(op: Op, rank: int, i: int = 1) -> list[int] | None:

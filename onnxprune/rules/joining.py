@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.labels import KEPT, Block
-from onnxprune.op import Op
-from onnxprune.rules.base import LETTERS, axis_of, inner_parts, ranks_known, remap
+from onnxprune.op import Op, Unfit
+from onnxprune.rules.base import LETTERS, inner_parts, own_axis, ranks_known, remap
 
 Shape = tuple[int | None, ...]
 
@@ -18,7 +18,9 @@ def concat(op: Op) -> None:
     if not ranks_known(op, used):
         return None
     rank = len(op.dims(0))
-    axis = axis_of(op, 0, rank)
+    if any(op.rank(i) != rank for i in used):
+        raise Unfit("what it joins has different numbers of axes")
+    axis = own_axis(op, 0, rank)
     letters = list(LETTERS[:rank])
     alone = {i: [b for b in op.blocks(i) if axis in b.axes] for i in used}
     if not any(op.blocks(i) for i in used):
@@ -85,7 +87,7 @@ def _joined(op: Op, used: Sequence[int], alone: dict[int, list[Block]], axis: in
 def split(op: Op) -> None:
     if not ranks_known(op, [0]):
         return None
-    axis = axis_of(op, 0, len(op.dims(0)))
+    axis = own_axis(op, 0, len(op.dims(0)))
     block = op.block_on(0, axis)
     rest = [b for b in op.blocks(0) if b is not block]
     count = len(op.node.output)

@@ -12,7 +12,7 @@ import numpy as np
 from onnxprune.editor import Editor
 from onnxprune.labels import Block, Ids
 from onnxprune.op import Op
-from onnxprune.rules.base import LETTERS, axis_of, ranks_known, spell
+from onnxprune.rules.base import LETTERS, own_axis, ranks_known, spell
 from onnxprune.rules.movement import picked
 from onnxprune.rules.scatter import overwritten
 
@@ -21,7 +21,7 @@ def gather(op: Op) -> None:
     if not ranks_known(op, [0, 1]):
         return
     rank, wide = len(op.dims(0)), len(op.dims(1))
-    axis = axis_of(op, 0, rank)
+    axis = own_axis(op, 0, rank)
     index = op.table(1)
 
     def moved(a: int) -> int:
@@ -86,7 +86,7 @@ def gather_elements(op: Op) -> None:
     if not ranks_known(op, [0, 1]):
         return
     rank = len(op.dims(0))
-    axis = axis_of(op, 0, rank)
+    axis = own_axis(op, 0, rank)
     data, index = spell(op.dims(0)), spell(op.dims(1))
     if data[axis]:
         data[axis] = "Y"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxprune.op import Op
-from onnxprune.rules.base import LETTERS, axis_of, ranks_known, spell
+from onnxprune.rules.base import LETTERS, axis_of, own_axis, ranks_known, spell
 
 
 def batch_norm(op: Op) -> None:
@@ -104,4 +104,4 @@ def moments(op: Op) -> None:
 def lp_norm(op: Op) -> None:
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0))
-        op.eq({0: spelled}, {0: spelled}, stat=spelled[axis_of(op, -1, len(spelled))])
+        op.eq({0: spelled}, {0: spelled}, stat=spelled[own_axis(op, -1, len(spelled))])

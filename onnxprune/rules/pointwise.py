@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.labels import KEPT
 from onnxprune.op import Op
-from onnxprune.rules.base import LETTERS, axes_of, axis_of, ranks_known, spell, unary
+from onnxprune.rules.base import LETTERS, axes_of, axis_of, own_axis, ranks_known, spell, unary
 from onnxprune.trace import Kind
 
 
@@ -69,9 +69,8 @@ def regions(op: Op) -> None:
 def along(op: Op, default: int = -1, also: tuple[int, ...] = ()) -> None:
     """Positions along one axis are told apart by value or normalised against each other; the others pass."""
     if ranks_known(op, [0]):
-        rank = len(op.dims(0))
-        axis = axis_of(op, default, rank)
         spelled = spell(op.dims(0))
+        axis = own_axis(op, default, len(spelled))
         out = [*spelled]
         out[axis] = ""
         outs = {0: out, **dict.fromkeys(also, out)}
