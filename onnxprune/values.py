@@ -261,8 +261,8 @@ def propagate(node: NodeProto, inputs: Sequence[Value | None], opset: int) -> li
     try:
         with np.errstate(all="ignore"):
             found = _run(node, inputs, opset)
-    except (ValueError, TypeError, IndexError, KeyError, RuntimeError, ArithmeticError, MemoryError):
-        return None
+    except (ValueError, TypeError, AttributeError, IndexError, KeyError, RuntimeError, ArithmeticError, MemoryError):
+        return None  # attributes of damaged files may be of any type
     return found if found and all(v.data.size <= LIMIT and v.data.dtype in FOLLOWED_TYPES for v in found) else None
 
 

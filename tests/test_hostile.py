@@ -27,6 +27,7 @@ from onnxprune.rewrite import Rewritten
 from onnxprune.rules import RULES
 from onnxprune.shapes import infer
 from onnxprune.trace import Trace
+from onnxprune.values import propagate
 
 ROOT = Path(__file__).parents[1]
 MLP = "a = MatMul(x, w1) b = Relu(a) y = MatMul(b, w2)"
@@ -287,3 +288,7 @@ def test_a_node_that_does_not_fit_its_operator_freezes_what_meets_it(body: str, 
     trace = Trace(Model.load(model), shapes, Labels())
     trace.run(RULES)
     assert any(why in reason.text for _, reason in trace.labels.frozen)
+
+
+def test_a_constant_of_another_type_has_no_value() -> None:
+    assert propagate(helper.make_node("Constant", [], ["k"], value=[1, 2]), [], 17) is None
