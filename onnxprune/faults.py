@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from onnxprune import footprint
+from onnxprune import footprint, hazards
 from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
 from onnxprune.model import Model
 from onnxprune.options import Options
@@ -54,6 +54,7 @@ def _run(source: Any, options: Options) -> None:
     last: Exception = Exception()
     for state, sizes in zip(shapes.passes, shapes.inputs, strict=True):
         footprint.check(model, state, options.memory)
+        hazards.check(model, state)
         for low, high in RANGES:
             try:
                 session.run(random_inputs(model, sizes, options.seed, high, low))

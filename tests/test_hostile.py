@@ -290,5 +290,16 @@ def test_a_node_that_does_not_fit_its_operator_freezes_what_meets_it(body: str, 
     assert any(why in reason.text for _, reason in trace.labels.frozen)
 
 
+@pytest.mark.parametrize("control", [
+    "h = Loop(none, , b) <body = turn (int64 k, bool more, float[n, 32] s) => (bool on, float[n, 32] t) { on = Identity(more) t = Tanh(s) }>",
+    "h = If(unsaid) <then_branch = one () => (float[n, 32] o) { o = Tanh(b) }, else_branch = two () => (float[n, 32] p) { p = Neg(b) }>",
+])  # fmt: skip
+def test_neither_how_often_nor_whether(control: str) -> None:
+    given = {"none": np.zeros(0, np.int64), "unsaid": np.zeros(0, bool)}
+    body = f"a = MatMul(x, w1) b = Relu(a) {control} y = MatMul(h, w2)"
+    model = graph(SIGNATURE, body, w1=(16, 32), w2=(32, 8), **{n: v for n, v in given.items() if n in control})
+    refused(model, RuntimeFailure, "without elements")
+
+
 def test_a_constant_of_another_type_has_no_value() -> None:
     assert propagate(helper.make_node("Constant", [], ["k"], value=[1, 2]), [], 17) is None

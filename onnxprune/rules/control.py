@@ -41,7 +41,7 @@ def loop(op: Op) -> None:
     carried = range(2, len(op.inputs))
     for i in carried:
         _bind(op, inner[i], i)
-    op.trace.enter(scope, 1.0 if count is None else float(count.ravel()[0]))
+    op.trace.enter(scope, float(count.ravel()[0]) if count is not None and count.size else 1.0)
     outer = [o.name for o in scope.graph.output]
     for i in carried:
         op.set(i - 2, _carried(op, inner[i], outer[i - 1]))
