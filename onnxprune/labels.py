@@ -173,6 +173,8 @@ class Labels:
     def rectangle(self, ids: Ids) -> None:
         """After pruning, `ids` is a full rectangle again: every kept row keeps the same number, and one at least."""
         ids = np.ascontiguousarray(ids)
+        if not ids.size:
+            return
         self.rectangles.setdefault((ids.shape, ids.tobytes()), ids)
 
     def columns(self, ids: Ids, why: Reason) -> Ids:

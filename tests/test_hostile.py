@@ -303,3 +303,10 @@ def test_neither_how_often_nor_whether(control: str) -> None:
 
 def test_a_constant_of_another_type_has_no_value() -> None:
     assert propagate(helper.make_node("Constant", [], ["k"], value=[1, 2]), [], 17) is None
+
+
+def test_a_vector_without_elements() -> None:
+    model = graph(SIGNATURE, "a = MatMul(x, w1) b = Relu(a) c = MatMul(b, w2) y = Add(c, none)", w1=(16, 32), w2=(32, 8),
+                  none=np.zeros((0, 8), np.float32))  # fmt: skip
+    with suppress(OnnxPruneError):
+        api.prune(model, fast=True)
