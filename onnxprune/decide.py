@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -143,15 +144,16 @@ def held(groups: Groups) -> int:
     the weights and packs them, and of every layer that sums over units the weights and second moments in float64."""
     weights, nodes = groups.trace.model.weights, groups.trace.nodes
     total = 2 * sum(w.nbytes for w in weights.values())
+    kernels = {(s.parameter, axes[0]) for s, axes, ids in groups.blocks
+               if len(axes) == 1 and np.ptp(groups.classes[ids]) == 0}  # fmt: skip
     for r in groups.trace.reductions:
         if r.kind != "sum" or r.block is None or not groups.prunable[groups.classes[r.block.ids]].any():
             continue
-        shapes = [weights[name].shape for name in nodes[r.node].input if name in weights]
-        largest = max(shapes, key=lambda shape: int(np.prod(shape)), default=())
-        if len(largest) > 1 and r.block.ids.size in largest:
-            kernel = int(np.prod(largest[2:])) if "Conv" in nodes[r.node].op_type else 1
-            columns = r.block.ids.size * kernel
-            total += 8 * (int(np.prod(largest)) + columns**2)
+        name = max((n for n in nodes[r.node].input if n in weights), key=lambda n: weights[n].size, default="")
+        shape = weights[name].shape if name else ()
+        if len(shape) > 1 and r.block.ids.size in shape:
+            kernel = prod(n for k, n in enumerate(shape) if (name, k) in kernels)  # axes that go as one
+            total += 8 * (weights[name].size + (r.block.ids.size * kernel) ** 2)
     return total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import networkx as nx
@@ -108,3 +109,11 @@ def test_every_module_says_what_it_knows() -> None:
         assert module in ("__init__", "__main__") or words & set(
             said.lower().replace(",", " ").replace(".", " ").split()
         ), module
+
+
+def test_who_says_that_it_knows_no_operator_compares_none() -> None:
+    compared = re.compile(r"op_type\s*(==|!=|in\b|not\b|\.)|\b(in|==|!=)\s[^\n]*\.op_type")
+    for module, path in MODULES.items():
+        text = path.read_text("utf-8")
+        said = " ".join((ast.get_docstring(ast.parse(text)) or "").split())
+        assert "no operator" not in said or not compared.search(text), module
