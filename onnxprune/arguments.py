@@ -129,6 +129,9 @@ def multiple(text: str) -> int:
 def shape(text: str) -> tuple[str, tuple[int, ...]]:
     name, _, sizes = text.rpartition(":")
     parts = sizes.split(",")
-    if not name or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:SIZES, such as image:1,3,224,224")
-    return name, tuple(map(int, parts))
+    given = [part.strip() for part in parts]
+    if not name or not all(part.isdigit() or part == "-1" for part in given):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME:SIZES, such as image:1,3,224,224; 0 or -1 leaves a dimension open"
+        )
+    return name, tuple(map(int, given))

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TypeProto, helper
 
-from .values import Dims
-
+Named = tuple[int | str | None, ...]
+"""Dims: numbers, names of sizes that are handed on, None for unknown ones."""
 RUN_LIMIT = 1 << 24
 """Nodes whose inputs have more elements are not run."""
 _ELEMENTS = {
@@ -45,7 +45,7 @@ def probe_with_runtime(
     constants: Mapping[str, TensorProto],
     opsets: Sequence[OperatorSetIdProto],
     ir: int,
-) -> list[tuple[int, Dims | None] | None]:
+) -> list[tuple[int, Named | None] | None]:
     """(element type, dims) of each output; where ONNX Runtime's own inference leaves a dimension open the node is run
     on two inputs, and only what both agree on is believed. No answer is [] (an operator that is not installed)."""
     import onnxruntime as ort
@@ -62,21 +62,21 @@ def probe_with_runtime(
         outputs = {o.name: o for o in session.get_outputs()}
     except Exception:  # ONNX Runtime's errors have no common base
         return []
-    inferred = {n: tuple(d if isinstance(d, int) else None for d in o.shape) for n, o in outputs.items()}
-    measured: dict[str, Dims | None] = {}
+    inferred: dict[str, Named] = {n: tuple(o.shape) for n, o in outputs.items()}
+    measured: dict[str, Named | None] = {}
     if any(not d or None in d for d in inferred.values()):
         measured = _run(session)
-    out: list[tuple[int, Dims | None] | None] = []
+    out: list[tuple[int, Named | None] | None] = []
     for name in node.output:
         element = _ELEMENTS.get(outputs[name].type.removeprefix("tensor(").rstrip(")")) if name in outputs else None
-        dims: Dims | None = inferred.get(name) or None
+        dims: Named | None = inferred.get(name) or None
         if name in measured:
             dims = measured[name]
         out.append(None if element is None else (int(element), dims))
     return out
 
 
-def _run(session: Any) -> dict[str, Dims | None]:
+def _run(session: Any) -> dict[str, Named | None]:
     names, shapes = [o.name for o in session.get_outputs()], []
     for period in (1, 3):
         feed = {}

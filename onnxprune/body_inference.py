@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 
 from .bodies import bodies, defined, scopes
-from .shape_rules import Kind
-from .values import Dims, Value
+from .symbolic_shapes import Kind, Sizes
+from .symbolic_values import Value
+from .symbols import Dim
 
 Kinds = list[Kind | None]
 CONTROL = frozenset(["If", "Loop", "Scan"])
@@ -28,6 +29,7 @@ class Body:
     run: Callable[[], None]
     kinds: dict[str, Kind]
     values: dict[str, Value]
+    give: Callable[[str, Kind], None]
 
     def at(self, inputs: Sequence[Kind | None]) -> Kinds:
         """The kinds of its outputs where its inputs are of these."""
@@ -36,7 +38,7 @@ class Body:
             self.values.pop(name, None)
         for info, kind in zip(self.graph.input, inputs, strict=False):
             if kind is not None:
-                self.kinds[info.name] = kind
+                self.give(info.name, kind)
         for tensor in self.graph.initializer:
             self.kinds[tensor.name] = (tensor.data_type, tuple(tensor.dims))
         self.run()
@@ -111,7 +113,7 @@ def _scan(
     if len(kinds) != states + len(given):  # the first form of Scan, with a batch of its own
         return []
     slices: Kinds = []
-    length: int | None = None
+    length: Dim | None = None
     for kind, axis in zip(kinds[states:], given, strict=True):
         dims = kind[1] if isinstance(kind, tuple) else None
         if kind is None or dims is None or isinstance(kind, bytes):
@@ -136,11 +138,11 @@ def scan_parts(node: NodeProto) -> tuple[int, list[int], list[int]]:
     return states, given, gives
 
 
-def _stacked(kind: Kind | None, axis: int, length: int | None) -> Kind | None:
+def _stacked(kind: Kind | None, axis: int, length: Dim | None) -> Kind | None:
     """One of these for every turn, along a new axis."""
     if not isinstance(kind, tuple):
         return None
-    dims: Dims | None = kind[1]
+    dims: Sizes | None = kind[1]
     if dims is None:
         return kind[0], None
     axis %= len(dims) + 1

@@ -84,7 +84,7 @@ def stay_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME:1,3,224,224",
         type=take.shape,
         **MANY,
-        help="fix the shape of an input",
+        help="fix the shape of an input, in the pruned model too; 0 or -1 leaves a dimension open",
     )
 
 

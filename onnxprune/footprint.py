@@ -51,10 +51,10 @@ def _gigabytes(size: int) -> str:
 
 
 def _bytes(state: Pass, name: str) -> int:
-    kind = state.kinds.get(name)
-    if not isinstance(kind, tuple) or kind[1] is None or None in kind[1]:
+    kind, dims = state.kinds.get(name), state.dims(name)
+    if not isinstance(kind, tuple) or dims is None or None in dims:
         return 0
     try:
-        return max(nbytes_of(kind[0], [d or 0 for d in kind[1]]), 0)
+        return max(nbytes_of(kind[0], [d or 0 for d in dims]), 0)
     except UsageError:  # a type that this onnx package does not know
         return 0

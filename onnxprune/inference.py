@@ -1,13 +1,14 @@
-"""Types, shapes and small values of every tensor at concrete input sizes: one pass over the nodes.
+"""Types, shapes and small values of every tensor: one pass over the nodes, at sizes that are numbers or expressions.
 
 Each node is shown to ONNX's own inference together with the values that are already known, so a Reshape whose target
-is computed from shapes needs no second pass. No declared shape but the inputs' is believed: files carry stale ones.
+is computed from shapes needs no second pass; where sizes are expressions, `symbolic_shapes` fills in what ONNX leaves
+open. No declared shape but the inputs' is believed: files carry stale ones. Knows nodes, no ids.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +16,17 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
-from . import body_inference
+from . import body_inference, grids, symbolic_shapes
 from .backstop import alone, probe_with_runtime
 from .bodies import defined
 from .body_inference import CONTROL, Body
+from .grids import Grid
 from .model import Model
-from .shape_rules import LIKE_FIRST, Kind, dims_of, from_partial, plausible, possible
-from .values import FOLLOWED, FOLLOWED_TYPES, LIMIT, Array, Dims, Value, propagate, shape_value
+from .shape_rules import LIKE_FIRST, dims_of, plausible, possible
+from .symbolic_shapes import Kind, Need, Sizes, View
+from .symbolic_values import LIMIT, Value, shape_value
+from .symbols import Lost, Size, product, unknown
+from .values import FOLLOWED, FOLLOWED_TYPES, Dims, propagate
 
 _DATALESS = frozenset([
     "Add", "And", "Cast", "Concat", "Conv", "DequantizeLinear", "Div", "Equal", "Gemm", "MatMul", "MatMulInteger",
@@ -33,15 +38,30 @@ only looked at."""
 
 @dataclass
 class Pass:
-    """What is known at one choice of input sizes; `failures` counts the nodes that cannot run at these sizes."""
+    """What is known at one choice of input sizes. failures: how many nodes cannot run at these sizes. needs: what
+    has to hold, in expressions, for all nodes to run."""
 
     kinds: dict[str, Kind]
     values: dict[str, Value] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
     failures: int = 0
+    needs: list[Need] = field(default_factory=list)
+
+    def sizes(self, name: str) -> Sizes | None:
+        """The dims of a tensor: numbers and expressions."""
+        return dims_of(self.kinds.get(name))
 
     def dims(self, name: str) -> Dims | None:
-        kind = self.kinds.get(name)
-        return kind[1] if isinstance(kind, tuple) else None
+        """The dims that are numbers, None for the others; None where not even the rank is known."""
+        sizes = self.sizes(name)
+        return None if sizes is None else tuple(None if isinstance(d, Size) else d for d in sizes)
+
+    def give(self, name: str, kind: Kind) -> None:
+        """What is not known of a tensor gets a name, so that it can be compared with itself."""
+        if isinstance(kind, tuple) and kind[1] is not None and None in kind[1]:
+            dims = (unknown(name, k) if d is None else d for k, d in enumerate(kind[1]))
+            kind = (kind[0], tuple(dims))
+        self.kinds[name] = kind
 
 
 @dataclass(frozen=True)
@@ -67,7 +87,8 @@ class Inference:
         self._weights = model.weights
         self._values: dict[str, Value | None] = {}
         self._known_types: dict[Kind, TypeProto] = {}
-        self._memo: dict[Any, list[Kind | None] | None] = {}
+        self._named: dict[str, Size] = {}
+        self._memo: dict[Any, tuple[list[Kind | None] | None, list[Need]]] = {}
         self._followed: dict[Any, list[Value] | None] = {}
         self._schemas: dict[tuple[str, str], Any] = {}
         self._ir = model.proto.ir_version
@@ -116,7 +137,7 @@ class Inference:
         if name not in self._values:
             weight = self._weights.get(name)
             small = weight is not None and weight.size <= LIMIT and weight.dtype in FOLLOWED_TYPES
-            self._values[name] = Value(weight.array()) if small and weight is not None else None
+            self._values[name] = Value.of(weight.array()) if small and weight is not None else None
         return self._values[name]
 
     def _step(self, node: _Node, state: Pass) -> None:
@@ -129,17 +150,28 @@ class Inference:
             for name, value in zip(node.outputs, found, strict=False):
                 if name:
                     state.values[name] = value
-                    state.kinds[name] = (_ELEMENT[value.data.dtype], value.data.shape)
+                    state.kinds[name] = (_ELEMENT[value.element], value.data.shape)
             return
         kinds = self._enter(node, state) if node.standard and node.op in CONTROL else self._infer(node, state)
         for name, kind in zip(node.outputs, kinds, strict=False):
             if name and kind is not None:
-                state.kinds[name] = kind
+                state.give(name, kind)
+        if node.standard and node.op in grids.FOLLOWED and len(node.outputs) == 1:
+            grid = grids.follow(node.proto, [self._grid(n, state) for n in node.inputs], state.sizes(node.outputs[0]))
+            if grid is not None:
+                state.grids[node.outputs[0]] = grid
+
+    def _grid(self, name: str, state: Pass) -> Grid | None:
+        if name in state.grids:
+            return state.grids[name]
+        value = self._value(name, state) if name else None
+        integers = value is not None and value.element.kind in "iu" and None not in value.data.ravel().tolist()
+        return Grid.of(value) if integers and value is not None else None
 
     def _enter(self, node: _Node, state: Pass) -> Sequence[Kind | None]:
         """Infer the bodies of a node, and from them its outputs."""
         condition = self._value(node.inputs[0], state) if node.op == "If" else None
-        known = condition is not None and condition.known is None and condition.data.size == 1
+        known = condition is not None and condition.whole and condition.data.size == 1
 
         def body(graph: GraphProto) -> Body:
             def run() -> None:
@@ -149,14 +181,14 @@ class Inference:
                 state.failures = failures  # at sizes that are tried out, or in a branch that is never taken
 
             nodes = self._bodies.setdefault(frozenset(defined(graph)), [self._described(n) for n in graph.node])
-            return Body(graph, run, state.kinds, state.values)
+            return Body(graph, run, state.kinds, state.values, state.give)
 
         kinds = [state.kinds.get(n) if n else None for n in node.inputs]
         taken = bool(condition.data.all()) if known and condition is not None else None
         return body_inference.infer(node.proto, kinds, taken, body)
 
     def _follow(self, node: _Node, given: Sequence[Value | None]) -> list[Value] | None:
-        key = (node.signature, *(None if v is None else (*_content(v.data), *_content(v.known)) for v in given))
+        key = (node.signature, *map(_content, given))
         if key not in self._followed:
             self._followed[key] = propagate(node.proto, given, self._opset)
         return self._followed[key]
@@ -164,14 +196,18 @@ class Inference:
     def _shape_of(self, node: _Node, state: Pass) -> list[Value] | None:
         if node.op not in ("Shape", "Size"):
             return None
-        dims = state.dims(node.inputs[0])
-        if dims is None:
+        dims = state.sizes(node.inputs[0])
+        if dims is None or None in dims:
             return None
+        known = [d for d in dims if d is not None]
         if node.op == "Size":
-            sizes = [d for d in dims if d is not None]
-            return [Value(np.array(math.prod(sizes), np.int64))] if len(sizes) == len(dims) else None
+            try:
+                whole = np.array(product(known), object)
+            except Lost:
+                return None
+            return [Value.of(whole, np.dtype(np.int64))]
         bounds = {a.name: a.i for a in node.proto.attribute}
-        return [shape_value(dims[bounds.get("start", 0) : bounds.get("end", len(dims))])]
+        return [shape_value(known[bounds.get("start", 0) : bounds.get("end", len(known))])]
 
     def _infer(self, node: _Node, state: Pass) -> Sequence[Kind | None]:
         proto = node.proto
@@ -183,32 +219,30 @@ class Inference:
         if node.standard and not possible(proto, kinds, values[-1] if values else None):
             state.failures += 1
             return []
-        if node.standard and (special := from_partial(proto, kinds, values)):
-            return special
-        data = {
-            i: v.data
-            for i, v in enumerate(values)
-            if v is not None and v.known is None and v.data.dtype.kind in telling
-        }
+        data = {i: v.data for i, v in enumerate(values) if v is not None and v.whole and v.data.dtype.kind in telling}
         key = None
         if node.memoised:
             present = bytes(map(bool, node.inputs))
-            contents = tuple((i, *_content(x)) for i, x in data.items())
+            contents = tuple((i, *_content(v)) for i, v in enumerate(values) if v is not None)
             key = (node.signature, present, tuple(kinds), contents)
         if key is None or key not in self._memo:
             out = self._ask(node, kinds, data, state)
             if out is not None and node.standard and not plausible(proto, kinds, out):
                 out = None
-            if key is None:
-                found: list[Kind | None] | None = out
-            else:
-                found = self._memo[key] = out
+            needs: list[Need] = []
+            if node.standard and (_open(kinds, values) or _vague(out)):
+                view = View(proto, kinds, values, self._opset)
+                out = _merged(out, symbolic_shapes.infer(view))
+                needs = view.needs
+            if key is not None:
+                self._memo[key] = out, needs
         else:
-            found = self._memo[key]
-        if found is None:
+            out, needs = self._memo[key]
+        state.needs += needs
+        if out is None:
             state.failures += all(k is not None or not n for k, n in zip(kinds, node.inputs, strict=True))
             return []
-        return found
+        return out
 
     def _ask(
         self, node: _Node, given: Sequence[Kind | None], data: Mapping[int, Any], state: Pass
@@ -219,7 +253,7 @@ class Inference:
         types |= {n: self._type(state.kinds[n]) for n in node.captured if n in state.kinds}
         tensors = {names[i]: numpy_helper.from_array(x, names[i]) for i, x in data.items()}
         if node.schema is None:
-            return [] if node.standard else [*probe_with_runtime(proto, types, tensors, self._opsets, self._ir)]
+            return [] if node.standard else self._probed(proto, types, tensors)
         try:
             if node.schema.has_type_and_shape_inference_function:
                 found = shape_inference.infer_node_outputs(
@@ -229,12 +263,18 @@ class Inference:
                 found = self._whole(proto, types, tensors)
         except (shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
             return None
-        kinds = [_kind(found[n]) if n in found else None for n in proto.output]
+        kinds = [self._kind(found[n]) if n in found else None for n in proto.output]
         if node.standard and proto.op_type in LIKE_FIRST and kinds and dims_of(kinds[0]) is None:
             kinds[0] = given[0]  # ONNX leaves the shape of these out
         if not node.standard and any(dims_of(k) is None for k in kinds if not isinstance(k, bytes)):
-            return [*probe_with_runtime(proto, types, tensors, self._opsets, self._ir)] or kinds
+            return self._probed(proto, types, tensors) or kinds
         return kinds
+
+    def _probed(
+        self, proto: NodeProto, types: Mapping[str, TypeProto], tensors: Mapping[str, TensorProto]
+    ) -> list[Kind | None]:
+        found = probe_with_runtime(proto, types, tensors, self._opsets, self._ir)
+        return [None if k is None else (k[0], self._sizes(k[1])) for k in found]
 
     def _whole(
         self, proto: NodeProto, types: Mapping[str, TypeProto], tensors: Mapping[str, TensorProto]
@@ -248,15 +288,66 @@ class Inference:
         if kind is None:
             return TypeProto()
         if kind not in self._known_types:
+            for d in dims_of(kind) or ():
+                if isinstance(d, Size):
+                    self._named[d.text] = d
             self._known_types[kind] = _type_of(kind)
         return self._known_types[kind]
+
+    def _kind(self, proto: TypeProto) -> Kind | None:
+        which = proto.WhichOneof("value")
+        if which != "tensor_type":
+            return proto.SerializeToString(deterministic=True) if which else None
+        tensor = proto.tensor_type
+        if not tensor.HasField("shape"):
+            return tensor.elem_type, None
+        return tensor.elem_type, self._sizes(
+            [d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim]
+        )
+
+    def _sizes(self, dims: Iterable[int | str | None] | None) -> Sizes | None:
+        """Numbers, and names of sizes that were handed on; names that ONNX made up mean nothing."""
+        return None if dims is None else tuple(d if isinstance(d, int) else self._named.get(d or "") for d in dims)
+
+
+def _open(kinds: Sequence[Kind | None], values: Sequence[Value | None]) -> bool:
+    """Whether a size or a value is no number."""
+    if any(v is not None and not v.whole for v in values):
+        return True
+    return any(not isinstance(d, int) for k in kinds for d in dims_of(k) or ()) or None in kinds
+
+
+def _vague(kinds: Sequence[Kind | None] | None) -> bool:
+    """Whether ONNX's inference left something open."""
+    return any(dims_of(k) is None or None in (dims_of(k) or ()) for k in kinds or () if not isinstance(k, bytes))
+
+
+def _merged(onnx_says: list[Kind | None] | None, rule_says: list[Kind | None] | None) -> list[Kind | None] | None:
+    """Numbers as ONNX infers them; what it leaves open as the rule says."""
+    if onnx_says is None or rule_says is None:
+        return onnx_says if rule_says is None else rule_says
+    out: list[Kind | None] = []
+    for k, rule in enumerate(rule_says):
+        kind = onnx_says[k] if k < len(onnx_says) else None
+        ours, own = dims_of(kind), dims_of(rule)
+        if not isinstance(kind, tuple) or not isinstance(rule, tuple) or ours is None or own is None:
+            out.append(rule if ours is None and (kind is None or isinstance(kind, tuple)) else kind)
+        elif len(ours) != len(own):
+            out.append(kind)
+        else:
+            dims = (a if isinstance(a, int) or b is None else b for a, b in zip(ours, own, strict=True))
+            out.append((kind[0] or rule[0], tuple(dims)))
+    return [*out, *onnx_says[len(rule_says) :]]
 
 
 _ELEMENT = {t: int(helper.np_dtype_to_tensor_dtype(t)) for t in FOLLOWED_TYPES}
 
 
-def _content(x: Array | None) -> tuple[Any, ...]:
-    return () if x is None else (x.dtype, x.shape, x.tobytes())
+def _content(value: Value | None) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    data = value.data
+    return value.element, data.shape, data.tobytes() if value.whole else tuple(data.ravel().tolist())
 
 
 def _reads(graph: GraphProto) -> Iterator[str]:
@@ -271,14 +362,6 @@ def _type_of(kind: Kind) -> TypeProto:
         proto = TypeProto()
         proto.ParseFromString(kind)
         return proto
-    return helper.make_tensor_type_proto(*kind)
-
-
-def _kind(proto: TypeProto) -> Kind | None:
-    which = proto.WhichOneof("value")
-    if which != "tensor_type":
-        return proto.SerializeToString(deterministic=True) if which else None
-    tensor = proto.tensor_type
-    if not tensor.HasField("shape"):
-        return tensor.elem_type, None
-    return tensor.elem_type, tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    element, dims = kind
+    named = None if dims is None else [d.text if isinstance(d, Size) else d for d in dims]
+    return helper.make_tensor_type_proto(element, named)

@@ -17,6 +17,7 @@ from onnx import NodeProto
 
 from onnxprune.equation import Dims, Equation, Lettered, Operand
 from onnxprune.labels import Block, Ids, Reason
+from onnxprune.symbols import Dim
 from onnxprune.trace import LARGEST, Edit, Kind, Reduction, Trace, captured, opset
 
 
@@ -72,6 +73,13 @@ class Op:
 
     def out_dims(self, i: int = 0) -> Dims:
         return self.trace.shapes.static(self.outputs[i]) or ()
+
+    def sizes(self, i: int) -> tuple[Dim, ...] | None:
+        """The dims of an input, open ones as expressions; None where its rank is not known."""
+        return self.trace.shapes.sizes(self.inputs[i])
+
+    def out_sizes(self, i: int = 0) -> tuple[Dim, ...] | None:
+        return self.trace.shapes.sizes(self.outputs[i])
 
     def value(self, i: int) -> np.ndarray | None:
         return self.trace.shapes.value(self.inputs[i]) if self.has(i) else None

@@ -1,96 +1,177 @@
 """What is known about every tensor's shape and value before anything runs.
 
-The model is inferred twice, each symbolic input dimension at two sizes: what is the same in both is static. Knows sizes
-and values, no ids.
+The model is inferred once with its open dimensions as symbols: what is a number then is static, for every admissible
+size. It is inferred again at several choices of numbers, at which it can be run. Knows sizes and values, no ids.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Generic, TypeVar, overload
 
 import numpy as np
 
 from .errors import UsageError
+from .footprint import peak
+from .grids import Grid
 from .inference import Inference, Pass
 from .model import Model
-from .shape_rules import Kind
 from .sizes import Plan, Sizes, plan
-from .values import Array, Dims, Value
+from .symbolic_shapes import Kind, holds
+from .symbolic_values import Array, Value
+from .symbols import Dim, Size, content, evaluated
+from .values import Dims
 
+T = TypeVar("T")
 Inputs = dict[str, tuple[int, ...]]
+ASSIGNMENTS = 7
+"""At so many choices of sizes, or nearly, a model with open dimensions is looked at."""
+MEMORY = 4 << 30
+"""Bytes of activations at sizes that nobody asked for."""
+
+
+class Lazy(Sequence[T], Generic[T]):
+    """A sequence whose first item is there; the others are made when somebody asks for them."""
+
+    def __init__(self, first: T, rest: Callable[[], Sequence[T]]) -> None:
+        self._first, self._rest = first, rest
+
+    @cached_property
+    def _all(self) -> list[T]:
+        return [self._first, *self._rest()]
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @overload
+    def __getitem__(self, k: int) -> T: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[T]: ...
+    def __getitem__(self, k: int | slice) -> T | list[T]:
+        return self._first if k == 0 else self._all[k]
+
+    def __iter__(self) -> Iterator[T]:
+        yield self._first
+        yield from self._all[1:]
+
+
+@dataclass(frozen=True)
+class At:
+    """One choice of numbers for the open dimensions, and what is known then."""
+
+    sizes: Sizes
+    inputs: Inputs
+    state: Pass = field(repr=False)
+
+    @cached_property
+    def probe(self) -> dict[str, Dims]:
+        dims = ((n, self.state.dims(n)) for n in self.state.kinds)
+        return {n: d for n, d in dims if d is not None}
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes of all tensors of the main graph at two choices of input sizes (`inputs`, which can be run).
+    """Shapes of all tensors, for all sizes of the open dimensions (`general`) and at some of them (`at`).
 
-    `pinned` names the symbolic dimensions for which only one size was found to work: they count as static.
-    """
+    inputs, probe, passes: the shapes of the inputs, those of all tensors, and all that is known, at each of these.
+    fitted: sizes near given ones at which what the nodes need of them holds."""
 
-    probe: tuple[dict[str, Dims], dict[str, Dims]]
-    inputs: tuple[Inputs, Inputs]
-    passes: tuple[Pass, Pass] = field(repr=False)
+    general: Pass = field(repr=False)
+    at: Sequence[At]
     constant: Callable[[str], Value | None] = field(repr=False)
-    pinned: tuple[str, ...] = ()
+    plan: Plan
+    fitted: Callable[[Sizes], Sizes] = field(repr=False)
+
+    @cached_property
+    def inputs(self) -> Sequence[Inputs]:
+        return Lazy(self.at[0].inputs, lambda: [a.inputs for a in self.at[1:]])
+
+    @cached_property
+    def probe(self) -> Sequence[dict[str, Dims]]:
+        return Lazy(self.at[0].probe, lambda: [a.probe for a in self.at[1:]])
+
+    @cached_property
+    def passes(self) -> Sequence[Pass]:
+        return Lazy(self.at[0].state, lambda: [a.state for a in self.at[1:]])
+
+    @cached_property
+    def pinned(self) -> tuple[str, ...]:
+        """The open dimensions for which no second size was found to work."""
+        return tuple(s for s in self.plan.roles if len({a.sizes[s] for a in self.at}) == 1)
+
+    def sizes(self, name: str) -> tuple[Dim, ...] | None:
+        """The dims as numbers and expressions over the open dimensions; None where the rank is unknown."""
+        found = self.general.sizes(name)
+        return None if found is None or None in found else tuple(d for d in found if d is not None)
 
     def static(self, name: str) -> Dims | None:
-        """The dims that no symbolic input dimension changes, None for the others; None where the rank is unknown."""
+        """The dims that are the same for all sizes of the open dimensions, None for the others; None where the rank is
+        unknown."""
         return self._static.get(name)
 
     @cached_property
     def _static(self) -> dict[str, Dims]:
-        first, second = self.probe
-        both = ((name, dims, second.get(name)) for name, dims in first.items())
-        return {
-            name: a if a == b else tuple(x if x == y else None for x, y in zip(a, b, strict=True))
-            for name, a, b in both
-            if b is not None and len(a) == len(b)
-        }
+        dims = ((n, self.general.dims(n)) for n in self.general.kinds)
+        return {n: d for n, d in dims if d is not None}
 
     def of_sample(self, name: str) -> Dims | None:
-        """The dims at the first probe as they would be for one sample, where the batch is dynamic."""
-        first, second = (p.get(name) for p in self.probe)
-        if first is None or second is None or len(first) != len(second):
-            return first
-        batches = ((a[0], b[0]) for a, b in zip(*(p.values() for p in self.inputs), strict=True) if a and a[0] != b[0])
-        n, m = next(batches, (1, 1))
-        return tuple(x // n if x and y and x != y and x * m == y * n else x for x, y in zip(first, second, strict=True))
+        """The dims at the first choice of sizes as they would be for one sample, where the batch is open."""
+        dims = self.sizes(name)
+        if dims is None:
+            return self.probe[0].get(name)
+        known = self.probe[0].get(name, (None,) * len(dims))
+        one = self._one_sample
+        return tuple(m if (n := evaluated(d, one)) is None else n for d, m in zip(dims, known, strict=True))
+
+    @cached_property
+    def _one_sample(self) -> Sizes:
+        return {s: 1 if self.plan.roles[s] == "batch" else n for s, n in self.at[0].sizes.items()}
 
     def dtype(self, name: str) -> int | None:
-        kind = self.passes[0].kinds.get(name)
+        kind = self.general.kinds.get(name)
         return kind[0] if isinstance(kind, tuple) and kind[0] else None
 
     def value(self, name: str) -> Array | None:
-        """The value of a small tensor that is the same at both probes."""
-        first, second = self.probe_value(0, name), self.probe_value(1, name)
-        if first is None or second is None or first.shape != second.shape or first.dtype != second.dtype:
-            return None
-        return first if np.array_equal(first, second, equal_nan=first.dtype.kind == "f") else None
+        """The value of a small tensor that is the same for all sizes of the open dimensions."""
+        found = self._value(name)
+        return found.data if found is not None and found.whole else None
 
     def probe_value(self, probe: int, name: str) -> Array | None:
-        value = self._value(probe, name)
-        return value.data if value is not None and value.known is None else None
+        found = self.passes[probe].values.get(name) or self.constant(name)
+        return found.data if found is not None and found.whole else None
 
     def partial(self, name: str) -> tuple[Array, Array] | None:
         """(entries, mask of those that are static) of an integer vector of which some are and some are not."""
-        first, second = self._value(0, name), self._value(1, name)
-        if first is None or second is None or first.data.ndim != 1 or first.data.shape != second.data.shape:
+        found = self._value(name)
+        if found is None or found.whole or found.data.ndim != 1 or found.element.kind not in "iu":
             return None
-        same = first.mask & second.mask & (first.data == second.data)
-        if first.data.dtype.kind not in "iu" or same.all() or not same.any():
+        same = np.array([d is not None and not isinstance(d, Size) for d in found.data], bool)
+        if not same.any():
             return None
-        return np.where(same, first.data, 0), same
+        return np.where(same, found.data, 0).astype(found.element), same
 
-    def _value(self, probe: int, name: str) -> Value | None:
-        found = self.passes[probe].values.get(name)
+    def entries(self, name: str) -> list[Dim | None] | None:
+        """The entries of an integer vector: numbers, expressions, None for unknown ones."""
+        found = self._value(name)
+        if found is None or found.element.kind not in "iu":
+            return None
+        return [x if x is None or isinstance(x, Size) else int(x) for x in found.data.ravel()]
+
+    def grid(self, name: str) -> Grid | None:
+        """Indices that are computed along open axes."""
+        return self.general.grids.get(name)
+
+    def _value(self, name: str) -> Value | None:
+        found = self.general.values.get(name)
         return found if found is not None else self.constant(name)
 
 
-def infer(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Shapes:
-    """Infer every shape at two sizes of each symbolic input dimension that `input_shapes` leaves open."""
+def infer(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None, memory: int = MEMORY) -> Shapes:
+    """Infer every shape, with each dimension of the inputs that is open and that `input_shapes` leaves open as a
+    symbol, and at sizes at which a run takes at most `memory` bytes."""
     graph = model.proto.graph
     inputs = [i for i in graph.input if i.name not in model.weights]
     axes = plan(inputs, input_shapes or {})
@@ -99,54 +180,85 @@ def infer(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None)
     for name, proto in elements.items():
         tensor = proto.WhichOneof("value") == "tensor_type"
         kinds[name] = (proto.tensor_type.elem_type, None) if tensor else proto.SerializeToString(deterministic=True)
-    search = _Search(Inference(model), axes, kinds)
-    first, at_first = search.best(0, {})
-    second, at_second = (first, at_first) if not axes.roles else search.best(1, at_first, first.failures)
-    if second.failures > first.failures:  # made for one size whatever its inputs declare, such as a batch of one
-        second, at_second = first, at_first
-    return Shapes(
-        probe=(_probe(first), _probe(second)),
-        inputs=(axes.shapes(at_first), axes.shapes(at_second)),
-        passes=(first, second),
-        constant=search.inference.constant,
-        pinned=tuple(s for s in axes.roles if at_first[s] == at_second[s]),
-    )
+    search = _Search(model, Inference(model), axes, kinds)
+    general = search.general()
+    first = search.first(general)
+    at = Lazy(first, partial(search.others, general, first, memory)) if axes.roles else [first]
+    return Shapes(general, at, search.inference.constant, axes, partial(search.fitted, general))
 
 
 @dataclass
 class _Search:
+    model: Model
     inference: Inference
     plan: Plan
     kinds: dict[str, Kind]
 
-    def best(self, probe: int, other: Sizes, enough: int = 0) -> tuple[Pass, Sizes]:
-        """The first sizes at which at most `enough` nodes fail, else those with the fewest failures. A second probe
-        differs from the first in every symbol, or else in as many as can be."""
-        candidates = [s for s in self.plan.candidates(probe) if all(s[n] != other.get(n) for n in s)]
-        if other:
-            batch = [s for s, r in self.plan.roles.items() if r == "batch"]
-            rest = [s for s in other if s not in batch]
-            for varied in (batch, rest):
-                if batch and rest:
-                    candidates += [{**other, **{s: c[s] for s in varied}} for c in candidates]
-        found: tuple[Pass, Sizes] | None = None
-        for sizes in candidates:
-            state = self.run(sizes, math.inf if found is None else found[0].failures - 1)
-            found = found if state is None else (state, sizes)
-            if found is not None and found[0].failures <= enough:
-                break
+    def general(self) -> Pass:
+        """With a symbol for every open dimension."""
+        found = self.inference.run(self._given(self.plan.axes))
+        assert found is not None
+        return found
+
+    def first(self, general: Pass) -> At:
+        """The likeliest sizes at which no node fails, else those with the fewest failures."""
+        found: At | None = None
+        for sizes in self.plan.candidates(0):
+            found = self._better(sizes, found) or found
+            if found is not None and not found.state.failures:
+                return found
+        for sizes in list(self.plan.candidates(0))[:2] if general.needs else ():
+            found = self._better(self.fitted(general, sizes), found) or found
         if found is None:
             raise UsageError("no sizes fit the model's input dimensions: give them with --overwrite-input-shape")
         return found
 
-    def run(self, sizes: Sizes, limit: float) -> Pass | None:
-        given = {n: _with_dims(self.kinds[n], dims) for n, dims in self.plan.shapes(sizes).items()}
-        return self.inference.run({**self.kinds, **given}, limit)
+    def others(self, general: Pass, first: At, memory: int) -> list[At]:
+        """Further sizes at which no more nodes fail than at the first."""
+        out: list[At] = []
+        for choices in (self._second(first), *self.plan.more()):
+            for k, sizes in enumerate(choices):
+                if len(out) + 1 == ASSIGNMENTS:
+                    return out
+                for tried in (sizes, self.fitted(general, sizes)) if k == 0 else (sizes,):
+                    seen = any(tried == a.sizes for a in (first, *out))
+                    found = None if seen or not self.plan.possible(tried) else self._at(tried, first.state.failures)
+                    if found is not None and peak(self.model, found.state)[0] <= memory:
+                        out.append(found)
+                        break
+                else:
+                    continue
+                break
+        return out
+
+    def _second(self, first: At) -> list[Sizes]:
+        """The second probe differs from the first in every symbol, or else in as many as can be."""
+        other = first.sizes
+        candidates = [s for s in self.plan.candidates(1) if all(s[n] != other.get(n) for n in s)]
+        batch = [s for s, r in self.plan.roles.items() if r == "batch"]
+        rest = [s for s in other if s not in batch]
+        for varied in (batch, rest):
+            if batch and rest:
+                candidates += [{**other, **{s: c[s] for s in varied}} for c in candidates]
+        return candidates
+
+    def _better(self, sizes: Sizes, found: At | None) -> At | None:
+        return self._at(sizes, math.inf if found is None else found.state.failures - 1)
+
+    def fitted(self, general: Pass, sizes: Sizes) -> Sizes:
+        needs = list(dict.fromkeys(n for n in general.needs if any(isinstance(x, Size) for x in n[1:])))
+        parts = [content(part) for relation, _, part in needs if relation == "multiple"]
+        return self.plan.fitted(sizes, [partial(holds, n) for n in needs], min(math.lcm(*parts), 1 << 16))
+
+    def _at(self, sizes: Sizes, limit: float) -> At | None:
+        shapes = self.plan.shapes(sizes)
+        state = self.inference.run(self._given(shapes), limit)
+        return None if state is None else At(sizes, shapes, state)
+
+    def _given(self, shapes: Mapping[str, tuple[Dim, ...]]) -> dict[str, Kind]:
+        given = {n: _with_dims(self.kinds[n], dims) for n, dims in shapes.items()}
+        return {**self.kinds, **given}
 
 
-def _with_dims(kind: Kind, dims: tuple[int, ...]) -> Kind:
+def _with_dims(kind: Kind, dims: tuple[Dim, ...]) -> Kind:
     return (kind[0], dims) if isinstance(kind, tuple) else kind
-
-
-def _probe(state: Pass) -> dict[str, Dims]:
-    return {n: k[1] for n, k in state.kinds.items() if isinstance(k, tuple) and k[1] is not None}

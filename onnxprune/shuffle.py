@@ -12,12 +12,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
-from onnx import NodeProto
 
 from onnxprune.editor import Editor
-from onnxprune.equation import Dims
 from onnxprune.labels import Block, Ids
 from onnxprune.op import Op
+from onnxprune.symbols import Dim, Size, quotient
 from onnxprune.trace import Trace
 
 SAME_ORDER = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
@@ -25,7 +24,7 @@ SAME_ORDER = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 
 LONGEST = 32
 """Movements in a chain: a shuffle is three to five."""
-Atom = tuple[int, int, int]
+Atom = tuple[int, Dim, Dim]
 """(axis of the chain's input, stride along it, length): axes of later tensors are runs of these, outermost first."""
 
 
@@ -83,31 +82,29 @@ def _chains(op: Op) -> Iterator[list[int]]:
 def _permutation(trace: Trace, chain: Sequence[int]) -> tuple[int, Ids] | None:
     """(axis, order) where the chain moves positions of one axis only: position i of its output was order[i]."""
     nodes = [trace.nodes[k] for k in chain]
-    one, two = (_order(nodes, probe) for probe in trace.shapes.probe)
-    if one is None or two is None or one[0] != two[0] or not np.array_equal(one[1], two[1]):
-        return None
-    return one
-
-
-def _order(nodes: Sequence[NodeProto], shapes: dict[str, Dims]) -> tuple[int, Ids] | None:
-    first, last = shapes.get(nodes[0].input[0]), shapes.get(nodes[-1].output[0])
+    sizes = trace.shapes.sizes
+    first, last = sizes(nodes[0].input[0]), sizes(nodes[-1].output[0])
     if first is None or first != last:
         return None
-    axes: list[list[Atom]] = [[(k, 1, n or 0)] for k, n in enumerate(first)]
+    axes: list[list[Atom]] = [[(k, 1, n)] for k, n in enumerate(first)]
     for node in nodes:
         if node.op_type == "Transpose":
             perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), range(len(axes))[::-1])
             axes = [axes[k] for k in perm]
         else:
-            fitting = _regrouped([a for own in axes for a in own], shapes.get(node.output[0]) or ())
+            fitting = _regrouped([a for own in axes for a in own], sizes(node.output[0]) or ())
             if fitting is None:
                 return None
             axes = fitting
     moved = []
     for k, own in enumerate(axes):
+        if any(axis != k for axis, _, n in own if n != 1):
+            return None
+        if own == [(k, 1, first[k])]:
+            continue
         order = np.zeros(1, np.int64)
-        for axis, stride, n in own:
-            if axis != k and n > 1:
+        for _, stride, n in own:
+            if isinstance(stride, Size) or isinstance(n, Size):
                 return None
             order = (order[:, None] + np.arange(n) * stride).ravel()
         if (np.diff(order) != 1).any():
@@ -115,23 +112,25 @@ def _order(nodes: Sequence[NodeProto], shapes: dict[str, Dims]) -> tuple[int, Id
     return moved[0] if len(moved) == 1 else None
 
 
-def _regrouped(atoms: Sequence[Atom], dims: Dims) -> list[list[Atom]] | None:
+def _regrouped(atoms: Sequence[Atom], dims: Sequence[Dim]) -> list[list[Atom]] | None:
     """The axes of a tensor of sizes `dims` with the same elements in row-major order; None where atoms do not fit."""
     left = [a for a in reversed(atoms) if a[2] != 1]
     out: list[list[Atom]] = []
     for size in dims:
         own: list[Atom] = []
-        need = size or 0
+        need = size
         while need != 1:
-            if not need or not left:
+            if need == 0 or not left:
                 return None
             axis, stride, n = left.pop()
-            if not n or (need % n and n % need):
+            more, inner = quotient(need, n), quotient(n, need)
+            if more is not None:
+                need = more
+            elif inner is not None:  # the outer part belongs here, the inner one to the axes that follow
+                left.append((axis, stride, inner))
+                stride, n, need = stride * inner, need, 1
+            else:
                 return None
-            if n > need:  # the outer part belongs here, the inner one to the axes that follow
-                left.append((axis, stride, n // need))
-                stride, n = stride * (n // need), need
             own.append((axis, stride, n))
-            need //= n
         out.append(own)
     return None if left else out

@@ -1,25 +1,27 @@
-"""Concrete sizes for symbolic input dimensions: which to try, in which order.
+"""Numbers for the open dimensions of the inputs: which to try, in which order.
 
 Knows the names of dimensions, no tensors.
 """
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from onnx import TensorProto, TensorShapeProto, ValueInfoProto
 
 from .errors import UsageError
+from .model import Model
+from .symbols import Dim, Size, evaluated, name_of, parsed
+from .symbols import symbol as open_dimension
 
 Role = Literal["batch", "token", "length", "space"]
 Sizes = dict[str, int]
 """One number for each symbol."""
 Axis = int | str
-"""A static size, or a symbol, or an expression over symbols."""
+"""As declared: a number, or a symbol, or an expression over symbols."""
 
 _LADDER: dict[Role, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "batch": ((2, 4, 8, 1), (3, 6, 16, 2)),
@@ -33,16 +35,74 @@ _NAME = re.compile(r"[^\W\d][\w.]*")
 _INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 
 
+_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
+NEAR, FAR = 256, 1 << 16
+"""A size that has to fit others is looked for so near, and among multiples of what has to divide it so far."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The axes of every input and the role of every symbol in them."""
+    """The axes of every input and the role of every symbol in them. bound: the declared symbols that were given a
+    size."""
 
-    axes: dict[str, tuple[Axis, ...]]
+    axes: dict[str, tuple[Dim, ...]]
     roles: dict[str, Role]
     queries: tuple[int, ...]
+    bound: Mapping[str, int]
 
     def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
-        return {n: tuple(d if isinstance(d, int) else evaluate(d, sizes) for d in a) for n, a in self.axes.items()}
+        return {n: tuple(evaluated(d, sizes) or 0 for d in a) for n, a in self.axes.items()}
+
+    def symbols(self, name: str) -> dict[int, str]:
+        """The open dimensions of an input, by axis."""
+        named = ((k, name_of(d)) for k, d in enumerate(self.axes[name]))
+        return {k: s for k, s in named if s is not None}
+
+    def possible(self, sizes: Sizes) -> bool:
+        return all(d > 0 for s in self.shapes(sizes).values() for d in s)
+
+    def more(self) -> Iterator[list[Sizes]]:
+        """Sizes at which a proof is worth something: ones, equal and unequal ones, primes in both orders, large ones.
+        Each as a list of what to try in its place, the likeliest first."""
+        symbols = list(self.roles)
+        spaces = [s for s in symbols if self.roles[s] == "space"]
+
+        def scaled(sizes: Sizes) -> list[Sizes]:
+            """An image is larger than a text is long: also with odd and even sides that leave something to pool."""
+            lifted = [{s: n + lift if s in spaces else n for s, n in sizes.items()} for lift in (60, 94, 220)]
+            even = [{s: -(-(n + lift) // 32) * 32 if s in spaces else n for s, n in sizes.items()} for lift in (0, 64)]
+            return [sizes, *lifted, *even] if spaces else [sizes]
+
+        primes = [_PRIMES[k % len(_PRIMES)] for k in range(len(symbols))]
+        batches = [s for s in symbols if self.roles[s] == "batch"]
+        yield scaled(dict.fromkeys(symbols, 1))
+        yield scaled(dict(zip(symbols, primes, strict=True)))
+        yield scaled(dict(zip(symbols, reversed(primes), strict=True)))
+        yield scaled(dict.fromkeys(symbols, 3))
+        yield scaled({s: 1 if s in batches else 7 + k for k, s in enumerate(symbols)})
+        yield scaled({s: 5 + k if s in batches else 13 for k, s in enumerate(symbols)})
+        for rung in (-1, -2):
+            tops = [16 if r == "batch" else _LADDER[r][0][rung] for r in self.roles.values()]
+            yield [{s: n + k for k, (s, n) in enumerate(zip(symbols, tops, strict=True))},
+                   dict(zip(symbols, tops, strict=True))]  # fmt: skip
+
+    def fitted(self, sizes: Sizes, holds: Sequence[Callable[[Sizes], bool]], divisor: int) -> Sizes:
+        """Sizes near these at which all of `holds` do, as far as they are found by moving one symbol at a time; batches
+        last. divisor: something has to be a multiple of it."""
+        order = sorted(self.roles, key=lambda s: self.roles[s] == "batch")
+        for _ in range(2):
+            wrong = sum(not h(sizes) for h in holds)
+            for s in order:
+                if not wrong:
+                    return sizes
+                for n in _near(sizes[s], divisor):
+                    moved = {**sizes, s: n}
+                    left = sum(not h(moved) for h in holds)
+                    if left < wrong and self.possible(moved):
+                        sizes, wrong = moved, left
+                        if not left:
+                            return sizes
+        return sizes
 
     def candidates(self, probe: int) -> Iterator[Sizes]:
         """Sizes to try: every symbol its own number; then fewer distinct ones, and other magnitudes."""
@@ -51,7 +111,7 @@ class Plan:
         steps = [(0, rung) for rung in range(rungs)] + [(b, 0) for b in range(1, len(_LADDER["batch"][probe]))]
         for batch, rung in steps:
             for sizes in self._variants(probe, batch, rung):
-                if sizes not in seen and all(d > 0 for s in self.shapes(sizes).values() for d in s):
+                if sizes not in seen and self.possible(sizes):
                     seen.append(sizes)
                     yield sizes
 
@@ -75,6 +135,13 @@ class Plan:
             yield from ({**text, s: text[s] + q} for q in self.queries for s in others)
 
 
+def _near(n: int, divisor: int) -> Iterator[int]:
+    """Sizes, the nearest first, and multiples of the divisor."""
+    for step in range(1, NEAR):
+        yield from (m for m in (n + step, n - step) if m > 0)
+    yield from range(divisor, FAR if divisor > 1 else 0, divisor)
+
+
 def symbol(dim: TensorShapeProto.Dimension) -> str:
     """The name of an open dimension; a "?" stands for any size and ties nothing."""
     return str(dim.dim_param) if re.search(r"\w", dim.dim_param) else ""
@@ -95,27 +162,52 @@ def plan(inputs: Sequence[ValueInfoProto], fixed: Mapping[str, Sequence[int]]) -
             declared[name] = [d if d > 0 else f"{name} axis {i}" for i, d in enumerate(fixed[name])]
     bound: Sizes = {}
     for name, wanted in fixed.items():
+        accepts = f"input {name!r} is [{', '.join(map(str, declared[name]))}]"
         if len(wanted) != len(declared[name]):
-            raise UsageError(f"input {name!r} has {len(declared[name])} dimensions, {len(wanted)} sizes were given")
+            raise UsageError(f"{accepts}: give {len(declared[name])} sizes, not {len(wanted)}, 0 for one to leave open")
         for i, (have, want) in enumerate(zip(declared[name], wanted, strict=True)):
             clash = have if isinstance(have, int) else bound.get(have, want)
             if want > 0 and clash != want:
-                raise UsageError(f"dimension {i} of input {name!r} is {clash}, not {want}")
+                raise UsageError(f"{accepts}: its dimension {i} is {clash}, not {want}")
             if want > 0 and isinstance(have, str):
                 bound[have] = want
     plain = {d for axes in declared.values() for d in axes if isinstance(d, str) and _NAME.fullmatch(d)}
     roles: dict[str, Role] = {}
-    axes: dict[str, tuple[Axis, ...]] = {}
+    axes: dict[str, tuple[Dim, ...]] = {}
     for name, dims in declared.items():
-        axes[name] = tuple(bound.get(d, d) if isinstance(d, str) else d for d in dims)
-        for i, d in enumerate(axes[name]):
-            if isinstance(d, str) and not _is_expression(d, plain):
+        for i, d in enumerate(dims):
+            if isinstance(d, str) and d not in bound and not _is_expression(d, plain):
                 role = _role(i, len(dims), types[name].elem_type)
                 roles[d] = "batch" if "batch" in (role, roles.get(d)) else roles.get(d, role)
-    for name in axes:
-        axes[name] = tuple(_bind(d, bound) if isinstance(d, str) and d not in roles else d for d in axes[name])
+    for name, dims in declared.items():
+        axes[name] = tuple(_dim(d, bound, roles) for d in dims)
     queries = {d for n, a in axes.items() if types[n].elem_type in _INTEGERS for d in a[1:2] if isinstance(d, int)}
-    return Plan(axes, roles, tuple(sorted(queries | {1})))
+    return Plan(axes, roles, tuple(sorted(queries | {1})), bound)
+
+
+def _dim(declared: Axis, bound: Sizes, roles: Mapping[str, Role]) -> Dim:
+    """A declared dimension as a number or an expression."""
+    if isinstance(declared, int):
+        return declared
+    if declared in bound:
+        return bound[declared]
+    return open_dimension(declared) if declared in roles else evaluate(declared, bound)
+
+
+def declare(model: Model, plan: Plan) -> None:
+    """Write the sizes that were given into the declared inputs, and into whatever else bears the same symbol."""
+    graph = model.proto.graph
+    for info in graph.input:
+        tensor = info.type.tensor_type
+        for k, size in enumerate(plan.axes.get(info.name, ()) if plan.bound else ()):
+            if k == len(tensor.shape.dim):
+                tensor.shape.dim.add()
+            if isinstance(size, int):
+                tensor.shape.dim[k].dim_value = size
+    for info in (*graph.output, *graph.value_info) if plan.bound else ():
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param in plan.bound:
+                dim.dim_value = plan.bound[dim.dim_param]
 
 
 def _role(axis: int, rank: int, element: int) -> Role:
@@ -132,38 +224,16 @@ def _is_expression(dim: str, symbols: set[str]) -> bool:
     if dim in symbols or not names or not symbols.issuperset(names):
         return False
     try:
-        return evaluate(dim, dict.fromkeys(names, 2)) > 0
+        found = evaluate(dim, dict.fromkeys(names, 2))
     except ValueError:
         return False
+    return isinstance(found, Size) or found > 0
 
 
-def _bind(dim: str, bound: Sizes) -> str:
-    """An expression with the sizes that are given in place of their symbols."""
-    return _NAME.sub(lambda m: str(bound.get(m[0], m[0])), dim)
-
-
-def evaluate(dim: str, sizes: Sizes) -> int:
-    """The size of a symbol or of a sum, difference, product or quotient of symbols and integers."""
-    if dim in sizes:
-        return sizes[dim]
-    try:
-        return _evaluate(ast.parse(_NAME.sub(lambda m: str(sizes[m[0]]), dim), mode="eval").body)
-    except (SyntaxError, KeyError, ZeroDivisionError) as error:
-        raise ValueError(f"not an expression over dimensions: {dim!r}") from error
-
-
-def _evaluate(node: ast.expr) -> int:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int):
-        return node.value
-    if isinstance(node, ast.BinOp):
-        a, b = _evaluate(node.left), _evaluate(node.right)
-        match node.op:
-            case ast.Add():
-                return a + b
-            case ast.Sub():
-                return a - b
-            case ast.Mult():
-                return a * b
-            case ast.FloorDiv() | ast.Div():
-                return a // b
-    raise ValueError("not an expression over dimensions")
+def evaluate(dim: str, sizes: Mapping[str, int]) -> Dim:
+    """A sum, difference, product or quotient of symbols and integers, with the sizes that are known put in."""
+    names = list(dict.fromkeys(_NAME.findall(dim)))
+    plain = {name: f"s{k}" for k, name in enumerate(names)}
+    back = {new: name for name, new in plain.items()}
+    text = _NAME.sub(lambda m: plain[m[0]], dim)
+    return parsed(text, lambda s: sizes[back[s]] if back[s] in sizes else open_dimension(back[s]))

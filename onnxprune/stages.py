@@ -21,6 +21,7 @@ from onnxprune.options import Options, Progress, Proof
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.rules import RULES
 from onnxprune.shapes import infer
+from onnxprune.sizes import declare
 from onnxprune.trace import Trace
 from onnxprune.verify import equivalence, retrace
 
@@ -71,10 +72,10 @@ def checked(options: Options) -> Options:
 def analysed(source: Model, options: Options, clock: Clock) -> Groups:
     working = source.normalised()
     clock("shapes")
-    shapes = infer(working, options.input_shapes)
-    for state in shapes.passes:
-        footprint.check(working, state, options.memory)
-        hazards.check(working, state)
+    shapes = infer(working, options.input_shapes, options.memory)
+    declare(working, shapes.plan)
+    footprint.check(working, shapes.passes[0], options.memory)
+    hazards.check(working, shapes.passes[0])
     clock("trace")
     structures: dict[Any, Any] = {}
     for _ in range(ROUNDS):

@@ -1,46 +1,24 @@
 """Small values that are known without running a model: shape arithmetic, node by node, in plain numpy.
 
-A value may be known in part only (`Shape` of a tensor with a data-dependent dimension): see `Value.known`.
+Entries may be expressions over the open dimensions, or unknown: see `symbolic_values`. Knows one node, not the graph.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto
 from onnx.reference import ReferenceEvaluator
 
-LIMIT = 4096
-"""Values of more elements are not followed."""
+from .symbolic_values import LIMIT, Array, Value, followed
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Dims = tuple[int | None, ...]
 Attributes = Mapping[str, Any]
 Kernel = Callable[[Attributes, Sequence[Array | None]], Sequence[Array]]
-
-
-class Value(NamedTuple):
-    """An array and, unless all of it is known, the mask of its known entries (the others are 0)."""
-
-    data: Array
-    known: Array | None = None
-
-    @property
-    def mask(self) -> Array:
-        return np.ones(self.data.shape, bool) if self.known is None else self.known
-
-    @staticmethod
-    def of(data: Array, known: Array | None) -> Value:
-        return Value(data) if known is None or known.all() else Value(np.where(known, data, data.dtype.type(0)), known)
-
-
-def shape_value(dims: Dims) -> Value:
-    known = np.array([d is not None for d in dims], bool)
-    return Value.of(np.array([d or 0 for d in dims], np.int64), known)
 
 
 def _need(x: Array | None) -> Array:
@@ -69,7 +47,7 @@ def _gather(a: Attributes, xs: Sequence[Array | None]) -> Sequence[Array]:
     _bounded(x.shape[:axis] + i.shape + x.shape[axis + 1 :])
     if i.size and (i.min() < -x.shape[axis] or i.max() >= x.shape[axis]):
         raise ValueError("index out of range")
-    return [np.take(x, i, axis=axis)]
+    return [np.asarray(np.take(x, i, axis=axis), dtype=x.dtype)]
 
 
 def _concat(a: Attributes, xs: Sequence[Array | None]) -> Sequence[Array]:
@@ -263,40 +241,41 @@ def propagate(node: NodeProto, inputs: Sequence[Value | None], opset: int) -> li
             found = _run(node, inputs, opset)
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, RuntimeError, ArithmeticError, MemoryError):
         return None  # attributes of damaged files may be of any type
-    return found if found and all(v.data.size <= LIMIT and v.data.dtype in FOLLOWED_TYPES for v in found) else None
+    return found if found and all(v.data.size <= LIMIT and v.element in FOLLOWED_TYPES for v in found) else None
 
 
 def _run(node: NodeProto, inputs: Sequence[Value | None], opset: int) -> list[Value] | None:
     op, a = node.op_type, attributes(node)
     xs = [None if v is None else v.data for v in inputs]
-    partial = any(v is not None and v.known is not None for v in inputs)
     if op == "Concat" and opset < 4:
         a.setdefault("axis", 1)
+    partial = any(v is not None and not v.whole for v in inputs)
     if op in MOVEMENT:
-        out = MOVEMENT[op](a, xs)
-        if not partial:
-            return [Value(np.ascontiguousarray(x).reshape(x.shape)) for x in out]
         moved = len(inputs) if op == "Concat" else 1
-        if any(v is not None and v.known is not None for v in inputs[moved:]):
+        if any(v is not None and not v.whole for v in inputs[moved:]):
             return None
-        masks = [v.mask if v is not None and i < moved else x for i, (v, x) in enumerate(zip(inputs, xs, strict=True))]
-        return [Value.of(x, m) for x, m in zip(out, MOVEMENT[op](a, masks), strict=True)]
+        element = next((v.element for v in inputs if v is not None), None)
+        return [Value.of(np.ascontiguousarray(x).reshape(x.shape), element) for x in MOVEMENT[op](a, xs)]
+    if partial:
+        return followed(op, a, inputs, exact)
     if op in UFUNCS:
-        return [_elementwise(op, [_need(x) for x in xs], [v.mask for v in inputs if v] if partial else None)]
-    if partial and op != "Cast":
-        return None
+        return [_elementwise(op, [_need(x) for x in xs])]
     if op in OTHERS:
-        known = next((v.known for v in inputs if v is not None), None)
-        return [Value.of(np.asarray(x), known) for x in OTHERS[op](a, xs)]
+        return [Value.of(np.asarray(x)) for x in OTHERS[op](a, xs)]
     if op in REFERENCE:
         _bounded(_reference_size(op, a, xs))
         named = {n: _need(x) for n, x in zip(node.input, xs, strict=True) if n}
         run: Any = ReferenceEvaluator(node, opsets={"": opset}).run(None, named)
-        return [Value(np.asarray(x)) for x in run]
+        return [Value.of(np.asarray(x)) for x in run]
     return None
 
 
-def _elementwise(op: str, xs: Sequence[Array], masks: Sequence[Array] | None) -> Value:
+def exact(op: str, xs: Sequence[Array]) -> Array:
+    """An operator that is applied entry by entry, on numbers."""
+    return np.asarray(OTHERS["Mod"]({}, xs)[0]) if op == "Mod" else _elementwise(op, xs).data
+
+
+def _elementwise(op: str, xs: Sequence[Array]) -> Value:
     _bounded(np.broadcast_shapes(*(x.shape for x in xs)))
     f = UFUNCS[op]
     if op in ("Min", "Max"):
@@ -307,9 +286,4 @@ def _elementwise(op: str, xs: Sequence[Array], masks: Sequence[Array] | None) ->
         out = np.asarray(f(*xs))
         if op == "Pow" or (op == "Where" and out.dtype != xs[1].dtype):
             out = out.astype(xs[0].dtype if op == "Pow" else xs[1].dtype)
-    if masks is None:
-        return Value(np.asarray(out))
-    known = np.logical_and.reduce(np.broadcast_arrays(*masks))
-    if op == "Where" and masks[0].all():
-        known = np.where(xs[0], masks[1], masks[2])
-    return Value.of(np.asarray(out), known)
+    return Value.of(np.asarray(out))

@@ -187,9 +187,9 @@ class _Both:
 def _together(trace: Trace, options: Options) -> list[list[int]]:
     """The probes, those in one list that are run at once: a large model is read once then, but all that each of them
     makes is in memory."""
-    probes = [0, 1] if trace.shapes.inputs[0] != trace.shapes.inputs[1] else [0]
+    probes = list(range(len(trace.shapes.inputs)))
     size = sum(footprint.peak(trace.model, trace.shapes.passes[k])[0] for k in probes)
-    return [probes] if 2 * size <= options.memory else [[k] for k in probes]
+    return [probes] if size <= options.memory else [[k] for k in probes]
 
 
 def tolerance_of(trace: Trace) -> float:

@@ -20,6 +20,8 @@ CHOICE = {"select", "allocate", "compress", "criteria", "obs", "sensitivity", "d
 # modules, what they may import of the package (None: anything), what they may not, packages they may not
 TABLE = [
     ("labels", set(), set(), {"onnx", "onnxruntime"}),
+    ("grids", {"symbols", "symbolic_values"}, set(), {"onnxruntime"}),
+    ("symbols", set(), set(), {"onnx", "onnxruntime", "numpy"}),
     ("equation", {"labels"}, set(), {"onnx", "onnxruntime"}),
     ("relabel", {"labels"}, set(), {"onnx", "onnxruntime"}),
     ("slicing", {"labels", "weight"}, set(), {"onnx", "onnxruntime"}),
@@ -42,8 +44,8 @@ TABLE = [
     ("plan", {"errors"}, set(), {"onnx", "onnxruntime", "numpy"}),
     ("errors", set(), set(), {"onnx", "onnxruntime", "numpy"}),
     ("page", set(), set(), {"onnx", "onnxruntime", "numpy"}),
-    ("rules", {"rules", "op", "labels", "editor", "equation", "trace", "body_inference"}, set(), {"onnxruntime"}),
-    ("op", {"equation", "labels", "trace"}, set(), {"onnxruntime"}),
+    ("rules", {"rules", "op", "labels", "editor", "equation", "trace", "body_inference", "symbols"}, set(), {"onnxruntime"}),
+    ("op", {"equation", "labels", "symbols", "trace"}, set(), {"onnxruntime"}),
     ("trace", None, {"rules", "groups", *CHOICE, *STAGES}, {"onnxruntime"}),
     ("inference", None, {"labels", "trace", "groups", *CHOICE, *STAGES}, {"onnxruntime"}),
     ("rewrite", None, {"rules", "groups", *CHOICE, *STAGES}, {"onnxruntime"}),

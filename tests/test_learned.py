@@ -302,7 +302,7 @@ def test_a_second_batch_size() -> None:
     )  # fmt: skip
     for heads in (True, False):
         result = pruned(model, batches=(1, 2, 5), heads=heads)
-        assert len(set(result.report.proof.batches)) == 2
+        assert len(set(result.report.proof.batches)) > 4
         assert shapes(result)["w"] == (16, 8 if heads else 16)
         after = result.model.to_proto()
         assert run(after, inputs(model, 7))[0].shape == (7, 6, 5)

@@ -50,13 +50,14 @@ def random_feeds(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> di
 
 def agrees(shapes: Shapes, model: ModelProto, *others: Mapping[str, tuple[int, ...]]) -> None:
     """Both probes, and what is called static at other sizes too, against ONNX Runtime."""
+    known = len(shapes.inputs)
     for i, sizes in enumerate((*shapes.inputs, *others)):
         for name, real in run(model, random_feeds(model, sizes)).items():
-            claims = [shapes.static(name), shapes.probe[i].get(name) if i < 2 else None]
+            claims = [shapes.static(name), shapes.probe[i].get(name) if i < known else None]
             for claim in (c for c in claims if c is not None):
                 assert len(claim) == real.ndim, name
                 assert all(a in (None, b) for a, b in zip(claim, real.shape, strict=True)), (name, claim, real.shape)
-            for value in (shapes.value(name), shapes.probe_value(i, name) if i < 2 else None):
+            for value in (shapes.value(name), shapes.probe_value(i, name) if i < known else None):
                 if value is not None:
                     np.testing.assert_allclose(value, real, rtol=1e-6, err_msg=name)
             if (part := shapes.partial(name)) is not None:
@@ -97,7 +98,7 @@ def test_computed_reshape_target_with_two_symbolic_dims() -> None:
     assert shapes.value("split") is None
     assert shapes.dtype("split") == TensorProto.INT64
     assert shapes.dtype("y") == TensorProto.FLOAT
-    first, second = (i["x"] for i in shapes.inputs)
+    first, second = (i["x"] for i in shapes.inputs[:2])
     assert len({*first[:2], *second[:2]}) == 4  # every symbol has its own number in both probes
     agrees(shapes, model, {"x": (1, 7, 16)}, {"x": (5, 1, 16)})
 
@@ -116,14 +117,15 @@ def test_static_inputs_give_whole_values() -> None:
     assert split is not None
     assert split.tolist() == [2, 6, 4, 8]
     assert shapes.partial("split") is None
-    assert shapes.probe[0] == shapes.probe[1]
+    assert len(shapes.inputs) == 1
     agrees(shapes, model)
 
 
 def test_given_sizes_are_static() -> None:
     shapes = inferred(heads(), {"x": (2, -1, 16)})
     assert shapes.static("q") == (2, None, 4, 8)
-    assert shapes.inputs[0]["x"][0] == shapes.inputs[1]["x"][0] == 2
+    assert len(shapes.inputs) > 5
+    assert {i["x"][0] for i in shapes.inputs} == {2}
 
 
 @pytest.mark.parametrize("wrong", [{"z": (1, 2, 16)}, {"x": (1, 2)}, {"x": (1, 2, 17)}])
@@ -272,18 +274,19 @@ def test_sizes_that_a_model_can_run_at_are_found() -> None:
     model = _model(nodes, inputs, ["y"], **table)
     model.graph.input[2].type.tensor_type.elem_type = TensorProto.INT64
     shapes = inferred(model)
-    assert [p.failures for p in shapes.passes] == [0, 0]
+    assert {p.failures for p in shapes.passes} == {0}
     assert shapes.static("y") == (None, None, 4)
     assert not shapes.pinned
     agrees(shapes, model)
 
 
-def test_a_baked_size_is_pinned() -> None:
-    """The graph says that the length is free, the constant position table says that it is 16."""
+def test_a_baked_size() -> None:
+    """The graph says that the length is free, the constant position table says that it is 16, or one."""
     nodes = [helper.make_node("Add", ["x", "table"], ["y"])]
     shapes = inferred(_model(nodes, {"x": ["N", "len", 4]}, ["y"], table=np.ones((16, 4), np.float32)))
-    assert shapes.pinned == ("len",)
+    assert {i["x"][1] for i in shapes.inputs} == {1, 16}
     assert shapes.static("y") == (None, 16, 4)
+    assert shapes.static("x") == (None, None, 4)
 
 
 def test_dimension_expressions() -> None:

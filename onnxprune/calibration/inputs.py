@@ -185,18 +185,13 @@ def sizes(model: Model, shapes: Shapes, batch: int, given: Mapping[str, Sequence
     telling ones, then those that shape inference found to fit."""
     inputs = {i.name: i for i in describe(model, shapes)}
     axes = plan(real_inputs(model), given)
-    probe = {
-        symbol: shapes.inputs[0][name][k]
-        for name, dims in axes.axes.items()
-        for k, symbol in enumerate(dims)
-        if isinstance(symbol, str) and symbol in axes.roles
-    }
+    probe = {s: shapes.inputs[0][name][k] for name in axes.axes for k, s in axes.symbols(name).items()}
     batches = dict.fromkeys((s for s, role in axes.roles.items() if role == "batch"), batch)
     late: dict[str, int] = {}
     best, other = dict(probe), dict(probe)
-    for name, dims in axes.axes.items():
+    for name in axes.axes:
         spec = inputs[name]
-        symbols = {k: s for k, s in enumerate(dims) if isinstance(s, str) and s in probe and s not in batches}
+        symbols = {k: s for k, s in axes.symbols(name).items() if s not in batches}
         if spec.kind == "image":
             best |= _image_size(spec, shapes, symbols)
         elif spec.kind in ("tokens", "mask", "positions"):
@@ -208,11 +203,8 @@ def sizes(model: Model, shapes: Shapes, batch: int, given: Mapping[str, Sequence
             late[symbols[1]] = batch
     tried: list[Inputs] = []
     trials = [chosen | batches | more for chosen in (best, other, probe) for more in (late, {})] + [probe]
-    for trial in trials:
-        try:
-            found = axes.shapes(trial)
-        except ValueError:  # an expression over the axes that these sizes do not fit
-            continue
+    for trial in (fit for t in trials for fit in (t, shapes.fitted(t))):
+        found = axes.shapes(trial)
         if found not in tried and all(d > 0 for dims in found.values() for d in dims):
             tried.append(found)
             yield found
@@ -232,8 +224,8 @@ def _image_size(spec: Input, shapes: Shapes, symbols: Mapping[int, str]) -> dict
     if columns in symbols and _reads_lines(spec, shapes, rows, columns):
         return {symbols[rows]: LINE, symbols[columns]: 4 * LINE}
     least = min((d for name, dims in shapes.probe[0].items() if len(dims) == rank
-                 for d, other in zip(dims[1:], shapes.probe[1].get(name, ())[1:], strict=False)
-                 if d and other and d != other), default=size)  # fmt: skip
+                 for d, fixed in zip(dims[1:], (shapes.static(name) or ())[1:], strict=False)
+                 if d and fixed is None), default=size)  # fmt: skip
     stride = max(1, size // max(least, 1))
     best = 224 if stride >= 16 else max(32, 8 * stride)
     return {symbols[k]: best for k in (rows, columns) if k in symbols}
@@ -243,7 +235,7 @@ def _reads_lines(spec: Input, shapes: Shapes, rows: int, columns: int) -> bool:
     """Whether the height shrinks to less than half of what the width does: writing goes on to the right."""
     height, width = (shapes.inputs[0][spec.name][k] for k in (rows, columns))
     left = [dims for name, dims in shapes.probe[0].items() if len(dims) == len(spec.axes)
-            and dims[rows] and dims[columns] and dims[columns] != shapes.probe[1].get(name, dims)[columns]]  # fmt: skip
+            and dims[rows] and dims[columns] and (shapes.static(name) or dims)[columns] is None]  # fmt: skip
     if not left:
         return False
     high, wide = (min(dims[k] or 1 for dims in left) for k in (rows, columns))

@@ -15,6 +15,7 @@ from onnxprune.op import Op
 from onnxprune.rules.base import LETTERS, own_axis, ranks_known, spell
 from onnxprune.rules.movement import picked
 from onnxprune.rules.scatter import overwritten
+from onnxprune.symbols import Size, lower, mod, quotient
 
 
 def gather(op: Op) -> None:
@@ -48,29 +49,34 @@ def _point(e: Editor, axis: int, block: Block, index: Ids) -> None:
 
 def _cyclic(op: Op, block: Block, axis: int) -> Block | None:
     """Indices into an axis of run-time size on which the ids repeat (batch x channels, flattened), which are computed
-    from sizes, as for as_strided: those that tell, at both probes, which of the repeated ids is meant along one axis of
-    theirs. They are computed anew where the period shrinks."""
+    from sizes, as for as_strided: those that tell, whatever the sizes are, which of the repeated ids is meant along one
+    axis of theirs. They are computed anew where the period shrinks."""
     n = block.ids.size
     period = next(
         q for q in range(1, n + 1) if n % q == 0 and (block.ids.reshape(-1, q) == block.ids.ravel()[:q]).all()
     )
     cycle = block.ids.ravel()[:period]
-    found = [op.trace.shapes.probe_value(k, op.inputs[1]) for k in (0, 1)]
-    if block.axes != (axis,) or op.dims(0)[axis] is not None or any(v is None or (v < 0).any() for v in found):
+    grid = op.trace.shapes.grid(op.inputs[1])
+    if grid is None or block.axes != (axis,) or op.dims(0)[axis] is not None:
         return None
-    at = []
-    for value in found:
-        place = np.asarray(value, np.int64) % period
-        for a in range(place.ndim):
-            if (place == np.take(place, [0], a)).all():
-                place = np.take(place, [0], a)
-        at.append(place)
-    wide = [a for a, n in enumerate(at[0].shape) if n > 1]
-    if len(wide) != 1 or at[0].shape != at[1].shape or (at[0] != at[1]).any() or op.dims(1)[wide[0]] is None:
+    entries = grid.base.ravel().tolist()
+    if any(lower(x) < 0 for x in (*entries, *grid.steps.values())):
         return None
-    ids = cycle[at[0].ravel()]
+    if any(quotient(step, period) is None for step in grid.steps.values()):
+        return None
+    places = [mod(x, period) for x in entries]
+    if any(isinstance(x, Size) for x in places):
+        return None
+    at = np.array(places, np.int64).reshape(grid.base.shape)
+    for a in range(at.ndim):
+        if (at == np.take(at, [0], a)).all():
+            at = np.take(at, [0], a)
+    wide = [a for a, n in enumerate(at.shape) if n > 1]
+    if len(wide) != 1 or op.dims(1)[wide[0]] is None:
+        return None
+    ids = cycle[at.ravel()]
     op.trace.labels.rectangle(ids)
-    op.edit(partial(_anew, cycle=cycle, axis=wide[0], at=at[0].ravel()))
+    op.edit(partial(_anew, cycle=cycle, axis=wide[0], at=at.ravel()))
     return Block((axis + wide[0],), ids)
 
 

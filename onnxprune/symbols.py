@@ -1,0 +1,366 @@
+"""Sizes as exact expressions over the open dimensions of the inputs: polynomials with integer coefficients.
+
+A `Size` is a sum of products of atoms: symbols (open dimensions), sizes that depend on data, and what has no closed
+form (a rounded quotient, a minimum). Two sizes are equal when they are written the same; nothing is concluded from
+numbers that were tried. Knows integers, no tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import gcd, inf, prod
+from typing import Any
+
+MOST_TERMS = 32
+"""Longer sums are not followed: `Lost`."""
+
+
+class Lost(ArithmeticError):
+    """The expression has no form that is followed."""
+
+
+@dataclass(frozen=True)
+class Atom:
+    """A factor of a term. kind: symbol (args: its name), unknown (the tensor and axis of a size that data decides), or
+    floor, trunc, min, max over expressions."""
+
+    kind: str
+    args: tuple[Any, ...]
+
+    @cached_property
+    def text(self) -> str:
+        if self.kind == "symbol":
+            return str(self.args[0])
+        return f"{self.kind}({', '.join(map(str, self.args))})"
+
+    @cached_property
+    def least(self) -> float:
+        """A lower bound: an open dimension has one position at least, what data decides may be empty."""
+        bounds = [lower(a) for a in self.args] if self.kind in ("floor", "trunc", "min", "max") else []
+        match self.kind:
+            case "symbol":
+                return 1
+            case "unknown":
+                return 0
+            case "min":
+                return min(bounds)
+            case "max":
+                return max(bounds)
+        q = self.args[1]
+        if bounds[0] < 0 or bounds[1] <= 0:
+            return -inf
+        return bounds[0] // q if isinstance(q, int) else 0
+
+    def at(self, sizes: Mapping[str, int]) -> int | None:
+        """The value where the symbols have these sizes; None where it depends on data, or divides by zero."""
+        if self.kind == "symbol":
+            return sizes.get(self.args[0])
+        if self.kind == "unknown":
+            return None
+        numbers = [evaluated(a, sizes) for a in self.args]
+        if any(n is None for n in numbers):
+            return None
+        known = [n for n in numbers if n is not None]
+        if self.kind in ("min", "max"):
+            return min(known) if self.kind == "min" else max(known)
+        p, q = known
+        if q == 0:
+            return None
+        return p // q if self.kind == "floor" or (p < 0) == (q < 0) else -(-p // q)
+
+
+Monomial = tuple[Atom, ...]
+"""A product of atoms, sorted by their text; the empty one is 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Size:
+    """A size that is not one number. terms: (product, coefficient), sorted; never a constant alone."""
+
+    terms: tuple[tuple[Monomial, int], ...]
+
+    @cached_property
+    def text(self) -> str:
+        parts = []
+        for monomial, c in self.terms:
+            factors = [*([str(c)] if c != 1 or not monomial else []), *(a.text for a in monomial)]
+            parts.append("*".join(factors))
+        return parts[0] if len(parts) == 1 else f"({' + '.join(parts)})"
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Size) and self.text == other.text
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.text)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def least(self) -> float:
+        total = 0.0
+        for monomial, c in self.terms:
+            bounds = [a.least for a in monomial]
+            if monomial and (c < 0 or min(bounds) < 0):
+                return -inf
+            total += c * prod(bounds)
+        return total
+
+    @cached_property
+    def atoms(self) -> frozenset[Atom]:
+        """All atoms in it, those inside rounded quotients and minima too."""
+        own = {a for m, _ in self.terms for a in m}
+        inner = (x.atoms for a in own for x in a.args if isinstance(x, Size))
+        return frozenset(own).union(*inner)
+
+    @property
+    def symbols(self) -> set[str]:
+        return {a.args[0] for a in self.atoms if a.kind == "symbol"}
+
+    def __add__(self, other: Dim) -> Dim:
+        return _summed([*self.terms, *terms_of(other)])
+
+    __radd__ = __add__
+
+    def __neg__(self) -> Dim:
+        return Size(tuple((m, -c) for m, c in self.terms))
+
+    def __sub__(self, other: Dim) -> Dim:
+        return self + -other
+
+    def __rsub__(self, other: Dim) -> Dim:
+        return -self + other
+
+    def __mul__(self, other: Dim) -> Dim:
+        return _summed(
+            (tuple(sorted((*m, *n), key=lambda a: a.text)), c * d)
+            for m, c in self.terms for n, d in terms_of(other)
+        )  # fmt: skip
+
+    __rmul__ = __mul__
+
+
+Dim = int | Size
+
+
+def symbol(name: str) -> Size:
+    """An open dimension of an input."""
+    return _atom("symbol", name)
+
+
+def unknown(tensor: str, axis: int) -> Size:
+    """A size that depends on what is in tensors: it has a name, so that it can be equal to itself, but no value."""
+    return _atom("unknown", tensor, axis)
+
+
+def _atom(kind: str, *args: Any) -> Size:
+    return Size((((Atom(kind, args),), 1),))
+
+
+def name_of(x: Dim) -> str | None:
+    """The name of an open dimension that stands alone."""
+    terms = terms_of(x)
+    alone = len(terms) == 1 and terms[0][1] == 1 and len(terms[0][0]) == 1 and terms[0][0][0].kind == "symbol"
+    return str(terms[0][0][0].args[0]) if alone else None
+
+
+def terms_of(x: Dim) -> tuple[tuple[Monomial, int], ...]:
+    return x.terms if isinstance(x, Size) else (((), int(x)),)
+
+
+def _summed(terms: Iterable[tuple[Monomial, int]]) -> Dim:
+    found: dict[Monomial, int] = {}
+    for m, c in terms:
+        found[m] = found.get(m, 0) + c
+    left = {m: c for m, c in found.items() if c}
+    if len(left) > MOST_TERMS:
+        raise Lost("too many terms")
+    if left.keys() <= {()}:
+        return left.get((), 0)
+    return Size(tuple(sorted(left.items(), key=lambda t: ([a.text for a in t[0]] == [], [a.text for a in t[0]]))))
+
+
+def lower(x: Any) -> float:
+    """A lower bound of a size, minus infinity where none is known."""
+    return x.least if isinstance(x, Size) else float(x)
+
+
+def evaluated(x: Dim, sizes: Mapping[str, int]) -> int | None:
+    """The value where the symbols have these sizes; None where it depends on data."""
+    if not isinstance(x, Size):
+        return int(x)
+    total = 0
+    for monomial, c in x.terms:
+        for atom in monomial:
+            n = atom.at(sizes)
+            if n is None:
+                return None
+            c *= n
+        total += c
+    return total
+
+
+def product(sizes: Iterable[Dim]) -> Dim:
+    out: Dim = 1
+    for n in sizes:
+        out = out * n
+    return out
+
+
+def content(x: Dim) -> int:
+    """The largest integer that divides a size whatever its symbols are, as far as its form shows."""
+    return gcd(*(c for _, c in terms_of(x)))
+
+
+def quotient(p: Dim, q: Dim) -> Dim | None:
+    """p / q where q divides p for all sizes, by division of polynomials; None where the form does not show it."""
+    if q == 0:
+        return None
+    left, out = dict(terms_of(p)), dict[Monomial, int]()
+    lead, unit = _lead(terms_of(q))
+    for _ in range(2 * MOST_TERMS):
+        if not left:
+            return _summed(out.items())
+        m, c = _lead(left.items())
+        rest = list(m)
+        for atom in lead:
+            if atom not in rest:
+                return None
+            rest.remove(atom)
+        if c % unit:
+            return None
+        factor, k = tuple(rest), c // unit
+        out[factor] = out.get(factor, 0) + k
+        for n, d in terms_of(q):
+            key = tuple(sorted((*n, *factor), key=lambda a: a.text))
+            left[key] = left.get(key, 0) - d * k
+            if not left[key]:
+                del left[key]
+    return None
+
+
+def _lead(terms: Iterable[tuple[Monomial, int]]) -> tuple[Monomial, int]:
+    """The term that leads in a graded order, in which a product's lead is the product of the leads."""
+    return max((t for t in terms if t[1]), key=lambda t: (len(t[0]), [a.text for a in t[0]]), default=((), 0))
+
+
+def floor_div(p: Dim, q: Dim) -> Dim:
+    """p / q, rounded towards minus infinity. ZeroDivisionError where q is zero."""
+    if isinstance(p, int) and isinstance(q, int):
+        return p // q
+    if q == 0:
+        raise ZeroDivisionError
+    exact = quotient(p, q)
+    if exact is not None:
+        return exact
+    if not isinstance(q, int):
+        return _atom("floor", p, q)
+    if q < 0:
+        return floor_div(-p, -q)
+    whole = _summed((m, c // q) for m, c in terms_of(p) if c % q == 0 or not m)
+    rest = p - whole * q
+    if isinstance(rest, int):
+        return whole + rest // q
+    if terms_of(rest)[0][1] < 0:  # one form for what is rounded up: floor(-x / q) = -floor((x + q - 1) / q)
+        return whole - floor_div(q - 1 - rest, q)
+    common = gcd(content(rest), q)
+    rest, q = quotient(rest, common) or 0, q // common
+    inner, shift = _rounded(rest)
+    if inner is not None:  # floor((floor(a / b) + n) / c) = floor((a + n b) / (b c))
+        a, b = inner.args
+        return whole + floor_div(a + shift * b, b * q)
+    return whole + _atom("floor", rest, q)
+
+
+def _rounded(x: Dim) -> tuple[Atom | None, int]:
+    """(the atom, the number) where `x` is a quotient by a number, rounded down, plus a number."""
+    terms = dict(terms_of(x))
+    shift = terms.pop((), 0)
+    for monomial, c in terms.items() if len(terms) == 1 else ():
+        if c == 1 and len(monomial) == 1 and monomial[0].kind == "floor" and isinstance(monomial[0].args[1], int):
+            return monomial[0], shift
+    return None, 0
+
+
+def ceil_div(p: Dim, q: Dim) -> Dim:
+    """p / q, rounded towards infinity."""
+    return -floor_div(-p, q)
+
+
+def trunc_div(p: Dim, q: Dim) -> Dim:
+    """p / q, rounded towards zero, as integers are divided in a graph."""
+    if isinstance(p, int) and isinstance(q, int):
+        return p // q if (p < 0) == (q < 0) else -(-p // q)
+    exact = quotient(p, q)
+    if exact is not None:
+        return exact
+    if lower(q) > 0 and lower(p) >= 0:
+        return floor_div(p, q)
+    if lower(q) > 0 and lower(-p) >= 0:
+        return -floor_div(-p, q)
+    return _atom("trunc", p, q)
+
+
+def mod(p: Dim, q: Dim) -> Dim:
+    """The remainder that has the sign of q."""
+    return p - q * floor_div(p, q)
+
+
+def minimum(p: Dim, q: Dim) -> Dim:
+    return _extreme("min", p, q)
+
+
+def maximum(p: Dim, q: Dim) -> Dim:
+    return _extreme("max", p, q)
+
+
+def _extreme(kind: str, p: Dim, q: Dim) -> Dim:
+    small, large = (q, p) if lower(p - q) >= 0 else (p, q)
+    if lower(large - small) >= 0:
+        return small if kind == "min" else large
+    return _atom(kind, *sorted((p, q), key=str))
+
+
+def compared(p: Dim, q: Dim) -> int | None:
+    """1, 0 or -1 where p is larger, equal or smaller whatever the sizes are; None where that is not known."""
+    d = p - q
+    if d == 0:
+        return 0
+    return 1 if lower(d) > 0 else -1 if lower(-d) > 0 else None
+
+
+def parsed(text: str, of: Callable[[str], Dim]) -> Dim:
+    """A sum, difference, product or quotient of integers and names, each looked up by `of`. ValueError for others."""
+    import ast
+
+    def value(node: ast.expr) -> Dim:
+        match node:
+            case ast.Constant(value=int(n)):
+                return n
+            case ast.Name(id=name):
+                return of(name)
+            case ast.BinOp(left=left, op=op, right=right):
+                a, b = value(left), value(right)
+                match op:
+                    case ast.Add():
+                        return a + b
+                    case ast.Sub():
+                        return a - b
+                    case ast.Mult():
+                        return a * b
+                    case ast.FloorDiv() | ast.Div():
+                        return floor_div(a, b)
+        raise ValueError(f"not an expression over dimensions: {text!r}")
+
+    try:
+        return value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, KeyError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"not an expression over dimensions: {text!r}") from error
