@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 
 from .bodies import bodies, defined, scopes
-from .symbolic_shapes import Kind, Sizes
+from .node_view import Kind, Sizes
 from .symbolic_values import Value
 from .symbols import Dim
 

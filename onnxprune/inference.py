@@ -22,8 +22,8 @@ from .bodies import defined
 from .body_inference import CONTROL, Body
 from .grids import Grid
 from .model import Model
+from .node_view import Kind, Need, Sizes, View
 from .shape_rules import LIKE_FIRST, dims_of, plausible, possible
-from .symbolic_shapes import Kind, Need, Sizes, View
 from .symbolic_values import LIMIT, Value, shape_value
 from .symbols import Lost, Size, product, unknown
 from .values import FOLLOWED, FOLLOWED_TYPES, Dims, propagate
@@ -175,10 +175,11 @@ class Inference:
 
         def body(graph: GraphProto) -> Body:
             def run() -> None:
-                failures = state.failures
+                failures, needs = state.failures, len(state.needs)
                 for inner in nodes:
                     self._step(inner, state)
                 state.failures = failures  # at sizes that are tried out, or in a branch that is never taken
+                del state.needs[needs:]
 
             nodes = self._bodies.setdefault(frozenset(defined(graph)), [self._described(n) for n in graph.node])
             return Body(graph, run, state.kinds, state.values, state.give)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from onnx import NodeProto
 
-from .symbolic_shapes import Kind, Sizes
+from .node_view import Kind, Sizes
 from .symbolic_values import Array, Value
 from .symbols import Dim
 

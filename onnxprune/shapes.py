@@ -19,8 +19,8 @@ from .footprint import peak
 from .grids import Grid
 from .inference import Inference, Pass
 from .model import Model
+from .node_view import Kind, holds
 from .sizes import Plan, Sizes, plan
-from .symbolic_shapes import Kind, holds
 from .symbolic_values import Array, Value
 from .symbols import Dim, Size, content, evaluated
 from .values import Dims
@@ -181,10 +181,9 @@ def infer(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None,
         tensor = proto.WhichOneof("value") == "tensor_type"
         kinds[name] = (proto.tensor_type.elem_type, None) if tensor else proto.SerializeToString(deterministic=True)
     search = _Search(model, Inference(model), axes, kinds)
-    general = search.general()
-    first = search.first(general)
-    at = Lazy(first, partial(search.others, general, first, memory)) if axes.roles else [first]
-    return Shapes(general, at, search.inference.constant, axes, partial(search.fitted, general))
+    first = search.first()
+    at = Lazy(first, partial(search.others, first, memory)) if axes.roles else [first]
+    return Shapes(search.general, at, search.inference.constant, axes, search.fitted)
 
 
 @dataclass
@@ -194,41 +193,45 @@ class _Search:
     plan: Plan
     kinds: dict[str, Kind]
 
+    @cached_property
     def general(self) -> Pass:
         """With a symbol for every open dimension."""
         found = self.inference.run(self._given(self.plan.axes))
         assert found is not None
         return found
 
-    def first(self, general: Pass) -> At:
+    @cached_property
+    def needs(self) -> list[Callable[[Sizes], bool]]:
+        """What has to hold of the symbols for all nodes to run."""
+        found = dict.fromkeys(n for n in self.general.needs if any(isinstance(x, Size) for x in n[1:]))
+        return [partial(holds, n) for n in found]
+
+    def first(self) -> At:
         """The likeliest sizes at which no node fails, else those with the fewest failures."""
         found: At | None = None
         for sizes in self.plan.candidates(0):
             found = self._better(sizes, found) or found
             if found is not None and not found.state.failures:
                 return found
-        for sizes in list(self.plan.candidates(0))[:2] if general.needs else ():
-            found = self._better(self.fitted(general, sizes), found) or found
+        for sizes in list(self.plan.candidates(0))[:2] if self.needs else ():
+            found = self._better(self.fitted(sizes), found) or found
         if found is None:
             raise UsageError("no sizes fit the model's input dimensions: give them with --overwrite-input-shape")
         return found
 
-    def others(self, general: Pass, first: At, memory: int) -> list[At]:
+    def others(self, first: At, memory: int) -> list[At]:
         """Further sizes at which no more nodes fail than at the first."""
         out: list[At] = []
         for choices in (self._second(first), *self.plan.more()):
-            for k, sizes in enumerate(choices):
-                if len(out) + 1 == ASSIGNMENTS:
-                    return out
-                for tried in (sizes, self.fitted(general, sizes)) if k == 0 else (sizes,):
-                    seen = any(tried == a.sizes for a in (first, *out))
-                    found = None if seen or not self.plan.possible(tried) else self._at(tried, first.state.failures)
-                    if found is not None and peak(self.model, found.state)[0] <= memory:
-                        out.append(found)
-                        break
-                else:
-                    continue
+            if len(out) + 1 == ASSIGNMENTS:
                 break
+            fitted = [self.fitted(sizes) for sizes in choices[:1]]
+            for sizes in (*choices[:1], *fitted, *choices[1:]):
+                seen = any(sizes == a.sizes for a in (first, *out))
+                found = None if seen or not self.plan.possible(sizes) else self._at(sizes, first.state.failures)
+                if found is not None and peak(self.model, found.state)[0] <= memory:
+                    out.append(found)
+                    break
         return out
 
     def _second(self, first: At) -> list[Sizes]:
@@ -245,15 +248,19 @@ class _Search:
     def _better(self, sizes: Sizes, found: At | None) -> At | None:
         return self._at(sizes, math.inf if found is None else found.state.failures - 1)
 
-    def fitted(self, general: Pass, sizes: Sizes) -> Sizes:
-        needs = list(dict.fromkeys(n for n in general.needs if any(isinstance(x, Size) for x in n[1:])))
-        parts = [content(part) for relation, _, part in needs if relation == "multiple"]
-        return self.plan.fitted(sizes, [partial(holds, n) for n in needs], min(math.lcm(*parts), 1 << 16))
+    def fitted(self, sizes: Sizes) -> Sizes:
+        """Sizes near these at which the needs hold."""
+        parts = [content(part) for relation, _, part in self.general.needs if relation == "multiple"]
+        return self.plan.fitted(sizes, self.needs, min(math.lcm(*parts), 1 << 16))
 
     def _at(self, sizes: Sizes, limit: float) -> At | None:
+        wrong = sum(not need(sizes) for need in self.needs)
         shapes = self.plan.shapes(sizes)
-        state = self.inference.run(self._given(shapes), limit)
-        return None if state is None else At(sizes, shapes, state)
+        state = None if wrong > limit else self.inference.run(self._given(shapes), limit - wrong)
+        if state is None:
+            return None
+        state.failures += wrong
+        return At(sizes, shapes, state)
 
     def _given(self, shapes: Mapping[str, tuple[Dim, ...]]) -> dict[str, Kind]:
         given = {n: _with_dims(self.kinds[n], dims) for n, dims in shapes.items()}

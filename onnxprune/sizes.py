@@ -81,6 +81,7 @@ class Plan:
         yield scaled(dict.fromkeys(symbols, 3))
         yield scaled({s: 1 if s in batches else 7 + k for k, s in enumerate(symbols)})
         yield scaled({s: 5 + k if s in batches else 13 for k, s in enumerate(symbols)})
+        yield scaled(dict.fromkeys(symbols, 7))
         for rung in (-1, -2):
             tops = [16 if r == "batch" else _LADDER[r][0][rung] for r in self.roles.values()]
             yield [{s: n + k for k, (s, n) in enumerate(zip(symbols, tops, strict=True))},

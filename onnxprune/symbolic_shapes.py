@@ -6,77 +6,18 @@ sizes on as ONNX's inference says, which knows names of sizes but does not calcu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
-from onnx import NodeProto, TensorProto
+from onnx import TensorProto
 
-from .symbolic_values import Value
-from .symbols import Dim, Lost, Size, ceil_div, evaluated, floor_div, lower, maximum, minimum, product, quotient
-from .values import attributes
-
-Sizes = tuple[Dim | None, ...]
-"""Of a tensor: numbers, expressions, or None for what has no form."""
-Kind = tuple[int, Sizes | None] | bytes
-"""(element type, dims) of a tensor; the serialised TypeProto of a sequence, map or optional."""
-Relation = Literal["multiple", "same", "fits"]
-Need = tuple[Relation, Dim, Dim]
-"""Of two sizes: the first is a multiple of the second, is the same, or can be broadcast against it."""
-ENDLESS = 2**31 - 1
-"""A bound of a slice from here on means the end."""
-
-
-@dataclass
-class View:
-    """What a rule sees of its node. needs: what has to hold for the node to run."""
-
-    node: NodeProto
-    kinds: Sequence[Kind | None]
-    values: Sequence[Value | None]
-    opset: int
-    needs: list[Need] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.attributes: dict[str, Any] = attributes(self.node)
-
-    def attr(self, name: str, default: Any = None) -> Any:
-        return self.attributes.get(name, default)
-
-    def word(self, name: str, default: str) -> str:
-        value = self.attributes.get(name, default)
-        return value.decode() if isinstance(value, bytes) else str(value)
-
-    def dims(self, i: int) -> Sizes | None:
-        kind = self.kinds[i] if i < len(self.kinds) else None
-        return kind[1] if isinstance(kind, tuple) else None
-
-    def element(self, i: int) -> int:
-        kind = self.kinds[i] if i < len(self.kinds) else None
-        return kind[0] if isinstance(kind, tuple) else TensorProto.UNDEFINED
-
-    def entries(self, i: int, name: str = "") -> list[Any] | None:
-        """The entries of a vector, given as an attribute or as input `i`: numbers, expressions, None for unknown ones.
-        None where not even their number is known."""
-        if name and name in self.attributes:
-            return list(np.atleast_1d(self.attributes[name]))
-        value = self.values[i] if i < len(self.values) else None
-        if value is not None:
-            return [x.item() if isinstance(x, np.generic) else x for x in value.data.ravel()]
-        dims = self.dims(i)
-        known = dims is not None and len(dims) == 1 and isinstance(dims[0], int)
-        return [None] * int(dims[0]) if known and dims and isinstance(dims[0], int) else None
-
-    def need(self, relation: Relation, a: Dim | None, b: Dim | None) -> None:
-        if a is not None and b is not None and a != b:
-            self.needs.append((relation, a, b))
-
-    def given(self, i: int) -> bool:
-        return i < len(self.node.input) and self.node.input[i] != ""
-
+from . import symbolic_windows as windows
+from .node_view import Kind, Sizes, View
+from .symbols import Dim, Lost, Size, ceil_div, floor_div, lower, maximum, minimum, product, quotient
 
 Rule = Callable[[View], Sequence[Sizes | None] | None]
+ENDLESS = 2**31 - 1
+"""A bound of a slice from here on means the end."""
 
 
 def total(dims: Sequence[Dim | None] | None) -> Dim | None:
@@ -275,115 +216,6 @@ def _squeeze(v: View) -> list[Sizes | None] | None:
     return [tuple(d for d in dims if d != 1)]
 
 
-def _windows(v: View, i: int, n: int) -> Iterator[tuple[Dim | None, int, int, int, int, int]]:
-    """(size, kernel, stride, dilation, padding before and after) along each of the last `n` axes."""
-    dims = v.dims(0) or ()
-    kernel = list(v.attr("kernel_shape", [])) or [d for d in (v.dims(i) or ())[-n:] if isinstance(d, int)]
-    strides, dilations = list(v.attr("strides", [])) or [1] * n, list(v.attr("dilations", [])) or [1] * n
-    pads = list(v.attr("pads", [])) or [0] * (2 * n)
-    for k in range(n):
-        yield dims[2 + k], kernel[k], strides[k], dilations[k], pads[k], pads[k + n]
-
-
-def _conv(v: View, i: int = 1) -> list[Sizes | None] | None:
-    dims, weight = v.dims(0), v.dims(i)
-    if dims is None or weight is None:
-        return None
-    spatial: list[Dim | None] = []
-    for size, kernel, stride, dilation, before, after in _windows(v, i, len(dims) - 2):
-        spatial.append(None if size is None else _window(v, size, kernel, stride, dilation, before + after))
-    return [(dims[0], weight[0], *spatial)]
-
-
-def _window(v: View, size: Dim, kernel: int, stride: int, dilation: int, pads: int, up: bool = False) -> Dim | None:
-    """How often a window fits."""
-    mode = v.word("auto_pad", "NOTSET")
-    if mode.startswith("SAME"):
-        return ceil_div(size, stride)
-    left = size + (pads if mode == "NOTSET" else 0) - dilation * (kernel - 1) - 1
-    if not up:
-        return floor_div(left, stride) + 1
-    exact = quotient(left, stride)  # otherwise a last window may begin in the padding, and is left out
-    return None if exact is None else exact + 1
-
-
-def _conv_nested(i: int) -> Rule:
-    return lambda v: _conv(v, i)
-
-
-def _pool(v: View) -> list[Sizes | None] | None:
-    dims = v.dims(0)
-    if dims is None:
-        return None
-    up = bool(v.attr("ceil_mode", 0))
-    spatial = [
-        None if s is None else _window(v, s, k, stride, d, a + b, up)
-        for s, k, stride, d, a, b in _windows(v, -1, len(dims) - 2)
-    ]
-    return [(*dims[:2], *spatial)] * len(v.node.output)
-
-
-def _conv_transpose(v: View) -> list[Sizes | None] | None:
-    dims, weight = v.dims(0), v.dims(1)
-    if dims is None or weight is None or not isinstance(weight[1], int):
-        return None
-    n = len(dims) - 2
-    more = list(v.attr("output_padding", [])) or [0] * n
-    wanted = list(v.attr("output_shape", []))
-    spatial: list[Dim | None] = []
-    for k, (size, kernel, stride, dilation, before, after) in enumerate(_windows(v, 1, n)):
-        same = v.word("auto_pad", "NOTSET").startswith("SAME")
-        pads = (before + after) if v.word("auto_pad", "NOTSET") == "NOTSET" else 0
-        if wanted:
-            spatial.append(wanted[k])
-        elif size is None:
-            spatial.append(None)
-        else:
-            spread = (size - 1) * stride + more[k] + dilation * (kernel - 1) + 1 - pads
-            spatial.append(size * stride if same else spread)
-    return [(dims[0], weight[1] * v.attr("group", 1), *spatial)]
-
-
-def _resize(v: View) -> list[Sizes | None] | None:
-    dims = v.dims(0)
-    if dims is None:
-        return None
-    old = v.node.op_type == "Upsample" or v.opset < 11
-    scales = v.entries(1 if old else 2, "scales") if v.given(1 if old else 2) or "scales" in v.attributes else None
-    sizes = v.entries(3) if not old and v.given(3) else None
-    axes = list(v.attr("axes", range(len(dims))))
-    out = list(dims)
-    for k, axis in enumerate(axes):
-        n = out[axis]
-        if sizes:
-            stretched = v.word("keep_aspect_ratio_policy", "stretch") == "stretch"
-            out[axis] = sizes[k] if stretched else None
-        else:
-            out[axis] = _scaled(n, scales[k] if scales and k < len(scales) else None)
-    return [tuple(out)]
-
-
-def _scaled(n: Dim | None, scale: Any) -> Dim | None:
-    """The size times a factor that a float holds exactly, rounded down."""
-    if n is None or scale is None or isinstance(scale, Size):
-        return None
-    up, down = float(scale).as_integer_ratio()
-    return floor_div(n * up, down) if down <= 1 << 8 else None
-
-
-def _depth_to_space(v: View) -> list[Sizes | None] | None:
-    dims, b = v.dims(0), int(v.attr("blocksize", 1))
-    if dims is None or len(dims) != 4:
-        return None
-    n, c, h, w = dims
-    if v.node.op_type == "DepthToSpace":
-        return [(n, None if c is None else floor_div(c, b * b), None if h is None else h * b,
-                 None if w is None else w * b)]  # fmt: skip
-    v.needs.extend(("multiple", x, b) for x in (h, w) if x is not None)
-    return [(n, None if c is None else c * b * b, None if h is None else floor_div(h, b),
-             None if w is None else floor_div(w, b))]  # fmt: skip
-
-
 def _einsum(v: View) -> list[Sizes | None] | None:
     terms, arrow, out = v.word("equation", "").replace(" ", "").partition("->")
     sizes: dict[str, Dim | None] = {}
@@ -406,9 +238,11 @@ Xor"""
 RULES: dict[str, Rule] = dict.fromkeys(_BROADCAST.split(), _broadcast) | {
     "Reshape": _reshape, "Flatten": _flatten, "Expand": _expand, "ConstantOfShape": _filled, "Tile": _tile,
     "Pad": _pad, "Slice": _slice, "Concat": _concat, "Split": _split, "TopK": _top_k, "Range": _range,
-    "Squeeze": _squeeze, "Conv": _conv, "ConvInteger": _conv, "QLinearConv": _conv_nested(3),
-    "ConvTranspose": _conv_transpose, "MaxPool": _pool, "AveragePool": _pool, "LpPool": _pool, "Resize": _resize,
-    "Upsample": _resize, "DepthToSpace": _depth_to_space, "SpaceToDepth": _depth_to_space, "Einsum": _einsum,
+    "Squeeze": _squeeze, "Conv": windows.conv, "ConvInteger": windows.conv, "QLinearConv": windows.conv_nested(3),
+    "ConvTranspose": windows.conv_transpose, "MaxPool": windows.pool, "AveragePool": windows.pool,
+    "LpPool": windows.pool, "Resize": windows.resize, "Upsample": windows.resize,
+    "DepthToSpace": windows.depth_to_space,
+    "SpaceToDepth": windows.depth_to_space, "Einsum": _einsum,
 }  # fmt: skip
 """By operator of the default domain; asked only where something is no number."""
 
@@ -441,14 +275,3 @@ def _elements(view: View, count: int) -> list[int]:
     if op == "ConvInteger":
         return [TensorProto.INT32]
     return [view.element(7 if op == "QLinearConv" else 0)] * count
-
-
-def holds(need: Need, sizes: Mapping[str, int]) -> bool:
-    """Whether it does at these sizes of the symbols, as far as that can be said."""
-    relation, *pair = need
-    p, q = (evaluated(x, sizes) for x in pair)
-    if p is None or q is None:
-        return True
-    if relation == "multiple":
-        return q != 0 and p % q == 0
-    return p == q or (relation == "fits" and 1 in (p, q))

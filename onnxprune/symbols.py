@@ -262,7 +262,8 @@ def floor_div(p: Dim, q: Dim) -> Dim:
     if exact is not None:
         return exact
     if not isinstance(q, int):
-        return _atom("floor", p, q)
+        p, q = _without_common_factors(p, q)
+        return floor_div(p, q) if isinstance(q, int) else _atom("floor", p, q)
     if q < 0:
         return floor_div(-p, -q)
     whole = _summed((m, c // q) for m, c in terms_of(p) if c % q == 0 or not m)
@@ -278,6 +279,21 @@ def floor_div(p: Dim, q: Dim) -> Dim:
         a, b = inner.args
         return whole + floor_div(a + shift * b, b * q)
     return whole + _atom("floor", rest, q)
+
+
+def _without_common_factors(p: Dim, q: Dim) -> tuple[Dim, Dim]:
+    """Numerator and denominator without what is a factor of every term of both."""
+    terms = [*terms_of(p), *terms_of(q)]
+    shared = list(terms[0][0])
+    for monomial, _ in terms[1:]:
+        rest, found = list(monomial), list[Atom]()
+        for atom in shared:
+            if atom in rest:
+                rest.remove(atom)
+                found.append(atom)
+        shared = found
+    factor = _summed([(tuple(shared), gcd(content(p), content(q)))])
+    return quotient(p, factor) or 0, quotient(q, factor) or 0
 
 
 def _rounded(x: Dim) -> tuple[Atom | None, int]:

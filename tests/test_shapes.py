@@ -15,6 +15,7 @@ from onnxprune.errors import UsageError
 from onnxprune.model import Model
 from onnxprune.shapes import Shapes, infer
 from onnxprune.sizes import plan
+from onnxprune.symbols import evaluated
 
 Feeds = Mapping[str, Any]
 
@@ -54,6 +55,9 @@ def agrees(shapes: Shapes, model: ModelProto, *others: Mapping[str, tuple[int, .
     for i, sizes in enumerate((*shapes.inputs, *others)):
         for name, real in run(model, random_feeds(model, sizes)).items():
             claims = [shapes.static(name), shapes.probe[i].get(name) if i < known else None]
+            general = shapes.sizes(name)
+            if i < known and general is not None:
+                claims.append(tuple(evaluated(d, shapes.at[i].sizes) for d in general))
             for claim in (c for c in claims if c is not None):
                 assert len(claim) == real.ndim, name
                 assert all(a in (None, b) for a, b in zip(claim, real.shape, strict=True)), (name, claim, real.shape)

@@ -1,0 +1,86 @@
+"""One node as the inference of sizes sees it: attributes, shapes and values of its inputs, and what it needs of them.
+
+Knows one node, not the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from .symbolic_values import Value
+from .symbols import Dim, evaluated
+from .values import attributes
+
+Sizes = tuple[Dim | None, ...]
+"""Of a tensor: numbers, expressions, or None for what has no form."""
+Kind = tuple[int, Sizes | None] | bytes
+"""(element type, dims) of a tensor; the serialised TypeProto of a sequence, map or optional."""
+Relation = Literal["multiple", "same", "fits", "holds"]
+Need = tuple[Relation, Dim, Dim]
+"""Of two sizes: the first is a multiple of the second, is the same, can be broadcast against it, or is not smaller."""
+
+
+@dataclass
+class View:
+    """What a rule sees of its node. needs: what has to hold for the node to run."""
+
+    node: NodeProto
+    kinds: Sequence[Kind | None]
+    values: Sequence[Value | None]
+    opset: int
+    needs: list[Need] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.attributes: dict[str, Any] = attributes(self.node)
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return self.attributes.get(name, default)
+
+    def word(self, name: str, default: str) -> str:
+        value = self.attributes.get(name, default)
+        return value.decode() if isinstance(value, bytes) else str(value)
+
+    def dims(self, i: int) -> Sizes | None:
+        kind = self.kinds[i] if i < len(self.kinds) else None
+        return kind[1] if isinstance(kind, tuple) else None
+
+    def element(self, i: int) -> int:
+        kind = self.kinds[i] if i < len(self.kinds) else None
+        return kind[0] if isinstance(kind, tuple) else TensorProto.UNDEFINED
+
+    def entries(self, i: int, name: str = "") -> list[Any] | None:
+        """The entries of a vector, given as an attribute or as input `i`: numbers, expressions, None for unknown ones.
+        None where not even their number is known."""
+        if name and name in self.attributes:
+            return list(np.atleast_1d(self.attributes[name]))
+        value = self.values[i] if i < len(self.values) else None
+        if value is not None:
+            return [x.item() if isinstance(x, np.generic) else x for x in value.data.ravel()]
+        dims = self.dims(i)
+        known = dims is not None and len(dims) == 1 and isinstance(dims[0], int)
+        return [None] * int(dims[0]) if known and dims and isinstance(dims[0], int) else None
+
+    def need(self, relation: Relation, a: Dim | None, b: Dim | None) -> None:
+        if a is not None and b is not None and a != b:
+            self.needs.append((relation, a, b))
+
+    def given(self, i: int) -> bool:
+        return i < len(self.node.input) and self.node.input[i] != ""
+
+
+def holds(need: Need, sizes: Mapping[str, int]) -> bool:
+    """Whether it does at these sizes of the symbols, as far as that can be said."""
+    relation, *pair = need
+    p, q = (evaluated(x, sizes) for x in pair)
+    if p is None or q is None:
+        return True
+    if relation == "multiple":
+        return q != 0 and p % q == 0
+    if relation == "holds":
+        return p >= q
+    return p == q or (relation == "fits" and 1 in (p, q))
