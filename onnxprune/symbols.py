@@ -7,6 +7,7 @@ numbers that were tried. Knows integers, no tensors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,10 @@ from math import gcd, inf, prod
 from typing import Any
 
 MOST_TERMS = 32
-"""Longer sums are not followed: `Lost`."""
+MOST_FACTORS = 12
+LONGEST = 2000
+"""Longer sums, products and (in characters) atoms are not followed: `Lost`."""
+_PLAIN = re.compile(r"[^\W\d]\w*")
 
 
 class Lost(ArithmeticError):
@@ -31,9 +35,10 @@ class Atom:
 
     @cached_property
     def text(self) -> str:
+        """No two atoms are written the same: names that look like expressions are quoted."""
         if self.kind == "symbol":
-            return str(self.args[0])
-        return f"{self.kind}({', '.join(map(str, self.args))})"
+            return self.args[0] if _PLAIN.fullmatch(self.args[0]) else repr(self.args[0])
+        return f"{self.kind}({', '.join(repr(a) if isinstance(a, str) else str(a) for a in self.args)})"
 
     @cached_property
     def least(self) -> float:
@@ -162,7 +167,10 @@ def unknown(tensor: str, axis: int) -> Size:
 
 
 def _atom(kind: str, *args: Any) -> Size:
-    return Size((((Atom(kind, args),), 1),))
+    atom = Atom(kind, args)
+    if len(atom.text) > LONGEST:
+        raise Lost("too long")
+    return Size((((atom,), 1),))
 
 
 def name_of(x: Dim) -> str | None:
@@ -181,8 +189,8 @@ def _summed(terms: Iterable[tuple[Monomial, int]]) -> Dim:
     for m, c in terms:
         found[m] = found.get(m, 0) + c
     left = {m: c for m, c in found.items() if c}
-    if len(left) > MOST_TERMS:
-        raise Lost("too many terms")
+    if len(left) > MOST_TERMS or max(map(len, left), default=0) > MOST_FACTORS:
+        raise Lost("too long")
     if left.keys() <= {()}:
         return left.get((), 0)
     return Size(tuple(sorted(left.items(), key=lambda t: ([a.text for a in t[0]] == [], [a.text for a in t[0]]))))

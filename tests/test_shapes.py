@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, parser
 
+from onnxprune import prune
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
 from onnxprune.shapes import Shapes, infer
@@ -130,6 +131,19 @@ def test_given_sizes_are_static() -> None:
     assert shapes.static("q") == (2, None, 4, 8)
     assert len(shapes.inputs) > 5
     assert {i["x"][0] for i in shapes.inputs} == {2}
+
+
+def test_given_sizes_are_declared_in_what_is_written() -> None:
+    weights = {"w": np.eye(16, 8, dtype=np.float32), "v": np.eye(8, 4, dtype=np.float32)}
+    model = text("g (float[N, S, 16] x) => (float[N, S, 4] y) { h = MatMul(x, w) y = MatMul(h, v) }", **weights)
+    graph = prune(model, ratio=0.5, fast=True, input_shapes={"x": (2, 0, 16)}).model.to_proto().graph
+    for info, last in ((graph.input[0], 16), (graph.output[0], 4)):
+        assert [d.dim_value or d.dim_param for d in info.type.tensor_type.shape.dim] == [2, "S", last]
+
+
+def test_a_wrong_size_says_what_the_model_accepts() -> None:
+    with pytest.raises(UsageError, match=r"input 'x' is \[batch, seq, 16\]: its dimension 2 is 16, not 17"):
+        inferred(heads(), {"x": (1, 2, 17)})
 
 
 @pytest.mark.parametrize("wrong", [{"z": (1, 2, 16)}, {"x": (1, 2)}, {"x": (1, 2, 17)}])

@@ -97,6 +97,22 @@ def test_what_is_not_one_number_for_all_sizes_is_none(x: Dim) -> None:
     assert isinstance(x, Size)
 
 
+def test_names_that_look_like_expressions_are_symbols_of_their_own() -> None:
+    assert symbol("2*a") != 2 * A
+    assert symbol("unknown('x', 0)") != symbols.unknown("x", 0)
+
+
+def test_what_grows_without_end_is_lost() -> None:
+    def grown() -> Dim:
+        x: Dim = A
+        for _ in range(100):
+            x = symbols.minimum(x * B, B * 3) + symbols.maximum(x, 5)
+        return x
+
+    with pytest.raises(symbols.Lost):
+        grown()
+
+
 def test_a_size_that_data_decides_equals_itself_only() -> None:
     one, two = symbols.unknown("x", 0), symbols.unknown("x", 1)
     assert one == symbols.unknown("x", 0) != two
