@@ -6,7 +6,7 @@ Knows shapes and the sizes of types; nothing is run.
 from __future__ import annotations
 
 from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.inference import Pass
+from onnxprune.known import Pass
 from onnxprune.model import Model
 from onnxprune.normalise import needs
 from onnxprune.weight import nbytes_of

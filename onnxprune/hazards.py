@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from onnxprune.bodies import every_node
 from onnxprune.errors import RuntimeFailure
-from onnxprune.inference import Pass
+from onnxprune.known import Pass
 from onnxprune.model import Model
 
 READS = {"Einsum": None, "Loop": 2, "If": 1}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,13 @@ from .backstop import alone, probe_with_runtime
 from .bodies import defined
 from .body_inference import CONTROL, Body
 from .grids import Grid
+from .known import Pass
 from .model import Model
-from .node_view import Kind, Need, Sizes, View
-from .shape_rules import LIKE_FIRST, dims_of, plausible, possible
+from .node_view import Kind, Need, Sizes, View, dims_of, is_open, is_vague, merged, type_of
+from .shape_rules import LIKE_FIRST, plausible, possible
 from .symbolic_values import LIMIT, Value, shape_value
-from .symbols import Lost, Size, product, unknown
-from .values import FOLLOWED, FOLLOWED_TYPES, Dims, propagate
+from .symbols import Lost, Size, product
+from .values import FOLLOWED, FOLLOWED_TYPES, propagate
 
 _DATALESS = frozenset([
     "Add", "And", "Cast", "Concat", "Conv", "DequantizeLinear", "Div", "Equal", "Gemm", "MatMul", "MatMulInteger",
@@ -34,34 +35,6 @@ _DATALESS = frozenset([
 ])  # fmt: skip
 """Common operators whose output shape does not depend on what is in their inputs; nor does Gather's, whose indices are
 only looked at."""
-
-
-@dataclass
-class Pass:
-    """What is known at one choice of input sizes. failures: how many nodes cannot run at these sizes. needs: what
-    has to hold, in expressions, for all nodes to run."""
-
-    kinds: dict[str, Kind]
-    values: dict[str, Value] = field(default_factory=dict)
-    grids: dict[str, Grid] = field(default_factory=dict)
-    failures: int = 0
-    needs: list[Need] = field(default_factory=list)
-
-    def sizes(self, name: str) -> Sizes | None:
-        """The dims of a tensor: numbers and expressions."""
-        return dims_of(self.kinds.get(name))
-
-    def dims(self, name: str) -> Dims | None:
-        """The dims that are numbers, None for the others; None where not even the rank is known."""
-        sizes = self.sizes(name)
-        return None if sizes is None else tuple(None if isinstance(d, Size) else d for d in sizes)
-
-    def give(self, name: str, kind: Kind) -> None:
-        """What is not known of a tensor gets a name, so that it can be compared with itself."""
-        if isinstance(kind, tuple) and kind[1] is not None and None in kind[1]:
-            dims = (unknown(name, k) if d is None else d for k, d in enumerate(kind[1]))
-            kind = (kind[0], tuple(dims))
-        self.kinds[name] = kind
 
 
 @dataclass(frozen=True)
@@ -231,9 +204,9 @@ class Inference:
             if out is not None and node.standard and not plausible(proto, kinds, out):
                 out = None
             needs: list[Need] = []
-            if node.standard and (_open(kinds, values) or _vague(out)):
+            if node.standard and (is_open(kinds, values) or is_vague(out)):
                 view = View(proto, kinds, values, self._opset)
-                out = _merged(out, symbolic_shapes.infer(view))
+                out = merged(out, symbolic_shapes.infer(view))
                 needs = view.needs
             if key is not None:
                 self._memo[key] = out, needs
@@ -292,7 +265,7 @@ class Inference:
             for d in dims_of(kind) or ():
                 if isinstance(d, Size):
                     self._named[d.text] = d
-            self._known_types[kind] = _type_of(kind)
+            self._known_types[kind] = type_of(kind)
         return self._known_types[kind]
 
     def _kind(self, proto: TypeProto) -> Kind | None:
@@ -311,36 +284,6 @@ class Inference:
         return None if dims is None else tuple(d if isinstance(d, int) else self._named.get(d or "") for d in dims)
 
 
-def _open(kinds: Sequence[Kind | None], values: Sequence[Value | None]) -> bool:
-    """Whether a size or a value is no number."""
-    if any(v is not None and not v.whole for v in values):
-        return True
-    return any(not isinstance(d, int) for k in kinds for d in dims_of(k) or ()) or None in kinds
-
-
-def _vague(kinds: Sequence[Kind | None] | None) -> bool:
-    """Whether ONNX's inference left something open."""
-    return any(dims_of(k) is None or None in (dims_of(k) or ()) for k in kinds or () if not isinstance(k, bytes))
-
-
-def _merged(onnx_says: list[Kind | None] | None, rule_says: list[Kind | None] | None) -> list[Kind | None] | None:
-    """Numbers as ONNX infers them; what it leaves open as the rule says."""
-    if onnx_says is None or rule_says is None:
-        return onnx_says if rule_says is None else rule_says
-    out: list[Kind | None] = []
-    for k, rule in enumerate(rule_says):
-        kind = onnx_says[k] if k < len(onnx_says) else None
-        ours, own = dims_of(kind), dims_of(rule)
-        if not isinstance(kind, tuple) or not isinstance(rule, tuple) or ours is None or own is None:
-            out.append(rule if ours is None and (kind is None or isinstance(kind, tuple)) else kind)
-        elif len(ours) != len(own):
-            out.append(kind)
-        else:
-            dims = (a if isinstance(a, int) or b is None else b for a, b in zip(ours, own, strict=True))
-            out.append((kind[0] or rule[0], tuple(dims)))
-    return [*out, *onnx_says[len(rule_says) :]]
-
-
 _ELEMENT = {t: int(helper.np_dtype_to_tensor_dtype(t)) for t in FOLLOWED_TYPES}
 
 
@@ -356,13 +299,3 @@ def _reads(graph: GraphProto) -> Iterator[str]:
         yield from (n for n in node.input if n)
         yield from (n for a in node.attribute for g in (a.g, *a.graphs) for n in _reads(g))
     yield from (o.name for o in graph.output)
-
-
-def _type_of(kind: Kind) -> TypeProto:
-    if isinstance(kind, bytes):
-        proto = TypeProto()
-        proto.ParseFromString(kind)
-        return proto
-    element, dims = kind
-    named = None if dims is None else [d.text if isinstance(d, Size) else d for d in dims]
-    return helper.make_tensor_type_proto(element, named)

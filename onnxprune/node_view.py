@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, TypeProto, helper
 
 from .symbolic_values import Value
-from .symbols import Dim, evaluated
+from .symbols import Dim, Size, evaluated
 from .values import attributes
 
 Sizes = tuple[Dim | None, ...]
@@ -84,3 +84,47 @@ def holds(need: Need, sizes: Mapping[str, int]) -> bool:
     if relation == "holds":
         return p >= q
     return p == q or (relation == "fits" and 1 in (p, q))
+
+
+def dims_of(kind: Kind | None) -> Sizes | None:
+    return kind[1] if isinstance(kind, tuple) else None
+
+
+def is_open(kinds: Sequence[Kind | None], values: Sequence[Value | None]) -> bool:
+    """Whether a size or a value is no number."""
+    if any(v is not None and not v.whole for v in values):
+        return True
+    return any(not isinstance(d, int) for k in kinds for d in dims_of(k) or ()) or None in kinds
+
+
+def is_vague(kinds: Sequence[Kind | None] | None) -> bool:
+    """Whether ONNX's inference left something open."""
+    return any(dims_of(k) is None or None in (dims_of(k) or ()) for k in kinds or () if not isinstance(k, bytes))
+
+
+def merged(onnx_says: list[Kind | None] | None, rule_says: list[Kind | None] | None) -> list[Kind | None] | None:
+    """Numbers as ONNX infers them; what it leaves open as the rule says."""
+    if onnx_says is None or rule_says is None:
+        return onnx_says if rule_says is None else rule_says
+    out: list[Kind | None] = []
+    for k, rule in enumerate(rule_says):
+        kind = onnx_says[k] if k < len(onnx_says) else None
+        ours, own = dims_of(kind), dims_of(rule)
+        if not isinstance(kind, tuple) or not isinstance(rule, tuple) or ours is None or own is None:
+            out.append(rule if ours is None and (kind is None or isinstance(kind, tuple)) else kind)
+        elif len(ours) != len(own):
+            out.append(kind)
+        else:
+            dims = (a if isinstance(a, int) or b is None else b for a, b in zip(ours, own, strict=True))
+            out.append((kind[0] or rule[0], tuple(dims)))
+    return [*out, *onnx_says[len(rule_says) :]]
+
+
+def type_of(kind: Kind) -> TypeProto:
+    if isinstance(kind, bytes):
+        proto = TypeProto()
+        proto.ParseFromString(kind)
+        return proto
+    element, dims = kind
+    named = None if dims is None else [d.text if isinstance(d, Size) else d for d in dims]
+    return helper.make_tensor_type_proto(element, named)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from onnx import NodeProto
 
-from .node_view import Kind, Sizes
+from .node_view import Kind, Sizes, dims_of
 from .symbolic_values import Array, Value
 from .symbols import Dim
 
@@ -21,10 +21,6 @@ _TARGETED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
 """Operators with a target shape, and at which input."""
 MOST_AXES = 64
 """Of any tensor; numpy ends there."""
-
-
-def dims_of(kind: Kind | None) -> Sizes | None:
-    return kind[1] if isinstance(kind, tuple) else None
 
 
 def total(dims: Sizes | None) -> int | None:

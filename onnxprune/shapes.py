@@ -17,7 +17,8 @@ import numpy as np
 from .errors import UsageError
 from .footprint import peak
 from .grids import Grid
-from .inference import Inference, Pass
+from .inference import Inference
+from .known import Pass
 from .model import Model
 from .node_view import Kind, holds
 from .sizes import Plan, Sizes, plan
