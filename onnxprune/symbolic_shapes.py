@@ -40,6 +40,8 @@ def _reshape(v: View) -> list[Sizes | None]:
         if rest != 0:
             v.needs.append(("multiple", whole, rest))
             target[open_[0]] = floor_div(whole, rest)
+    elif not open_:
+        v.need("same", whole, total(target))
     return [tuple(None if d == -1 else d for d in target)]
 
 

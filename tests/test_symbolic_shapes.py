@@ -91,6 +91,14 @@ def test_lengths_that_have_to_be_multiples_are_found(multiple: int) -> None:
     assert shapes.static("y") == (None, None, multiple)
 
 
+def test_the_only_length_that_fits_is_found() -> None:
+    """An exporter wrote the length of its example into one target, and left the input open."""
+    model = text("g (float[N, L, 4] x) => (float[a, b, c] y) { y = Reshape(x, to) }", to=np.array([0, 7, 4]))
+    shapes = inferred(model)
+    assert {sizes["x"][1] for sizes in shapes.inputs} == {7}
+    assert shapes.pinned == ("L",)
+
+
 def test_skips_that_fit_only_at_some_sizes() -> None:
     """A U-Net: what is pooled and made large again meets what was not."""
     model = text(
