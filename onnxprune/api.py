@@ -42,20 +42,23 @@ class Result:
 
 @answered
 def prune(
-    model: Any, options: Options | None = None, *, plan: Plan | None = None, progress: Progress | None = None, **kw: Any
+    model: Any, options: Options | None = None, *, plan: Plan | None = None, force_plan: bool = False,
+    progress: Progress | None = None, **kw: Any,
 ) -> Result:  # fmt: skip
     """Prune `model` (a path, a ModelProto or a graphsurgeon Graph) and prove the result.
 
-    Keyword arguments are the fields of `Options`. With `plan` that plan is applied instead of a new one.
+    Keyword arguments are the fields of `Options`. With `plan` that plan is applied instead of a new one, which must be
+    of this graph unless `force_plan` says that what it names is the same here.
     Raises UsageError (bad input), NothingToPrune, CheckFailed (a proof failed), RuntimeFailure (ONNX Runtime)."""
     options = checked(replace(options or Options(), **kw))
     clock = Clock(progress)
     groups = analysed(_loaded(model, clock), options, clock)
     clock("decide")
     options = settled(groups, options)
-    decision = (
-        decide(groups, options, progress) if plan is None else replayed(groups, removed_by(groups, plan), options)
-    )
+    if plan is None:
+        decision = decide(groups, options, progress)
+    else:
+        decision = replayed(groups, removed_by(groups, plan, force_plan), options)
     return _carried_out(groups, decision, options, clock, plan)
 
 
@@ -161,20 +164,22 @@ def plan(model: Any, options: Options | None = None, **kw: Any) -> Plan:
 
 
 @answered
-def apply(model: Any, plan: Plan, options: Options | None = None, **kw: Any) -> Model:
+def apply(model: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False, **kw: Any) -> Model:
     """`model` without what `plan` removes. Unproven: `verify` proves it, `prune(plan=...)` does both."""
     groups = analysed(Model.load(model), checked(replace(options or Options(), **kw)), Clock())
-    return rewrite(groups.trace, groups.kept_ids(removed_by(groups, plan))).model
+    return rewrite(groups.trace, groups.kept_ids(removed_by(groups, plan, force_plan))).model
 
 
 @answered
-def completed(model: Any, plan: Plan, options: Options | None = None, **kw: Any) -> tuple[Model, Plan]:
+def completed(
+    model: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False, **kw: Any
+) -> tuple[Model, Plan]:
     """The graph whose names a plan bears, and the plan with everything that is coupled to what an edited one removes.
 
     Raises UsageError where it is not a plan of `model`."""
     groups = analysed(Model.load(model), checked(replace(options or Options(), **kw)), Clock())
-    found = plan_of(groups, groups.kept_ids(removed_by(groups, plan)), Options())
-    return groups.trace.model, replace(plan, groups=found.groups)
+    found = plan_of(groups, groups.kept_ids(removed_by(groups, plan, force_plan)), Options())
+    return groups.trace.model, replace(plan, groups=found.groups, fingerprint=found.fingerprint)
 
 
 @answered

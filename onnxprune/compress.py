@@ -126,7 +126,7 @@ def told(groups: Groups, evidence: Evidence, kept: Mask) -> tuple[CurveInfo, ...
     alive = groups.alive(kept)
     homes: dict[int, str] = {}
     for component in groups.components():
-        name = groups.blocks[component[0]][0].parameter
+        name = groups.name(component)
         homes |= {int(unit): name for k in component for unit in np.unique(groups.classes[groups.blocks[k][2]])}
     out = []
     for curve in evidence.curves:

@@ -42,7 +42,7 @@ class Decision:
 
     inputs: what was run, if anything was; the last `held` batches only judge.
     merge: what goes is to be merged in weight space, because nothing better can be done. notes: what the user should
-    know."""
+    know. given: by a plan, so that nothing else may go."""
 
     removed: Mask
     groups: Groups
@@ -52,6 +52,7 @@ class Decision:
     merge: bool = False
     notes: tuple[str, ...] = ()
     costs: Costs | None = None
+    given: bool = False
 
 
 def settled(groups: Groups, options: Options) -> Options:

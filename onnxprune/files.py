@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 
 def check_outputs(outputs: Sequence[Path]) -> None:
@@ -33,16 +37,26 @@ def check_distinct(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
             raise UsageError(f"{path} would be written twice; give every output its own name")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_plan(path: Path) -> Plan:
+    """A plan from its file; UsageError, in one line, where it is none."""
+    from .plan import Plan
+
     try:
-        value = json.loads(path.read_text("utf-8"))
+        return Plan.from_json(json.loads(path.read_text("utf-8"), object_pairs_hook=_once_each))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}") from None
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; --plan takes a file made by --save-plan") from None
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise UsageError(f"{path}: not a plan; --plan takes a file made by --save-plan")
-    return value
+        raise UsageError(f"{path}: {error.strerror}; a plan is a file made by --save-plan") from None
+    except (ValueError, RecursionError):
+        raise UsageError(f"{path}: not a plan, it is no JSON; a plan is a file made by --save-plan") from None
+
+
+def _once_each(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; where a name stands in it twice a reader would silently drop one of the two."""
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise UsageError(f"not a plan: '{twice[0]}' stands twice in one object; give every group its own name")
+    return dict(pairs)
 
 
 def json_text(value: dict[str, Any]) -> str:

@@ -172,6 +172,12 @@ def provider_flag(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--providers", nargs="+", metavar="P", help="cpu, cuda, tensorrt or full names (default cpu)")
 
 
+def force_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--force-plan", action="store_true", default=False, help="take a plan that was made of another graph"
+    )
+
+
 def report_flag(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--report",

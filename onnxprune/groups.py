@@ -6,8 +6,8 @@ group: a connected component of the networkx graph whose nodes are (parameter, a
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -118,6 +118,27 @@ class Groups:
         """Indices of slice blocks, a list for each group."""
         for nodes in nx.connected_components(self.graph):
             yield sorted(nodes)
+
+    def name(self, component: Sequence[int]) -> str:
+        """What a group is called everywhere, in tables and plans: after its first block, one that is its parameter's
+        only if there is such a one. No two groups have one name, for each block is in one group."""
+        k = next((k for k in component if not self.use(self.blocks[k][0])), component[0])
+        s, axes, _ = self.blocks[k]
+        use = self.use(s)
+        return f"{s.parameter}[{','.join(map(str, axes))}]" + (f" of {use}" if use else "")
+
+    def use(self, s: Slice) -> str:
+        """The uses (NODE:INPUT) that a slice stands for, where its parameter has others beside them; otherwise ""."""
+        if self._reads[s.parameter] <= len(s.uses):
+            return ""
+        return ",".join(f"{self.trace.nodes[n].name}:{i}" for n, i in s.uses)
+
+    @cached_property
+    def _reads(self) -> Counter[str]:
+        """How often each tensor is an operand, or given out."""
+        reads = Counter(name for node in self.trace.nodes for name in node.input)
+        reads.update(o.name for scope in self.trace.scopes for o in scope.graph.output)
+        return reads
 
 
 def build(trace: Trace, heads: bool = True) -> Groups:

@@ -41,9 +41,11 @@ class Place:
     cuts: Cuts
 
 
-def matched(plan: Plan, state: Mapping[str, Array], source: Any, keep: Sequence[str] = ()) -> dict[str, Cuts]:
+def matched(
+    plan: Plan, state: Mapping[str, Array], source: Any, keep: Sequence[str] = (), force_plan: bool = False
+) -> dict[str, Cuts]:
     """What goes from each tensor of `state`. Raises UsageError, naming them, where some cannot be told."""
-    model, plan = api.completed(source, plan)
+    model, plan = api.completed(source, plan, force_plan=force_plan)
     matching = _Matching(model, plan, state)
     matching.direct()
     matching.folded()
@@ -92,7 +94,7 @@ class _Matching:
             for i, name in enumerate(node.input):
                 if name in self.arrays:
                     use = f"{node.name}:{i}"
-                    mine = [r for r in removals[name] if not r.use or use in r.use.split(",")]
+                    mine = [r for r in removals[name] if r.use in ("", use)]
                     self.uses[name].append(Place(name, index, removals_of(mine)))
         self.alike: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for name in self.uses:

@@ -5,20 +5,22 @@ Knows names and positions, no graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from onnxprune.errors import UsageError
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class Removal:
     """Of `parameter`, along `axes` (outermost first, sizes `shape`), the positions `remove` go.
 
-    Positions are flat indices into `shape`; for one axis these are the channel numbers."""
+    Positions are flat indices into `shape`; for one axis these are the channel numbers. `use` (NODE:INPUT): for this
+    use of the parameter only, which has others besides."""
 
     parameter: str
     axes: tuple[int, ...]
@@ -29,12 +31,16 @@ class Removal:
 
 @dataclass(frozen=True)
 class Plan:
-    """groups: name -> removals of coupled parameters. structures: how nested axes were read (see `trace`)."""
+    """groups: name (see `Groups.name`) -> removals of coupled parameters.
+
+    fingerprint: of the graph that it was made of (see `fingerprint`); "" where that is none, so that only names and
+    sizes tell whether it fits."""
 
     groups: Mapping[str, tuple[Removal, ...]] = field(default_factory=dict)
     scope: str = "local"
     ratio: float = 0.0
     criterion: str = ""
+    fingerprint: str = ""
 
     def to_json(self) -> dict[str, Any]:
         groups = {
@@ -47,6 +53,7 @@ class Plan:
         }
         return {
             "version": VERSION,
+            "fingerprint": self.fingerprint,
             "scope": self.scope,
             "ratio": self.ratio,
             "criterion": self.criterion,
@@ -56,19 +63,46 @@ class Plan:
     @staticmethod
     def from_json(data: Any) -> Plan:
         """Raises UsageError where `data` is not a plan."""
-        try:
-            if data["version"] != VERSION:
-                raise UsageError(f"the plan has version {data['version']}; this program reads version {VERSION}")
-            groups = {
-                str(name): tuple(
-                    Removal(
-                        str(r["parameter"]), tuple(map(int, r["axes"])), tuple(map(int, r["shape"])),
-                        tuple(map(int, r["remove"])), str(r.get("use", "")),
-                    )
-                    for r in removals
-                )
-                for name, removals in data["groups"].items()
-            }  # fmt: skip
-            return Plan(groups, str(data["scope"]), float(data["ratio"]), str(data["criterion"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise UsageError(f"not a plan: {e!r}; write one with --save-plan") from None
+        version = _entry(data, "version", int)
+        if version != VERSION:
+            raise UsageError(
+                f"the plan has version {version}, this program reads version {VERSION}; make it anew (plans of version "
+                "1 did not say of which graph they were, and could lack groups)"
+            )
+        groups = _entry(data, "groups", dict)
+        for name in groups:
+            _entry(groups, name, list)
+        return Plan(
+            {name: tuple(map(_removal, removals)) for name, removals in groups.items()},
+            _entry(data, "scope", str), _entry(data, "ratio", float), _entry(data, "criterion", str),
+            _entry(data, "fingerprint", str),
+        )  # fmt: skip
+
+
+def _removal(data: Any) -> Removal:
+    axes, shape, remove = (_whole_numbers(data, key) for key in ("axes", "shape", "remove"))
+    name = _entry(data, "parameter", str)
+    if not axes or len(axes) != len(shape) or max(remove, default=0) >= math.prod(shape):
+        raise UsageError(f"not a plan: of '{name}', axes, shape and positions do not fit each other")
+    return Removal(name, axes, shape, remove, _entry(data, "use", str) if "use" in data else "")
+
+
+def _whole_numbers(data: Any, key: str) -> tuple[int, ...]:
+    found = _entry(data, key, list)
+    if not all(type(n) is int and n >= 0 for n in found):
+        raise UsageError(f"not a plan: '{key}' holds something else than numbers from 0 on")
+    return tuple(found)
+
+
+def _entry(data: Any, key: str, kind: type) -> Any:
+    """An entry of an object; a whole number may stand for a float."""
+    if not isinstance(data, dict):
+        raise UsageError(f"not a plan: an object with '{key}' is wanted, not {data!r:.40}; write one with --save-plan")
+    if key not in data:
+        raise UsageError(f"not a plan: it has no '{key}'; write one with --save-plan")
+    value = data[key]
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise UsageError(f"not a plan: its '{key}' is {value!r:.40}; write one with --save-plan")
+    return value

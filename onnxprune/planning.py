@@ -10,15 +10,23 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import UsageError
+from onnxprune.fingerprint import fingerprint
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
 from onnxprune.options import Options
 from onnxprune.plan import Plan, Removal
 
 
-def removed_by(groups: Groups, plan: Plan) -> Mask:
+def removed_by(groups: Groups, plan: Plan, force: bool = False) -> Mask:
+    """The units that a plan removes, as a mask over classes. Raises UsageError where it is not a plan of this graph
+    (with `force`: where it does not fit), or leaves what cannot be."""
+    if plan.fingerprint not in ("", fingerprint(groups.trace.model)) and not force:
+        raise UsageError(
+            "the plan was made of another graph: operators, names, attributes or shapes differ; make it of this model, "
+            "or give --force-plan if what it names is the same here"
+        )
     removed = np.zeros(len(groups.prunable), bool)
-    blocks = {(s.parameter, axes, ids.shape, _use(groups, s)): ids for s, axes, ids in groups.blocks}
+    blocks = {key(groups, k): ids for k, (_, _, ids) in enumerate(groups.blocks)}
     for name, removals in plan.groups.items():
         for r in removals:
             ids = blocks.get((r.parameter, r.axes, r.shape, r.use))
@@ -36,20 +44,23 @@ def removed_by(groups: Groups, plan: Plan) -> Mask:
     return removed
 
 
-def _use(groups: Groups, s: Any) -> str:
-    nodes = groups.trace.nodes
-    return ",".join(f"{nodes[n].name}:{i}" for n, i in s.uses)
+def key(groups: Groups, k: int) -> tuple[Any, ...]:
+    """What tells a slice block from all others of a graph: parameter, axes, shape and use of its removals."""
+    s, axes, ids = groups.blocks[k]
+    return s.parameter, axes, ids.shape, groups.use(s)
 
 
 def plan_of(groups: Groups, kept: Mask, options: Options) -> Plan:
+    """The plan that leaves the ids of `kept`."""
     out: dict[str, tuple[Removal, ...]] = {}
     for component in groups.components():
         removals = []
         for k in component:
-            s, axes, ids = groups.blocks[k]
-            gone = np.flatnonzero(~kept[ids.ravel()])
+            parameter, axes, shape, use = key(groups, k)
+            gone = np.flatnonzero(~kept[groups.blocks[k][2].ravel()])
             if gone.size:
-                removals.append(Removal(s.parameter, axes, ids.shape, tuple(gone.tolist()), _use(groups, s)))
+                removals.append(Removal(parameter, axes, shape, tuple(gone.tolist()), use))
         if removals:
-            out[groups.blocks[component[0]][0].parameter] = tuple(removals)
-    return Plan(out, options.scope, options.ratio, options.criterion)
+            name = groups.name(component)
+            out[name] = (*out.get(name, ()), *removals)
+    return Plan(out, options.scope, options.ratio, options.criterion, fingerprint(groups.trace.model))

@@ -33,14 +33,14 @@ class Refitted:
 def replayed(groups: Groups, removed: Mask, options: Options) -> Decision:
     """A decision that was made before: only inputs are missing."""
     if not uses_inputs(options):
-        return Decision(removed, groups)
+        return Decision(removed, groups, given=True)
     try:
         inputs, held = calibrated(groups, options)
     except RuntimeFailure as error:
         merge = options.reconstruct == "ls"
         why = f"no inputs could be run ({error.message}), so weights were {'merged' if merge else 'only sliced'}"
-        return Decision(removed, groups, merge=merge, notes=(why,))
-    return Decision(removed, working(groups, inputs, options), inputs, held)
+        return Decision(removed, groups, merge=merge, notes=(why,), given=True)
+    return Decision(removed, working(groups, inputs, options), inputs, held, given=True)
 
 
 def refitted(
@@ -61,7 +61,7 @@ def refitted(
         return Refitted({"inputs": inputs.source, "failed": failure.message})
     error = judge.error(work.model)
     plain = replace(options, criterion="l2", scope="local")
-    fast = by_weights(weights, plain, decision.costs)
+    fast = decision.removed if decision.given else by_weights(weights, plain, decision.costs)
     rival = judge.error(rewrite(groups.trace, groups.kept_ids(fast)).model) if fast.any() else np.inf
     worse = bool(fast.any()) and (rival < error or not np.isfinite(error))
     restore(work.model, after.model)

@@ -32,8 +32,8 @@ def infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
             layers = tuple(dict.fromkeys(groups.blocks[k][0].parameter for k in component))
             heads = any(row <= set(live.tolist()) for row in groups.rows.values())
             out.append(GroupInfo(
-                layers[0], layers, int(units.size), int(live.size), int(alive[units].sum()), int(sizes[units].sum()),
-                int(work[units].sum()), "head" if heads else "channel", bool(groups.normed[live].any()),
+                groups.name(component), layers, int(units.size), int(live.size), int(alive[units].sum()),
+                int(sizes[units].sum()), int(work[units].sum()), "head" if heads else "channel", bool(groups.normed[live].any()),
             ))  # fmt: skip
     return tuple(out)
 

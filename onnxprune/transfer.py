@@ -26,23 +26,28 @@ Cuts = frozenset[Removal]
 """What goes from one tensor; parameter and use are left empty, so that equal cuts are equal."""
 
 
-def apply_plan(plan: Plan, state: Mapping[str, Array], model: Any = None, keep: Sequence[str] = ()) -> dict[str, Array]:
+def apply_plan(
+    plan: Plan, state: Mapping[str, Array], model: Any = None, keep: Sequence[str] = (), force_plan: bool = False
+) -> dict[str, Array]:
     """The arrays of `state` without what `plan` removes, in the same order and types; the others as they are.
 
-    `model` and `keep` as for `renamed`. Raises UsageError where a tensor cannot be told for certain."""
-    return sliced(renamed(plan, state, model, keep), state, keep)
+    The other arguments as for `renamed`. Raises UsageError where a tensor cannot be told for certain."""
+    return sliced(renamed(plan, state, model, keep, force_plan), state, keep)
 
 
-def renamed(plan: Plan, state: Mapping[str, Array], model: Any = None, keep: Sequence[str] = ()) -> Plan:
+def renamed(
+    plan: Plan, state: Mapping[str, Array], model: Any = None, keep: Sequence[str] = (), force_plan: bool = False
+) -> Plan:
     """`plan` in the names and axes of `state`.
 
     Without `model` by name alone, up to one prefix that all names have or lack. With `model`, the dense ONNX model that
     the plan was made of, by name, shape and values: `state` must then hold the weights that were exported. Tensors
-    whose names match a glob of `keep` are left as they are. Raises UsageError where this is not certain."""
+    whose names match a glob of `keep` are left as they are. `force_plan`: take `model` although the plan was made of
+    another graph. Raises UsageError where this is not certain."""
     if model is not None:
         from onnxprune.matching import matched
 
-        found = matched(plan, state, model, keep)
+        found = matched(plan, state, model, keep, force_plan)
     else:
         found = _by_name_alone(plan, state)
     groups = {
@@ -50,7 +55,7 @@ def renamed(plan: Plan, state: Mapping[str, Array], model: Any = None, keep: Seq
         for name, cuts in found.items()
         if cuts
     }
-    return replace(plan, groups=groups)
+    return replace(plan, groups=groups, fingerprint="")
 
 
 def sliced(plan: Plan, state: Mapping[str, Array], keep: Sequence[str] = ()) -> dict[str, Array]:
@@ -149,19 +154,13 @@ def _by_name_alone(plan: Plan, state: Mapping[str, Array]) -> dict[str, Cuts]:
             f"the plan's '{missing[0]}'{more} cannot be found by name; give the ONNX file that the plan was made of "
             "(--model), so that weights are found by their values"
         )
-    out = {}
-    for name, parameter in names.items():
-        uses = defaultdict(list)
-        for r in removals[parameter]:
-            uses[r.use].append(r)
-        variants = {removals_of(rs) for rs in uses.values()}
-        if len(variants) > 1 or any("," in use for use in uses):
-            raise UsageError(
-                f"the exporter made '{parameter}' stand for several equal tensors; give the ONNX file that the plan "
-                "was made of (--model), so that each is found"
-            )
-        out[name] = variants.pop()
-    return out
+    shared = next((p for p in names.values() if any(r.use for r in removals[p])), None)
+    if shared:
+        raise UsageError(
+            f"the exporter made '{shared}' stand for several equal tensors; give the ONNX file that the plan was made "
+            "of (--model), so that each is found"
+        )
+    return {name: removals_of(removals[parameter]) for name, parameter in names.items()}
 
 
 def _check_modules(before: Mapping[str, Array], after: Mapping[str, Array]) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxprune import arguments
-from onnxprune.files import check_distinct, check_outputs, read_json, write_json
+from onnxprune import arguments, flags
+from onnxprune.files import check_distinct, check_outputs, read_plan, write_json
 
 EPILOG = """\
 Tensors are found by the plan's names. Exporters rename, transpose, share and fold tensors: with --model, the dense
@@ -27,6 +27,7 @@ def parser() -> arguments.Parser:
     made.add_argument(
         "--keep", nargs="+", action="extend", default=[], metavar="NAME", help="tensors that stay: names or globs"
     )
+    flags.force_flag(made)
     made.add_argument("--save-plan", type=Path, default=None, metavar="FILE", help="the plan in the names of WEIGHTS")
     made.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
     return made
@@ -41,12 +42,11 @@ def run(argv: Sequence[str]) -> int:
     from dataclasses import replace
 
     from onnxprune import tensors, transfer
-    from onnxprune.plan import Plan
 
     tensors.check_suffix(args.OUT)
-    given = Plan.from_json(read_json(args.PLAN))
+    given = read_plan(args.PLAN)
     weights = tensors.read(args.WEIGHTS)
-    plan = transfer.renamed(given, weights.arrays, args.model, args.keep)
+    plan = transfer.renamed(given, weights.arrays, args.model, args.keep, args.force_plan)
     after = transfer.sliced(plan, weights.arrays, args.keep)
     tensors.write(args.OUT, replace(weights, arrays=after))
     if args.save_plan:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune import arguments, flags
 from onnxprune.errors import CheckFailed, UsageError
-from onnxprune.files import check_distinct, check_outputs, json_text, read_json, write_texts
+from onnxprune.files import check_distinct, check_outputs, json_text, read_plan, write_texts
 from onnxprune.options import Options, Progress
 from onnxprune.terminal import console, progress
 
@@ -30,6 +30,7 @@ def parser() -> arguments.Parser:
     made.add_argument("OUT", type=Path, help="the model to write")
     flags.plan_flags(made)
     made.add_argument("--plan", type=Path, default=None, metavar="FILE", help="replay a plan made by --save-plan")
+    flags.force_flag(made)
     flags.stay_flags(made)
     flags.calibration_flags(made)
     flags.proof_flags(made)
@@ -122,11 +123,10 @@ def _pruned(
 ) -> tuple[Result, Quality | None]:  # fmt: skip
     """The result, and what it is worth. With a gate and no ratio it is the largest cut that holds the gates."""
     from onnxprune import api
-    from onnxprune.plan import Plan
 
     if comparison is None or not gates or hasattr(args, "ratio") or args.plan:
-        plan = Plan.from_json(read_json(args.plan)) if args.plan else None
-        result = api.prune(args.IN, options, plan=plan, progress=show)
+        plan = read_plan(args.plan) if args.plan else None
+        result = api.prune(args.IN, options, plan=plan, force_plan=args.force_plan, progress=show)
         return result, None if comparison is None else comparison.measure(result.model, gates, options.seed)
 
     def holds(result: Result) -> bool:
