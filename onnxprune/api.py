@@ -7,23 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from onnxprune import compress, notes, profile
+from onnxprune.audit import audited
 from onnxprune.decide import Decision, decide, planner, settled
 from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.faults import answered
 from onnxprune.groups import Groups
 from onnxprune.merge import merged
 from onnxprune.model import Model
-from onnxprune.options import Compared, Inspection, Options, Progress, Proof, Report
+from onnxprune.options import Compared, Inspection, Options, Progress, Report, Verified
 from onnxprune.plan import Plan
 from onnxprune.planning import plan_of, removed_by
 from onnxprune.refit import refitted, replayed
-from onnxprune.rewrite import Rewritten, rewrite
-from onnxprune.stages import Clock, analysed, check, checked, prove, proven
+from onnxprune.rewrite import rewrite
+from onnxprune.stages import Clock, analysed, check, checked, proven
 from onnxprune.summary import frozen, infos, nothing, predicted
 from onnxprune.trace import Trace
 
@@ -126,7 +127,15 @@ def _carried_out(groups: Groups, decision: Decision, options: Options, clock: Cl
         compress.told(groups, decision.evidence, kept) if decision.evidence else (),
         predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
     )  # fmt: skip
-    return Result(after.model, plan or plan_of(groups, kept, options), report)
+    done = replace(options, reconstruct=_reconstructed(story))
+    return Result(after.model, replace(plan or plan_of(groups, kept, done), reconstruct=done.reconstruct), report)
+
+
+def _reconstructed(story: Mapping[str, Any] | None) -> Literal["ls", "merge", "none"]:
+    """What was done to the weights that stay."""
+    if story is None or "failed" in story or story.get("fell_back"):
+        return "none"
+    return "merge" if story.get("method") == "merge" else "ls"
 
 
 @answered
@@ -183,14 +192,20 @@ def completed(
 
 
 @answered
-def verify(model: Any, pruned: Any, plan: Plan, options: Options | None = None, **kw: Any) -> Proof:
-    """Prove that `pruned` is `model` without what `plan` removes; CheckFailed where it is not."""
+def verify(
+    model: Any, pruned: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False,
+    refitted: bool | None = None, **kw: Any,
+) -> Verified:  # fmt: skip
+    """Prove that `pruned` is `model` without what `plan` removes; CheckFailed where it is not.
+
+    `refitted`: whether weights may have other values than those of `model`; None: if the run that made the plan
+    refitted them. Then their shapes and the graph are proven, and what they are worth is measured."""
     options = checked(replace(options or Options(), **kw))
     groups = analysed(Model.load(model), options, Clock())
-    kept = groups.kept_ids(removed_by(groups, plan))
-    expected = rewrite(groups.trace, kept)
+    kept = groups.kept_ids(removed_by(groups, plan, force_plan))
     given = pruned if isinstance(pruned, Model) else Model.load(pruned)
-    return prove(groups, kept, Rewritten(given, expected.aliases), options, Clock())[0]
+    free = plan.reconstruct in ("ls", "merge") if refitted is None else refitted
+    return audited(groups, kept, given, free, options)
 
 
 @answered

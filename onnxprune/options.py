@@ -137,6 +137,19 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Verified(Proof):
+    """What `onnxprune verify DENSE PRUNED PLAN` prints: the proof of a file that was there already.
+
+    refitted: its parameters that are no slices of the original's. output_error: with these values ("written") and with
+    the slices instead ("sliced"), squared and relative to the variance, mean over the outputs; None where nothing is
+    refitted. inputs: what it was measured on, or why it could not be."""
+
+    refitted: tuple[str, ...] = ()
+    output_error: Mapping[str, float] | None = None
+    inputs: str = ""
+
+
+@dataclass(frozen=True)
 class Compared:
     """What `onnxprune compare A B` prints: the costs of both models and `quality` (see `quality.measure.Quality`)."""
 

@@ -34,13 +34,15 @@ class Plan:
     """groups: name (see `Groups.name`) -> removals of coupled parameters.
 
     fingerprint: of the graph that it was made of (see `fingerprint`); "" where that is none, so that only names and
-    sizes tell whether it fits."""
+    sizes tell whether it fits. reconstruct: what its run did to the weights that stay (see `Options`), "" where there
+    was no run: nothing, as "none"."""
 
     groups: Mapping[str, tuple[Removal, ...]] = field(default_factory=dict)
     scope: str = "local"
     ratio: float = 0.0
     criterion: str = ""
     fingerprint: str = ""
+    reconstruct: str = ""
 
     def to_json(self) -> dict[str, Any]:
         groups = {
@@ -57,6 +59,7 @@ class Plan:
             "scope": self.scope,
             "ratio": self.ratio,
             "criterion": self.criterion,
+            "reconstruct": self.reconstruct,
             "groups": groups,
         }
 
@@ -75,7 +78,7 @@ class Plan:
         return Plan(
             {name: tuple(map(_removal, removals)) for name, removals in groups.items()},
             _entry(data, "scope", str), _entry(data, "ratio", float), _entry(data, "criterion", str),
-            _entry(data, "fingerprint", str),
+            _entry(data, "fingerprint", str), _entry(data, "reconstruct", str),
         )  # fmt: skip
 
 

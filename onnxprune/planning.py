@@ -63,4 +63,5 @@ def plan_of(groups: Groups, kept: Mask, options: Options) -> Plan:
         if removals:
             name = groups.name(component)
             out[name] = (*out.get(name, ()), *removals)
-    return Plan(out, options.scope, options.ratio, options.criterion, fingerprint(groups.trace.model))
+    mark = fingerprint(groups.trace.model)
+    return Plan(out, options.scope, options.ratio, options.criterion, mark, options.reconstruct)

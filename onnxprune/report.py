@@ -17,14 +17,14 @@ from rich.table import Table
 
 from . import __version__
 from .files import json_text, write_texts
-from .options import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Report, Sweep
+from .options import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Proof, Report, Sweep, Verified
 from .page import render
 
 SCHEMA = 1
 ROWS = 20
 
 
-def to_json(result: Report | Inspection | Compared | Sweep) -> dict[str, Any]:
+def to_json(result: Report | Inspection | Compared | Sweep | Verified) -> dict[str, Any]:
     """Plain dicts, lists, strings and numbers; `schema` grows when a key changes its meaning."""
     body = _plain(asdict(result))
     header: dict[str, Any] = {"schema": SCHEMA, "kind": type(result).__name__.lower(), "versions": versions()}
@@ -71,15 +71,33 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     _print_notes(report.notes, console)
     _print_reconstruction(report.reconstruction, console, verbose)
     _print_latency(report, console)
-    proof = report.proof
+    print_proof(report.proof, console)
+    if verbose and report.seconds:
+        console.print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items()))
+
+
+def print_proof(proof: Proof, console: Console) -> None:
     batches = ", ".join(map(str, proof.batches))
     pieces = f", in {proof.blocks} pieces" if proof.blocks > 1 else ""
     console.print(
         f"proof: {proof.couplings:,} couplings agree; outputs equal within {proof.error:.1e} (allowed "
         f"{proof.tolerance:.0e}) at batch {batches} on {', '.join(proof.providers)}{pieces}"
     )
-    if verbose and report.seconds:
-        console.print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items()))
+
+
+def print_verified(found: Verified, console: Console, verbose: bool = False) -> None:
+    """The proof, and what can be said of parameters that are no slices."""
+    print_proof(found, console)
+    if not found.refitted:
+        return
+    shown = found.refitted if verbose else found.refitted[:2]
+    more = f" and {len(found.refitted) - len(shown)} more" if len(shown) < len(found.refitted) else ""
+    console.print(f"refitted, so that only their shapes and places are proven: {', '.join(shown)}{more}")
+    errors = found.output_error
+    told = f"{errors['written']:.3f} (as sliced {errors['sliced']:.3f}) on {found.inputs}" if errors else found.inputs
+    console.print(f"output error beside the original: {told}")
+    if errors and errors["written"] > errors["sliced"]:
+        console.print("note: slices would be nearer to the original: was it refitted on other inputs, or changed since?")
 
 
 def print_comparison(found: Compared, console: Console) -> None:

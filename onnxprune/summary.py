@@ -33,7 +33,8 @@ def infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
             heads = any(row <= set(live.tolist()) for row in groups.rows.values())
             out.append(GroupInfo(
                 groups.name(component), layers, int(units.size), int(live.size), int(alive[units].sum()),
-                int(sizes[units].sum()), int(work[units].sum()), "head" if heads else "channel", bool(groups.normed[live].any()),
+                int(sizes[units].sum()), int(work[units].sum()), "head" if heads else "channel",
+                bool(groups.normed[live].any()),
             ))  # fmt: skip
     return tuple(out)
 
