@@ -24,6 +24,7 @@ from onnxprune.options import CurveInfo, Options, Progress
 from onnxprune.profile import summed
 from onnxprune.select import Linked, parts, reachable, select
 from onnxprune.sensitivity import Judge, factor, loss_of
+from onnxprune.steady import each
 
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -59,15 +60,19 @@ def observe(groups: Groups, clues: Clues, options: Options, progress: Progress |
     sites = clues.sites
     _, linked = parts(groups, importance if given is None else given, options)
     scores = np.zeros(len(groups.prunable)) if given is None else given
-    curves = []
-    for k, part in enumerate(linked):
+
+    def eliminated(numbered: tuple[int, Linked]) -> tuple[dict[int, float], Array]:
+        k, part = numbered
         say("scores", k / len(linked))
         own = len(part.buckets) == 1 or (part.steps > 8 and not part.coarse(0.5))
         levels = part.steps if own and part.steps <= LEVELS else LEVELS
         most = int(levels * min(options.max_ratio, 1 - options.floor))
         inside = np.isin(np.arange(len(scores)), [u for b in part.buckets for u in b])
         near = [s for s in sites if inside[s.units].any()]
-        order, losses = eliminate(part.buckets, levels, most, near, importance, given)
+        return eliminate(part.buckets, levels, most, near, importance, given)
+
+    curves = []
+    for part, (order, losses) in zip(linked, each(eliminated, enumerate(linked)), strict=True):
         if given is None:
             scores[list(order)] = list(order.values())
         curves.append(Curve(part, losses))

@@ -24,6 +24,7 @@ from onnxprune.groups import Groups
 from onnxprune.labels import Mask
 from onnxprune.options import Options, Progress
 from onnxprune.select import select
+from onnxprune.steady import steady
 
 HELD = 0.2
 """Share of the calibration batches that only judge."""
@@ -72,6 +73,7 @@ def decide(groups: Groups, options: Options, progress: Progress | None = None) -
     return planner(groups, options, progress)(options)
 
 
+@steady()
 def planner(groups: Groups, options: Options, progress: Progress | None = None) -> Planner:
     """Everything that does not depend on the ratio, done once."""
     costs = costs_of(groups, options, progress)
@@ -182,6 +184,7 @@ class Informed:
         self.found: dict[bool, compress.Evidence] = {}
         self.scores: NDArray[np.float64] | None = None
 
+    @steady()
     def __call__(self, options: Options) -> Decision:
         evidence: compress.Evidence | None = None
         if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
@@ -228,6 +231,7 @@ def _rows(groups: Groups, feeds: Sequence[dict[str, NDArray[Any]]]) -> int:
     return sum(len(f[name]) if name else 1 for f in feeds)
 
 
+@steady()
 def by_weights(groups: Groups, options: Options, costs: Costs | None = None) -> Mask:
     """The plan that needs nothing but weights."""
     scores = criteria.scores(options.criterion, Clues(groups, options))

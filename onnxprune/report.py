@@ -97,7 +97,7 @@ def print_verified(found: Verified, console: Console, verbose: bool = False) -> 
     told = f"{errors['written']:.3f} (as sliced {errors['sliced']:.3f}) on {found.inputs}" if errors else found.inputs
     console.print(f"output error beside the original: {told}")
     if errors and errors["written"] > errors["sliced"]:
-        console.print("note: slices would be nearer to the original: was it refitted on other inputs, or changed since?")
+        console.print("note: slices would be nearer to the original; was it refitted on other inputs, or changed?")
 
 
 def print_comparison(found: Compared, console: Console) -> None:
