@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune import api
+from onnxprune.bodies import every_node
 from onnxprune.errors import UsageError
 from onnxprune.labels import Block, Mask
 from onnxprune.model import Model
@@ -80,7 +81,7 @@ class _Matching:
     have another one's values under their name: those of a fold, or of another training."""
 
     def __init__(self, model: Model, plan: Plan, state: Mapping[str, Array]) -> None:
-        self.model, self.state = model, state
+        self.nodes, self.state = every_node(model.graph), state
         self.cuts: dict[str, Cuts] = {}
         self.renewed: dict[str, str] = {}
         self.places: dict[str, list[Place]] = {}
@@ -90,7 +91,7 @@ class _Matching:
         for r in (r for rs in plan.groups.values() for r in rs):
             removals[r.parameter].append(r)
         self.uses: dict[str, list[Place]] = defaultdict(list)
-        for index, node in enumerate(model.graph.node):
+        for index, node in enumerate(self.nodes):
             for i, name in enumerate(node.input):
                 if name in self.arrays:
                     use = f"{node.name}:{i}"
@@ -165,7 +166,7 @@ class _Matching:
         """What its values leave open: by the node of a tensor of the same module, or in a module of vectors only, which
         work position by position, like the others."""
         readers: dict[str, list[int]] = defaultdict(list)
-        for index, node in enumerate(self.model.graph.node):
+        for index, node in enumerate(self.nodes):
             for name in node.input:
                 readers[name].append(index)
         for name, places in list(self.places.items()):
@@ -173,7 +174,7 @@ class _Matching:
                 p.node for other in self.modules[_module(name)] if other in self.cuts and other != name
                 for p in self._named(other, self.state[other]) or self._equal(self.state[other])
             }  # fmt: skip
-            near |= {r for n in near for out in self.model.graph.node[n].output for r in readers[out]}
+            near |= {r for n in near for out in self.nodes[n].output for r in readers[out]}
             cuts = {p.cuts for p in places if p.node in near}
             if len(cuts) == 1:
                 self.cuts[name] = cuts.pop()

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from random_graph import models
 
-from onnxprune.api import prune
-from onnxprune.errors import NothingToPrune
+from onnxprune.api import Result, apply, prune
+from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.options import Options
+from onnxprune.plan import Plan
+from onnxprune.transfer import apply_plan
 
 EXAMPLES = int(os.environ.get("ONNXPRUNE_EXAMPLES", "60"))
 options = st.builds(
@@ -58,6 +60,25 @@ def check(model: ModelProto, chosen: Options) -> None:
         assert [x.shape for x in got] == [x.shape for x in expected]
         assert all(np.isfinite(y).all() or not np.isfinite(x).all() for x, y in zip(expected, got, strict=True))
     _assert_slices(_weights(model), _weights(pruned))
+    _assert_replays(model, chosen, result)
+
+
+def _assert_replays(model: ModelProto, chosen: Options, result: Result) -> None:
+    """The plan, read back from its JSON, leaves the same bytes, and of the weights by name what the file holds."""
+    plan = Plan.from_json(json.loads(json.dumps(result.plan.to_json())))
+    names = [g.name for g in result.report.groups]
+    assert len(set(names)) == len(names)
+    assert plan.groups.keys() <= set(names)
+    pruned = result.model.to_proto()
+    assert apply(model, plan, chosen).to_proto().SerializeToString() == pruned.SerializeToString()
+    after = _weights(pruned)
+    try:
+        small = apply_plan(plan, _weights(model), model)
+    except UsageError:
+        assert any(r.use for removals in plan.groups.values() for r in removals)  # one name stands for several tensors
+        return
+    for name in small.keys() & after.keys():
+        np.testing.assert_array_equal(small[name], after[name])
 
 
 def test_what_is_no_slice_is_noticed() -> None:
