@@ -57,10 +57,11 @@ def _sources(given: Model, expected: Model) -> dict[str, str]:
             raise CheckFailed(f"the plan leaves no {node.op_type} '{node.name}', which the pruned model has")
         for i, name in enumerate(node.input):
             source = twin.input[i] if i < len(twin.input) else ""
-            new = name in given.weights and (not source or source in expected.weights)
-            if new and found.setdefault(name, source) == source:
-                continue
-            if new or name != source:
+            parameter = name in given.weights and (not source or source in expected.weights)
+            fresh = parameter and name not in expected.weights and found.get(name, source) == source
+            if parameter and (fresh or name == source):
+                found[name] = source
+            elif name != source:
                 raise CheckFailed(
                     f"{node.op_type} '{node.name}' of the pruned model reads '{name}' where the plan leaves '{source}'"
                 )

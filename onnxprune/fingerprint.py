@@ -1,4 +1,4 @@
-"""What tells one graph from another whatever its weights are. Pure protobuf work."""
+"""What tells one graph from another whatever its weights are. Knows protobuf only."""
 
 from __future__ import annotations
 
