@@ -175,7 +175,7 @@ class _Matching:
                 for p in self._named(other, self.state[other]) or self._equal(self.state[other])
             }  # fmt: skip
             near |= {r for n in near for out in self.nodes[n].output for r in readers[out]}
-            cuts = {p.cuts for p in places if p.node in near}
+            cuts = {p.cuts for p in places if p.node in near} or self._by_node(_module(name), places, readers)
             if len(cuts) == 1:
                 self.cuts[name] = cuts.pop()
         for names in self.modules.values():
@@ -183,6 +183,18 @@ class _Matching:
             if len({self.state[n].shape for n in names}) == 1 and self.state[names[0]].ndim == 1 and len(settled) == 1:
                 for name in names:
                     self.cuts.setdefault(name, next(iter(settled)))
+
+    def _by_node(self, module: str, places: Sequence[Place], readers: Mapping[str, list[int]]) -> set[Cuts]:
+        """What goes in the uses whose readers are named after a module, as exporters name nodes: of layer1.0.act
+        /layer1/layer1.0/act/PRelu."""
+        found: dict[str, set[Cuts]] = defaultdict(set)
+        for place in places:
+            node = self.nodes[place.node]
+            passed = node.output if node.op_type == "Identity" else ()
+            for name in (node.name, *(self.nodes[r].name for out in passed for r in readers[out])):
+                found[".".join(name.strip("/").split("/")[:-1])].add(place.cuts)
+        ends = (cuts for path, cuts in found.items() if path.endswith(f".{module}"))
+        return (found.get(module) or set[Cuts]().union(*ends)) if module else set()
 
     def _mask(self, place: Place) -> Mask:
         """Which elements of a parameter stay in one use."""

@@ -82,7 +82,7 @@ def test_a_refitted_file_is_proven_in_structure_and_measured(files: Path, refitt
     assert found["kind"] == "verified"
     assert {"w2", "f_bias"} <= set(found["refitted"]), "a weight, and a bias where none was"
     assert "gain" not in found["refitted"]
-    assert found["error"] <= found["tolerance"]
+    assert found["proof"]["error"] <= found["proof"]["tolerance"]
     assert found["output_error"]["written"] == pytest.approx(story["output_error"]["refitted"], rel=1e-3)
     assert found["output_error"]["sliced"] == pytest.approx(story["output_error"]["sliced"], rel=1e-3)
     assert call(files, "refitted.onnx", "refitted.json", "--calib-samples", SAMPLES) == 0

@@ -149,6 +149,34 @@ def test_one_name_for_several_tensors_is_not_cut_by_name_alone() -> None:
             onnxprune.apply_plan(plan, weights(model))
 
 
+@pytest.mark.parametrize("path", ["/{}/PRelu", "/net/net.{}/PRelu"])
+def test_the_names_of_nodes_tell_which_of_equal_tensors_is_which(path: str) -> None:
+    """One reader sees the shared slopes through an Identity, as the TorchScript exporter writes it."""
+    model = prelus()
+    acts = [n for n in model.graph.node if n.op_type == "PRelu"]
+    for node, module in zip(acts, "pqr", strict=True):
+        node.name = path.format(module)
+    acts[1].input[1] = "same"
+    model.graph.node.insert(0, helper.make_node("Identity", ["slopes"], ["same"]))
+    result = onnxprune.prune(model, ratio=0.5, fast=True)
+    inner = path.split("/")[-2]
+    slopes = {f"{inner.format(m)}.weight": np.full(8, 0.25, np.float32) for m in "pqr"}
+    state = {n: w for n, w in weights(model).items() if n != "slopes"} | slopes
+    own = onnxprune.renamed(result.plan, state, model)
+    for module, layer in zip("pqr", ("w1", "w2", "w3"), strict=True):
+        (gone,) = (r.remove for r in own.groups[layer] if r.axes == (0,))
+        assert own.groups[f"{inner.format(module)}.weight"] == (
+            Removal(f"{inner.format(module)}.weight", (0,), (8,), gone),
+        )
+    del model.graph.node[0]
+    acts = [n for n in model.graph.node if n.op_type == "PRelu"]
+    for node in acts:
+        node.name, node.input[1] = "", "slopes"
+    plan = onnxprune.plan(model, ratio=0.5, fast=True)
+    with pytest.raises(UsageError, match="not found in the model for certain"):
+        onnxprune.renamed(plan, state, model)
+
+
 # The graph a plan is of
 
 

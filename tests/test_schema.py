@@ -13,12 +13,13 @@ import jsonschema
 import pytest
 
 import onnxprune
-from onnxprune.options import Options
+from onnxprune.options import Options, Verified
 from onnxprune.report import to_json
 
 SCHEMA = json.loads(files("onnxprune").joinpath("report.schema.json").read_text("utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 SMALL = Options(ratio=0.5, calib_samples=16)
+ERRORS = {"written": 0.1, "sliced": 0.2}
 
 
 def through_text(result: Any) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def written(tiny_path: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
         "inspection": through_text(onnxprune.inspect(tiny_path)),
         "sweep": through_text(sweep),
         "compared": through_text(compared),
+        "verified": through_text(Verified(**vars(report.proof), refitted=("w",), output_error=ERRORS, inputs="noise")),
     }
 
 
@@ -60,6 +62,7 @@ def test_changes_deeper_down_are_noticed(written: dict[str, dict[str, Any]]) -> 
         "report": ("before", "proof", "validation", "reconstruction", ("groups", 0), ("frozen", 0), ("curves", 0)),
         "inspection": ("cost", ("groups", 0)),
         "compared": ("before", "quality"),
+        "verified": ("proof", "output_error"),
         "sweep": ("dense", ("points", 0), "fronts"),
     }
     for kind, found in places.items():
