@@ -85,8 +85,12 @@ def _is_slice(name: str, weight: Weight, own: Weight) -> bool:
     if weight is own:
         return True
     here, there = weight.array().ravel(), own.array().ravel()
-    if here.dtype == object or np.array_equal(here.view(np.uint8), there.view(np.uint8)):
-        return bool((here == there).all()) if here.dtype == object else True
+    if here.dtype == object:
+        return bool((here == there).all())
+    bits = f"u{min(here.itemsize, 8)}"  # as a NaN is one
+    here, there = here.view(bits), there.view(bits)
+    if np.array_equal(here, there):
+        return True
     if np.array_equal(np.sort(here), np.sort(there)):
         raise CheckFailed(f"parameter '{name}' of the pruned model has the values of its slice in another order")
     return False
