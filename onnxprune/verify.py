@@ -59,7 +59,7 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
         raise CheckFailed(f"the pruned model does not load: {e}") from e
     saturated = set[str]().union(*last(trace).values()) - set(tapped)
     floors = [1e-2 if o.name in saturated else 1e-6 for o in after.proto.graph.output]
-    allowed = options.check_rtol or tolerance_of(trace)
+    allowed = tolerance_of(trace) if options.check_rtol is None else options.check_rtol
     both = _Both(trace, kept, after, pruned, tapped, floors, options)
     seen: list[_Seen] = []
     for probes in _together(trace, options):

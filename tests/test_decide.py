@@ -17,7 +17,7 @@ from onnx import ModelProto
 from test_allocate import attention
 from test_random_graphs import _assert_slices, _weights
 
-from onnxprune import api, compress, criteria, decide, profile
+from onnxprune import api, compress, criteria, decide, profile, refit
 from onnxprune.allocate import Costs
 from onnxprune.calibration import calibrate
 from onnxprune.cli import main
@@ -343,6 +343,17 @@ def test_fast_runs_no_inputs(monkeypatch: pytest.MonkeyPatch, more: dict[str, An
         api.prune(net(), ratio=0.4)
 
 
+def test_lamp_is_a_share_of_what_is_no_smaller() -> None:
+    """In every family (Lee et al. 2021, eq. 4): the least of all its weight, the largest of itself alone."""
+    clues = Clues(grouped(net(), Options()), Options())
+    squares, scores = criteria.scores("l2", clues), criteria.scores("lamp", clues)
+    assert {len(units) for units in clues.families} == {8, 12}
+    for units in clues.families:
+        for u in units:
+            larger = sum(squares[v] for v in units if squares[v] >= squares[u])
+            assert scores[u] == pytest.approx(squares[u] / larger)
+
+
 # -- the judge ----------------------------------------------------------------------------------------------------------
 
 
@@ -362,6 +373,42 @@ def test_the_default_is_better_than_weights_alone(seed: int) -> None:
     assert not story["fell_back"]
     assert story["output_error"]["refitted"] < story["output_error"]["fast"]
     assert story["output_error"]["refitted"] < story["output_error"]["sliced"]
+
+
+def test_nothing_that_was_fitted_to_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores and weights are of the first batches, factors and the verdict of the others."""
+    seen: dict[str, list[Any]] = {"fit": [], "judge": []}
+    held: list[int] = []
+
+    def spy(module: Any, name: str, kind: str, at: int) -> None:
+        real = getattr(module, name)
+
+        def watched(*given: Any, **more: Any) -> Any:
+            seen[kind] += given[at : at + 1]
+            return real(*given, **more)
+
+        monkeypatch.setattr(module, name, watched)
+
+    spy(decide, "Clues", "fit", 2)
+    spy(compress, "measure", "judge", 2)
+    spy(refit, "Judge", "judge", 1)
+    real = refit.Reconstruction
+
+    def fitted(trace: Any, kept: Any, work: Any, feeds: Any, apart: int, *more: Any) -> Any:
+        seen["fit"].append(feeds[: len(feeds) - apart])
+        held.append(apart)
+        return real(trace, kept, work, feeds, apart, *more)
+
+    monkeypatch.setattr(refit, "Reconstruction", fitted)
+    result = api.prune(net(), ratio=0.5, calib=CALIB)
+    assert result.report.reconstruction is not None
+    assert held == [result.report.reconstruction["held_out_batches"]]
+    assert [len(feeds) for feeds in seen["fit"] if feeds] == [6, 6]
+    assert [len(feeds) for feeds in seen["judge"]] == [2, 2]
+    rows = {kind: {x["x"].tobytes() for feeds in lists for x in feeds} for kind, lists in seen.items()}
+    assert len(rows["fit"]) == 6
+    assert len(rows["judge"]) == 2
+    assert not rows["fit"] & rows["judge"]
 
 
 def judged(monkeypatch: pytest.MonkeyPatch, *errors: float) -> Iterator[float]:

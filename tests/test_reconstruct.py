@@ -20,10 +20,11 @@ from test_random_graphs import EXAMPLES
 
 from onnxprune import criteria, reconstruct
 from onnxprune.api import Result, prune
+from onnxprune.api import trace as onnx_trace
 from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.fit import sites
 from onnxprune.fit.least_squares import Problem, Solution, solve
-from onnxprune.fit.moments import normalisations
+from onnxprune.fit.moments import normalisations, re_estimated
 from onnxprune.model import Model
 from onnxprune.options import Options
 
@@ -123,6 +124,25 @@ def test_normalisations_that_stay() -> None:
     for name in ("mean", "var", "mean2", "var2"):  # moments of the inputs that were made up are gone again
         kept = array(result.model.to_proto(), name)
         assert np.isin(kept, array(model, name)).all()
+
+
+def test_moments_of_other_inputs_leave_channels_with_mean_nought_and_variance_one() -> None:
+    """Each normalisation is given the moments of what reaches it behind those that were given theirs before."""
+    body = f"""
+        a = Conv<{SAME}>(x, wa, ba) n = BatchNormalization<epsilon=0.0>(a, one, nought, mean, var) r = Relu(n)
+        c = Conv<{SAME}>(r, wc, bc) m = BatchNormalization<epsilon=0.0>(c, one, nought, mean2, var2)
+    """
+    vectors = dict.fromkeys(("ba", "bc", "mean", "var", "mean2", "var2"), (8,))
+    one, nought = np.ones(8, np.float32), np.zeros(8, np.float32)
+    model = graph("(float[N,3,8,8] x) => (float[N,8,8,8] n, float[N,8,8,8] m)", body, wa=(8, 3, 3, 3), wc=(8, 8, 3, 3),
+                  one=one, nought=nought, **vectors)  # fmt: skip
+    shift = np.full((1, 3, 1, 1), 4, np.float32)
+    feeds = [{"x": 2 * inputs(model, count, count)["x"] + shift} for count in (5, 3)]
+    trace = re_estimated(onnx_trace(model), feeds, ["cpu"])
+    (n, m), (n2, m2) = (run(trace.model.to_proto(), feed) for feed in feeds)
+    for x in (np.concatenate((n, n2)), np.concatenate((m, m2))):
+        np.testing.assert_allclose(x.mean((0, 2, 3)), 0, atol=1e-4)
+        np.testing.assert_allclose(x.var((0, 2, 3)), 1, rtol=1e-4)
 
 
 def test_trained_moments_return_after_inputs_that_were_made_up() -> None:

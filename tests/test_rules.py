@@ -148,6 +148,15 @@ TABLE: list[tuple[str, str, dict[str, tuple[int, ...]]]] = [
         ),
         {"C": (4, 3, 3, 3), "D": (3, 3, 3, 3)},
     ),
+    (
+        "Concat inside heads, one part read by itself",
+        "agraph (float[N,6,10] x) => (float[N,6,5] y) { p = MatMul(x, P:float[10,32] ) q = MatMul(x, Q:float[10,16] )"
+        " s = Constant<value_ints=[0,6,4,8]>() t = Constant<value_ints=[0,6,4,4]>() u = Constant<value_ints=[0,6,48]>()"
+        " l = Constant<value_ints=[-1]>() a = Reshape(p, s) b = Reshape(q, t) c = Concat<axis=3>(a, b)"
+        " m = ReduceMax<keepdims=0>(a, l) d = MatMul(m, M:float[4,5] ) f = Reshape(c, u) e = MatMul(f, G:float[48,5] )"
+        " y = Add(d, e) }",
+        {"M": (2, 5), "P": (10, 8), "Q": (10, 4), "G": (12, 5)},
+    ),
     ("Split", conv("c, d = Split<axis=1, num_outputs=2>(a) b = Mul(c, d)", c=8), HALF),
     (
         "Slice",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,28 @@ def test_large_weights_stay_in_the_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(weight.array(), expected)
     assert not weight.array().flags.writeable
     assert loaded.proto.ByteSize() < 3000
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 255, 256, 16383, 16384, 16385])
+def test_lengths_take_as_many_bytes_as_protobuf_gives_them(length: int, tmp_path: Path) -> None:
+    """In seven bits each: as the length of a weight, of the graph around it, of its name and of what follows it."""
+    for most in (16, 4096):
+        tensor = numpy_helper.from_array(np.arange(length, dtype=np.uint8), "n" * max(length, 1))
+        node = helper.make_node("Identity", [tensor.name], ["y"])
+        graph = helper.make_graph([node], "g", [], [], [tensor], doc_string="d" * length)
+        proto = helper.make_model(graph, doc_string="e" * length)
+        onnx.save(proto, tmp_path / "a.onnx")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(wire, "SMALL", most)
+            with (tmp_path / "a.onnx").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+                found = wire.skeleton(held)
+                assert [held[a:b] for a, b in found.held.values()] == [tensor.raw_data] * len(found.held)
+            assert bool(found.held) == (len(tensor.SerializeToString()) > most)
+            bare = ModelProto.FromString(found.data)
+            assert (bare.doc_string, bare.graph.doc_string) == (proto.doc_string, graph.doc_string)
+            assert bare.graph.initializer[0].name == tensor.name
+            Model.load(tmp_path / "a.onnx").save(tmp_path / "b.onnx")
+            assert same(onnx.load(tmp_path / "a.onnx"), onnx.load(tmp_path / "b.onnx"))
 
 
 def test_two_graphs_in_one_file_are_one(tmp_path: Path) -> None:

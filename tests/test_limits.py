@@ -1,0 +1,111 @@
+"""Every flag that limits what goes does so, through the command line, in every scope; and the proof's tolerances."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from graphs import graph, shapes
+from onnx import ModelProto
+from test_allocate import attention
+from test_cli import fails
+
+from onnxprune import api
+from onnxprune.cli import main
+
+SAME = "pads=[1,1,1,1]"
+SIZES = {"w0": 16, "w1": 20, "w2": 16, "w3": 12}
+"""Of each layer's own channels; those of w0 and w2 are the two ends of a shortcut."""
+
+
+def net() -> ModelProto:
+    """A shortcut around two convolutions, a third one, a classifier; every node has a name."""
+    model = graph(
+        "(float[N,3,8,8] x) => (float[N,5] y)",
+        f"""
+        a = Conv<{SAME}>(x, w0) b = Relu(a) c = Conv<{SAME}>(b, w1) d = Relu(c) e = Conv<{SAME}>(d, w2) f = Add(e, b)
+        g = Relu(f) h = Conv<{SAME}>(g, w3) i = Relu(h) p = GlobalAveragePool(i) q = Flatten(p)
+        y = Gemm<transB=1>(q, w4)
+        """,
+        w0=(16, 3, 3, 3), w1=(20, 16, 3, 3), w2=(16, 20, 3, 3), w3=(12, 16, 3, 3), w4=(5, 12),
+    )  # fmt: skip
+    for node in model.graph.node:
+        node.name = f"block.{node.output[0]}"
+    return model
+
+
+def widths(folder: Path, *flags: str) -> dict[str, int]:
+    """Rows of every weight that the command with these flags leaves."""
+    onnx.save(net(), folder / "in.onnx")
+    assert main([str(folder / "in.onnx"), str(folder / "out.onnx"), "-q", *flags]) == 0
+    return {name: shape[0] for name, shape in shapes(onnx.load(folder / "out.onnx")).items()}
+
+
+FAST = ("--fast", "--ratio", "0.9")
+SCOPES = (("--scope", "local"), ("--scope", "global"), ("--scope", "pq"), ("--of", "macs"))
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=" ".join)
+def test_the_most_and_the_least_of_a_group(scope: tuple[str, str], tmp_path: Path) -> None:
+    free = widths(tmp_path, *FAST, *scope)
+    assert sum(free[w] < 0.75 * n for w, n in SIZES.items()) >= 2, "so that the limits below have something to do"
+    held = widths(tmp_path, *FAST, *scope, "--max-ratio", "0.25")
+    assert all(0.75 * n <= held[w] <= n for w, n in SIZES.items()), held
+    assert any(held[w] < n for w, n in SIZES.items())
+    wide = widths(tmp_path, *FAST, *scope, "--min-channels", "11")
+    assert all(11 <= wide[w] <= n for w, n in SIZES.items()), wide
+    assert any(wide[w] < n for w, n in SIZES.items())
+
+
+def test_the_most_and_the_least_where_cuts_are_measured(tmp_path: Path) -> None:
+    few = ("--ratio", "0.8", "--calib-samples", "16")
+    held = widths(tmp_path, *few, "--max-ratio", "0.25")
+    assert all(0.75 * n <= held[w] for w, n in SIZES.items()), held
+    wide = widths(tmp_path, *few, "--min-channels", "11")
+    assert all(wide[w] >= 11 for w in SIZES), wide
+
+
+def test_at_most_so_many_heads() -> None:
+    """Four heads of four channels: the limit holds for the heads, and for the channels of those that stay."""
+    for most, left in ((1.0, 2 * 2), (0.25, 3 * 3)):
+        after = shapes(api.prune(attention(), ratio=0.5, max_ratio=most, fast=True))
+        assert [after[w] for w in ("wq", "wk", "wv")] == [(12, left)] * 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "whole"),
+    [
+        ((), set()),
+        (("--no-residual",), {"w0", "w2"}),
+        (("--op-types-to-exclude", "Gemm"), {"w3"}),
+        (("--op-types-to-exclude", "Gemm", "Add"), {"w0", "w2", "w3"}),
+        (("--nodes-to-exclude", "block.c"), {"w0", "w1", "w2"}),
+        (("--nodes-to-exclude", "*.y"), {"w3"}),
+        (("--nodes-to-exclude", "re:^block\\.[fy]$"), {"w0", "w2", "w3"}),
+        (("--nodes-to-exclude", "re:[cd]$"), {"w0", "w1", "w2"}),
+        (("--nodes-to-exclude", "re:^f$", "block"), set()),
+    ],
+    ids=str,
+)
+def test_what_stays_whole(flags: tuple[str, ...], whole: set[str], tmp_path: Path) -> None:
+    left = widths(tmp_path, "--fast", "--ratio", "0.5", *flags)
+    assert {w for w, n in SIZES.items() if left[w] == n} == whole
+
+
+# -- tolerances of the proof ---------------------------------------------------------------------------------------------
+
+
+def test_a_share_of_nothing_and_an_absolute_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Long sums differ in their last bit where the zeros among them are left out: no share of it is allowed."""
+    model, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    body = "a = MatMul(x, w0) b = Tanh(a) y = MatMul(b, w1)"
+    onnx.save(graph("(float[N,9] x) => (float[N,5] y)", body, w0=(9, 2000), w1=(2000, 5)), model)
+    seen = fails(tmp_path, capsys, 1, model, out, "--fast", "--check-rtol", "0")
+    assert "allowed 0e+00" in seen
+    fails(tmp_path, capsys, 1, model, out, "--fast", "--check-rtol", "0", "--check-atol", "1e-12")
+    assert main([str(model), str(out), "--fast", "-q", "--check-rtol", "0", "--check-atol", "1e-3"]) == 0
+    report = tmp_path / "r.json"
+    assert main([str(model), str(out), "--fast", "-q", "--check-rtol", "1e-3", "--report", str(report)]) == 0
+    assert json.loads(report.read_text())["proof"]["tolerance"] == 1e-3
