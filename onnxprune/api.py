@@ -104,7 +104,7 @@ def _loaded(model: Any, clock: Clock) -> Model:
 def _carried_out(groups: Groups, decision: Decision, options: Options, clock: Clock, plan: Plan | None) -> Result:
     """Rewrite, prove, refit, report."""
     if not decision.removed.any():
-        raise NothingToPrune(nothing(groups, options))
+        raise NothingToPrune(nothing(groups, options) if plan is None else "the plan removes nothing")
     after, kept, proof, after_macs = proven(groups, decision.removed, options, clock)
     story: Mapping[str, Any] | None = None
     if decision.inputs is not None and options.reconstruct == "ls":

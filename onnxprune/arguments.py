@@ -27,6 +27,8 @@ class Parser(argparse.ArgumentParser):
         if not files:
             return self.parse_args(given)
         at = files[-1]
+        if given[at:] == ["--config"]:
+            return self.parse_args(given)  # says what is missing
         name = given[at].partition("=")[2] or next(iter(given[at + 1 : at + 2]), "")
         said = {action.dest for word in given if (action := self._option_string_actions.get(word.partition("=")[0]))}
         return self.parse_args([*given, *self._configured(Path(name), said)])
@@ -100,9 +102,19 @@ def allocation(text: str) -> str:
 
 def numbers(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas, such as 0.485,0.456,0.406") from None
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas, such as 0.485,0.456,0.406")
+    return found
+
+
+def deviations(text: str) -> tuple[float, ...]:
+    found = numbers(text)
+    if min(found) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers above 0 with commas, such as 0.229,0.224,0.225")
+    return found
 
 
 def size(text: str) -> int:
@@ -118,6 +130,7 @@ share = number(float, "a share between 0 and 1, such as 0.3", lambda value: 0 < 
 limit = number(float, "a share above 0 and up to 1", lambda value: 0 < value <= 1)
 count = number(int, "a whole number from 1 on", lambda value: value >= 1)
 seed = number(int, "a whole number from 0 on", lambda value: value >= 0)
+factor = number(float, "a number above 0, such as 0.00392", lambda value: 0 < value < math.inf)
 tolerance = number(float, "a number from 0 on", lambda value: 0 <= value < math.inf)
 
 

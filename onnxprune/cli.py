@@ -14,7 +14,7 @@ from importlib import import_module
 
 from .errors import explain
 
-COMMANDS = ("apply-plan", "compare", "inspect", "sweep", "verify")
+COMMANDS = ("apply-plan", "compare", "inspect", "prune", "sweep", "verify")
 """Modules of `commands` by the first word; without one of these words the job is `prune`."""
 INTERRUPTED = 130
 

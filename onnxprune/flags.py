@@ -118,8 +118,8 @@ def pixel_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--mean", type=take.numbers, metavar="M,..", help="of image files: (pixel * scale - mean) / std"
     )
-    parser.add_argument("--std", type=take.numbers, metavar="S,..", help="see --mean")
-    parser.add_argument("--scale", type=float, metavar="X", help="see --mean (1/255 brings pixels into 0..1)")
+    parser.add_argument("--std", type=take.deviations, metavar="S,..", help="see --mean")
+    parser.add_argument("--scale", type=take.factor, metavar="X", help="see --mean (1/255 brings pixels into 0..1)")
 
 
 def proof_flags(parser: argparse.ArgumentParser) -> None:

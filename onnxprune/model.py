@@ -19,6 +19,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 from .atomic import created, disk_errors, replacing
 from .bodies import defined, every_node, scopes, told_apart
 from .errors import UsageError
+from .files import check_outputs
 from .normalise import (
     FILLED_LIMIT,
     constant,
@@ -30,7 +31,7 @@ from .normalise import (
     set_nodes,
     sorted_nodes,
 )
-from .storage import ExternalData, check_outputs, parse, same_file
+from .storage import ExternalData, parse, same_file
 from .weight import Array, Weight, described
 from .wire import stream
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
-from onnxprune.errors import RuntimeFailure
+from onnxprune.errors import RuntimeFailure, UsageError
 
 if TYPE_CHECKING:
     from onnxprune.model import Model
@@ -64,6 +64,8 @@ def _usable(providers: Sequence[str]) -> list[str]:
     import onnxruntime as ort
 
     wanted = [PROVIDERS.get(name.lower(), name) for name in providers]
+    for name in set(wanted) - set(ort.get_all_providers()):
+        raise UsageError(f"there is no provider '{name}'; take {', '.join(PROVIDERS)} or a full name")
     _refuse([name for name in wanted if name not in ort.get_available_providers()])
     if set(wanted) - {PROVIDERS["cpu"]}:
         ort.set_default_logger_severity(4)  # a provider that does not load is one line of ours, not pages of theirs

@@ -64,6 +64,7 @@ def checked(options: Options) -> Options:
         raise UsageError("--round-to is auto (0) or from 1 on, --min-channels at least 1, --max-ratio in (0, 1]")
     if options.threads < 0 or options.batch < 1:
         raise UsageError("--threads is from 0 on (0: as many as the runtime likes), --batch from 1 on")
+    _excluded(options)  # says which pattern is none
     if options.criterion:
         criteria.check(options.criterion)
     return options
@@ -93,17 +94,19 @@ def analysed(source: Model, options: Options, clock: Clock) -> Groups:
 
 
 def _excluded(options: Options) -> Callable[[onnx.NodeProto], bool]:
-    names, types = list(options.nodes_to_exclude), set(options.op_types_to_exclude)
+    types = set(options.op_types_to_exclude)
+    patterns = [_pattern(name) for name in options.nodes_to_exclude]
+    return lambda node: node.op_type in types or any(p.search(node.name) for p in patterns)
 
-    def matches(node: onnx.NodeProto) -> bool:
-        if node.op_type in types:
-            return True
-        return any(
-            re.search(n[3:], node.name) is not None if n.startswith("re:") else fnmatch.fnmatchcase(node.name, n)
-            for n in names
-        )
 
-    return matches
+def _pattern(name: str) -> re.Pattern[str]:
+    """A name, a glob, or `re:` and a regular expression that may match anywhere."""
+    if not name.startswith("re:"):
+        return re.compile(rf"\A{fnmatch.translate(name)}")
+    try:
+        return re.compile(name[3:])
+    except re.error as error:
+        raise UsageError(f"--nodes-to-exclude {name}: not a regular expression: {error}") from None
 
 
 def proven(groups: Groups, removed: Mask, options: Options, clock: Clock) -> tuple[Rewritten, Mask, Proof, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -183,13 +183,3 @@ def _needed(kind: int, shape: tuple[int, ...]) -> int:
     if kind in BITS:
         return nbytes_of(kind, shape)
     return 2 * values if kind in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) else values
-
-
-def check_outputs(outputs: Iterable[Path]) -> None:
-    for path in outputs:
-        if not path.parent.is_dir():
-            raise UsageError(f"the folder {path.parent} does not exist; create it first")
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; give the name of a file")
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is not a regular file; give another name")

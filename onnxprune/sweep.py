@@ -25,6 +25,7 @@ from .model import Model
 from .options import Cost, Options, Progress, Sweep, SweepPoint
 from .quality.measure import compared
 from .report import to_json
+from .stages import checked
 
 COSTS = ("macs", "parameters", "latency")
 Backend = Literal["loky", "dask", "ray"]
@@ -267,6 +268,7 @@ def _register_ray(address: str | None) -> None:
 def _check(ratios: Sequence[float], names: Sequence[str], options: Options) -> None:
     if not ratios or not all(0 < ratio < 1 for ratio in ratios):
         raise UsageError("a sweep needs ratios between 0 and 1, such as 0.2 0.4")
+    checked(options)
     for name in names:
         criteria.check(name)
     if options.calib is not None and not isinstance(options.calib, str | os.PathLike):

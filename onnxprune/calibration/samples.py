@@ -100,7 +100,7 @@ def _stream(feeds: Iterable[Any], specs: Sequence[Input], limit: int, name: str)
 
 def _call(path: str, function: str) -> Any:
     """What the function of a script returns."""
-    made = function_of(path, function, f"--calib takes {FORMS}")
+    made = function_of(path, function, f"give {FORMS}")
     try:
         feeds = made()
     except Exception as error:
@@ -113,11 +113,13 @@ def _call(path: str, function: str) -> Any:
 
 
 def _path(path: Path, specs: Sequence[Input], limit: int, seed: int, decode: Decode) -> Source:
+    if path.suffix == ".py":
+        raise UsageError(f"{path}: say which of its functions gives the feeds, as in {path}:feeds")
     if path.is_file():
         arrays = _arrays(path)
         return Source([arrays], path.name)
     if not path.is_dir():
-        raise UsageError(f"{path}: no such file or folder; --calib takes {FORMS}")
+        raise UsageError(f"{path}: no such file or folder; give {FORMS}")
     sets = sorted(p for p in path.glob("test_data_set_*") if p.is_dir()) or [path]
     tensors = [found for folder in sets if (found := sorted(folder.glob("input_*.pb"), key=_number))]
     if tensors:
@@ -128,7 +130,7 @@ def _path(path: Path, specs: Sequence[Input], limit: int, seed: int, decode: Dec
         return Source(_folder(arrays_files, specs), path.name)
     pictures = [p for p in files if p.suffix.lower() in PICTURES]
     if not pictures:
-        raise UsageError(f"{path}: nothing to read in this folder; --calib takes {FORMS}")
+        raise UsageError(f"{path}: nothing to read in this folder; give {FORMS}")
     return _pictures(path, pictures, specs, limit, seed, decode)
 
 

@@ -60,6 +60,7 @@ def run(argv: Sequence[str]) -> int:
     args = parser().parse(argv)
     flags.refuse_with_plan(args)
     options = flags.options(args)
+    check_outputs([args.OUT])
     failed = args.OUT.with_suffix(".failed.onnx")
     outputs = [path for path in (args.OUT, args.report, args.save_plan, failed if args.keep_on_fail else None) if path]
     check_outputs(outputs)
