@@ -1,6 +1,7 @@
 """A hypothesis strategy that grows small random graphs: branches and merges, reshapes, attention, tied weights.
 
-Every tensor's first axis is the batch, of run-time size; `Graph.shapes` holds the sizes of the others."""
+Every tensor's first axis is the batch, of run-time size; `Graph.shapes` holds the sizes of the others. Tensors of other
+open sizes are in `Graph.open`; how they grow is in `random_sizes`."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 Shape = tuple[int, ...]
+Dim = int | str
+"""A size, or the symbol of an open one."""
 Grow = Callable[["Graph", str], None]
 OPS: list[tuple[Callable[[Shape], bool], Grow]] = []
 LARGEST = 4096
@@ -39,6 +42,7 @@ class Graph:
         self.params: dict[str, NDArray[Any]] = {}
         self.roles: dict[tuple[str, Shape], list[str]] = {}
         self.shapes: dict[str, Shape] = {}
+        self.open: dict[str, tuple[Dim, ...]] = {}
         self.inputs: list[str] = []
         self.made = 0
 
@@ -49,6 +53,12 @@ class Graph:
         name = f"in{len(self.inputs)}"
         self.inputs.append(name)
         self.shapes[name] = shape
+
+    def input_open(self, *dims: Dim) -> str:
+        name = f"in{len(self.inputs)}"
+        self.inputs.append(name)
+        self.open[name] = dims
+        return name
 
     def param(self, *shape: int, role: str = "weight") -> str:
         """A parameter of distinct values; now and then one of the same shape and role is shared."""
@@ -117,26 +127,27 @@ class Graph:
 
     def finish(self) -> ModelProto:
         """Unread tensors become outputs; some through a last layer, so that their channels may go."""
-        for x in self._unread():
+        for x in [x for x in self.unread() if x in self.shapes]:
             shape = self.shapes[x]
             if self.choose(True, True, True, True, False):
                 if len(shape) in (2, 3) and self.choose(True, False):
                     self.conv(x, 3)
                 elif shape:
                     self.linear(x, 3)
-        outputs = [x for x in self._unread() if x not in self.inputs]
+        outputs = [x for x in self.unread() if x not in self.inputs]
         graph = helper.make_graph(
             self.nodes, "random", [self._info(x) for x in self.inputs], [self._info(x) for x in outputs],
             [numpy_helper.from_array(a, name) for name, a in self.params.items()],
         )  # fmt: skip
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
-    def _unread(self) -> list[str]:
+    def unread(self) -> list[str]:
         read = {i for n in self.nodes for i in reads(n)}
-        return [x for x in self.shapes if x not in read]
+        return [x for x in (*self.shapes, *self.open) if x not in read]
 
     def _info(self, name: str) -> Any:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *self.shapes[name]])
+        dims = self.open[name] if name in self.open else ("batch", *self.shapes[name])
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
 
 
 def reads(node: NodeProto) -> set[str]:
@@ -146,6 +157,7 @@ def reads(node: NodeProto) -> set[str]:
 
 @st.composite
 def models(draw: Any) -> ModelProto:
+    """Of one open size, the batch."""
     g = Graph(draw)
     g.input(g.choose((4, 5, 5), (3, 6, 4), (5, 8), (12,)))
     x = g.inputs[0]
