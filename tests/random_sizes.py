@@ -329,6 +329,17 @@ def alike(g: Graph, x: str, *axes: int) -> list[str]:
             and all(d[a] == g.open[x][a] for a in axes)]  # fmt: skip
 
 
+def often(g: Graph, x: str) -> None:
+    """Sizes matter where a Reshape has to say them: attention, mostly behind something that makes a size."""
+    if g.choose(True, True, False):
+        g.choose(clamped, clamped, best, where_long, half, strided, token)(g, x)
+        x = [x for x in g.open if len(g.open[x]) == 3][-1]
+    attention(g, x)
+
+
+SIZED += [(lambda g, x: True, often)] * 5
+
+
 @when(lambda g, x: bool(alike(g, x, 0, 1, 2)))
 def merged(g: Graph, x: str) -> None:
     y = g.choose(*alike(g, x, 0, 1, 2))

@@ -116,6 +116,14 @@ def test_the_cheapest_loss_for_what_it_saves_goes_first() -> None:
     assert allocate([Choice(units[0], flat * 20), Choice(units[1], flat)], costs, NONE, 110 - 5) == [0.0, 0.5]
 
 
+def test_a_step_that_a_later_one_makes_needless_is_undone() -> None:
+    """The first set is the cheaper one for what it saves, but it does not save enough; the other alone does."""
+    units, costs = alone([4, 4], [10.0, 100.0])
+    low, high = np.array([0, np.inf, np.inf, np.inf, 1.0]), np.array([0, np.inf, np.inf, np.inf, 20.0])
+    assert allocate([Choice(units[0], low), Choice(units[1], high)], costs, NONE, 110 - 95) == [0.0, 1.0]
+    assert allocate([Choice(units[0], low), Choice(units[1], high)], costs, NONE, 110 - 105) == [1.0, 1.0]
+
+
 def test_a_hump_is_crossed_in_one_go() -> None:
     """A curve that is steep first and flat later: half of it is a bad place to stop, so the other set is left alone."""
     units, costs = alone([4, 4], [40.0, 40.0])

@@ -122,6 +122,14 @@ def test_a_target_is_hit_by_what_was_measured(
     assert len({round(s, 2) for s in shares.values()}) > 2  # not the same for all
 
 
+def test_inputs_that_are_trusted_less_are_nearer_to_the_same_share_for_all(resnet: Groups, evidence: Evidence) -> None:
+    options, costs = Options(ratio=0.4).resolved(), Costs.of(resnet, "macs")
+    wanted = decide.budget(resnet, options, costs)
+    most = [max(compress.shares(resnet, evidence, options, wanted, costs, trust).values()) for trust in (0, 0.5, 1)]
+    assert most[0] < most[1] < most[2] <= 0.9
+    assert most[0] < 0.5
+
+
 def test_every_factor_is_measured(evidence: Evidence) -> None:
     factors = [c.factor for c in evidence.curves]
     assert all(f is not None and np.isfinite(f) and f > 0 for f in factors)

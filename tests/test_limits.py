@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from graphs import graph, shapes
+from graphs import array, graph, replace, shapes
 from onnx import ModelProto
 from test_allocate import attention
 from test_cli import fails
@@ -57,6 +58,25 @@ def test_the_most_and_the_least_of_a_group(scope: tuple[str, str], tmp_path: Pat
     wide = widths(tmp_path, *FAST, *scope, "--min-channels", "11")
     assert all(11 <= wide[w] <= n for w, n in SIZES.items()), wide
     assert any(wide[w] < n for w, n in SIZES.items())
+
+
+def test_one_ranking_of_all_leaves_a_tenth_of_every_group(tmp_path: Path) -> None:
+    """One filter of twenty outweighs the rest, which are the least important units of the whole model."""
+    model = net()
+    for name, axis in (("w1", 0), ("w2", 1)):
+        value = array(model, name)
+        np.moveaxis(value, axis, 0)[1:] *= 1e-4
+        replace(model, name, value)
+    for floor, left in ((0.1, 2), (0.0, 1), (0.25, 5)):
+        result = api.prune(model, ratio=0.5, scope="global", floor=floor, fast=True)
+        assert shapes(result)["w1"][0] == left
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=" ".join)
+def test_what_is_kept_is_a_multiple_and_not_what_goes(scope: tuple[str, str], tmp_path: Path) -> None:
+    held = widths(tmp_path, "--fast", "--ratio", "0.45", *scope, "--round-to", "8")
+    assert all(held[w] % 8 == 0 for w in SIZES if held[w] < SIZES[w]), held
+    assert held["w1"] < 20
 
 
 def test_the_most_and_the_least_where_cuts_are_measured(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Random graphs at random settings: pruning ends proven, or with nothing to prune, and never otherwise.
+"""Random graphs at random settings: pruning ends proven, or with nothing to prune, and never otherwise. An oracle of its
+own agrees with the proof, at ten sizes of the inputs.
 
 ONNXPRUNE_EXAMPLES sets how many graphs are tried (60 if unset)."""
 
@@ -11,17 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import random_bodies  # noqa: F401  (it adds ways to grow)
+import silenced
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from random_graph import models
+from random_sizes import open_models
 
 from onnxprune.api import Result, apply, prune
-from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.errors import NothingToPrune, RuntimeFailure, UsageError
 from onnxprune.options import Options
 from onnxprune.plan import Plan
 from onnxprune.transfer import apply_plan
@@ -34,33 +36,43 @@ options = st.builds(
 )  # fmt: skip
 
 
-@given(models(), options)
-@settings(
+often = settings(
     max_examples=EXAMPLES, deadline=None, derandomize="ONNXPRUNE_EXAMPLES" not in os.environ, print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )  # fmt: skip
+
+
+@given(models(), options)
+@often
 def test_a_random_graph_is_pruned_and_proven(model: ModelProto, chosen: Options) -> None:
     check(model, chosen)
 
 
-def check(model: ModelProto, chosen: Options) -> None:
-    """What must hold of any graph; `tools/fuzz` asks it of thousands."""
+@given(open_models(), options)
+@often
+def test_a_random_graph_of_several_open_sizes_is_pruned_and_proven(model: ModelProto, chosen: Options) -> None:
+    check(model, chosen)
+
+
+def check(model: ModelProto, chosen: Options) -> str:
+    """What must hold of any graph; `tools/fuzz` asks it of thousands. Returns what the oracle says, "nothing" where
+    nothing may go."""
     note(onnx.printer.to_text(_without_weights(model)))
-    before = [_outputs(model, batch) for batch in (2, 3)]
     try:
         result = prune(model, chosen)
     except NothingToPrune:
-        return
+        return "nothing"
+    except (RuntimeFailure, UsageError):
+        if silenced.runs(model):
+            raise
+        return "never runs"
     pruned = result.model.to_proto()
     note(onnx.printer.to_text(_without_weights(pruned)))
     onnx.checker.check_model(pruned, full_check=True)
     assert result.report.proof.error <= result.report.proof.tolerance
-    for batch, expected in zip((2, 3), before, strict=True):
-        got = _outputs(pruned, batch)
-        assert [x.shape for x in got] == [x.shape for x in expected]
-        assert all(np.isfinite(y).all() or not np.isfinite(x).all() for x, y in zip(expected, got, strict=True))
     _assert_slices(_weights(model), _weights(pruned))
     _assert_replays(model, chosen, result)
+    return silenced.check(model, pruned, result.plan).verdict
 
 
 def _assert_replays(model: ModelProto, chosen: Options, result: Result) -> None:
@@ -102,16 +114,6 @@ def _without_weights(model: ModelProto) -> ModelProto:
 
 def _weights(model: ModelProto) -> dict[str, NDArray[np.float32]]:
     return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-
-
-def _outputs(model: ModelProto, batch: int) -> list[NDArray[np.float32]]:
-    quiet = ort.SessionOptions()
-    quiet.log_severity_level = 4
-    quiet.intra_op_num_threads = 1
-    session = ort.InferenceSession(model.SerializeToString(), quiet, providers=["CPUExecutionProvider"])
-    rng = np.random.default_rng(batch)
-    feeds = {i.name: rng.standard_normal([batch, *i.shape[1:]], np.float32) for i in session.get_inputs()}
-    return [np.asarray(x) for x in session.run(None, feeds)]
 
 
 def _assert_slices(before: dict[str, NDArray[np.float32]], after: dict[str, NDArray[np.float32]]) -> None:

@@ -27,6 +27,7 @@ def parse() -> argparse.Namespace:
     graphs.add_argument("out", type=Path, help="where failing graphs go; a run there that was ended goes on")
     graphs.add_argument("--count", type=int, default=10_000, help="graphs (10000)")
     graphs.add_argument("--seed", type=int, default=0, help="of the first batch (0)")
+    graphs.add_argument("--only", default="", choices=("open", "closed"), help="one kind (every other batch is open)")
     graphs.add_argument("--limit", type=float, default=1e9, metavar="S", help="begin no batch after so many seconds")
     kills = jobs.add_parser("kills", help="the command is ended while it writes")
     kills.add_argument("--count", type=int, default=100, help="rounds (100)")

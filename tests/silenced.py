@@ -1,8 +1,11 @@
-"""Whether a pruned file is its original without what the plan removes, found with nothing of the package but the plan.
+"""An oracle of its own: is a pruned file its original without what the plan removes? Nothing of the package but the plan
+takes part.
 
 The slices of the plan are set to zero in the original, and both files are run at many sizes of their open dimensions.
 Where nothing takes statistics over an axis that is cut, they must agree. Where something does, zeros are not the same as
-nothing; then the two may differ, if what is removed really reaches the outputs by values of its own (`telling`)."""
+nothing; then the two may differ, if what is removed really reaches the outputs by values of its own (`telling`).
+
+Nodes must have names, as a plan names the uses of what several layers share."""
 
 from __future__ import annotations
 
@@ -63,6 +66,9 @@ def check(dense: ModelProto, pruned: ModelProto, plan: Plan, count: int = 10, se
             raise Differs(f"at {sizes} the original runs, and the pruned file does not: {str(error)[:300]}") from error
         if [x.shape for x in got] != [x.shape for x in expected]:
             raise Differs(f"at {sizes} the shapes are {[x.shape for x in got]}, not {[x.shape for x in expected]}")
+        for k, (x, y) in enumerate(zip(expected, got, strict=True)):
+            if finite(x) and not finite(y):
+                raise Differs(f"at {sizes} output {k} is no number, where the original's is one")
         compared += 1
         wanted = outputs(zeroed, feeds)
         if wanted is not None and not differs:
@@ -91,6 +97,16 @@ def outputs(run: ort.InferenceSession, feeds: Feeds) -> list[Array] | None:
         return [np.asarray(x) for x in run.run(None, feeds)]
     except Exception:
         return None
+
+
+def runs(model: ModelProto, count: int = 10, seed: int = 0) -> bool:
+    """Whether it runs at any of the sizes."""
+    run = session(model)
+    return any(outputs(run, random_feeds(model, sizes, seed)) is not None for sizes in assignments(model, count, seed))
+
+
+def finite(x: Array) -> bool:
+    return x.dtype.kind != "f" or bool(np.isfinite(x).all())
 
 
 def distance(expected: Array, got: Array) -> float:
