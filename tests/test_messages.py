@@ -17,11 +17,12 @@ from graphs import graph
 from onnx import ModelProto
 from test_cli import contents, fails, unexpected
 
-from onnxprune import api
+from onnxprune import api, transfer
 from onnxprune.cli import main
+from onnxprune.errors import UsageError, explain
+from onnxprune.plan import Plan, Removal
 
 Captured = pytest.CaptureFixture[str]
-EMPTY = {"version": 1, "scope": "local", "ratio": 0.5, "criterion": "l2", "groups": {}}
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def folder(tiny: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     Path("folder").mkdir()
     Path("script.py").write_text("def fails():\n    raise ValueError('no data')\n")
     Path("empty.json").write_text("{}")
-    Path("nothing.json").write_text(json.dumps(EMPTY))
+    Path("nothing.json").write_text(json.dumps(Plan().to_json()))
     Path("unknown.toml").write_text("ration = 0.3")
     np.savez("wrong.npz", image=np.zeros((4, 3, 9, 8), np.float32))
     np.savez("unlabelled.npz", image=np.zeros((4, 3, 8, 8), np.float32))
@@ -189,6 +190,31 @@ def test_sizes_that_are_not_known_have_a_flag(tmp_path: Path, capsys: Captured) 
     line = refusal(model, tmp_path, capsys)
     assert "not known" in line
     assert "--overwrite-input-shape" in line
+
+
+@pytest.mark.parametrize("position", [8, 9, 100])
+def test_positions_that_a_plan_names_and_that_are_not_there(position: int, tiny: ModelProto) -> None:
+    removal = Removal("conv1_weight", (0,), (8,), (position,))
+    with pytest.raises(UsageError):
+        api.apply(tiny, Plan({"conv1_weight": (removal,)}))
+    with pytest.raises(UsageError):
+        transfer.cut("conv1_weight", np.zeros((8, 3), np.float32), frozenset({removal}))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (MemoryError(), 4, "out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "f.onnx"), 4, "f.onnx: no space left"),
+        (OSError(errno.EIO, "Input/output error", "f.onnx"), 4, "f.onnx"),
+        (KeyError("a"), 4, "internal error: KeyError: 'a'"),
+    ],
+    ids=str,
+)
+def test_what_the_machine_does_is_no_wrong_usage(error: Exception, code: int, says: str) -> None:
+    line, found = explain(error)
+    assert found == code
+    assert says in line
 
 
 def test_nothing_is_left_of_a_sweep_that_cannot_begin(folder: Path, capsys: Captured) -> None:
