@@ -163,6 +163,22 @@ def test_pictures(tmp_path: Path, tiny: ModelProto) -> None:
     assert np.allclose(bgr[:, 0], 155)
 
 
+@pytest.mark.parametrize("scale", [2 / 255, 1.0, 0.5, None])
+def test_pixels_are_scaled_less_the_mean_by_the_deviation_of_their_channel(
+    scale: float | None, tmp_path: Path, tiny: ModelProto
+) -> None:
+    """Pictures are red at 255, blue at 0, and green between, each of one shade."""
+    pictures(tmp_path)
+    mean, std = np.array((0.1, 0.2, 0.4)), np.array((0.5, 1, 2))
+    made = rows(run(tiny, calib=tmp_path, mean=tuple(mean), std=tuple(std), scale=scale), "image")[..., 0, 0]
+    factor = 1 / 255 if scale is None else scale
+    np.testing.assert_allclose(made[:, 0], (255 * factor - 0.1) / 0.5, rtol=1e-5)
+    np.testing.assert_allclose(made[:, 2], -0.2, rtol=1e-5)
+    green = made[:, 1] + mean[1]
+    assert np.abs(green / factor - np.rint(green / factor)).max() < 1e-2  # whole steps of grey
+    assert green.max() / factor == pytest.approx(0.8 * 255, abs=1)
+
+
 def test_pictures_for_channels_last_and_bytes(tmp_path: Path) -> None:
     pictures(tmp_path)
     model = parsed("(uint8[N, 6, 4, 3] x) => (float[N, 6, 4, 3] y) { y = Cast<to = 1>(x) }")
