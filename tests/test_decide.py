@@ -351,6 +351,15 @@ def test_fast_runs_no_inputs(monkeypatch: pytest.MonkeyPatch, more: dict[str, An
         api.prune(net(), ratio=0.4)
 
 
+def test_the_seed_decides_what_goes_at_random() -> None:
+    model = net()
+    plans = [api.plan(model, fast=True, criterion="random", ratio=0.5, seed=seed).groups for seed in (0, 0, 1, 2)]
+    assert plans[0] == plans[1]
+    assert len({str(p) for p in plans}) == 3
+    sure = [api.plan(model, fast=True, ratio=0.5, seed=seed).groups for seed in (0, 1)]
+    assert sure[0] == sure[1]
+
+
 def test_lamp_is_a_share_of_what_is_no_smaller() -> None:
     """In every family (Lee et al. 2021, eq. 4): the least of all its weight, the largest of itself alone."""
     clues = Clues(grouped(net(), Options()), Options())

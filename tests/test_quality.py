@@ -89,6 +89,10 @@ def test_the_interval_of_a_drop_is_paired() -> None:
     assert low < 0.02 < high
     assert high - low < 0.015  # unpaired it would be 0.057
     assert bootstrap(METRICS["top-1"], before, before, 0) == (0.0, 0.0)
+    half = np.tile([[0.0], [1.0]], (400, 1))  # of 800 samples every other one is lost
+    low, high = bootstrap(METRICS["top-1"], np.ones((800, 1)), half, 0)
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 800**0.5, rel=0.08)  # 95 per cent of a normal distribution
+    assert (low + high) / 2 == pytest.approx(0.5, abs=0.005)
 
 
 def linear(weight: np.ndarray, batch: str = "N") -> Model:

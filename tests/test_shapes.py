@@ -298,6 +298,22 @@ def test_sizes_that_a_model_can_run_at_are_found() -> None:
     agrees(shapes, model)
 
 
+@pytest.mark.parametrize("end", ["d = Div(l, f) t = Concat<axis=0>(b, d, f)", "t = Concat<axis=0>(b, m, f)"])
+def test_a_length_that_must_be_a_multiple(end: str) -> None:
+    """In frames of twelve, whether the number of them is divided out or left to the runtime."""
+    model = text(
+        "g (float[B, T] x) => (float[B, M, 12] y) {"
+        f"b = Shape<start=0, end=1>(x) l = Shape<start=1, end=2>(x) {end} y = Reshape(x, t) }}",
+        f=np.array([12]), m=np.array([-1]),
+    )  # fmt: skip
+    shapes = inferred(model)
+    assert len(shapes.inputs) > 2
+    assert len({sizes["x"][1] for sizes in shapes.inputs}) > 2
+    assert all(sizes["x"][1] % 12 == 0 for sizes in shapes.inputs)
+    assert shapes.static("y") == (None, None, 12)
+    agrees(shapes, model)
+
+
 def test_a_baked_size() -> None:
     """The graph says that the length is free, the constant position table says that it is 16, or one."""
     nodes = [helper.make_node("Add", ["x", "table"], ["y"])]

@@ -56,6 +56,9 @@ def test_fronts() -> None:
     failed = SweepPoint("e", "l1", 0.5, error="no")
     found = fronts([a, b, c, d, failed])
     assert found == {"macs": ("b", "a"), "parameters": ("c", "a"), "latency": ("a",)}
+    better = point("better", 0.85, 50, 60)  # at the cost of another one
+    for points in ([a, b, better], [better, b, a]):
+        assert fronts(points)["macs"] == ("better", "a")
     assert "latency" not in fronts([a, replace(b, latency=None)])
     assert fronts([failed]) == {"macs": (), "parameters": ()}
 
