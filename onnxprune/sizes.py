@@ -92,14 +92,16 @@ class Plan:
         last. divisor: something has to be a multiple of it."""
         order = sorted(self.roles, key=lambda s: self.roles[s] == "batch")
         for _ in range(2):
-            wrong = sum(not h(sizes) for h in holds)
+            wrong = [h for h in holds if not h(sizes)]
             for s in order:
                 if not wrong:
                     return sizes
                 for n in _near(sizes[s], divisor):
                     moved = {**sizes, s: n}
-                    left = sum(not h(moved) for h in holds)
-                    if left < wrong and self.possible(moved):
+                    if not any(h(moved) for h in wrong):  # as most: the others need not be asked
+                        continue
+                    left = [h for h in holds if not h(moved)]
+                    if len(left) < len(wrong) and self.possible(moved):
                         sizes, wrong = moved, left
                         if not left:
                             return sizes
