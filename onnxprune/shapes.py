@@ -251,7 +251,8 @@ class _Search:
 
     def fitted(self, sizes: Sizes) -> Sizes:
         """Sizes near these at which the needs hold."""
-        parts = [content(part) for relation, _, part in self.general.needs if relation in ("multiple", "same")]
+        parts = [content(part) for relation, _, part in self.general.needs
+                 if relation == "multiple" or (relation == "same" and isinstance(part, Size))]  # fmt: skip
         return self.plan.fitted(sizes, self.needs, min(math.lcm(*parts), 1 << 16))
 
     def _at(self, sizes: Sizes, limit: float) -> At | None:
