@@ -214,7 +214,8 @@ class Op:
         eq.solve()
         for i, spelled in outs.items():
             self.set(i, eq.output(spelled))
-        kept = {x for i, spelled in outs.items() if self.gives(i) for axis in spelled for x in axis} | set(pinned)
+        first = next((spelled for i, spelled in outs.items() if self.gives(i)), [])  # another may hand on what it sums
+        kept = {x for axis in first for x in axis} | set(pinned)
         if stat or kind == "gather":
             seen = set(stat) or {x for b in eq.main for x in b.letters} - kept
             nested = {x for b in eq.main if seen & set(b.letters) for x in b.letters}

@@ -161,9 +161,13 @@ def fused(op: Op) -> None:
 
 
 def grouped_query(op: Op) -> None:
-    """com.microsoft GroupQueryAttention with separate query, key and value."""
+    """com.microsoft GroupQueryAttention with separate query, key and value.
+
+    Its kernels take one head size for all three, a multiple of eight: of a head go eight neighbours at a time."""
     if not ranks_known(op, [0]) or not (op.has(1) and op.has(2)) or op.rank(1) is None:
         return op.freeze("packed query, key and value")
+    if any(op.has(i) for i in range(12, len(op.inputs))):
+        return op.freeze("a quantised cache, or a norm inside the operator")
     heads, shared = int(op.attr("num_heads")), int(op.attr("kv_num_heads"))
     width = op.dims(1)[2]
     if width is None:
@@ -174,7 +178,11 @@ def grouped_query(op: Op) -> None:
     for i, x in ((3, "d"), (4, "e")):
         if op.has(i):
             ins[i] = ["b", "g", "p", x]
-    outs = {0: ["b", "s", "gre"], 1: ["b", "g", "", "d"], 2: ["b", "g", "", "e"]}
+    if op.has(10):
+        ins[10] = [x if n != 1 else "" for x, n in zip(["b", "gr", "s", "t"], op.dims(10), strict=True)]
+    if op.has(11):
+        ins[11] = ["gr"]
+    outs = {0: ["b", "s", "gre"], 1: ["b", "g", "", "d"], 2: ["b", "g", "", "e"], 3: ["b", "gr", "s", "t"]}
     op.eq(ins, outs, sizes=sizes, pinned="tp", macs="grdste", text="attention with a fixed side")
     q, k, v = _heads(op, 0, 2, (heads, depth)), _heads(op, 1, 2, (shared, depth)), _heads(op, 2, 2, (shared, depth))
     if q is None or k is None or v is None:
@@ -183,9 +191,9 @@ def grouped_query(op: Op) -> None:
     _maps(op, q)
     for block in (q, np.stack([k, v])):
         labels.rectangle(block)
-    if op.attr("do_rotary", 0):  # the rotation knows its pairs: heads go whole
-        for ids in (q, k, v):
-            labels.tie(ids, 1, op.why("rotary pairs"))
+    whole = op.attr("do_rotary", 0) or depth % 8  # the rotation knows its pairs: heads go whole
+    for ids in (q, k, v):
+        labels.tie(ids.reshape(len(ids), -1, depth if whole else 8), 2, op.why("head sizes are multiples of eight"))
     _scale(op, depth)
     op.edit(lambda e: e.attr("num_heads", int(e.kept(q).any(axis=1).sum())))
     op.edit(lambda e: e.attr("kv_num_heads", int(e.kept(k).any(axis=1).sum())))
