@@ -227,7 +227,7 @@ class Inference:
         types |= {n: self._type(state.kinds[n]) for n in node.captured if n in state.kinds}
         tensors = {names[i]: numpy_helper.from_array(x, names[i]) for i, x in data.items()}
         if node.schema is None:
-            return [] if node.standard else self._probed(proto, types, tensors)
+            return self._probed(proto, types, tensors)
         try:
             if node.schema.has_type_and_shape_inference_function:
                 found = shape_inference.infer_node_outputs(

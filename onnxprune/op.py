@@ -37,6 +37,7 @@ class Op:
         self.inputs, self.outputs = tuple(self.node.input), tuple(self.node.output)
         kind, domain = self.node.op_type, self.node.domain
         self.type = kind if domain in ("", "ai.onnx") else f"{domain}::{kind}"
+        self.seen: set[int] = set()
 
     def why(self, text: str = "") -> Reason:
         return Reason(self.type, self.node.name, text)
@@ -113,7 +114,13 @@ class Op:
         return eq.output(["" if k == axis else s for k, s in enumerate(letters)])
 
     def blocks(self, i: int) -> tuple[Block, ...]:
+        self.seen.add(i)
         return self.trace.of(self.inputs[i], (self.index, i)) if self.has(i) else ()
+
+    def readers(self, i: int) -> set[str]:
+        """The types of the operators that read an output; "" where the model hands it out."""
+        nodes = self.trace.nodes
+        return {nodes[k].op_type if k < len(nodes) else "" for k in self.trace.readers.get(self.outputs[i], ())}
 
     def labelled(self) -> bool:
         return any(self.blocks(i) for i in range(len(self.inputs)))
@@ -167,6 +174,12 @@ class Op:
         for block in self.blocks(i):
             if axis in block.axes:
                 self.trace.labels.freeze(block.ids, self.why(text))
+
+    def overlooked(self) -> None:
+        """What comes in labelled where the rule did not look stays: it says nothing of that input."""
+        for i in range(len(self.inputs)):
+            if i not in self.seen and self.has(i) and self.trace.blocks.get(self.inputs[i]):
+                self.freeze("comes in where only fixed sizes do", inputs=(i,))
 
     def edit(self, change: Edit) -> None:
         """`change` runs on this node when the graph is rewritten."""

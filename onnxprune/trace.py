@@ -146,6 +146,7 @@ class Trace:
             if rule is not None:
                 try:
                     rule(op)
+                    op.overlooked()
                 except Unfit as why:
                     op.freeze(str(why), outputs=True)
             elif next(bodies(node), None) is not None:

@@ -12,14 +12,14 @@ from onnxprune.rules import attention, control, joining, linear, lookup, movemen
 from onnxprune.rules.base import first_only, opaque, unary
 from onnxprune.rules.base import pointwise as broadcast
 
-UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh Binarizer BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
+UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
 HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin
 Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Bernoulli RandomNormalLike RandomUniformLike
-com.microsoft::Gelu com.microsoft::QuickGelu Scale ImageScaler Affine ParametricSoftplus"""
+ai.onnx.ml::Binarizer com.microsoft::Gelu com.microsoft::QuickGelu Affine ParametricSoftplus Scale ScaledTanh"""
 BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
 Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor com.microsoft::BiasGelu com.microsoft::FastGelu"""
 FIRST = "Clip CastLike"
-POOLS = "AveragePool LpPool MaxPool"
+POOLS = "AveragePool Crop LpPool MaxPool"
 GLOBAL = "GlobalAveragePool GlobalLpPool GlobalMaxPool"
 REDUCE = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
 ReduceSumSquare"""
@@ -53,7 +53,8 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "Resize": pointwise.resize, "Upsample": pointwise.resize, "GridSample": pointwise.grid_sample,
         "QuantizeLinear": pointwise.quantize, "DequantizeLinear": pointwise.quantize,
         "com.microsoft::QuantizeLinear": pointwise.quantize, "com.microsoft::DequantizeLinear": pointwise.quantize,
-        "DynamicQuantizeLinear": pointwise.dynamic_quantize, "ConstantOfShape": pointwise.fills,
+        "DynamicQuantizeLinear": pointwise.dynamic_quantize, "ImageScaler": pointwise.image_scaler,
+         "ConstantOfShape": pointwise.fills,
         "Shape": pointwise.shape_of,
         "Reshape": reshaping.reshape, "Flatten": reshaping.reshape, "Transpose": movement.transpose,
         "Squeeze": movement.squeeze, "Unsqueeze": movement.unsqueeze, "Concat": joining.concat,

@@ -40,7 +40,7 @@ def gather(op: Op) -> None:
             at = np.asarray(index, np.int64).ravel() % (op.dims(0)[axis] or 1)
             blocks += picked(op, b, axis, at, tuple(range(axis, axis + wide)), np.shape(index), moved)
             op.edit(partial(_point, axis=axis, block=b, index=index))
-    op.set(0, blocks)
+    op.set(0, [*blocks, *(Block(tuple(axis + a for a in b.axes), b.ids) for b in op.blocks(1))])
 
 
 def _point(e: Editor, axis: int, block: Block, index: Ids) -> None:
@@ -93,16 +93,17 @@ def gather_elements(op: Op) -> None:
         return
     rank = len(op.dims(0))
     axis = own_axis(op, 0, rank)
-    data, index = spell(op.dims(0)), spell(op.dims(1))
-    if data[axis]:
-        data[axis] = "Y"
-    if index[axis]:
-        index[axis] = "Z"
+    data, index = spell(op.dims(0)), spell(op.dims(1), LETTERS[:rank])
+    told = [k for k in range(rank) if k == axis or op.dims(0)[k] != op.dims(1)[k]]  # of a longer axis the first go in
+    pinned = "".join(data[k] for k in told)
+    for k in told:
+        index[k] = LETTERS[26 + k] if index[k] else ""
+        pinned += index[k]
     if op.type == "GatherElements":
-        op.eq({0: data, 1: index}, {0: ["" if k == axis else s for k, s in enumerate(index)]}, pinned="YZ")
+        op.eq({0: data, 1: index}, {0: ["" if k in told else s for k, s in enumerate(index)]}, pinned=pinned)
     else:
-        out = ["" if k == axis else s for k, s in enumerate(data)]
-        op.eq({0: data, 1: index, 2: index}, {0: out}, pinned="YZ")
+        out = ["" if k in told else s for k, s in enumerate(data)]
+        op.eq({0: data, 1: index, 2: index}, {0: out}, pinned=pinned)
 
 
 def gather_nd(op: Op) -> None:
@@ -114,7 +115,8 @@ def gather_nd(op: Op) -> None:
     data = spell(op.dims(0))
     index = [*data[:batch], *spell(op.dims(1)[batch:], LETTERS[30:])]
     rest = data[batch + width :]
-    op.eq({0: data}, {0: [*index[:-1], *rest]}, pinned="".join(data[: batch + width]))
+    told = "".join(data[: batch + width]) + index[-1]
+    op.eq({0: data, 1: index}, {0: [*index[:-1], *rest]}, pinned=told, text="positions are told by value")
 
 
 def scatter_nd(op: Op) -> None:
@@ -126,5 +128,7 @@ def scatter_nd(op: Op) -> None:
     data = spell(op.dims(0))
     lead = len(op.dims(1)) - 1
     updates = [*spell(op.dims(2)[:lead], LETTERS[30:]), *spell(op.dims(2)[lead:], LETTERS[width:])]
-    pinned = "".join(data[:width]) + "".join(updates[:lead])
-    op.eq({0: data, 2: updates}, {0: ["" if k < width else s for k, s in enumerate(data)]}, pinned=pinned)
+    index = [*updates[:lead], "Z"]
+    pinned = "".join(data[:width]) + "".join(index)
+    out = ["" if k < width else s for k, s in enumerate(data)]
+    op.eq({0: data, 1: index, 2: updates}, {0: out}, pinned=pinned, text="positions are told by value")

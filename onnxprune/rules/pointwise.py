@@ -14,8 +14,11 @@ from onnxprune.trace import Kind
 
 
 def pool(op: Op) -> None:
-    """Windows over the spatial axes; channels pass."""
+    """Windows over the spatial axes; channels pass. Where a maximum lies is counted over all channels: only who undoes
+    the pooling may be told it."""
     if ranks_known(op, [0]):
+        if op.gives(1) and op.readers(1) - {"MaxUnpool"}:
+            op.freeze("positions are counted over all channels")
         rank = len(op.dims(0))
         spatial = LETTERS[2:rank]
         out = ["a", "b", *("" for _ in spatial)]
@@ -199,6 +202,16 @@ def shape_of(op: Op) -> None:
     mask, sizes = mask[start:end], np.array([n or 0 for n in dims], np.int64)[start:end]
     if op.blocks(0):
         op.edit(lambda e: e.pin(0, mask, sizes))
+
+
+def image_scaler(op: Op) -> None:
+    """Of files before opset 10: times a scale, and a bias of every channel, which is an attribute."""
+    unary(op)
+    block, bias = op.block_on(0, 1), op.attr("bias", [])
+    if block is not None and len(bias) > 1:
+        if block.axes != (1,) or block.ids.size != len(bias):
+            return op.freeze("its biases are an attribute")
+        op.edit(lambda e: e.attr("bias", [x for x, kept in zip(bias, e.kept(block.ids), strict=True) if kept]))
 
 
 def dropout(op: Op) -> None:

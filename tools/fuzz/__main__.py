@@ -1,4 +1,4 @@
-"""Look for what onnxprune does wrong: python tools/fuzz graphs | files | kills, each with --help."""
+"""Look for what onnxprune does wrong: python tools/fuzz graphs | files | kills | nodes, each with --help."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def parse() -> argparse.Namespace:
     kills.add_argument("--count", type=int, default=100, help="rounds (100)")
     kills.add_argument("--seed", type=int, default=0)
     kills.add_argument("--only", default="", metavar="NAME", help="one kind, such as 'Ctrl-C' or 'while saving'")
+    nodes = jobs.add_parser("nodes", help="every node test of the onnx wheel between two layers with weights")
+    nodes.add_argument("--out", type=Path, help="where models that fail go")
+    nodes.add_argument("--only", default="", metavar="NAME", help="tests whose name holds this")
+    nodes.add_argument("--first", type=int, default=0, help="index of the first model (0)")
+    nodes.add_argument("--count", type=int, default=0, help="models (0: all)")
     return parser.parse_args()
 
 

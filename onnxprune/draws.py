@@ -1,0 +1,68 @@
+"""What a model draws at random, as a proof sees it: a number that is always the same.
+
+An operator that draws does so for every position on its own, and no two runs, and no two sizes, draw alike. Whatever it
+draws, two models are equal only if they are where it draws a constant. Knows nodes, no ids.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from onnxprune.bodies import every_node, rearranged
+from onnxprune.model import Model
+from onnxprune.trace import opset
+from onnxprune.weight import Weight
+
+LIKE, ALONE = {"RandomNormalLike", "RandomUniformLike"}, {"RandomNormal", "RandomUniform"}
+
+
+def settled(model: Model, types: Callable[[str], int | None]) -> Model:
+    """`model`, or a copy of it in which nothing is drawn: a draw is a point of its range, a Bernoulli its probability,
+    a Dropout keeps everything. `types` gives the element type of a tensor, or None."""
+    if opset(model) < 9 or not any(_draws(node) for node in every_node(model.proto.graph)):
+        return model
+    model = model.copy()
+    before: dict[int, list[NodeProto]] = defaultdict(list)
+    for k, node in enumerate(every_node(model.proto.graph)):
+        if _draws(node):
+            before[k] += _constant(model, node, types)
+    rearranged(model.proto.graph, before, {})
+    return model
+
+
+def _draws(node: NodeProto) -> bool:
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    return node.op_type in LIKE | ALONE | {"Bernoulli"} or (node.op_type == "Dropout" and len(node.input) > 2)
+
+
+def _constant(model: Model, node: NodeProto, types: Callable[[str], int | None]) -> list[NodeProto]:
+    """Make `node` one that draws nothing; what has to stand before it."""
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    kind = given.get("dtype") or types(node.output[0]) or TensorProto.FLOAT
+    if node.op_type == "Dropout":
+        del node.input[2:]
+        return []
+    del node.attribute[:]
+    if node.op_type == "Bernoulli":
+        node.op_type = "Cast"
+        node.attribute.append(helper.make_attribute("to", kind))
+        return []
+    normal = node.op_type.startswith("RandomNormal")
+    low, high = (
+        (given.get("mean", 0.0), given.get("scale", 1.0)) if normal else (given.get("low", 0.0), given.get("high", 1.0))
+    )
+    point = low + high if normal else low + 0.7 * (high - low)
+    shape = model.fresh_name(node.output[0] + "_shape")
+    first = []
+    if node.op_type in LIKE:
+        first = [helper.make_node("Shape", [node.input[0]], [shape], name=shape)]
+    else:
+        model.weights[shape] = Weight.of(np.array(given["shape"], np.int64))
+    node.op_type, node.input[:] = "ConstantOfShape", [shape]
+    node.attribute.append(helper.make_attribute("value", helper.make_tensor("value", kind, [1], [point])))
+    return first

@@ -1,0 +1,281 @@
+"""Every operator of the registry stands in a row: here those that `test_rules.py` has none for, and old forms.
+
+A row is the graph's text, the sizes that some weights must have when half of the units went, and the opset.
+"""
+
+from __future__ import annotations
+
+import pytest
+import test_rules
+from test_rules import HALF, TOKENS, build, check, conv, rows
+
+from onnxprune.rules import RULES
+
+Row = tuple[str, dict[str, tuple[int, ...]], int]
+ONE = "one = Constant<value_float=1.0>() half = Constant<value_float=0.5>() "
+AX = "ax = Constant<value_ints=[1]>() "
+BOTH = "c = Conv<pads=[1,1,1,1]>(x, C:float[16,3,3,3] ) "
+PAIR = {"A": (8, 3, 3, 3), "C": (8, 3, 3, 3)}
+STAYS = "q = Constant<value_ints=[6]>() d = MatMul(x, D:float[4,16] ) e = MatMul(d, E:float[16,16] ) "
+
+
+def positive(op: str) -> str:
+    """Of values between 0 and 1, or 1 and 2: there all of them are defined."""
+    return conv(f"s = Sigmoid(a) {ONE} t = Add(s, one) b = {op}({'s' if op in ('Acos', 'Asin', 'Atanh') else 't'})")
+
+
+def judged(body: str) -> str:
+    """Of one truth or two at each position, another."""
+    return conv(f"{ONE} g = Greater(a, half) h = Less(a, one) t = {body} b = Cast<to=1>(t)")
+
+
+def whole(body: str, kind: int = 6) -> str:
+    """Of small whole numbers."""
+    return conv(
+        f"s = Sigmoid(a) e = Constant<value_float=8.0>() m = Mul(s, e) i = Cast<to={kind}>(m) k = Cast<to={kind}>(e) "
+        f"t = {body} b = Cast<to=1>(t)"
+    )
+
+
+def beside(body: str) -> str:
+    """Tokens of which all channels stay, since `body` makes a number `n` of their positions; another layer goes."""
+    return (
+        "agraph (float[6,4] x) => (float[6,3] y) { a = MatMul(x, A:float[4,16] ) "
+        f"{body} d = MatMul(x, D:float[4,16] ) e = Add(d, n) y = MatMul(e, G:float[16,3] ) }}"
+    )
+
+
+def grouped(attributes: str = "", inputs: str = "", before: str = "") -> str:
+    """Four query heads of 32 on two heads of keys and values, in a sequence of six."""
+    last = "l = Constant<value = int32[1] {5}>() n = Constant<value = int32[1] {6}>() "
+    return (
+        "agraph (float[1,6,16] x) => (float[1,6,3] y) { q = MatMul(x, Q:float[16,128] ) k = MatMul(x, K:float[16,64] ) "
+        f"v = MatMul(x, V:float[16,64] ) {last} {before} b, nk, nv = com.microsoft.GroupQueryAttention<num_heads=4, "
+        f"kv_num_heads=2{attributes}>(q, k, v, , , l, n{inputs}) y = MatMul(b, G:float[128,3] ) }}"
+    )
+
+
+UNARY = """Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Floor HardSigmoid Log Reciprocal Round Selu Shrink Sign
+Sin Sinh Sqrt Tan ThresholdedRelu"""
+JUDGED = """And(g,h) Or(g,h) Xor(g,h) Not(g) Equal(a,half) Less(a,one) LessOrEqual(a,one) GreaterOrEqual(a,one) IsNaN(a)
+IsInf(a)"""
+WHOLE = "BitwiseAnd(i,k) BitwiseOr(i,k) BitwiseXor(i,k) BitwiseNot(i) Mod(i,k)"
+REDUCE = "ReduceL1 ReduceLogSum ReduceLogSumExp ReduceMin ReduceProd ReduceSum ReduceSumSquare"
+HEADS = {"Q": (16, 32), "K": (16, 16), "V": (16, 16), "G": (32, 3)}
+ALONE = {"A": (4, 16), "D": (4, 8)}
+TABLE: dict[str, Row] = {
+    **{op: (positive(op), HALF, 18) for op in UNARY.split()},
+    **{text.partition("(")[0]: (judged(text), HALF, 18) for text in JUDGED.split()},
+    **{text.partition("(")[0]: (whole(text), HALF, 18) for text in WHOLE.split()},
+    "BitShift": (whole('BitShift<direction="LEFT">(i, k)', 2), HALF, 18),
+    **{op: (conv(f"{BOTH} b = {op}(a, c, pos:float[16,1,1] )"), PAIR, 18) for op in ("Max", "Min", "Mean", "Sum")},
+    "Sub": (conv("b = Sub(pos:float[16,1,1] , a)"), HALF, 18),
+    "Pow": (conv("r = Abs(a) b = Pow(r, pos:float[16,1,1] )"), HALF, 18),
+    "CastLike": (conv("n = Constant<value_int=1>() i = CastLike(a, n) b = CastLike(i, Ab)"), HALF, 18),
+    "Swish": (conv("b = Swish(a)"), HALF, 24),
+    "LpPool": (conv("b = LpPool<kernel_shape=[2,2]>(a)"), HALF, 18),
+    "GlobalLpPool": (conv("q = GlobalLpPool(a) b = Mul(a, q)"), HALF, 18),
+    **{op: (conv(f"{AX} r = Sigmoid(a) q = {op}(r, ax) b = Mul(a, q)"), HALF, 18) for op in REDUCE.split()},
+    "Hardmax": (rows("b = Hardmax<axis=1>(a)"), TOKENS, 18),
+    "LogSoftmax": (rows("b = LogSoftmax<axis=1>(a)"), TOKENS, 18),
+    "ArgMax": (rows("i = ArgMax<axis=1>(a) f = Cast<to=1>(i) b = Add(a, f)"), TOKENS, 18),
+    "ArgMin": (
+        rows(f"i = ArgMin<axis=1, keepdims=0>(a) {AX} u = Unsqueeze(i, ax) f = Cast<to=1>(u) b = Add(a, f)"),
+        TOKENS,
+        18,
+    ),
+    "Trilu": (rows("t = Transpose<perm=[2,1,0]>(a) u = Trilu(t) b = Transpose<perm=[2,1,0]>(u)"), TOKENS, 18),
+    "MaxUnpool": (
+        conv(
+            "m, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a) "
+            "b = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(m, i)"
+        ),
+        HALF,
+        18,
+    ),
+    "MaxRoiPool": (
+        conv(
+            "r = Constant<value = float[2,5] {0.0, 0.0, 0.0, 4.0, 4.0, 0.0, 1.0, 1.0, 6.0, 5.0}>() "
+            "d = MaxRoiPool<pooled_shape=[8,8]>(a, r) e = ReduceMean<axes=[0]>(d) b = Add(a, e)"
+        ),
+        HALF,
+        16,
+    ),
+    "ConstantOfShape": (conv("s = Shape(a) z = ConstantOfShape<value = float[1] {0.5}>(s) b = Add(a, z)"), HALF, 18),
+    "GatherElements": (
+        rows("k = Constant<value_ints=[6]>() v, i = TopK<axis=1>(a, k) b = GatherElements<axis=1>(a, i)"),
+        TOKENS,
+        18,
+    ),
+    **{
+        op: (rows(f"k = Constant<value_ints=[6]>() v, i = TopK<axis=1>(a, k) b = {op}<axis=1>(a, i, v)"), TOKENS, opset)
+        for op, opset in (("ScatterElements", 18), ("Scatter", 10))
+    },
+    "GatherND": (
+        rows("i = Constant<value = int64[2,6,1] {0,1,2,3,4,5,5,4,3,2,1,0}>() b = GatherND<batch_dims=1>(a, i)").replace(
+            "[N,", "[2,"
+        ),
+        TOKENS,
+        18,
+    ),
+    "ScatterND": (
+        rows(
+            "i = Constant<value = int64[2,2] {0,1,1,0}>() u = Constant<value_ints=[2]>() s, r = Split<axis=1>(a, w) w = Constant<value_ints=[1,5]>() b = ScatterND(a, i, f)"
+        )
+        .replace(
+            "u = Constant<value_ints=[2]>() s, r = Split<axis=1>(a, w) w = Constant<value_ints=[1,5]>()",
+            "w = Constant<value_ints=[1,5]>() s, r = Split<axis=1>(a, w) one = Constant<value_ints=[1]>() f = Squeeze(s, one)",
+        )
+        .replace("[N,", "[2,"),
+        TOKENS,
+        18,
+    ),
+    "If": (
+        rows(
+            f"{ONE} s = ReduceMax<keepdims=0>(a) g = Greater(s, one) b = If (g) <then_branch = t () => (float[N,6,16] u)"
+            " { u = Relu(a) }, else_branch = f () => (float[N,6,16] v) { v = Neg(a) }>"
+        ),
+        TOKENS,
+        18,
+    ),
+    "Loop": (
+        rows(
+            "n = Constant<value_int=3>() g = Constant<value = bool {1}>() b = Loop (n, g, a) <body = t (int64 i, bool h, "
+            "float[N,6,16] u) => (bool k, float[N,6,16] v) { k = Identity(h) v = Tanh(u) }>"
+        ),
+        TOKENS,
+        18,
+    ),
+    "Scan": (
+        rows(
+            "z = ReduceMean<axes=[1], keepdims=0>(a) e, b = Scan<num_scan_inputs=1, scan_input_axes=[1], "
+            "scan_output_axes=[1], body = t (float[N,16] s, float[N,16] u) => (float[N,16] r, float[N,16] v) "
+            "{ r = Add(s, u) v = Tanh(r) }>(z, a)"
+        ),
+        TOKENS,
+        16,
+    ),
+    "Range": (
+        rows(
+            "o = Constant<value_float=0.0>() n = Constant<value_float=6.0>() i = Constant<value_float=1.0>() "
+            f"r = Range(o, n, i) {AX} u = Unsqueeze(r, ax) b = Add(a, u)"
+        ),
+        TOKENS,
+        18,
+    ),
+    "Bernoulli": (conv("s = Sigmoid(a) b = Bernoulli(s)"), HALF, 18),
+    "RandomNormalLike": (conv("r = RandomNormalLike<scale=0.1>(a) b = Add(a, r)"), HALF, 18),
+    "RandomUniformLike": (conv("r = RandomUniformLike<seed=1.0>(a) b = Mul(a, r)"), HALF, 18),
+    "RandomNormal": (rows("r = RandomNormal<shape=[6,1]>() b = Add(a, r)"), TOKENS, 18),
+    "Dropout in training": (
+        conv("h = Constant<value_float=0.5>() t = Constant<value = bool {1}>() b = Dropout(a, h, t)"),
+        HALF,
+        18,
+    ),
+    "SimplifiedLayerNormalization": (
+        rows("b = SimplifiedLayerNormalization(a, s:float[16] )"),
+        TOKENS | {"s": (8,)},
+        18,
+    ),
+    "ai.onnx.ml::Binarizer": (conv("b = ai.onnx.ml.Binarizer<threshold=0.5>(a)"), HALF, 18),
+    **{
+        op: (conv(f"b = {op}<alpha=0.5, beta=0.1>(a)"), HALF, 8)
+        for op in ("Affine", "ParametricSoftplus", "ScaledTanh")
+    },
+    "Scale": (conv("b = Scale<scale=0.5>(a)"), HALF, 8),
+    "ImageScaler": (conv(f"b = ImageScaler<scale=0.5, bias=[{', '.join(f'0.{k}' for k in range(16))}]>(a)"), HALF, 8),
+    "Crop": (conv("b = Crop<border=[1,1,1,1]>(a)"), HALF, 8),
+    "MaxPool's places": (
+        conv(
+            "m, i = MaxPool<kernel_shape=[8,8]>(a) w = Cast<to=1>(i) d = Conv(x, D:float[16,3,1,1] ) "
+            "e = Conv(d, E:float[16,16,8,8] ) b = Add(e, w)"
+        ),
+        {"A": (16, 3, 3, 3), "D": (8, 3, 1, 1)},
+        18,
+    ),
+    "Gather by labelled indices": (
+        rows("k = Constant<value_ints=[6]>() v, i = TopK<axis=1>(a, k) b = Gather<axis=0>(T:float[6] , i)"),
+        TOKENS,
+        18,
+    ),
+    "GatherElements of the first channels": (
+        beside(
+            "i = Constant<value = int64[6,1] {0,1,2,3,4,5}>() g = GatherElements<axis=0>(a, i) n = ReduceMean<keepdims=0>(g)"
+        ),
+        ALONE,
+        18,
+    ),
+    "ScatterElements into the first channels": (
+        beside(
+            "i = Constant<value = int64[6,2] {0,1,2,3,4,5,5,4,3,2,1,0}>() u = Constant<value = float[6,2] {1,2,3,4,5,6,7,8,9,10,11,12}>() "
+            "g = ScatterElements<axis=0>(a, i, u) n = ReduceMax<keepdims=0>(g)"
+        ),
+        ALONE,
+        18,
+    ),
+    "GatherND by labelled places": (
+        "agraph (float[3,4] x) => (float[3] y) { a = MatMul(x, A:float[4,2] ) s = Sigmoid(a) i = Cast<to=7>(s) "
+        "d = MatMul(x, D:float[4,16] ) e = MatMul(d, E:float[16,2] ) y = GatherND(e, i) }",
+        {"A": (4, 2), "D": (4, 8), "E": (8, 2)},
+        18,
+    ),
+    "NonZero": (beside("p = NonZero(a) f = Cast<to=1>(p) n = ReduceMean<keepdims=0>(f)"), ALONE, 18),
+    "Size": (beside("s = Size(a) n = Cast<to=1>(s)"), ALONE, 18),
+    "EyeLike": (beside("i = EyeLike(a) m = Mul(a, i) n = ReduceMean<keepdims=0>(m)"), ALONE, 18),
+    "com.microsoft::QuantizeLinear": (
+        rows(
+            "q = com.microsoft.QuantizeLinear(a, scale:float[] , z:uint8[] ) "
+            "b = com.microsoft.DequantizeLinear(q, scale, z)"
+        ),
+        TOKENS,
+        18,
+    ),
+    "com.microsoft::QGemm": (
+        "agraph (float[N,4] x) => (float[N,3] y) { a = Gemm(x, A:float[4,16] , Ab:float[16] ) "
+        "q = QuantizeLinear(a, scale1:float[] , z1:uint8[] ) g = com.microsoft.QGemm<transB=1>(q, scale1, z1, "
+        "W:int8[8,16] , scale2:float[8] , zw:int8[8] , B:int32[8] , scale3:float[] , z1) "
+        "b = DequantizeLinear(g, scale3, z1) y = MatMul(b, G:float[8,3] ) }",
+        {"A": (4, 8), "W": (4, 8), "B": (4,), "scale2": (4,), "zw": (4,), "G": (4, 3)},
+        18,
+    ),
+    "com.microsoft::GroupQueryAttention": (grouped(), HEADS, 18),
+    "GroupQueryAttention, in a window": (grouped(", local_window_size=3, softcap=2.0"), HEADS, 18),
+    "GroupQueryAttention, smooth": (grouped(", smooth_softmax=1"), HEADS, 18),
+    "GroupQueryAttention, rotary": (
+        grouped(", do_rotary=1", ", U:float[8,16] , V2:float[8,16] "),
+        {"Q": (16, 64), "K": (16, 32), "V": (16, 32), "G": (64, 3)},
+        18,
+    ),
+    "Clip 6": (conv("b = Clip<min=0.0, max=6.0>(a)"), HALF, 10),
+    "Slice 1": (conv("b = Slice<axes=[1], starts=[4], ends=[16]>(a)", c=12), HALF, 9),
+    "Pad 2": (conv("b = Pad<pads=[0,0,1,1,0,0,1,1]>(a)"), HALF, 10),
+    "Split 2": (conv("c, d = Split<axis=1, split=[8,8]>(a) b = Mul(c, d)", c=8), HALF, 12),
+    "Squeeze 1": (conv("q = Unsqueeze<axes=[4]>(a) b = Squeeze<axes=[4]>(q)"), HALF, 12),
+    "ReduceSum 1": (conv("q = ReduceSum<axes=[1]>(a) b = Mul(a, q)"), HALF, 12),
+    "TopK 1": (rows("b, i = TopK<axis=1, k=6>(a)"), TOKENS, 9),
+    "Softmax 1, all after the axis": (beside("s = Softmax<axis=1>(a) n = ReduceMean<keepdims=0>(s)"), ALONE, 12),
+    "BatchNormalization 7": (
+        conv("b = BatchNormalization(a, s:float[16] , t:float[16] , m:float[16] , var:float[16] )"),
+        HALF | {"s": (8,), "var": (8,)},
+        8,
+    ),
+    "Upsample": (conv('r = Constant<value_floats=[1.0,1.0,2.0,2.0]>() b = Upsample<mode="nearest">(a, r)'), HALF, 9),
+    "Upsample 7": (conv('b = Upsample<mode="nearest", scales=[1.0,1.0,2.0,2.0]>(a)'), HALF, 8),
+    "Resize 10": (conv('r = Constant<value_floats=[1.0,1.0,2.0,2.0]>() b = Resize<mode="nearest">(a, r)'), HALF, 10),
+}
+
+
+@pytest.mark.parametrize(("text", "kept", "opset"), TABLE.values(), ids=TABLE)
+def test_operator(text: str, kept: dict[str, tuple[int, ...]], opset: int) -> None:
+    check(build(text, opset), kept)
+
+
+def test_every_operator_of_the_registry_is_in_a_row() -> None:
+    texts = [(text, opset) for text, _, opset in TABLE.values()]
+    texts += [(r[1], 18) for r in test_rules.TABLE] + [(r[2], r[0]) for r in test_rules.LATER]
+    texts += [(r[2], 18) for r in test_rules.RECURRENT]
+    seen = set()
+    for text, opset in texts:
+        for node in build(text, opset).graph.node:
+            seen.add(node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}")
+    assert sorted(RULES.keys() - seen) == []
