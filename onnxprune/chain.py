@@ -144,7 +144,7 @@ class Chain:
 
 
 def opened(model: Model, options: Options, types: Callable[[str], int | None]) -> Session | Chain:
-    """What runs a model for a proof: in pieces where its weights or nodes are many, and with nothing drawn at random."""
+    """What runs a model for a proof: in pieces where its weights or nodes are many, with nothing drawn at random."""
     model = draws.settled(model, types)
     most = min(BLOCK, options.memory // SHARE)
     small = len(model.graph.node) <= NODES and sum(w.nbytes for w in model.weights.values()) <= most

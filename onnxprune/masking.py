@@ -2,7 +2,7 @@
 
 Every reduction over a labelled axis sees kept positions only: sums are masked with zeros, statistics are taken over
 gathered positions and scattered back. Activations stay what they were, so no mask can produce a NaN; what a removed
-channel holds no longer matters once nothing sums over it.
+channel holds no longer matters once nothing sums over it, be it infinite.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from onnxprune.editor import Editor
 from onnxprune.equation import Dims
 from onnxprune.labels import Block, Mask, kept_shape, positions
 from onnxprune.model import Model, Weight
-from onnxprune.trace import Trace
+from onnxprune.trace import Trace, opset
 
-FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+"""Runtimes may have no Where for these, nor has any opset below 9: there a mask is a factor, and infinity stays."""
+FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, *HALVES}
 
 
 def masked(trace: Trace, kept: Mask, sizes: Mapping[str, Dims]) -> Model:
@@ -84,7 +86,7 @@ def _mask(trace: Trace, name: str, block: Block, kept: Mask, dims: Sequence[int 
 def _masked(trace: Trace, model: Model, source: str, name: str, mask: Mask, fill: str, before: list[NodeProto]) -> str:
     out = model.fresh_name(name + "_masked")
     kind = trace.shapes.dtype(name) or TensorProto.FLOAT
-    if kind in FLOATS and not fill:
+    if kind in FLOATS and not fill and (kind in HALVES or opset(model) < 9):
         held = _add(model, out + "_mask", mask.astype(helper.tensor_dtype_to_np_dtype(kind)), kind)
         before.append(helper.make_node("Mul", [source, held], [out], name=out))
         return out
