@@ -238,6 +238,25 @@ TABLE: dict[str, Row] = {
         {"A": (4, 8), "W": (4, 8), "B": (4,), "scale2": (4,), "zw": (4,), "G": (4, 3)},
         18,
     ),
+    "MatMulInteger by columns": (
+        rows(
+            "q, s1, z1 = DynamicQuantizeLinear(a) i = MatMulInteger(q, W:int8[16,16] , z1, zw:int8[16] ) f = Cast<to=1>(i) b = Mul(f, s1)"
+        ),
+        TOKENS | {"W": (8, 8), "zw": (8,)},
+        18,
+    ),
+    "QLinearMatMul by columns": (
+        rows(
+            "q = QuantizeLinear(a, scale1:float[] , z1:uint8[] ) c = QLinearMatMul(q, scale1, z1, W:int8[16,16] , scale2:float[16] , zw:int8[16] , scale3:float[] , z1) b = DequantizeLinear(c, scale3, z1)"
+        ),
+        TOKENS | {"W": (8, 8), "scale2": (8,), "zw": (8,)},
+        18,
+    ),
+    "ReduceL1 over all axes, by none": (
+        rows("z = Constant<value = int64[0] {}>() n = ReduceL1(a, z) b = Mul(a, n)"),
+        TOKENS,
+        18,
+    ),
     "com.microsoft::GroupQueryAttention": (grouped(), HEADS, 18),
     "GroupQueryAttention, in a window": (grouped(", local_window_size=3, softcap=2.0"), HEADS, 18),
     "GroupQueryAttention, smooth": (grouped(", smooth_softmax=1"), HEADS, 18),

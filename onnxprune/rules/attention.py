@@ -98,7 +98,7 @@ def multi_head(op: Op) -> None:
             op.meet(i, ["", "", "x"], ["x"], [Block((0,), bias[i])], "a bias of fixed size")
         op.trace.reductions.append(Reduction(op.index, "sum", 3, Block((0,), _only(bias, 0))))
     sizes = {"h": heads, "d": depth, "e": value}
-    outs = {0: ["b", "s", "he"], 1: ["b", "h", "", "d"], 2: ["b", "h", "", "e"]}
+    outs = {0: ["b", "s", "he"], 1: ["b", "h", "", "d"], 2: ["b", "h", "", "e"], 3: ["b", "h", "s", "t"]}
     op.eq(ins, outs, sizes=sizes, pinned="tp", macs="hdste", text="attention with a fixed side")
     _scale(op, depth)
     q = _heads(op, 0, 2, (heads, depth))

@@ -60,8 +60,9 @@ def unary(op: Op, also: Sequence[int] = ()) -> None:
 
 
 def first_only(op: Op) -> None:
-    """Everything but the first input is a scalar."""
+    """Everything but the first input is a scalar, or lends its type only."""
     unary(op)
+    op.seen.update(range(1, len(op.inputs)))
 
 
 def pointwise(op: Op) -> None:

@@ -104,7 +104,12 @@ def qgemm(op: Op) -> None:
     gemm(op, 0, 3, 6, (4, 5), {0: 2, 3: 5})
 
 
-def _matmul(op: Op, a: int, b: int, vectors: tuple[int, ...] = (), fills: dict[int, int] | None = None) -> None:
+def _matmul(
+    op: Op, a: int, b: int, rows: tuple[int, ...] = (), columns: tuple[int, ...] = (), both: tuple[int, ...] = (),
+    fills: dict[int, int] | None = None,
+) -> None:  # fmt: skip
+    """rows, columns, both: scales and zero points of the left side, the right one, the result: one for all, or one a
+    row (of the left and the result) or column (of the right), with batch axes or without."""
     if not ranks_known(op, [a, b]):
         return
     left, right = len(op.dims(a)), len(op.dims(b))
@@ -118,7 +123,10 @@ def _matmul(op: Op, a: int, b: int, vectors: tuple[int, ...] = (), fills: dict[i
         two[-2:] = two[:-3:-1]
     out = [*letters, *("M" if left > 1 else ""), *("N" if right > 1 else "")]
     ins = {a: spell(op.dims(a), one), b: spell(op.dims(b), two)}
-    ins |= {i: _vector(op, i, "N") for i in vectors if op.has(i)}
+    for told, spelled, row in ((rows, one, "M"), (columns, two, "N"), (both, out, "M")):
+        for i in (i for i in told if op.has(i)):
+            dims = op.dims(i)
+            ins[i] = spell(dims, [row] if len(dims) == 1 else spelled[-len(dims) :])
     op.eq(ins, {0: out}, macs=letters + "MKN", fills=fills, text="a matrix product with a fixed side")
 
 
@@ -129,11 +137,11 @@ def matmul(op: Op) -> None:
 
 
 def matmul_integer(op: Op) -> None:
-    _matmul(op, 0, 1, (3,) if len(op.dims(3)) == 1 else (), {0: 2, 1: 3})
+    _matmul(op, 0, 1, (2,), (3,), fills={0: 2, 1: 3})
 
 
 def qlinear_matmul(op: Op) -> None:
-    _matmul(op, 0, 3, (4, 5), {0: 2, 3: 5})
+    _matmul(op, 0, 3, (1, 2), (4, 5), (6, 7), {0: 2, 3: 5})
 
 
 def einsum(op: Op) -> None:

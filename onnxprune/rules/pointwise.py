@@ -141,9 +141,9 @@ def reduce(op: Op) -> None:
     spelled = spell(op.dims(0))
     rank = len(spelled)
     axes = axes_of(op, rank)
-    if axes is None:
-        if op.has(1):
-            return op.freeze("the axes are computed at run time")
+    if axes is None and op.has(1):
+        return op.freeze("the axes are computed at run time")
+    if not axes:  # not given, or given as none
         axes = [] if op.attr("noop_with_empty_axes", 0) else list(range(rank))
     keep = op.attr("keepdims", 1)
     out = ["" if k in axes else s for k, s in enumerate(spelled) if keep or k not in axes]

@@ -78,7 +78,7 @@ class _Wrap:
         wanted = _chosen(graph.input, self.conv)[: None if every else 1]
         for info in graph.input:
             value = values.get(info.name)
-            if info.name in wanted and isinstance(value, np.ndarray):
+            if info.name in wanted and isinstance(value, np.ndarray) and value.size:
                 kept.append(self._produce(info, value))
             elif fed or not isinstance(value, np.ndarray) or value.dtype == object:
                 kept.append(info)
@@ -203,7 +203,9 @@ def wrapped(only: str = "") -> Iterator[Wrapped]:
                 if (every and many < 2) or (fed and len(graph.input) < 2):
                     continue
                 name = f"{case.name}-{'conv' if conv else 'matmul'}{'-all' if every else ''}{'-fed' if fed else ''}"
-                yield _Wrap(case, name, conv, every, fed).out
+                one = _Wrap(case, name, conv, every, fed).out
+                if one.producers:
+                    yield one
 
 
 # ---- in the fork
