@@ -219,6 +219,12 @@ TABLE: dict[str, Row] = {
         {"A": (4, 2), "D": (4, 8), "E": (8, 2)},
         18,
     ),
+    "Slice by bounds that are told": (
+        "agraph (float[2,4] x, int64[2] l, int64[2] h) => (float[J,K] y, float[2,3] z) { a = MatMul(x, A:float[4,16] ) "
+        "b = MatMul(a, B:float[16,16] ) y = Slice(b, l, h) z = MatMul(b, G:float[16,3] ) }",
+        {"A": (4, 8), "B": (8, 16)},
+        18,
+    ),
     "NonZero": (beside("p = NonZero(a) f = Cast<to=1>(p) n = ReduceMean<keepdims=0>(f)"), ALONE, 18),
     "Size": (beside("s = Size(a) n = Cast<to=1>(s)"), ALONE, 18),
     "EyeLike": (beside("i = EyeLike(a) m = Mul(a, i) n = ReduceMean<keepdims=0>(m)"), ALONE, 18),

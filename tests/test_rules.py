@@ -63,6 +63,7 @@ def rows(body: str, last: str = "b", c: int = 16) -> str:
     )
 
 
+KINDS = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
 HALF = {"A": (8, 3, 3, 3)}
 TOKENS = {"A": (4, 8)}
 UNARY = [
@@ -380,7 +381,7 @@ def check(model: onnx.ModelProto, kept: dict[str, tuple[int, ...]]) -> None:
         feeds = {}
         for i in sessions[0].get_inputs():
             shape = [batch if isinstance(d, str) else d for d in i.shape]
-            feeds[i.name] = np.ones(shape, np.float32 if i.type == "tensor(float)" else np.int32)
+            feeds[i.name] = np.ones(shape, KINDS[i.type])
         assert [o.shape for o in sessions[0].run(None, feeds)] == [o.shape for o in sessions[1].run(None, feeds)]
 
 

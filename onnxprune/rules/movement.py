@@ -57,13 +57,14 @@ def slice_(op: Op) -> None:
     if op.has(1):
         starts, ends = op.partial(1), op.partial(2)
         axes, steps = op.value(3), op.value(4)
-        if (op.has(3) and axes is None) or (op.has(4) and steps is None):
+        if not op.has(3) and op.dims(1) and op.dims(1)[0] is not None:
+            axes = np.arange(op.dims(1)[0])
+        if axes is None or (op.has(4) and steps is None):
             return op.freeze("the axes of a slice are computed at run time")
     else:
         starts, ends = list(op.attr("starts")), list(op.attr("ends"))
-        axes, steps = op.attr("axes"), None
-    count = len(axes) if axes is not None else len(starts or ends or [])
-    order = [int(a) % rank for a in (axes if axes is not None else range(count))]
+        axes, steps = op.attr("axes", range(len(starts))), None
+    order = [int(a) % rank for a in axes]
     blocks = list(op.blocks(0))
     for k, axis in enumerate(order):
         block = next((b for b in blocks if axis in b.axes), None)
