@@ -63,7 +63,7 @@ def judge(one: Wrapped, folder: Path) -> dict[str, Any]:
         written_file.check(before, after, None)
     except written_file.Invalid as error:
         return told("invalid", error)
-    return done | _oracle(one, onnx.load(after), api.trace(str(before), residual=True))
+    return done | oracle(one, onnx.load(after), api.trace(str(before), residual=True))
 
 
 def dense(one: Wrapped, zeroed: ModelProto | None = None, random: int = 0) -> list[Any] | None:
@@ -83,7 +83,7 @@ def dense(one: Wrapped, zeroed: ModelProto | None = None, random: int = 0) -> li
         return None
 
 
-def _oracle(one: Wrapped, after: ModelProto, trace: Any) -> dict[str, Any]:
+def oracle(one: Wrapped, after: ModelProto, trace: Any) -> dict[str, Any]:
     """The outputs of the written model against those of the wrapped one with its slices zeroed by hand."""
     held = {t.name: numpy_helper.to_array(t) for t in after.graph.initializer}
     zeroed = ModelProto()
@@ -96,7 +96,14 @@ def _oracle(one: Wrapped, after: ModelProto, trace: Any) -> dict[str, Any]:
     if any(n.op_type in DRAWN or (n.op_type == "Dropout" and len(n.input) > 2) for n in one.model.graph.node):
         return {"oracle": "draws at random"}
     own = {name for n in [*one.model.graph.node] for name in n.output if n.name.endswith(("_made", "_end", "_sum"))}
-    inner = [r for r in trace.reductions if trace.nodes[r.node].output[0] not in own]
+    classes, reasons = trace.labels.solve()
+    inner = []
+    for r in trace.reductions:
+        blocks = [r.block] if r.kind == "sum" else [b for _, b in r.ins]
+        if trace.nodes[r.node].output[0] not in own and any(
+            any(reasons[c] is None for c in classes[b.ids.ravel()]) for b in blocks
+        ):
+            inner.append(r)
     if any(r.kind != "sum" or trace.nodes[r.node].input[r.operand] not in one.direct for r in inner):
         return {"oracle": "statistics"}
     for name, axis in one.consumers:

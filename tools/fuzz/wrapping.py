@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -163,24 +164,25 @@ def _chosen(inputs: Sequence[ValueInfoProto], conv: bool) -> list[str]:
 
 
 def wrapped(only: str = "") -> Iterator[Wrapped]:
-    """Every node test, in up to six wrappings: products or convolutions, before one input or all; the other inputs are
-    constants or stay inputs."""
-    from onnx.backend.test.case.node import collect_testcases
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cases = collect_testcases(None)
-    for case in cases:
-        if only not in case.name:
-            continue
+    """Every node test whose name holds `only`, in up to six wrappings: products or convolutions, before one input or
+    all; the other inputs are constants or stay inputs."""
+    for case in _cases():
         graph = case.model.graph
-        for conv in (False, True):
+        for conv in (False, True) if only in case.name else ():
             many = len(_chosen(graph.input, conv))
-            ways = [(False, False), (False, True), (True, False)]
-            for every, fed in ways if many else ():
+            for every, fed in ((False, False), (False, True), (True, False)) if many else ():
                 if (every and many < 2) or (fed and len(graph.input) < 2):
                     continue
                 name = f"{case.name}-{'conv' if conv else 'matmul'}{'-all' if every else ''}{'-fed' if fed else ''}"
                 one = _Wrap(case, name, conv, every, fed).out
                 if one.producers:
                     yield one
+
+
+@cache
+def _cases() -> list[Any]:
+    from onnx.backend.test.case.node import collect_testcases
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return list(collect_testcases(None))
