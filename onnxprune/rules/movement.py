@@ -57,8 +57,9 @@ def slice_(op: Op) -> None:
     if op.has(1):
         starts, ends = op.partial(1), op.partial(2)
         axes, steps = op.value(3), op.value(4)
-        if not op.has(3) and op.dims(1) and op.dims(1)[0] is not None:
-            axes = np.arange(op.dims(1)[0])
+        count = op.dims(1)[0] if op.dims(1) else None
+        if not op.has(3) and count is not None:
+            axes = np.arange(count)
         if axes is None or (op.has(4) and steps is None):
             return op.freeze("the axes of a slice are computed at run time")
     else:
