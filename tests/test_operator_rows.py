@@ -9,6 +9,7 @@ import pytest
 import test_rules
 from test_rules import HALF, TOKENS, build, check, conv, rows
 
+from onnxprune.api import prune
 from onnxprune.rules import RULES
 
 Row = tuple[str, dict[str, tuple[int, ...]], int]
@@ -16,7 +17,6 @@ ONE = "one = Constant<value_float=1.0>() half = Constant<value_float=0.5>() "
 AX = "ax = Constant<value_ints=[1]>() "
 BOTH = "c = Conv<pads=[1,1,1,1]>(x, C:float[16,3,3,3] ) "
 PAIR = {"A": (8, 3, 3, 3), "C": (8, 3, 3, 3)}
-STAYS = "q = Constant<value_ints=[6]>() d = MatMul(x, D:float[4,16] ) e = MatMul(d, E:float[16,16] ) "
 
 
 def positive(op: str) -> str:
@@ -45,13 +45,13 @@ def beside(body: str) -> str:
     )
 
 
-def grouped(attributes: str = "", inputs: str = "", before: str = "") -> str:
-    """Four query heads of 32 on two heads of keys and values, in a sequence of six."""
-    last = "l = Constant<value = int32[1] {5}>() n = Constant<value = int32[1] {6}>() "
+def grouped(attributes: str = "", inputs: str = "", past: str = ", , ", length: int = 6) -> str:
+    """Four query heads of 32 on two heads of keys and values, in a sequence of six; `length`: with what was before."""
+    last = f"l = Constant<value = int32[1] {{{length - 1}}}>() n = Constant<value = int32[1] {{{length}}}>() "
     return (
         "agraph (float[1,6,16] x) => (float[1,6,3] y) { q = MatMul(x, Q:float[16,128] ) k = MatMul(x, K:float[16,64] ) "
-        f"v = MatMul(x, V:float[16,64] ) {last} {before} b, nk, nv = com.microsoft.GroupQueryAttention<num_heads=4, "
-        f"kv_num_heads=2{attributes}>(q, k, v, , , l, n{inputs}) y = MatMul(b, G:float[128,3] ) }}"
+        f"v = MatMul(x, V:float[16,64] ) {last} b, nk, nv = com.microsoft.GroupQueryAttention<num_heads=4, "
+        f"kv_num_heads=2{attributes}>(q, k, v{past}, l, n{inputs}) y = MatMul(b, G:float[128,3] ) }}"
     )
 
 
@@ -271,6 +271,22 @@ TABLE: dict[str, Row] = {
         {"Q": (16, 64), "K": (16, 32), "V": (16, 32), "G": (64, 3)},
         18,
     ),
+    "GroupQueryAttention, biased": (grouped("", ", , , , T:float[1,4,6,6] "), HEADS | {"T": (1, 2, 6, 6)}, 18),
+    "GroupQueryAttention, with sinks": (grouped("", ", , , , , T:float[4] "), HEADS | {"T": (2,)}, 18),
+    "GroupQueryAttention, after a constant past": (
+        grouped(past=", P:float[1,2,4,32] , P2:float[1,2,4,32] ", length=10),
+        {"Q": (16, 64), "K": (16, 32), "V": (16, 32), "P": (1, 2, 4, 16), "P2": (1, 2, 4, 16)},
+        18,
+    ),
+    "GroupQueryAttention, packed": (
+        grouped("", "")
+        .replace("k = MatMul(x, K:float[16,64] ) v = MatMul(x, V:float[16,64] )", "h = MatMul(x, H:float[16,16] )")
+        .replace("q = MatMul(x, Q:float[16,128] )", "")
+        .replace(" l = ", " q = MatMul(h, Q:float[16,256] ) l = ")
+        .replace("(q, k, v, ", "(q, , , "),
+        {"H": (16, 8), "Q": (8, 256), "G": (128, 3)},
+        18,
+    ),
     "Clip 6": (conv("b = Clip<min=0.0, max=6.0>(a)"), HALF, 10),
     "Slice 1": (conv("b = Slice<axes=[1], starts=[4], ends=[16]>(a)", c=12), HALF, 9),
     "Pad 2": (conv("b = Pad<pads=[0,0,1,1,0,0,1,1]>(a)"), HALF, 10),
@@ -293,6 +309,15 @@ TABLE: dict[str, Row] = {
 @pytest.mark.parametrize(("text", "kept", "opset"), TABLE.values(), ids=TABLE)
 def test_operator(text: str, kept: dict[str, tuple[int, ...]], opset: int) -> None:
     check(build(text, opset), kept)
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("heads", [True, False])
+def test_the_heads_of_grouped_queries_are_of_a_size_that_kernels_take(ratio: float, heads: bool) -> None:
+    after = prune(build(grouped()), ratio=ratio, residual=True, fast=True, heads=heads).model
+    node = next(n for n in after.graph.node if n.op_type == "GroupQueryAttention")
+    count = next(a.i for a in node.attribute if a.name == "num_heads")
+    assert after.weights["Q"].shape[1] % (8 * count) == 0
 
 
 def test_every_operator_of_the_registry_is_in_a_row() -> None:
