@@ -16,6 +16,9 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProt
 BYTES = (TensorProto.UINT8, TensorProto.INT8)
 CASTS = (TensorProto.BOOL, TensorProto.INT32, TensorProto.INT64, TensorProto.INT16)
 WIDTH = 3
+"""Channels that a layer reads or gives outside."""
+NEWEST, IR = 26, 13
+"""The newest opset and IR version that ONNX Runtime loads, instead of later ones."""
 
 
 @dataclass
@@ -30,36 +33,45 @@ class Wrapped:
     direct: set[str] = field(default_factory=set)
     """Tensors of the test that come from a layer with nothing in between: where a channel is zero, so are they."""
     feeds: dict[str, NDArray[Any]] = field(default_factory=dict)
+    opened: str = ""
+    """The input whose first axis is of any size."""
 
 
 class _Wrap:
     """Builds one `Wrapped`: `conv` puts convolutions along axis 1 instead of products along the last axis."""
 
-    def __init__(self, case: Any, name: str, conv: bool, every: bool, fed: bool) -> None:
+    def __init__(self, case: Any, name: str, conv: bool, way: str = "") -> None:
         self.model = ModelProto()
         self.model.CopyFrom(case.model)
+        self.model.ir_version = min(case.model.ir_version, IR)
+        for domain in self.model.opset_import:
+            if domain.domain in ("", "ai.onnx"):
+                domain.version = min(domain.version, NEWEST)
         self.out = Wrapped(name, self.model)
         self.conv = conv
         self.random = np.random.default_rng(0)
         self.nodes: list[NodeProto] = []
         self.after: list[NodeProto] = []
-        self._inputs(case, every, fed)
+        self._inputs(case, way)
         self._outputs(case)
         graph = self.model.graph
         inner = [*self.nodes, *graph.node, *self.after]
         del graph.node[:], graph.value_info[:]
         graph.node.extend(inner)
 
-    def _inputs(self, case: Any, every: bool, fed: bool) -> None:
+    def _inputs(self, case: Any, way: str) -> None:
         graph = self.model.graph
         values = dict(zip([i.name for i in graph.input], case.data_sets[0][0], strict=False))
         kept: list[ValueInfoProto] = []
-        wanted = _chosen(graph.input, self.conv)[: None if every else 1]
+        wanted = _chosen(graph.input, self.conv)[: None if way == "all" else 1]
         for info in graph.input:
             value = values.get(info.name)
             if info.name in wanted and isinstance(value, np.ndarray) and value.size:
                 kept.append(self._produce(info, value))
-            elif fed or not isinstance(value, np.ndarray) or value.dtype == object:
+                if way == "open":
+                    self.out.opened = kept[-1].name
+                    kept[-1].type.tensor_type.shape.dim[0].dim_param = "N"
+            elif way == "fed" or not isinstance(value, np.ndarray) or value.dtype == object:
                 kept.append(info)
                 if value is not None:
                     self.out.feeds[info.name] = value
@@ -164,17 +176,17 @@ def _chosen(inputs: Sequence[ValueInfoProto], conv: bool) -> list[str]:
 
 
 def wrapped(only: str = "") -> Iterator[Wrapped]:
-    """Every node test whose name holds `only`, in up to six wrappings: products or convolutions, before one input or
-    all; the other inputs are constants or stay inputs."""
+    """Every node test whose name holds `only`, in up to eight wrappings: products or convolutions, before one input or
+    all; the other inputs are constants or stay inputs; the sizes are the test's, or the first one is open."""
     for case in _cases():
         graph = case.model.graph
         for conv in (False, True) if only in case.name else ():
             many = len(_chosen(graph.input, conv))
-            for every, fed in ((False, False), (False, True), (True, False)) if many else ():
-                if (every and many < 2) or (fed and len(graph.input) < 2):
+            for way in ("", "open", "fed", "all") if many else ():
+                if (way == "all" and many < 2) or (way == "fed" and len(graph.input) < 2):
                     continue
-                name = f"{case.name}-{'conv' if conv else 'matmul'}{'-all' if every else ''}{'-fed' if fed else ''}"
-                one = _Wrap(case, name, conv, every, fed).out
+                name = "-".join([case.name, "conv" if conv else "matmul", *([way] if way else [])])
+                one = _Wrap(case, name, conv, way).out
                 if one.producers:
                     yield one
 
