@@ -287,6 +287,12 @@ TABLE: dict[str, Row] = {
         {"H": (16, 8), "Q": (8, 256), "G": (128, 3)},
         18,
     ),
+    "Einsum of a diagonal": (
+        'agraph (float[4,6] x) => (float[4,3] y) { a = MatMul(x, A:float[6,4] ) i = Einsum<equation="jj->j">(a) '
+        "d = MatMul(x, D:float[6,16] ) r = Relu(d) e = MatMul(r, E:float[16,4] ) b = Mul(e, i) y = MatMul(b, G:float[4,3] ) }",
+        {"A": (6, 4), "D": (6, 8)},
+        18,
+    ),
     "Clip 6": (conv("b = Clip<min=0.0, max=6.0>(a)"), HALF, 10),
     "Slice 1": (conv("b = Slice<axes=[1], starts=[4], ends=[16]>(a)", c=12), HALF, 9),
     "Pad 2": (conv("b = Pad<pads=[0,0,1,1,0,0,1,1]>(a)"), HALF, 10),

@@ -166,7 +166,9 @@ def einsum(op: Op) -> None:
     else:
         flat = "".join(lefts)
         out = dots + "".join(sorted(x for x in set(flat) if flat.count(x) == 1 and x not in dots))
+    twice = {x for s in lefts for x in s if s.count(x) > 1}  # a diagonal
     op.eq(
-        {i: spell(op.dims(i), list(s)) for i, s in enumerate(lefts)}, {0: list(out)},
+        {i: spell(op.dims(i), list(s)) for i, s in enumerate(lefts)}, {0: ["" if x in twice else x for x in out]},
         macs="".join(dict.fromkeys("".join(lefts))) if len(used) > 1 else "", text="an einsum with a fixed side",
+        pinned="".join(sorted(twice)),
     )  # fmt: skip

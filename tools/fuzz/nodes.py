@@ -183,6 +183,8 @@ def run(args: Namespace) -> int:
             if k < args.first or (args.count and k >= args.first + args.count):
                 continue
             end = _in_a_fork(one, folder)
+            if sum(count.values()) % 500 == 499:
+                print(f"{k + 1} models: {dict(count)}", file=sys.stderr, flush=True)
             if end["seconds"] > SECONDS:
                 end |= {"how": "slow", "detail": f"{end['how']} after {end['seconds']:.0f} s"}
             count[end["how"]] += 1
