@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from onnxprune import draws
+from onnxprune import repeatable
 from onnxprune.fit.walk import Topology
 from onnxprune.model import Model
 from onnxprune.normalise import set_nodes, sorted_nodes
@@ -145,7 +145,7 @@ class Chain:
 
 def opened(model: Model, options: Options, types: Callable[[str], int | None]) -> Session | Chain:
     """What runs a model for a proof: in pieces where its weights or nodes are many, with nothing drawn at random."""
-    model = draws.settled(model, types)
+    model = repeatable.settled(model, types)
     most = min(BLOCK, options.memory // SHARE)
     small = len(model.graph.node) <= NODES and sum(w.nbytes for w in model.weights.values()) <= most
     if small or model.graph.sparse_initializer:

@@ -306,6 +306,13 @@ TABLE: dict[str, Row] = {
         HALF | {"s": (8,), "var": (8,)},
         8,
     ),
+    "BatchNormalization in training, whose statistics are told": (
+        "agraph (float[N,3,8,8] x) => (float[N,5,8,8] y, float[16] n, float[16] u) { d = Conv(x, D:float[16,3,1,1] ) "
+        "a = Conv(d, A:float[16,16,1,1] ) b, n, u = BatchNormalization<training_mode=1>(a, s:float[16] , t:float[16] , "
+        "m:float[16] , var:float[16] ) y = Conv(b, G:float[5,16,1,1] ) }",
+        {"D": (8, 3, 1, 1), "A": (16, 8, 1, 1)},
+        18,
+    ),
     "Upsample": (conv('r = Constant<value_floats=[1.0,1.0,2.0,2.0]>() b = Upsample<mode="nearest">(a, r)'), HALF, 9),
     "Upsample 7": (conv('b = Upsample<mode="nearest", scales=[1.0,1.0,2.0,2.0]>(a)'), HALF, 8),
     "Resize 10": (conv('r = Constant<value_floats=[1.0,1.0,2.0,2.0]>() b = Resize<mode="nearest">(a, r)'), HALF, 10),
