@@ -5,8 +5,10 @@ A row is the graph's text, the sizes that some weights must have when half of th
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import test_rules
+from graphs import array, replace
 from test_rules import HALF, TOKENS, build, check, conv, rows
 
 from onnxprune.api import prune
@@ -331,6 +333,17 @@ def test_the_heads_of_grouped_queries_are_of_a_size_that_kernels_take(ratio: flo
     node = next(n for n in after.graph.node if n.op_type == "GroupQueryAttention")
     count = next(a.i for a in node.attribute if a.name == "num_heads")
     assert after.weights["Q"].shape[1] % (8 * count) == 0
+
+
+def test_what_goes_may_be_no_number() -> None:
+    """The logarithm of the first channels is none, and they are the least important ones."""
+    model = build(rows("s = Add(a, B:float[16] ) b = Log(s)"))
+    scale = np.repeat(np.float32([0.01, 1]), 8)
+    replace(model, "A", array(model, "A") * scale)
+    replace(model, "G", array(model, "G") * scale[:, None])
+    replace(model, "B", np.repeat(np.float32([-1, 30]), 8))
+    result = prune(model, ratio=0.5, residual=True, fast=True)
+    assert (result.model.weights["B"].array() == 30).all()
 
 
 def test_every_operator_of_the_registry_is_in_a_row() -> None:
