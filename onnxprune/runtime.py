@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from onnxprune.errors import RuntimeFailure, UsageError
+from onnxprune.normalise import needs
 
 if TYPE_CHECKING:
     from onnxprune.model import Model
@@ -158,10 +159,12 @@ def _as_inputs(proto: ModelProto, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def shared(model: Model) -> tuple[ModelProto, dict[str, NDArray[Any]]]:
-    """The graph with its large weights marked as external, and these weights."""
+    """The graph with its large weights marked as external, and these weights. What nobody reads is left out: a runtime
+    drops it as it loads the graph, and then finds no place for the weight that it is handed."""
     model.sync()
     proto = ModelProto()
     proto.CopyFrom(model.proto)
+    _without_unread(proto)
     held: dict[str, NDArray[Any]] = {}
     for tensor in proto.graph.initializer:
         weight = model.weights[tensor.name]
@@ -173,6 +176,19 @@ def shared(model: Model) -> tuple[ModelProto, dict[str, NDArray[Any]]]:
         for key, value in (("location", "shared"), ("offset", "0"), ("length", str(weight.nbytes))):
             tensor.external_data.add(key=key, value=value)
     return proto, held
+
+
+def _without_unread(proto: ModelProto) -> None:
+    """Drop the initializers that no node, no body and no output reads, and the inputs that declare them."""
+    read = {o.name for o in proto.graph.output}.union(*map(needs, proto.graph.node))
+    stay = [TensorProto.FromString(t.SerializeToString()) for t in proto.graph.initializer if t.name in read]
+    if len(stay) == len(proto.graph.initializer):
+        return
+    unread = {t.name for t in proto.graph.initializer} - read
+    inputs = [type(i).FromString(i.SerializeToString()) for i in proto.graph.input if i.name not in unread]
+    del proto.graph.initializer[:], proto.graph.input[:]
+    proto.graph.initializer.extend(stay)
+    proto.graph.input.extend(inputs)
 
 
 def first_line(error: Exception) -> str:

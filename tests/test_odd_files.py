@@ -1,0 +1,69 @@
+"""Files that are unusual and yet fine: every one is pruned, or what is not understood in it stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import graph, pruned, shapes
+from onnx import ModelProto, helper, numpy_helper
+
+from onnxprune import api
+
+MLP = "a = MatMul(x, w1) b = Relu(a) y = MatMul(b, w2)"
+SIGNATURE = "(float[n, 16] x) => (float[n, 8] y)"
+UNREAD = np.arange(512, dtype=np.float32)
+
+
+def mlp() -> ModelProto:
+    return graph(SIGNATURE, MLP, w1=(16, 32), w2=(32, 8))
+
+
+def unread(model: ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(UNREAD, "left"))
+
+
+def unread_input(model: ModelProto) -> None:
+    unread(model)
+    model.graph.input.append(helper.make_tensor_value_info("left", 1, [512]))
+
+
+def unread_constant(model: ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Constant", [], ["left"], value=numpy_helper.from_array(UNREAD)))
+
+
+def unread_sparse(model: ModelProto) -> None:
+    values = numpy_helper.from_array(UNREAD, "left")
+    model.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(values, numpy_helper.from_array(np.arange(512), "at"), [1024])
+    )
+
+
+def unread_in_a_body(model: ModelProto) -> None:
+    body = "(float[n, 16] x, bool c) => (float[n, 8] y)"
+    branches = "then_branch = one () => (float[n, 32] o) {{ o = Tanh(a) }}, else_branch = two () => (float[n, 32] p) {{ p = Neg(a) }}"
+    made = graph(body, f"a = MatMul(x, w1) b = If(c) <{branches}> y = MatMul(b, w2)".replace("{{", "{").replace("}}", "}"),
+                 w1=(16, 32), w2=(32, 8))  # fmt: skip
+    made.graph.node[1].attribute[0].g.initializer.append(numpy_helper.from_array(UNREAD, "left"))
+    model.CopyFrom(made)
+
+
+@pytest.mark.parametrize("add", [unread, unread_input, unread_constant, unread_sparse, unread_in_a_body])
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_weight_that_nobody_reads(add: object, fast: bool) -> None:
+    """A runtime drops it as it loads the graph, and must not be handed it."""
+    model = mlp()
+    add(model)  # type: ignore[operator]
+    result = api.prune(model, ratio=0.5, fast=fast)
+    assert shapes(result)["w1"] == (16, 16)
+
+
+def test_external_weights_that_nobody_reads(tmp_path: Path) -> None:
+    model = mlp()
+    unread(model)
+    onnx.save(model, tmp_path / "in.onnx", save_as_external_data=True, location="in.data", size_threshold=0)
+    result = api.prune(tmp_path / "in.onnx", ratio=0.5, fast=True)
+    assert shapes(result)["w1"] == (16, 16)
+    np.testing.assert_array_equal(result.model.weights["left"].array(), UNREAD)
