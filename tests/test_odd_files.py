@@ -67,3 +67,28 @@ def test_external_weights_that_nobody_reads(tmp_path: Path) -> None:
     result = api.prune(tmp_path / "in.onnx", ratio=0.5, fast=True)
     assert shapes(result)["w1"] == (16, 16)
     np.testing.assert_array_equal(result.model.weights["left"].array(), UNREAD)
+
+
+GROUPED = {
+    "of every channel": (21, "g = GroupNormalization<num_groups = 8>(h, gain, bias)", (32,)),
+    "of every group": (18, "g = GroupNormalization<num_groups = 8>(h, gain, bias)", (8,)),
+    "as instances": (18, "k = Reshape(h, eight) i = InstanceNormalization(k, ones, zeros) s = Shape(h) u = Reshape(i, s) m = Mul(u, gain) g = Add(m, bias)", (32, 1, 1)),
+    "as means": (18, "k = Reshape(h, eight) o = ReduceMean(k, last) d = Sub(k, o) q = Mul(d, d) v = ReduceMean(q, last) e = Add(v, least) r = Sqrt(e) i = Div(d, r) s = Shape(h) u = Reshape(i, s) m = Mul(u, gain) g = Add(m, bias)", (32, 1, 1)),
+}  # fmt: skip
+FIXED = {"eight": np.array([0, 8, -1]), "ones": np.ones(8, np.float32), "zeros": np.zeros(8, np.float32),
+         "last": np.array([2]), "least": np.array([1e-5], np.float32)}  # fmt: skip
+
+
+def test_every_form_of_a_group_normalisation_loses_the_same() -> None:
+    kept = {}
+    for name, (opset, norm, per) in GROUPED.items():
+        body = f"h = Conv<pads = [1, 1, 1, 1]>(x, c0, b0) {norm} a = Relu(g) z = Conv(a, c1) p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB = 1>(f, w)"
+        used = {n: v for n, v in FIXED.items() if n in norm}
+        model = graph("(float[N, 3, 8, 8] x) => (float[N, 10] y)", body, opset, c0=(32, 3, 3, 3), b0=(32,),
+                      c1=(16, 32, 3, 3), w=(10, 16), gain=np.ones(per, np.float32), bias=np.zeros(per, np.float32), **used)  # fmt: skip
+        result = api.prune(model, ratio=0.5, fast=True)
+        kept[name] = result.model.weights["c0"].array()
+    first = kept["of every channel"]
+    assert len(first) == 16
+    for name, weight in kept.items():
+        np.testing.assert_array_equal(weight, first, err_msg=name)

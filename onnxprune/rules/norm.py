@@ -67,6 +67,7 @@ def embed_layer_norm(op: Op) -> None:
 
 
 def group_norm(op: Op) -> None:
+    """Gain and bias are of every group up to opset 20, of every channel since. Whole groups may go."""
     if not ranks_known(op, [0]) or (channels := op.dims(0)[1]) is None:
         return
     groups = int(op.attr("num_groups"))
@@ -80,8 +81,9 @@ def group_norm(op: Op) -> None:
     block = next((b for b in op.blocks(0) if b.axes == (1,)), None)
     if block is not None and groups > 1:
         ids = block.ids.reshape(groups, each)
+        rows = op.trace.labels.derive(ids)
         op.trace.labels.rectangle(ids)
-        op.edit(lambda e: e.attr("num_groups", int(e.kept(ids).any(axis=1).sum())))
+        op.edit(lambda e: e.attr("num_groups", int(e.kept(rows).sum())))
 
 
 def local_response(op: Op) -> None:
