@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 
 from onnxprune import criteria, footprint, hazards, profile
-from onnxprune.errors import CheckFailed, UsageError
+from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.groups import Groups, build
 from onnxprune.labels import Labels, Mask
 from onnxprune.model import Model
@@ -70,7 +70,19 @@ def checked(options: Options) -> Options:
     return options
 
 
+def _check_inputs(model: Model) -> None:
+    """Nothing can be proven where no inputs can be made."""
+    for info in model.proto.graph.input:
+        kind = str(info.type.WhichOneof("value") or "tensor_type").removesuffix("_type").replace("_", " ")
+        if kind != "tensor":
+            raise NothingToPrune(
+                f"input '{info.name}' is {'an' if kind[0] == 'o' else 'a'} {kind}, and a model is proven on tensors only, so nothing of it can go; "
+                "export it with tensors as inputs"
+            )
+
+
 def analysed(source: Model, options: Options, clock: Clock) -> Groups:
+    _check_inputs(source)
     working = source.normalised()
     clock("shapes")
     shapes = infer(working, options.input_shapes, options.memory)

@@ -11,6 +11,7 @@ from graphs import graph, pruned, shapes
 from onnx import ModelProto, helper, numpy_helper
 
 from onnxprune import api
+from onnxprune.errors import NothingToPrune
 
 MLP = "a = MatMul(x, w1) b = Relu(a) y = MatMul(b, w2)"
 SIGNATURE = "(float[n, 16] x) => (float[n, 8] y)"
@@ -92,3 +93,23 @@ def test_every_form_of_a_group_normalisation_loses_the_same() -> None:
     assert len(first) == 16
     for name, weight in kept.items():
         np.testing.assert_array_equal(weight, first, err_msg=name)
+
+
+@pytest.mark.parametrize(("given", "taken", "match"), [
+    ("seq(float[n, 16]) s", "x = SequenceAt(s, first)", "input 's' is a sequence"),
+    ("optional(float[n, 16]) s", "x = OptionalGetElement(s)", "input 's' is an optional"),
+    ("map(int64, float[n, 16]) s", "x = com.custom.Take(s)", "input 's' is a map"),
+    ("sparse_tensor(float[n, 16]) s", "x = com.custom.Take(s)", "input 's' is a sparse tensor"),
+])  # fmt: skip
+def test_inputs_that_are_no_tensors(given: str, taken: str, match: str) -> None:
+    model = graph(f"({given}) => (float[n, 8] y)", f"{taken} {MLP}", 18, w1=(16, 32), w2=(32, 8), first=np.array(0))
+    with pytest.raises(NothingToPrune, match=match):
+        api.prune(model, fast=True)
+
+
+@pytest.mark.parametrize(("out", "made"), [
+    ("seq(float[n, 8]) z", "z = SequenceConstruct(y, y)"), ("optional(float[n, 8]) z", "z = Optional(y)"),
+])  # fmt: skip
+def test_outputs_that_are_no_tensors(out: str, made: str) -> None:
+    model = graph(f"(float[n, 16] x) => ({out})", f"{MLP} {made}", w1=(16, 32), w2=(32, 8))
+    assert shapes(api.prune(model, ratio=0.5, fast=True))["w1"] == (16, 16)
