@@ -110,7 +110,7 @@ def _scan(
     body: Callable[[GraphProto], Body],
 ) -> Kinds:  # fmt: skip
     states, given, gives = scan_parts(node)
-    if len(kinds) != states + len(given):  # the first form of Scan, with a batch of its own
+    if len(kinds) != len(graphs["body"].input):  # the form of opset 8, with a batch of its own
         return []
     slices: Kinds = []
     length: Dim | None = None

@@ -9,10 +9,11 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from .errors import explain
+from .errors import RuleFailed, explain
 
 COMMANDS = ("apply-plan", "compare", "inspect", "prune", "sweep", "verify")
 """Modules of `commands` by the first word; without one of these words the job is `prune`."""
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # names of nodes may be in letters that the terminal lacks
+    if "--verbose" not in args:
+        warnings.simplefilter("ignore", RuleFailed)  # the table of what is frozen says it
     try:
         name, rest = (args[0], args[1:]) if args[:1] and args[0] in COMMANDS else ("prune", args)
         code: int = import_module(f"onnxprune.commands.{name.replace('-', '_')}").run(rest)

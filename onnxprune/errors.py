@@ -42,6 +42,12 @@ class RuntimeFailure(OnnxPruneError):
     exit_code = 4
 
 
+class RuleFailed(RuntimeWarning):
+    """The rule of an operator failed at a node, and all that meets the node stays: nothing is wrong, less is pruned.
+
+    Tests make an error of it."""
+
+
 def explain(error: Exception) -> tuple[str, int]:
     """One line and the exit code."""
     if isinstance(error, OnnxPruneError):

@@ -81,6 +81,7 @@ class Labels:
         self.sums: list[Ids] = []
         self.maps: list[Ids] = []
         self.stopped: dict[str, list[Ids]] = {}
+        self.unfit: set[str] = set()
         self.decided: dict[Hashable, bool] = {}
         self.couplings = 0
 
@@ -128,6 +129,11 @@ class Labels:
         ids = ids[ids != KEPT]
         if ids.size:
             self.frozen.append((ids, why))
+
+    def misfit(self, ids: Ids, why: Reason) -> None:
+        """A node was not taken by its rule; the ids that the rule had made stay."""
+        self.unfit.add(why.node)
+        self.freeze(ids, why)
 
     def stop(self, ids: Ids, why: Reason) -> None:
         """The ids are carried no further than to this node, and stay."""

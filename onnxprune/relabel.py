@@ -100,6 +100,11 @@ class Kept(Labels):
     def decide(self, key: Hashable, answer: bool) -> bool:
         return self.original.decided.get(key, answer)
 
+    def misfit(self, ids: Ids, why: Reason) -> None:
+        """What its rule takes in the original it has to take in a rewriting."""
+        if why.node not in self.original.unfit:
+            self.faults.append((why, why.text))
+
     def stop(self, ids: Ids, why: Reason) -> None:
         """As `freeze`."""
 

@@ -5,16 +5,20 @@ This module knows the graph and its parameters but no operator: rules (in `rules
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
 from onnxprune.bodies import Scope, bodies, defined, every_node, scopes
+from onnxprune.errors import RuleFailed
+from onnxprune.fitting import misfit
 from onnxprune.labels import Block, Ids, Labels, Reason
 from onnxprune.model import Model
 from onnxprune.normalise import needs
@@ -132,7 +136,7 @@ class Trace:
     def enter(self, scope: Scope, times: float = 1.0) -> None:
         """Trace the nodes of a graph, each once. `times`: how often they run whenever their owner does, as far as
         that is known."""
-        from onnxprune.op import Op, Unfit
+        from onnxprune.op import Op
         from onnxprune.shuffle import shuffle
 
         around, self.times = self.times, self.times * times
@@ -144,11 +148,7 @@ class Trace:
             normed = len(self.labels.normed)
             rule = self.rules.get(op.type)
             if rule is not None:
-                try:
-                    rule(op)
-                    op.overlooked()
-                except Unfit as why:
-                    op.freeze(str(why), outputs=True)
+                self._apply(rule, op)
             elif next(bodies(node), None) is not None:
                 op.freeze("its body sees the whole tensor")
             else:
@@ -159,6 +159,30 @@ class Trace:
                 self.fixed.update(node.output)
                 del self.labels.normed[normed:]  # a weight that is standardised is no stream that is normalised
         self.times = around
+
+    def _apply(self, rule: Callable[[Op], None], op: Op) -> None:
+        """A node that its rule does not take is held with all that reaches it, and with what the rule made until then.
+
+        A rule that fails otherwise took something for granted that this node lacks: it is told to whoever tests it, and
+        whoever uses it loses no more than what meets the node."""
+        from onnxprune.op import Unfit
+
+        edits, reductions, born = len(self.edits), len(self.reductions), self.labels.n
+        try:
+            if text := misfit(op.node, op.opset):
+                raise Unfit(text)
+            rule(op)
+            op.overlooked()
+            return
+        except Unfit as error:
+            text = str(error)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            warnings.warn(RuleFailed(f"{op.type} '{op.node.name}': {what}"), stacklevel=2)
+            text = f"does not fit its operator ({what})"
+        del self.edits[edits:], self.reductions[reductions:]
+        op.freeze(text, outputs=True)
+        self.labels.misfit(np.arange(born, self.labels.n), op.why(text))
 
     def of(self, name: str, use: tuple[int, int] | None = None) -> tuple[Block, ...]:
         """The blocks of a tensor; of a parameter, as seen by the use (node index, input index)."""

@@ -19,7 +19,7 @@ from graphs import array, graph, pruned, replace, shapes
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune import api, stages
-from onnxprune.errors import CheckFailed, OnnxPruneError, RuntimeFailure, UsageError
+from onnxprune.errors import CheckFailed, OnnxPruneError, RuleFailed, RuntimeFailure, UsageError
 from onnxprune.footprint import peak
 from onnxprune.labels import Labels
 from onnxprune.model import Model, Weight
@@ -280,6 +280,10 @@ def test_a_little_of_the_search(job: tuple[str, ...], tmp_path: Path) -> None:
     ("a = MatMul(x, w1) b = Relu(a) s = TopKLike(b) y = MatMul(s, w2)", "no rule"),
     ("r = Gather<axis = 3>(w1, at) a = MatMul(x, w1) b = Relu(a) y = MatMul(b, w2)", "its axis 3 is none of the 2"),
     ("c = Conv(w1, kernel) a = MatMul(x, w1) b = Relu(a) y = MatMul(b, w2)", "it takes 4 axes, not the 2"),
+    ("a = MatMul(x, w1) b = Relu(a) y = MatMul(b)", "it has 1 inputs, not 2 to 2"),
+    ("a = MatMul(x, w1) b = Relu(a) s = Concat(b, b) y = MatMul(s, w2)", "it lacks axis"),
+    ("a = MatMul(x, w1) b = Relu(a) s = Softmax<axis = 1.0>(b) y = MatMul(s, w2)", "axis is of another type"),
+    ("a = MatMul(x, w1) b = Relu(a) s = Clip(, b) y = MatMul(s, w2)", "it lacks input"),
 ])  # fmt: skip
 def test_a_node_that_does_not_fit_its_operator_freezes_what_meets_it(body: str, why: str) -> None:
     """The model need not run: what is not understood is frozen with its reason, and tracing goes on."""
@@ -288,6 +292,27 @@ def test_a_node_that_does_not_fit_its_operator_freezes_what_meets_it(body: str, 
     trace = Trace(Model.load(model), shapes, Labels())
     trace.run(RULES)
     assert any(why in reason.text for _, reason in trace.labels.frozen)
+
+
+def test_a_rule_that_fails_costs_no_more_than_what_meets_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half-way through, after the body of the If was traced; a test hears of it."""
+    right = RULES["If"]
+
+    def wrong(op: Any) -> None:
+        right(op)
+        raise IndexError("list index out of range")
+
+    monkeypatch.setitem(RULES, "If", wrong)
+    branches = "then_branch = one () => (float[n, 24] o) { t = MatMul(b, v1) u = Tanh(t) o = MatMul(u, v2) }, else_branch = two () => (float[n, 24] p) { p = Neg(b) }"
+    body = f"a = MatMul(x, w1) h = Relu(a) c = MatMul(h, w2) b = Relu(c) i = If(k) <{branches}> y = MatMul(i, w3)"
+    model = graph("(float[n, 16] x, bool k) => (float[n, 8] y)", body, w1=(16, 32), w2=(32, 24), v1=(24, 20),
+                  v2=(20, 24), w3=(24, 8))  # fmt: skip
+    with pytest.raises(RuleFailed, match="If .* list index out of range"):
+        api.prune(model, fast=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuleFailed)
+        found = shapes(pruned(model))
+    assert found == {"w1": (16, 16), "w2": (16, 24), "v1": (24, 20), "v2": (20, 24), "w3": (24, 8)}
 
 
 @pytest.mark.parametrize("control", [

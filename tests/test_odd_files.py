@@ -113,3 +113,13 @@ def test_inputs_that_are_no_tensors(given: str, taken: str, match: str) -> None:
 def test_outputs_that_are_no_tensors(out: str, made: str) -> None:
     model = graph(f"(float[n, 16] x) => ({out})", f"{MLP} {made}", w1=(16, 32), w2=(32, 8))
     assert shapes(api.prune(model, ratio=0.5, fast=True))["w1"] == (16, 16)
+
+
+def test_the_first_form_of_scan_stays() -> None:
+    """That of opset 8 has a batch, and an input that says how long the sequences are."""
+    scan = "z = Scan<num_scan_inputs = 1, body = turn (float[4] s, float[4] i) => (float[4] t, float[4] o) { t = Add(s, i) o = Identity(t) }>(, first, c)"
+    body = f"a = MatMul(x, w1) b = Relu(a) c = MatMul(b, w2) t, {scan} y = MatMul(z, w3)"
+    model = graph("(float[1, 3, 8] x) => (float[1, 3, 2] y)", body, 8, w1=(8, 16), w2=(16, 4), w3=(4, 2),
+                  first=np.zeros((1, 4), np.float32))  # fmt: skip
+    found = shapes(pruned(model))
+    assert (found["w1"], found["w2"], found["w3"]) == ((8, 8), (8, 4), (4, 2))

@@ -52,8 +52,8 @@ def loop(op: Op) -> None:
 def scan(op: Op) -> None:
     scope = op.trace.scope(op.index, "body")
     states, given, gives = scan_parts(op.node)
-    if scope is None or len(op.inputs) != states + len(given):
-        return op.freeze("this form of Scan is not followed")
+    if scope is None or len(op.inputs) != len(scope.graph.input):
+        return op.freeze("this form of Scan is not followed")  # that of opset 8, with a batch of its own
     inner, outer = [i.name for i in scope.graph.input], [o.name for o in scope.graph.output]
     for i in range(states):
         _bind(op, inner[i], i)

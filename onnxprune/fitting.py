@@ -1,0 +1,40 @@
+"""Does a node have what its operator asks for? So that no rule need ask again. Knows one node and ONNX's definitions."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import onnx
+from onnx import NodeProto
+from onnx.defs import OpSchema
+
+
+def misfit(node: NodeProto, opset: int) -> str:
+    """What a node lacks of that which ONNX says of its operator, or ""; an operator that ONNX does not know fits."""
+    schema = _schema(node.op_type, "" if node.domain == "ai.onnx" else node.domain, opset)
+    if schema is None:
+        return ""
+    for kind, names, least, most in (
+        ("inputs", node.input, schema.min_input, schema.max_input),
+        ("outputs", node.output, schema.min_output, schema.max_output),
+    ):
+        if not least <= len(names) <= most:
+            return f"does not fit its operator: it has {len(names)} {kind}, not {least} to {most}"
+    needed = zip(node.input, schema.inputs, strict=False)
+    missing = [formal.name for name, formal in needed if not name and formal.option == OpSchema.FormalParameterOption.Single]
+    given = {a.name: a for a in node.attribute}
+    missing += [name for name, a in schema.attributes.items() if a.required and name not in given]
+    if missing:
+        return f"does not fit its operator: it lacks {', '.join(missing)}"
+    kinds = {n: (a.type, int(schema.attributes[n].type)) for n, a in given.items() if n in schema.attributes}
+    wrong = [n for n, (has, wants) in kinds.items() if has not in (0, wants)]  # 0: files older than the field
+    return f"does not fit its operator: {', '.join(wrong)} is of another type" if wrong else ""
+
+
+@cache
+def _schema(op_type: str, domain: str, opset: int) -> Any:
+    try:
+        return onnx.defs.get_schema(op_type, opset, domain)
+    except onnx.defs.SchemaError:
+        return None
