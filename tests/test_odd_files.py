@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -123,3 +124,46 @@ def test_the_first_form_of_scan_stays() -> None:
                   first=np.zeros((1, 4), np.float32))  # fmt: skip
     found = shapes(pruned(model))
     assert (found["w1"], found["w2"], found["w3"]) == ((8, 8), (8, 4), (4, 2))
+
+
+def steps(kind: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    low = 0 if kind == "uint4" else -7
+    return np.random.default_rng(seed).integers(low, 8, shape).astype(np.int8).astype(getattr(ml_dtypes, kind, kind))
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint4", "int8"])
+@pytest.mark.parametrize(("body", "hidden", "scales", "kept"), [
+    ("d1 = DequantizeLinear<axis = 0, block_size = 8>(q1, scale1, zero1) h = MatMul(x, d1) a = Relu(h)"
+     "d2 = DequantizeLinear<axis = 0, block_size = 8>(q2, scale2, zero2) y = MatMul(a, d2)",
+     (32, 64), ((4, 64), (8, 8)), {"q1": (32, 32), "q2": (32, 8), "scale1": (4, 32), "scale2": (4, 8), "zero2": (4, 8)}),
+    ("d1 = DequantizeLinear<axis = 1, block_size = 16>(q1, scale1, zero1) h = MatMul(x, d1) a = Relu(h)"
+     "d2 = DequantizeLinear<axis = 1, block_size = 8>(q2, scale2, zero2) y = MatMul(a, d2)",
+     (32, 64), ((32, 4), (64, 1)), {"q1": (32, 32), "q2": (32, 8), "scale1": (32, 2), "scale2": (32, 1)}),
+    ("d1 = DequantizeLinear<axis = 0, block_size = 8>(q1, scale1, zero1) h = MatMul(x, d1) a = Relu(h)"
+     "d2 = DequantizeLinear<axis = 0, block_size = 64>(q2, scale2, zero2) y = MatMul(a, d2)",
+     (32, 64), ((4, 64), (1, 8)), {"q1": (32, 32), "q2": (32, 8), "scale1": (4, 32), "scale2": (1, 8)}),
+    ("d1 = DequantizeLinear<axis = 1, block_size = 8>(q1, scale1, zero1) t1 = Transpose(d1) h = MatMul(x, t1) a = Relu(h)"
+     "d2 = DequantizeLinear<axis = 1, block_size = 16>(q2, scale2, zero2) t2 = Transpose(d2) y = MatMul(a, t2)",
+     (64, 32), ((64, 4), (8, 4)), {"q1": (32, 32), "q2": (8, 32), "scale1": (32, 4), "scale2": (8, 2)}),
+])  # fmt: skip
+def test_blocks_that_share_a_scale_go_whole(
+    kind: str, body: str, hidden: tuple[int, int], scales: tuple[tuple[int, int], tuple[int, int]], kept: dict[str, tuple[int, ...]]
+) -> None:  # fmt: skip
+    outer = (8, hidden[1] * hidden[0] // 32) if hidden[0] > hidden[1] else (hidden[1], 8)
+    given = {"q1": steps(kind, hidden), "q2": steps(kind, outer), "zero1": steps(kind, scales[0], 1),
+             "zero2": steps(kind, scales[1], 2), "scale1": scales[0], "scale2": scales[1]}  # fmt: skip
+    result = pruned(graph("(float[n, 32] x) => (float[n, 8] y)", body, 21, **given), residual=False)
+    assert shapes(result).items() >= kept.items()
+
+
+def test_a_last_block_that_is_not_full_stays_with_all_its_axis() -> None:
+    """A convolution behind it is pruned as ever."""
+    body = (
+        "d = DequantizeLinear<axis = 1, block_size = 16>(q, scale) c = Conv(x, d) a = Relu(c) e = Conv(a, w2) b = Relu(e)"
+        "f = DequantizeLinear<axis = 1, block_size = 4>(r, scale2) y = Conv(b, f)"
+    )
+    given = {"q": steps("int4", (40, 24, 3, 3)), "scale": (40, 2, 3, 3), "w2": (6, 40, 1, 1), "r": steps("int8", (5, 6, 1, 1)),
+             "scale2": (5, 2, 1, 1)}  # fmt: skip
+    found = shapes(pruned(graph("(float[n, 24, 8, 8] x) => (float[n, 5, 6, 6] y)", body, 21, **given), residual=False))
+    assert (found["q"], found["scale"]) == ((20, 24, 3, 3), (20, 2, 3, 3))
+    assert (found["w2"], found["r"], found["scale2"]) == ((6, 20, 1, 1), (5, 6, 1, 1), (5, 2, 1, 1))

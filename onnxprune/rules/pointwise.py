@@ -155,22 +155,30 @@ def reduce(op: Op) -> None:
 
 
 def quantize(op: Op) -> None:
-    """QuantizeLinear, DequantizeLinear: scale and zero point are scalars or vectors along `axis`."""
+    """QuantizeLinear, DequantizeLinear: scale and zero point are scalars, vectors along `axis`, or one for every block
+    of positions along it. Blocks go whole."""
     if not ranks_known(op, [0]):
         return
     spelled = spell(op.dims(0))
     axis = axis_of(op, 1, len(spelled)) if spelled else 0
-    pinned = ""
+    sizes, pinned, blocks = {}, "", spelled[axis] if spelled else ""
+    many = op.dims(1)[axis] if len(op.dims(1)) == len(spelled) > 1 else 1
+    if op.attr("block_size", 0) and many != 1:
+        length, each = op.dims(0)[axis], int(op.attr("block_size"))
+        pinned, blocks = spelled[axis], "P"
+        if many is not None and length == many * each:
+            spelled[axis], sizes, pinned = "PQ", {"P": many, "Q": each}, "Q"
+        else:
+            pinned += "P"
     ins = {0: spelled}
     for i in (1, 2):
         if op.has(i):
             dims = op.dims(i)
             if len(dims) == 1 and dims[0] != 1:
-                ins[i] = [spelled[axis]]
+                ins[i] = [blocks]
             elif len(dims) > 1:
-                pinned = spelled[axis]
-                ins[i] = [s if k != axis else "" for k, s in enumerate(spell(dims))]
-    op.eq(ins, {0: spelled}, pinned=pinned, text="one scale for a run of positions")
+                ins[i] = ["" if n == 1 else blocks if k == axis else spelled[k] for k, n in enumerate(dims)]
+    op.eq(ins, {0: spelled}, sizes=sizes, pinned=pinned, text="one scale for a run of positions")
 
 
 def dynamic_quantize(op: Op) -> None:
