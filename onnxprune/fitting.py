@@ -1,4 +1,7 @@
-"""Does a node have what its operator asks for? So that no rule need ask again. Knows one node and ONNX's definitions."""
+"""Does a node have what its operator asks for? So that no rule need ask again.
+
+Knows one node and ONNX's definitions.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ def misfit(node: NodeProto, opset: int) -> str:
         if not least <= len(names) <= most:
             return f"does not fit its operator: it has {len(names)} {kind}, not {least} to {most}"
     needed = zip(node.input, schema.inputs, strict=False)
-    missing = [formal.name for name, formal in needed if not name and formal.option == OpSchema.FormalParameterOption.Single]
+    missing = [
+        formal.name for name, formal in needed if not name and formal.option == OpSchema.FormalParameterOption.Single
+    ]
     given = {a.name: a for a in node.attribute}
     missing += [name for name, a in schema.attributes.items() if a.required and name not in given]
     if missing:

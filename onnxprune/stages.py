@@ -76,8 +76,8 @@ def _check_inputs(model: Model) -> None:
         kind = str(info.type.WhichOneof("value") or "tensor_type").removesuffix("_type").replace("_", " ")
         if kind != "tensor":
             raise NothingToPrune(
-                f"input '{info.name}' is {'an' if kind[0] == 'o' else 'a'} {kind}, and a model is proven on tensors only, so nothing of it can go; "
-                "export it with tensors as inputs"
+                f"input '{info.name}' is {'an' if kind[0] == 'o' else 'a'} {kind}, and models are proven on tensors "
+                "only, so nothing of it can go; export it with tensors as inputs"
             )
 
 

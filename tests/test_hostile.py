@@ -307,7 +307,7 @@ def test_a_rule_that_fails_costs_no_more_than_what_meets_its_node(monkeypatch: p
     body = f"a = MatMul(x, w1) h = Relu(a) c = MatMul(h, w2) b = Relu(c) i = If(k) <{branches}> y = MatMul(i, w3)"
     model = graph("(float[n, 16] x, bool k) => (float[n, 8] y)", body, w1=(16, 32), w2=(32, 24), v1=(24, 20),
                   v2=(20, 24), w3=(24, 8))  # fmt: skip
-    with pytest.raises(RuleFailed, match="If .* list index out of range"):
+    with pytest.raises(RuleFailed, match=r"If .* list index out of range"):
         api.prune(model, fast=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuleFailed)

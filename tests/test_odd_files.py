@@ -167,3 +167,39 @@ def test_a_last_block_that_is_not_full_stays_with_all_its_axis() -> None:
     found = shapes(pruned(graph("(float[n, 24, 8, 8] x) => (float[n, 5, 6, 6] y)", body, 21, **given), residual=False))
     assert (found["q"], found["scale"]) == ((20, 24, 3, 3), (20, 2, 3, 3))
     assert (found["w2"], found["r"], found["scale2"]) == ((6, 20, 1, 1), (5, 6, 1, 1), (5, 2, 1, 1))
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values)
+
+
+def floats(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+@pytest.mark.parametrize(("attributes", "inputs", "given", "channels"), [
+    ("axes = [2, 3], keep_aspect_ratio_policy = \"not_smaller\"", ", , s", {"s": ints(7, 7)}, 4),
+    ("axes = [-1, -2], keep_aspect_ratio_policy = \"not_larger\"", ", , s", {"s": ints(7, 7)}, 4),
+    ("keep_aspect_ratio_policy = \"not_smaller\"", ", , s", {"s": ints(2, 8, 4, 6)}, 8),  # one scale for all
+    ("axes = [-2, -1]", ", , s", {"s": ints(7, 9)}, 4),
+    ("axes = [1, 2]", ", , s", {"s": ints(8, 9)}, 4),
+    ("axes = [1, 2]", ", s", {"s": floats(1, 2)}, 4),
+    ("", ", s", {"s": floats(1, 1.1, 2, 2)}, 8),  # still 8 channels, and yet moved
+    ("coordinate_transformation_mode = \"tf_crop_and_resize\"", "r, , s",
+     {"r": floats(0, 0, 0.2, 0.2, 1, 1, 0.8, 0.8), "s": ints(2, 8, 5, 5)}, 4),
+    ("coordinate_transformation_mode = \"tf_crop_and_resize\"", "r, , s",
+     {"r": floats(0, 0.2, 0.2, 0.2, 1, 0.9, 0.8, 0.8), "s": ints(2, 8, 5, 5)}, 8),
+    ("coordinate_transformation_mode = \"tf_crop_and_resize\", axes = [2, 3]", "r, , s",
+     {"r": floats(0.2, 0.2, 0.8, 0.8), "s": ints(5, 5)}, 4),
+    ("antialias = 1, mode = \"linear\"", ", , s", {"s": ints(2, 8, 2, 3)}, 4),
+    ("antialias = 1, mode = \"cubic\", exclude_outside = 1", ", s", {"s": floats(1, 1, 0.5, 0.5)}, 4),
+])  # fmt: skip
+def test_resized_axes_pass_where_nothing_moves(
+    attributes: str, inputs: str, given: dict[str, np.ndarray], channels: int
+) -> None:
+    resized = f"r1 = Resize<{attributes}>(b, {inputs})".replace("<>", "")
+    body = f"a = Conv(x, w1) b = Relu(a) {resized} c = Conv(r1, w2) d = Relu(c) y = Conv(d, w3)"
+    model = graph("(float[2, 3, 4, 6] x) => (float[h, i, j, k] y)", body, 19, w1=(8, 3, 1, 1), w2=(6, 8, 1, 1),
+                  w3=(5, 6, 1, 1), **given)  # fmt: skip
+    found = shapes(pruned(model, residual=False))
+    assert (found["w1"], found["w2"], found["w3"]) == ((channels, 3, 1, 1), (3, channels, 1, 1), (5, 3, 1, 1))

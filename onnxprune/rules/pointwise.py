@@ -5,6 +5,8 @@ A rule knows one `Op`, not the graph.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnxprune.labels import KEPT
@@ -42,16 +44,37 @@ def global_pool(op: Op) -> None:
 
 
 def resize(op: Op) -> None:
-    """Axes whose size does not change pass; the others are interpolated."""
+    """Axes on which every position stays where it is pass; the others are interpolated."""
     if not ranks_known(op, [0], [0]):
         return
     spelled = spell(op.dims(0))
-    same = [a is not None and a == b for a, b in zip(op.dims(0), op.out_dims(0), strict=True)]
+    axes = [int(a) % len(spelled) for a in op.attr("axes", range(len(spelled)))]
+    moved = _moved(op, axes)
+    same = [
+        n is not None and n == m and k not in moved
+        for k, (n, m) in enumerate(zip(op.dims(0), op.out_dims(0), strict=True))
+    ]
     changed = "".join(s for s, ok in zip(spelled, same, strict=True) if not ok)
     op.eq({0: spelled}, {0: [s if ok else "" for s, ok in zip(spelled, same, strict=True)]}, pinned=changed)
     if op.has(3):
-        axes = op.attr("axes")
         op.edit(lambda e: e.sizes(3, 0, axes))
+
+
+def _moved(op: Op, axes: Sequence[int]) -> set[int]:
+    """Of the axes that a Resize or Upsample lists, those whose positions may move although their size stays: a scale
+    that rounds to the same size, a cut-out, an aspect ratio that all of them make together."""
+    mode = op.attr("coordinate_transformation_mode", "half_pixel")
+    if op.attr("keep_aspect_ratio_policy", "stretch") != "stretch" or mode == "tf_half_pixel_for_nn":
+        return set(axes)
+    scales = op.attr("scales") or op.value(2 if len(op.inputs) > 2 else 1)
+    moved = set()
+    if scales is not None:
+        moved |= {a for a, scale in zip(axes, np.ravel(scales), strict=False) if scale != 1}
+    if mode == "tf_crop_and_resize":
+        cut = op.value(1)
+        ends = np.full((2, len(axes)), -1.0) if cut is None else np.reshape(cut, (2, -1))
+        moved |= {a for a, start, end in zip(axes, *ends, strict=True) if (start, end) != (0, 1)}
+    return moved
 
 
 def grid_sample(op: Op) -> None:
