@@ -204,11 +204,13 @@ class Op:
         self, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]], *,
         sizes: Mapping[str, int] | None = None, pinned: str = "", stat: str = "", kind: Kind = "sum",
         fills: Mapping[int, int] | None = None, text: str = "", macs: str = "", silent: str = "",
+        summed: Mapping[str, int] | None = None,
     ) -> Equation:  # fmt: skip
         """State the operator as an equation (see `equation.Equation`), set the outputs' blocks, note reductions.
 
         ins, outs: the spelling of each input and output by its index. fills: input -> input that holds its zero point.
-        macs: every combination of these letters is one multiply-accumulate. silent: pinned letters not to report."""
+        macs: every combination of these letters is one multiply-accumulate. silent: pinned letters not to report.
+        summed: letters that are summed although an output has them, too, and the input that is to have zeros there."""
         sizes = sizes or {}
         text = text or "meets an axis of fixed size here"
         operands = [
@@ -226,7 +228,8 @@ class Op:
         eq = Equation(self.trace.labels, self.why(text), operands, sizes, pinned, stat, demand, silent)
         eq.solve()
         for i, spelled in outs.items():
-            self.set(i, eq.output(spelled))
+            if self.gives(i):  # to ask for the blocks of an output ties what it has not
+                self.set(i, eq.output(spelled))
         first = next((spelled for i, spelled in outs.items() if self.gives(i)), [])  # another may hand on what it sums
         kept = {x for axis in first for x in axis} | set(pinned)
         if stat or kind == "gather":
@@ -234,7 +237,7 @@ class Op:
             nested = {x for b in eq.main if seen & set(b.letters) for x in b.letters}
             self._note_gather(ins, outs, "".join(nested))
         else:
-            self._note_sums(eq, used, ins, kept, kind, fills or {})
+            self._note_sums(eq, used, ins, kept, kind, fills or {}, summed or {})
         if macs:
             self._count(eq, ins, outs, sizes, macs)
         return eq
@@ -254,12 +257,13 @@ class Op:
 
     def _note_sums(
         self, eq: Equation, used: list[int], ins: Mapping[int, Sequence[str]], kept: Set[str], kind: Kind,
-        fills: Mapping[int, int],
+        fills: Mapping[int, int], summed: Mapping[str, int],
     ) -> None:  # fmt: skip
         for main in eq.main:
-            gone = {x for x in main.letters if x not in kept}
+            gone = {x for x in main.letters if x not in kept or x in summed}
+            named = [summed[x] for x in main.letters if x in summed]
             # one operand with zeros is enough: the activation, where there is one, spares a copy of the weight
-            for i in sorted(used, key=lambda i: self.inputs[i] in self.trace.model.weights):
+            for i in named or sorted(used, key=lambda i: self.inputs[i] in self.trace.model.weights):
                 holders = [b for b in self.blocks(i) if gone & {x for a in b.axes for x in ins[i][a]}]
                 covered = {x for b in holders for a in b.axes for x in ins[i][a]}
                 if gone and gone <= covered:

@@ -32,21 +32,17 @@ def _heads(op: Op, i: int, axis: int, sizes: tuple[int, ...]) -> Ids | None:
 
 
 def attention(op: Op) -> None:
-    """ONNX opset 23: query, key, value of rank 3 (heads inside the last axis) or 4."""
+    """ONNX opset 23 and 24: query, key, value of rank 3 (heads inside the last axis) or 4. What is causal tells the
+    queries apart; a past is as wide as the keys and values."""
     if not ranks_known(op, [0, 1, 2]):
         return None
     flat = len(op.dims(0)) == 3
     depths = [op.dims(i)[-1] for i in range(3)]
-    if flat:
-        heads, shared = int(op.attr("q_num_heads")), int(op.attr("kv_num_heads"))
-        if None in depths:
-            return op.freeze("the head size is not known")
-        depth, value = int(depths[1] or 0) // shared, int(depths[2] or 0) // shared
-    else:
-        if None in depths or op.dims(0)[1] is None or op.dims(1)[1] is None:
-            return op.freeze("the head size is not known")
-        heads, shared = int(op.dims(0)[1] or 0), int(op.dims(1)[1] or 0)
-        depth, value = int(depths[1] or 0), int(depths[2] or 0)
+    counts = [op.attr("q_num_heads"), op.attr("kv_num_heads")] if flat else [op.dims(0)[1], op.dims(1)[1]]
+    if None in depths or None in counts:
+        return op.freeze("the head size is not known")
+    heads, shared = (int(n or 0) for n in counts)
+    depth, value = (int(n or 0) // (shared if flat else 1) for n in depths[1:])
     sizes = {"g": shared, "r": heads // shared, "d": depth, "e": value}
     if flat:
         ins = {0: ["b", "s", "grd"], 1: ["b", "t", "gd"], 2: ["b", "t", "ge"]}
@@ -57,24 +53,28 @@ def attention(op: Op) -> None:
     if op.has(3):
         dims = op.dims(3)
         ins[3] = spell(dims, ["b", "gr", "s", "t"][4 - len(dims) :])
-    for i, spelled in ((4, ["b", "g", "p", "d"]), (5, ["b", "g", "p", "e"])):
+    for i, spelled in ((4, ["b", "g", "p", "d"]), (5, ["b", "g", "p", "e"]), (6, ["b"])):
         if op.has(i):
             ins[i] = spelled
-    outs = {0: out, 1: ["b", "g", "", "d"], 2: ["b", "g", "", "e"], 3: ["b", "gr", "s", "t"]}
-    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="grdste", text="attention with a fixed side")
+    outs = {0: out, 1: ["b", "g", "", "d"], 2: ["b", "g", "", "e"], 3: ["b", "gr", "s", ""]}
+    pinned = "tps" if op.attr("is_causal", 0) else "tp"
+    op.eq(ins, outs, sizes=sizes, pinned=pinned, macs="grdste", summed={"d": 0}, text="attention with a fixed side")
     _scale(op, depth)
     for b in op.blocks(0):
         if not flat and b.axes == (1, 3):
             _maps(op, b.ids)
-    if flat:
-        kv = _heads(op, 1, 2, (shared, depth))
-        q = _heads(op, 0, 2, (heads, depth))
-        if kv is not None and q is not None:
-            _maps(op, q)
-            op.trace.labels.rectangle(kv)
-            op.trace.labels.rectangle(q)
-            op.edit(lambda e: e.attr("kv_num_heads", int(e.kept(kv).any(axis=1).sum())))
-            op.edit(lambda e: e.attr("q_num_heads", int(e.kept(q).any(axis=1).sum())))
+    q, kv = (_heads(op, 0, 2, (heads, depth)), _heads(op, 1, 2, (shared, depth))) if flat else (None, None)
+    if q is not None:
+        _maps(op, q)
+    for name, ids in (("q_num_heads", q), ("kv_num_heads", kv)):
+        if ids is not None:
+            _count_heads(op, name, ids)
+
+
+def _count_heads(op: Op, name: str, ids: Ids) -> None:
+    """The attribute says how many rows of `ids` [heads, head size] there are."""
+    op.trace.labels.rectangle(ids)
+    op.edit(lambda e: e.attr(name, int(e.kept(ids).any(axis=1).sum())))
 
 
 def multi_head(op: Op) -> None:
@@ -99,7 +99,7 @@ def multi_head(op: Op) -> None:
         op.trace.reductions.append(Reduction(op.index, "sum", 3, Block((0,), _only(bias, 0))))
     sizes = {"h": heads, "d": depth, "e": value}
     outs = {0: ["b", "s", "he"], 1: ["b", "h", "", "d"], 2: ["b", "h", "", "e"], 3: ["b", "h", "s", "t"]}
-    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="hdste", text="attention with a fixed side")
+    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="hdste", summed={"d": 0}, text="attention with a fixed side")
     _scale(op, depth)
     q = _heads(op, 0, 2, (heads, depth))
     if q is not None:
