@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TypeProto, helper
 
+from .runtime import watched
+
 Named = tuple[int | str | None, ...]
 """Dims: numbers, names of sizes that are handed on, None for unknown ones."""
 RUN_LIMIT = 1 << 24
@@ -58,7 +60,7 @@ def probe_with_runtime(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         model = alone(node, types, constants, opsets, ir).SerializeToString()
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = watched()(model, options, providers=["CPUExecutionProvider"])
         outputs = {o.name: o for o in session.get_outputs()}
     except Exception:  # ONNX Runtime's errors have no common base
         return []

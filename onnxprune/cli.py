@@ -14,10 +14,16 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .errors import RuleFailed, explain
+from .guard import supervised
 
 COMMANDS = ("apply-plan", "compare", "inspect", "prune", "sweep", "verify")
 """Modules of `commands` by the first word; without one of these words the job is `prune`."""
 INTERRUPTED = 130
+
+
+def command() -> int:
+    """The command line in a process of its own (see `guard`); returns the exit code."""
+    return supervised(main)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from onnxprune import footprint, hazards
+from onnxprune.chain import opened
 from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.runtime import Session, first_line
+from onnxprune.runtime import first_line
 from onnxprune.shapes import infer
 from onnxprune.trials import RANGES, random_inputs
 
@@ -36,7 +37,7 @@ def answered(job: Callable[P, T]) -> Callable[P, T]:
         except Exception as error:
             try:
                 given = (*args, *kw.values())
-                _run(given[0], next((a for a in given if isinstance(a, Options)), Options()))
+                run_once(Model.load(given[0]), next((a for a in given if isinstance(a, Options)), Options()))
             except OnnxPruneError as why:
                 raise why from error
             except Exception:
@@ -46,11 +47,12 @@ def answered(job: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-def _run(source: Any, options: Options) -> None:
-    """Raises where the model as it was given cannot be loaded, or run on small inputs."""
-    model = Model.load(source)
-    session = Session(model, ("cpu",))
-    shapes = infer(model, options.input_shapes)
+def run_once(model: Model, options: Options, inferred: Callable[[], None] = lambda: None) -> None:
+    """Raises where a model as it was given cannot be loaded, or run on small inputs. Calls `inferred` once its shapes
+    are known."""
+    shapes = infer(model, options.input_shapes, options.memory)
+    inferred()
+    session = opened(model, options, shapes.dtype)
     last: Exception = Exception()
     for state, sizes in zip(shapes.passes, shapes.inputs, strict=True):
         footprint.check(model, state, options.memory)

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
-from . import body_inference, grids, symbolic_shapes
+from . import body_inference, grids, guard, symbolic_shapes
 from .backstop import alone, probe_with_runtime
 from .bodies import defined
 from .body_inference import CONTROL, Body
@@ -75,10 +75,11 @@ class Inference:
     def run(self, inputs: Mapping[str, Kind], limit: float = math.inf) -> Pass | None:
         """One pass; None as soon as more than `limit` nodes failed."""
         state = Pass({**inputs, **self._weight_kinds})
-        for node in self._nodes:
-            self._step(node, state)
-            if state.failures > limit:
-                return None
+        with guard.bounded("shape inference", 60 + len(self._nodes) / 100):
+            for node in self._nodes:
+                self._step(node, state)
+                if state.failures > limit:
+                    return None
         return state
 
     def _described(self, node: NodeProto) -> _Node:

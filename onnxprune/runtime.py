@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import cache
 from importlib import metadata
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
+from onnxprune import guard
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.normalise import needs
 
@@ -76,12 +78,26 @@ def _usable(providers: Sequence[str]) -> list[str]:
     return wanted
 
 
-def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
+@cache
+def watched() -> Any:
+    """The class of sessions whose runs are bounded in time, where a process is guarded."""
     import onnxruntime as ort
 
+    session: Any = ort.InferenceSession
+
+    class Watched(session):  # type: ignore[misc]
+        def run(self, *args: Any, **kw: Any) -> Any:
+            with guard.bounded("running the model in ONNX Runtime"):
+                return super().run(*args, **kw)
+
+    return Watched
+
+
+def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
     options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(source, options, providers=list(dict.fromkeys((*wanted, PROVIDERS["cpu"]))))
+        with guard.bounded("loading the model into ONNX Runtime"):
+            session = watched()(source, options, providers=list(dict.fromkeys((*wanted, PROVIDERS["cpu"]))))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise RuntimeFailure(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
     _refuse([name for name in wanted if name not in session.get_providers()])

@@ -40,12 +40,21 @@ def plausible(node: NodeProto, kinds: Sequence[Kind | None], out: Sequence[Kind 
 
 
 def possible(node: NodeProto, kinds: Sequence[Kind | None], index: Value | None) -> bool:
-    """Whether a node may be shown to ONNX's inference at all: a target shape of a million axes is written out there."""
+    """Whether a node may be shown to ONNX's inference at all: a target shape of a million axes is written out there, an
+    equation may keep it busy for ever."""
     at = _TARGETED.get(node.op_type)
     target = dims_of(kinds[at]) if at is not None and at < len(kinds) else None
     if target and isinstance(target[0], int) and target[0] > MOST_AXES:
         return False
+    if node.op_type == "Einsum" and _circular(node):
+        return False
     return in_range(node, dims_of(kinds[0]) if kinds else None, index)
+
+
+def _circular(node: NodeProto) -> bool:
+    """A term with two ellipses is no equation, and ONNX's inference never comes to its end."""
+    equation = next((a.s for a in node.attribute if a.name == "equation"), b"")
+    return any(term.count(b"...") > 1 for term in equation.split(b"->")[0].split(b","))
 
 
 def in_range(node: NodeProto, dims: Sizes | None, index: Value | None) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from onnxprune import criteria, footprint, hazards, profile
+from onnxprune import criteria, footprint, guard, hazards, profile, trial
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.groups import Groups, build
 from onnxprune.labels import Labels, Mask
@@ -20,7 +20,7 @@ from onnxprune.model import Model
 from onnxprune.options import Options, Progress, Proof
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.rules import RULES
-from onnxprune.shapes import infer
+from onnxprune.shapes import Shapes, infer
 from onnxprune.sizes import declare
 from onnxprune.trace import Trace
 from onnxprune.verify import equivalence, retrace
@@ -82,14 +82,26 @@ def _check_inputs(model: Model) -> None:
 
 
 def analysed(source: Model, options: Options, clock: Clock) -> Groups:
+    """The groups of a model, which has been tried by a helper before anything here looks into it by native code."""
     _check_inputs(source)
-    working = source.normalised()
-    clock("shapes")
-    shapes = infer(working, options.input_shapes, options.memory)
-    declare(working, shapes.plan)
-    footprint.check(working, shapes.passes[0], options.memory)
-    hazards.check(working, shapes.passes[0])
-    clock("trace")
+    with trial.begun(source, options) as tried:
+        working = source.normalised()
+        clock("shapes")
+        tried.inferred(len(working.graph.node))
+        shapes = infer(working, options.input_shapes, options.memory)
+        declare(working, shapes.plan)
+        footprint.check(working, shapes.passes[0], options.memory)
+        hazards.check(working, shapes.passes[0])
+        clock("trace")
+        traced = _traced(working, shapes, options)
+        guard.wait_for(profile.macs(traced), sum(w.nbytes for w in working.weights.values()))
+        clock("group")
+        groups = build(traced, options.heads)
+        tried.ran()
+    return groups
+
+
+def _traced(working: Model, shapes: Shapes, options: Options) -> Trace:
     structures: dict[Any, Any] = {}
     for _ in range(ROUNDS):
         traced = Trace(working, shapes, Labels(), structures, excluded=_excluded(options))
@@ -101,8 +113,7 @@ def analysed(source: Model, options: Options, clock: Clock) -> Groups:
         if all(structures.get(k) == v for k, v in more.items()):
             break
         structures = structures | more
-    clock("group")
-    return build(traced, options.heads)
+    return traced
 
 
 def _excluded(options: Options) -> Callable[[onnx.NodeProto], bool]:

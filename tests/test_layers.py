@@ -47,7 +47,12 @@ TABLE = [
     ("steady", {"latency", "runtime"}, set(), {"onnx", "onnxruntime"}),
     ("errors", set(), set(), {"onnx", "onnxruntime", "numpy"}),
     ("page", set(), set(), {"onnx", "onnxruntime", "numpy"}),
-    ("rules", {"rules", "op", "labels", "editor", "equation", "trace", "body_inference", "symbols"}, set(), {"onnxruntime"}),
+    (
+        "rules",
+        {"rules", "op", "labels", "editor", "equation", "trace", "body_inference", "symbols"},
+        set(),
+        {"onnxruntime"},
+    ),
     ("op", {"equation", "labels", "symbols", "trace"}, set(), {"onnxruntime"}),
     ("trace", None, {"rules", "groups", *CHOICE, *STAGES}, {"onnxruntime"}),
     ("inference", None, {"labels", "trace", "groups", *CHOICE, *STAGES}, {"onnxruntime"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import shlex
@@ -119,13 +120,18 @@ def arguments(mutant: Mutant, folder: Path, slow: bool) -> list[str]:
 def attempt(mutant: Mutant, args: list[str], bounds: Namespace) -> Verdict:
     """Prune it in a fork, and look at what is left."""
     from onnxprune.cli import main
+    from onnxprune.guard import supervised
+
+    def job() -> int:
+        faulthandler.disable()  # a crash of native code is one line of the command
+        return supervised(lambda: main(args))
 
     out, report = Path(args[1]), Path(args[7])
     old = b"what was here before"
     out.write_bytes(old)
     before = set(out.parent.iterdir())
     memory = int(bounds.memory * 2**30)
-    ended = sandbox.run(lambda: main(args), out.parent.parent, bounds.seconds, memory)
+    ended = sandbox.run(job, out.parent.parent, bounds.seconds, memory)
     lines = ended.err.strip().splitlines()
     last = lines[-1] if lines else ""
 

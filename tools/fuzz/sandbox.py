@@ -85,7 +85,10 @@ def _child(job: Callable[[], int], out: Path, err: Path) -> None:
 
 
 def _resident(pid: int) -> int:
+    """Of a process and of those that it has started."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+        own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except (OSError, IndexError, ValueError):
         return 0
+    return own + sum(_resident(int(child)) for child in children)
