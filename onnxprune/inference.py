@@ -227,7 +227,7 @@ class Inference:
         types = {n: self._type(k) for n, k in zip(names, given, strict=True) if n}
         types |= {n: self._type(state.kinds[n]) for n in node.captured if n in state.kinds}
         tensors = {names[i]: numpy_helper.from_array(x, names[i]) for i, x in data.items()}
-        if node.schema is None:
+        if node.schema is None:  # be it one of the default domain: old and trial operators still run
             return self._probed(proto, types, tensors)
         try:
             if node.schema.has_type_and_shape_inference_function:
@@ -237,12 +237,16 @@ class Inference:
             else:
                 found = self._whole(proto, types, tensors)
         except (shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
-            return None
+            if node.schema.has_type_and_shape_inference_function:
+                return None
+            found = {}  # a function whose body ONNX cannot read, such as one without an attribute that has a default
         kinds = [self._kind(found[n]) if n in found else None for n in proto.output]
         if node.standard and proto.op_type in LIKE_FIRST and kinds and dims_of(kinds[0]) is None:
             kinds[0] = given[0]  # ONNX leaves the shape of these out
-        if not node.standard and any(dims_of(k) is None for k in kinds if not isinstance(k, bytes)):
-            return self._probed(proto, types, tensors) or kinds
+        vague = any(n and dims_of(k) is None and not isinstance(k, bytes) for n, k in zip(proto.output, kinds, strict=True))
+        told = all(dims_of(k) is not None for n, k in zip(names, given, strict=True) if n)
+        if vague and (told or not node.standard):
+            return self._probed(proto, types, tensors) or (kinds if found else None)
         return kinds
 
     def _probed(

@@ -235,6 +235,26 @@ def _einsum(v: View) -> list[Sizes | None] | None:
     return [tuple(sizes.get(x) for x in out)]
 
 
+def _attention(v: View) -> list[Sizes | None] | None:
+    """What is given out of keys, values and scores, which ONNX leaves open where there is no past."""
+    query, key, value, past = v.dims(0), v.dims(1), v.dims(2), v.dims(4)
+    if query is None or key is None or value is None or (v.given(4) and past is None):
+        return None
+    if len(query) == 3:
+        heads, shared = v.attr("q_num_heads"), v.attr("kv_num_heads")
+        batch, steps, length = query[0], query[1], key[1]
+        widths = [None if n is None else floor_div(n, shared) for n in (key[2], value[2])]
+        out: Sizes = (batch, steps, None if widths[1] is None else widths[1] * heads)
+    else:
+        batch, heads, steps, _ = query
+        shared, length, widths = key[1], key[2], [key[3], value[3]]
+        out = (batch, heads, steps, value[3])
+    if past is not None:
+        length = None if length is None or past[2] is None else length + past[2]
+    kept = [(batch, shared, length, n) for n in widths]
+    return [out, *kept, (batch, heads, steps, length)][: len(v.node.output)]
+
+
 _BROADCAST = """Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or Pow Sub Sum Where
 Xor"""
 RULES: dict[str, Rule] = dict.fromkeys(_BROADCAST.split(), _broadcast) | {
@@ -244,7 +264,7 @@ RULES: dict[str, Rule] = dict.fromkeys(_BROADCAST.split(), _broadcast) | {
     "ConvTranspose": windows.conv_transpose, "MaxPool": windows.pool, "AveragePool": windows.pool,
     "LpPool": windows.pool, "Resize": windows.resize, "Upsample": windows.resize,
     "DepthToSpace": windows.depth_to_space,
-    "SpaceToDepth": windows.depth_to_space, "Einsum": _einsum,
+    "SpaceToDepth": windows.depth_to_space, "Einsum": _einsum, "Attention": _attention,
 }  # fmt: skip
 """By operator of the default domain; asked only where something is no number."""
 
