@@ -243,7 +243,9 @@ class Inference:
         kinds = [self._kind(found[n]) if n in found else None for n in proto.output]
         if node.standard and proto.op_type in LIKE_FIRST and kinds and dims_of(kinds[0]) is None:
             kinds[0] = given[0]  # ONNX leaves the shape of these out
-        vague = any(n and dims_of(k) is None and not isinstance(k, bytes) for n, k in zip(proto.output, kinds, strict=True))
+        vague = any(
+            n and dims_of(k) is None and not isinstance(k, bytes) for n, k in zip(proto.output, kinds, strict=True)
+        )
         told = all(dims_of(k) is not None for n, k in zip(names, given, strict=True) if n)
         if vague and (told or not node.standard):
             return self._probed(proto, types, tensors) or (kinds if found else None)

@@ -23,6 +23,7 @@ from .files import check_outputs
 from .normalise import (
     FILLED_LIMIT,
     constant,
+    count_from_first,
     dense_of,
     filled,
     inlined,
@@ -237,6 +238,7 @@ class Model:
             room = model._lift(scope.graph, room)
             set_nodes(scope.graph, sorted_nodes(scope.graph.node))
         name_nodes(every_node(model.graph))
+        count_from_first(every_node(model.graph))
         return model
 
     def _lift(self, graph: GraphProto, room: int) -> int:

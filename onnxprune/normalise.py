@@ -160,6 +160,15 @@ def name_nodes(nodes: Iterable[NodeProto]) -> None:
         used.add(node.name)
 
 
+def count_from_first(nodes: Iterable[NodeProto]) -> None:
+    """A Transpose numbers its axes from the first; an exporter of torch writes them as torch takes them, from the last,
+    and no runtime loads that. What is meant is clear."""
+    for node in nodes:
+        for a in node.attribute:
+            if node.op_type == "Transpose" and a.name == "perm" and min(a.ints, default=0) < 0:
+                a.ints[:] = [k + len(a.ints) if k < 0 else k for k in a.ints]
+
+
 def inner_tensors(proto: ModelProto) -> Iterator[TensorProto]:
     """Every tensor that is not an initializer of the main graph: attributes, sub-graphs, functions, training."""
 

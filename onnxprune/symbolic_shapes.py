@@ -251,8 +251,8 @@ def _attention(v: View) -> list[Sizes | None] | None:
         out = (batch, heads, steps, value[3])
     if past is not None:
         length = None if length is None or past[2] is None else length + past[2]
-    kept = [(batch, shared, length, n) for n in widths]
-    return [out, *kept, (batch, heads, steps, length)][: len(v.node.output)]
+    found: list[Sizes | None] = [out, *((batch, shared, length, n) for n in widths), (batch, heads, steps, length)]
+    return found[: len(v.node.output)]
 
 
 _BROADCAST = """Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or Pow Sub Sum Where

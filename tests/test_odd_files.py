@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graphs import graph, pruned, shapes
+from graphs import graph, inputs, pruned, run, shapes, silence
 from onnx import ModelProto, helper, numpy_helper
 
 from onnxprune import api
@@ -203,3 +203,73 @@ def test_resized_axes_pass_where_nothing_moves(
                   w3=(5, 6, 1, 1), **given)  # fmt: skip
     found = shapes(pruned(model, residual=False))
     assert (found["w1"], found["w2"], found["w3"]) == ((channels, 3, 1, 1), (3, channels, 1, 1), (5, 3, 1, 1))
+
+
+BEHIND = "c = Conv(b, w2) d = Relu(c) y = Conv(d, w3)"
+EVEN = {"w1": (4, 3, 3, 3), "w2": (3, 4, 1, 1), "w3": (5, 3, 1, 1)}
+
+
+@pytest.mark.parametrize("batch", ["2", "N"])
+@pytest.mark.parametrize(("opset", "layer"), [
+    (9, "ImageScaler<scale = 0.5, bias = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]>(a)"), (9, "Crop<border = [1, 1, 1, 1]>(a)"),
+    (9, "Crop<border = [1, 1, 1, 1], scale = [4, 4]>(a)"), (9, "Affine<alpha = 2.0, beta = 1.0>(a)"),
+    (9, "ParametricSoftplus<alpha = 2.0, beta = 1.0>(a)"), (9, "ScaledTanh<alpha = 2.0, beta = 1.0>(a)"),
+    (9, "Scale<scale = 2.0>(a)"), (7, "Upsample<scales = [1.0, 1.0, 2.0, 2.0]>(a)"), (9, "MeanVarianceNormalization(a)"),
+    (13, "MeanVarianceNormalization(a)"), (13, "MeanVarianceNormalization<axes = [2, 3]>(a)"),
+])  # fmt: skip
+def test_operators_of_the_first_opsets(opset: int, layer: str, batch: str) -> None:
+    """ONNX has no schema for most of these any more, or cannot read their bodies; ONNX Runtime runs them."""
+    model = graph(f"(float[{batch}, 3, 8, 8] x) => (float[{batch}, 5, h, w] y)",
+                  f"a = Conv<pads = [1, 1, 1, 1]>(x, w1) b = {layer} {BEHIND}", opset, w1=(8, 3, 3, 3), w2=(6, 8, 1, 1),
+                  w3=(5, 6, 1, 1))  # fmt: skip
+    result = api.prune(model, ratio=0.5, fast=True)
+    assert shapes(result) == EVEN
+    for size in (2, 3) if batch == "N" else (2,):
+        feeds = inputs(model, size)
+        expected, got = run(model, feeds), run(result.model.to_proto(), feeds)
+        assert [x.shape for x in got] == [x.shape for x in expected]
+
+
+def test_an_operator_that_nobody_has_a_rule_for_leaves_the_rest_to_be_pruned() -> None:
+    """How many dims it gives is all that is known of it."""
+    model = graph("(float[N, 3, 8, 8] x) => (float[N, 5, h, w] y)",
+                  f"a = Conv<pads = [1, 1, 1, 1]>(x, w1) b = DynamicSlice(a, start, stop, axes) {BEHIND}", 9,
+                  w1=(8, 3, 3, 3), w2=(6, 8, 1, 1), w3=(5, 6, 1, 1), start=ints(0, 0), stop=ints(6, 6), axes=ints(2, 3))  # fmt: skip
+    assert (
+        shapes(api.prune(model, ratio=0.5, fast=True)).items()
+        >= {**EVEN, "w1": (8, 3, 3, 3), "w2": (3, 8, 1, 1)}.items()
+    )
+
+
+@pytest.mark.parametrize("axis", [-1, 2])
+def test_a_root_mean_square_norm_of_the_default_domain(axis: int) -> None:
+    body = f"a = SimplifiedLayerNormalization<axis = {axis}, epsilon = 0.000001>(x, gain) b = MatMul(a, w1) c = Relu(b) y = MatMul(c, w2)"
+    model = graph("(float[N, S, 16] x) => (float[N, S, 4] y)", body, gain=(16,), w1=(16, 32), w2=(32, 4))
+    assert shapes(api.prune(model, ratio=0.5, fast=True)) == {"gain": (16,), "w1": (16, 16), "w2": (16, 4)}
+
+
+def test_axes_that_are_numbered_from_the_last() -> None:
+    """A Transpose with negative axes, as TorchScript writes for Mamba: nobody runs it, though it can be told what is
+    meant. What is written runs."""
+    found = []
+    for perm in ("0, -2, -1, 1", "0, 2, 3, 1"):
+        body = f"a = MatMul(x, w1) r = Reshape(a, to) t = Transpose<perm = [{perm}]>(r) s = Reshape(t, back) y = MatMul(s, w2)"
+        model = graph("(float[N, 6, 8] x) => (float[N, 4, 4] y)", body, w1=(8, 24), w2=(36, 4), to=ints(0, 0, 4, 6),
+                      back=ints(0, 0, 36))  # fmt: skip
+        result = api.prune(model, ratio=0.5, fast=True).model.to_proto()
+        found.append((shapes(result), run(result, inputs(model, 2))))
+    (first, got), (second, expected) = found
+    assert first == second
+    assert first["w1"] == (8, 12)
+    np.testing.assert_array_equal(got[0], expected[0])
+
+
+def test_a_channel_that_is_no_number_goes() -> None:
+    """ONNX Runtime divides by the deviation of a silent channel, which is zero: without it the outputs are numbers."""
+    model = silence(
+        graph("(float[2, 3, 4, 4] x) => (float[2, 5, 4, 4] y)", "a = Conv(x, w1) b = MeanVarianceNormalization(a) y = Conv(b, w2)",
+              13, w1=(8, 3, 1, 1), w2=(5, 8, 1, 1)), {"w1": (0, [0, 3, 5, 6]), "w2": (1, [0, 3, 5, 6])})  # fmt: skip
+    result = api.prune(model, ratio=0.5, fast=True)
+    assert shapes(result) == {"w1": (4, 3, 1, 1), "w2": (5, 4, 1, 1)}
+    assert np.isnan(run(model, inputs(model, 2))[0]).all()
+    assert np.isfinite(run(result.model.to_proto(), inputs(model, 2))[0]).all()
