@@ -18,8 +18,6 @@ Named = tuple[int | str | None, ...]
 """Dims: numbers, names of sizes that are handed on, None for unknown ones."""
 RUN_LIMIT = 1 << 24
 """Nodes whose inputs have more elements are not run."""
-TRIED = 24
-"""A size that has a name is tried with this number; each further one with the next."""
 _ELEMENTS = {
     "float": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "double": TensorProto.DOUBLE,
     "bfloat16": TensorProto.BFLOAT16, "bool": TensorProto.BOOL, "string": TensorProto.STRING,
@@ -81,17 +79,18 @@ def probe_with_runtime(
 
 
 def _run(session: Any) -> dict[str, Named | None]:
-    """The dims of the outputs that two inputs agree on. Where sizes have names, they are tried with numbers, which says
-    how many dims there are and no more."""
+    """The dims of outputs, measured at two values of the inputs and of their open sizes; None for one of these that
+    differs and is none of the open ones."""
+    inputs = session.get_inputs()
     names, shapes = [o.name for o in session.get_outputs()], []
-    named = dict.fromkeys(d for i in session.get_inputs() for d in i.shape if isinstance(d, str))
-    sizes: dict[Any, int] = {name: TRIED + k for k, name in enumerate(named)}
-    for period in (1, 3):
+    opened = list(dict.fromkeys(d for i in inputs for d in i.shape if not isinstance(d, int)))
+    tried = [{d: 11 + 2 * k + turn * 3**k for k, d in enumerate(opened)} for turn in (0, 1)]  # none is another + c
+    for period, sizes in zip((1, 3), tried, strict=True):
         feed = {}
-        for i in session.get_inputs():
+        for i in inputs:
             element = _ELEMENTS.get(i.type.removeprefix("tensor(").rstrip(")"))
             dims = [sizes.get(d, d) for d in i.shape]
-            if element is None or None in dims or math.prod(dims) > RUN_LIMIT:
+            if element is None or None in i.shape or math.prod(dims) > RUN_LIMIT:
                 return {}
             counted = np.arange(math.prod(dims)).reshape(dims) % period
             feed[i.name] = counted.astype(helper.tensor_dtype_to_np_dtype(element))
@@ -99,8 +98,9 @@ def _run(session: Any) -> dict[str, Named | None]:
             shapes.append([tuple(x.shape) for x in session.run(names, feed)])
         except Exception:  # as above
             return {}
+    told = {(tried[0][size], tried[1][size]): size for size in opened}
     first, second = shapes
     return {
-        n: tuple(a if a == b and not named else None for a, b in zip(x, y, strict=True)) if len(x) == len(y) else None
+        n: tuple(a if a == b else told.get((a, b)) for a, b in zip(x, y, strict=True)) if len(x) == len(y) else None
         for n, x, y in zip(names, first, second, strict=True)
     }

@@ -24,7 +24,8 @@ TWICE = 1.0
 """Seconds in which a second Ctrl-C is the first one again: a terminal sends it to parent and child."""
 POLL = 0.5
 FAILED, INTERRUPTED, SIGNALLED = 4, 130, 128
-_told: list[tuple[float, str]] = [(inf, "|the run")]
+_told: list[tuple[float, str, str]] = [(inf, "", "the run")]
+"""What goes on, the innermost last: until when it may, the line for when it has not ended then, and what it is."""
 _pipe = -1
 patience = 60.0
 """Seconds that one call of the runtime may take; more for larger models (see `wait_for`)."""
@@ -42,7 +43,7 @@ def bounded(what: str, seconds: float | None = None) -> Iterator[None]:
     """What is done inside may take so many seconds (`patience` by default); after that a guarded process is ended, and
     the line that is printed says `what` did not end."""
     seconds = patience if seconds is None else seconds
-    _told.append((time.monotonic() + seconds, late(what, seconds) + "|" + what))
+    _told.append((time.monotonic() + seconds, late(what, seconds), what))
     _tell()
     try:
         yield
@@ -53,9 +54,9 @@ def bounded(what: str, seconds: float | None = None) -> Iterator[None]:
 
 def _tell() -> None:
     if _pipe >= 0:
-        deadline, what = min(_told, key=lambda told: told[0]) if len(_told) > 1 else _told[0]
+        deadline, too_late = min((deadline, too_late) for deadline, too_late, _ in _told)
         with suppress(OSError):
-            os.write(_pipe, f"{deadline} {what}\n".encode())
+            os.write(_pipe, f"{deadline} {too_late}|{_told[-1][2]}\n".encode())
 
 
 def late(what: str, seconds: float) -> str:
@@ -130,7 +131,7 @@ def _send(pid: int, number: int) -> None:
 
 def _outcome(pid: int, pipe: int) -> int:
     """Waits for the child, and ends it where it is late."""
-    deadline, told, code, ended_late = inf, _told[0][1], None, False
+    deadline, told, code, ended_late = inf, f"|{_told[0][2]}", None, False
     rest = b""
     while True:
         before = time.monotonic()

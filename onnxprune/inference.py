@@ -227,7 +227,7 @@ class Inference:
         types = {n: self._type(k) for n, k in zip(names, given, strict=True) if n}
         types |= {n: self._type(state.kinds[n]) for n in node.captured if n in state.kinds}
         tensors = {names[i]: numpy_helper.from_array(x, names[i]) for i, x in data.items()}
-        if node.schema is None:  # be it one of the default domain: old and trial operators still run
+        if node.schema is None:
             return self._probed(proto, types, tensors)
         try:
             if node.schema.has_type_and_shape_inference_function:

@@ -49,7 +49,7 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "CumSum": pointwise.cumsum, "ReverseSequence": pointwise.reverse_sequence,
         "ArgMax": pointwise.arg, "ArgMin": pointwise.arg, "TopK": pointwise.top_k,
         "Trilu": pointwise.last_two, "Dropout": pointwise.dropout, "MaxUnpool": pointwise.unpool,
-        "ImageScaler": pointwise.image_scaler, "RoiAlign": pointwise.regions, "MaxRoiPool": pointwise.regions,
+        "RoiAlign": pointwise.regions, "MaxRoiPool": pointwise.regions,
         "Resize": pointwise.resize, "Upsample": pointwise.resize, "GridSample": pointwise.grid_sample,
         "QuantizeLinear": pointwise.quantize, "DequantizeLinear": pointwise.quantize,
         "com.microsoft::QuantizeLinear": pointwise.quantize, "com.microsoft::DequantizeLinear": pointwise.quantize,

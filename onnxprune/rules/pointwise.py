@@ -27,16 +27,6 @@ def pool(op: Op) -> None:
         op.eq({0: spell(op.dims(0))}, {0: out, 1: out}, pinned=spatial, text="a window slides over this axis")
 
 
-def image_scaler(op: Op) -> None:
-    """Of the first opsets: a scale, and a bias for every channel in an attribute."""
-    bias, block = list(op.attr("bias", [])), op.block_on(0, 1)
-    if block is not None and (block.ids.ndim > 1 or len(bias) != block.ids.size):
-        return op.freeze("a bias for every channel")
-    unary(op)
-    if block is not None:
-        op.edit(lambda e: e.attr("bias", [b for b, stays in zip(bias, e.kept(block.ids), strict=True) if stays]))
-
-
 def unpool(op: Op) -> None:
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0))
