@@ -40,7 +40,8 @@ INFERRED, RUN = "inferred", "run"
 
 
 def trials_wanted() -> bool:
-    return not os.environ.get(guard.UNGUARDED) and bool(sys.executable)
+    """Whether there is a Python to start: a program that carries its own would start itself."""
+    return not os.environ.get(guard.UNGUARDED) and bool(sys.executable) and not getattr(sys, "frozen", False)
 
 
 @dataclass
