@@ -59,14 +59,15 @@ class Chain:
         self.used: tuple[str, ...] = ()
         self.blocks = len(self.pieces)
 
-    def run(self, feeds: Feeds) -> list[Any]:
-        return self.run_all([feeds])[0]
+    def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> list[Any]:
+        """All outputs, or those of `names`."""
+        return self.run_all([feeds], None if names is None else [names])[0]
 
-    def run_all(self, feeds: Sequence[Feeds]) -> list[list[Any]]:
-        """The outputs for each of several feeds; every piece is opened once."""
+    def run_all(self, feeds: Sequence[Feeds], names: Sequence[Sequence[str]] | None = None) -> list[list[Any]]:
+        """The outputs for each of several feeds; `names`: which ones of each. Every piece is opened once."""
         values: list[dict[str, Any]] = [dict(feed) for feed in feeds]
+        wanted = [self.outputs] * len(feeds) if names is None else names
         waiting = Counter(name for piece in self.pieces for name in piece.ins)
-        waiting.update(self.outputs)
         for piece in self.pieces:
             ins = [self._info(n, [getattr(own[n], "shape", ()) for own in values]) for n in piece.ins]
             model = self.topology.piece(piece.nodes, ins, map(self._info, piece.outs))
@@ -78,10 +79,10 @@ class Chain:
             for weight in model.weights.values():
                 weight.release()
             waiting.subtract(piece.ins)
-            for own in values:
-                for name in [n for n in own if not waiting[n]]:
+            for own, given in zip(values, wanted, strict=True):
+                for name in [n for n in own if not waiting[n] and n not in given]:
                     del own[name]
-        return [[self._value(name, own) for name in self.outputs] for own in values]
+        return [[self._value(name, own) for name in given] for own, given in zip(values, wanted, strict=True)]
 
     def _value(self, name: str, values: Mapping[str, Any]) -> Any:
         return values[name] if name in values else self.model.weights[name].array()

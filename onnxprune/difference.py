@@ -1,8 +1,9 @@
-"""How far apart what two models compute is. Knows arrays only."""
+"""How far apart what two models compute is, and of how much of it that can be said. Knows arrays only."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,26 +11,34 @@ from numpy.typing import NDArray
 
 STEP = 1 << 20
 """Elements compared at once: in double precision a whole output would take twice its memory and more."""
+CHANNEL = 1e-4
+"""A channel whose values are this small a part of the largest of the tensor, or a smaller one, counts as so large: sums
+that cancel out leave no more."""
 
 
-def difference(a: Any, b: Any, floor: float = 1e-6) -> float:
-    """Largest difference relative to the largest finite magnitude of `a`, or to `floor` where that is larger;
-    infinite where shapes, infinities or NaNs differ."""
+def difference(a: Any, b: Any, floor: float = 1e-6, axis: int | None = None) -> float:
+    """Largest difference relative to the largest finite magnitude of `a`, or to `floor` where that is larger; with
+    `axis`, of every channel along it by itself. Infinite where shapes differ, or one has a NaN, an infinity or a number
+    where the other has not the same."""
     if isinstance(a, list):
-        return worst(a, b, [floor] * len(a)) if len(a) == len(b) else np.inf
-    if not isinstance(a, np.ndarray) or a.dtype == object:
+        return worst(a, b, [floor] * len(a)) if isinstance(b, list) and len(a) == len(b) else np.inf
+    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.dtype == object:
         return 0.0 if np.array_equal(a, b) else np.inf
     if a.shape != b.shape:
         return np.inf
-    most, scale = 0.0, floor
-    for x, y in zip(_doubles(a), _doubles(b), strict=True):
+    if not a.size:
+        return 0.0
+    count = 1 if axis is None else a.shape[axis]
+    most, scale = np.zeros(count), np.zeros(count)
+    for x, y in zip(_doubles(a, axis), _doubles(b, axis), strict=True):
         fine = np.isfinite(x)
-        if (fine != np.isfinite(y)).any():
-            return np.inf
-        if fine.any():
-            most = max(most, float(np.abs(x[fine] - y[fine]).max()))
-            scale = max(scale, float(np.abs(x[fine]).max()))
-    return most / scale
+        if not fine.all() or not np.isfinite(y).all():
+            if not ((x == y) | (np.isnan(x) & np.isnan(y)) | (fine & np.isfinite(y))).all():
+                return np.inf
+            x, y = np.where(fine, x, 0), np.where(fine, y, 0)
+        most = np.maximum(most, np.abs(x - y).max(axis=(0, 2)))
+        scale = np.maximum(scale, np.abs(x).max(axis=(0, 2)))
+    return float((most / np.maximum(scale, max(floor, CHANNEL * float(scale.max())))).max())
 
 
 def worst(expected: Sequence[Any], got: Sequence[Any], floors: Sequence[float]) -> float:
@@ -39,11 +48,26 @@ def worst(expected: Sequence[Any], got: Sequence[Any], floors: Sequence[float]) 
 def largest(values: Sequence[Any]) -> float:
     """The largest finite magnitude of the numbers among `values`."""
     numbers = (x for x in values if isinstance(x, np.ndarray) and x.dtype.kind in "fiu")
-    parts = (np.abs(part[np.isfinite(part)]) for x in numbers for part in _doubles(x))
+    parts = (np.abs(part[np.isfinite(part)]) for x in numbers for part in _doubles(x, None))
     return max((float(part.max()) for part in parts if part.size), default=0.0)
 
 
-def _doubles(x: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
-    flat = x.reshape(-1)
-    for k in range(0, flat.size, STEP):
-        yield flat[k : k + STEP].astype(np.float64)
+def hollow(value: Any) -> str:
+    """Why a value says nothing that could be compared: "empty", "not finite", or "" where it does."""
+    if isinstance(value, list):
+        return "empty" if not value else next((why for x in value if (why := hollow(x))), "")
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub" and value.dtype != object:
+        value = np.asarray(value)
+    if not value.size:
+        return "empty"
+    plain = value.dtype.kind in "iubO"
+    return "" if plain or any(np.isfinite(part).any() for part in _doubles(value, None)) else "not finite"
+
+
+def _doubles(x: NDArray[Any], axis: int | None) -> Iterator[NDArray[np.float64]]:
+    """[many, channels, many], a part after the other."""
+    shape = (x.size, 1, 1) if axis is None else (prod(x.shape[:axis]), x.shape[axis], prod(x.shape[axis + 1 :]))
+    parts = x.reshape(shape)
+    step = max(1, STEP // max(1, shape[1] * shape[2]))
+    for k in range(0, shape[0], step):
+        yield parts[k : k + step].astype(np.float64)

@@ -9,7 +9,7 @@ importance.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,22 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.bodies import bodies, renamed
-from onnxprune.labels import Mask
 from onnxprune.masking import FLOATS
 from onnxprune.model import Model
 from onnxprune.normalise import needs
-from onnxprune.trace import Trace, captured
+from onnxprune.trace import captured
 from onnxprune.weight import Weight
 
 Array = NDArray[Any]
+Types = Callable[[str], int | None]
+"""The element type of a tensor, where it is known."""
 DECIDED = {TensorProto.BOOL, TensorProto.INT32, TensorProto.INT64}
 SAMPLING = {"RoiAlign", "MaxRoiPool", "GridSample"}
 """Input 1 is where they look: a millionth of an image's width may be much of a step from one pixel to the next."""
+
+STEPS = {"Hardmax", "Sign", "Floor", "Ceil", "Round"}
+"""Floats in, floats out, and a jump between them."""
+ROUNDING = {"QuantizeLinear", "DynamicQuantizeLinear"}
 
 
 def nudged(model: Model, feeds: Mapping[str, Array], seed: int) -> tuple[Model, dict[str, Array]]:
@@ -54,35 +59,38 @@ def _is_float(x: Array) -> bool:
     return x.dtype in (np.float16, np.float32, np.float64)
 
 
-def deciding(trace: Trace, kept: Mask, after: Model) -> list[str]:
-    """The float tensors that decisions are made from, where the pruned model has them whole."""
+def deciding(types: Types, original: Model, after: Model, also: Collection[str] = ()) -> list[str]:
+    """The float tensors that decisions are made from, where the pruned model has them; `also`: operators that round."""
     made = {o for n in after.proto.graph.node for o in n.output}
+    nodes = original.proto.graph.node
     return [
-        i for i in dict.fromkeys(i for n in trace.model.proto.graph.node for i in _decides_from(trace, n))
-        if i in made and trace.shapes.dtype(i) in FLOATS and all(kept[b.ids].all() for b in trace.of(i))
+        i for i in dict.fromkeys(i for n in nodes for i in decides_from(types, n, also))
+        if i in made and types(i) in FLOATS
     ]  # fmt: skip
 
 
-def told(trace: Trace, model: Model, values: Mapping[str, Array]) -> Model:
+def told(types: Types, model: Model, values: Mapping[str, Array], also: Collection[str] = ()) -> Model:
     """The model with its decisions made from inputs `<name>_told`, of the shapes of `values`, instead of its own
     values: where a runtime knows no shape, it may take sizes that are decided for none at all."""
     model = model.copy()
     names = {n: f"{n}_told" for n in values}
     for node in model.proto.graph.node:
-        here = {i: names[i] for i in _decides_from(trace, node) if i in names}
+        here = {i: names[i] for i in decides_from(types, node, also) if i in names}
         node.input[:] = [here.get(i, i) for i in node.input]
         for _, body in bodies(node):
             renamed(body, {i: new for i, new in here.items() if i in captured(body)})
     model.proto.graph.input.extend(
-        helper.make_tensor_value_info(names[n], trace.shapes.dtype(n) or TensorProto.FLOAT, value.shape)
+        helper.make_tensor_value_info(names[n], types(n) or TensorProto.FLOAT, value.shape)
         for n, value in values.items()
     )
     return model
 
 
-def _decides_from(trace: Trace, node: NodeProto) -> Iterable[str]:
+def decides_from(types: Types, node: NodeProto, also: Collection[str] = ()) -> Iterable[str]:
     """What a node reads to decide: of one with bodies what they read from outside, where they decide for others."""
     if node.op_type in SAMPLING:
         return list(node.input)[1:2]
-    decides = node.op_type != "Shape" and any(trace.shapes.dtype(o) in DECIDED for o in node.output if o)
+    if node.op_type in also or node.op_type in STEPS:
+        return list(node.input)[:1]
+    decides = node.op_type != "Shape" and any(types(o) in DECIDED for o in node.output if o)
     return needs(node) if decides else ()

@@ -116,7 +116,7 @@ def threads() -> int:
 
 
 class Session:
-    """A lean session for proofs: `run` takes a feed for every input and returns all outputs (named in `outputs`).
+    """A lean session for proofs: `run` takes a feed for every input and returns the outputs (named in `outputs`).
 
     The graph is run as it is written, without fusions. Large weights are fed beside the inputs: a runtime copies and
     packs what it knows to be constant, and reads what it is fed where it is."""
@@ -149,17 +149,21 @@ class Session:
         options.add_external_initializers(list(self._held), values)
         self._session = _made(proto.SerializeToString(), options, self._wanted)
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
+    def run(self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str] | None = None) -> list[Any]:
+        """All outputs, or those of `names`."""
         try:
-            return list(self._session.run(None, {**feeds, **self._fed}))
+            return list(self._session.run(names, {**feeds, **self._fed}))
         except Exception:
             if not self._fed:
                 raise
             self._open(0)
-            return list(self._session.run(None, dict(feeds)))
+            return list(self._session.run(names, dict(feeds)))
 
-    def run_all(self, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[list[Any]]:
-        return [self.run(feed) for feed in feeds]
+    def run_all(
+        self, feeds: Sequence[Mapping[str, NDArray[Any]]], names: Sequence[Sequence[str]] | None = None
+    ) -> list[list[Any]]:
+        """The outputs for each of several feeds; `names`: which ones of each."""
+        return [self.run(feed, None if names is None else names[k]) for k, feed in enumerate(feeds)]
 
 
 def _as_inputs(proto: ModelProto, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -61,7 +61,7 @@ class Judge:
         return float(np.mean(errors)) if errors else 0.0
 
     def _outputs(self, model: Model) -> list[list[NDArray[np.float64]]]:
-        session = open_session(with_outputs(self.groups.trace, model, self.taps), self.providers)
+        session = open_session(with_outputs(self.groups.trace.shapes.dtype, model, self.taps), self.providers)
         try:
             runs = [session.run(self.names, dict(feed)) for feed in self.feeds]
         except Exception as error:  # ONNX Runtime's exceptions share no base class

@@ -6,7 +6,8 @@ Knows models and what goes in and comes out; what it is compared with, `verify` 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,57 +63,127 @@ def random_inputs(
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the masked original: what went in, what came out, and the sizes of all tensors."""
+    """One run of the masked original: what went in, what came out by name, the sizes of all tensors, and those of the
+    open dimensions in words. `deep`: with all that is compared inside the graph, too."""
 
     feeds: dict[str, NDArray[Any]]
-    outputs: list[Any]
+    values: dict[str, Any]
     sizes: Mapping[str, Dims]
+    told: str
     blocks: int
+    deep: bool = False
 
     @property
     def batch(self) -> int:
         return next((int(x.shape[0]) for x in self.feeds.values() if x.ndim), 1)
 
 
-def _session(
-    trace: Trace, kept: Mask, taps: Sequence[str], sizes: Mapping[str, Dims], options: Options
-) -> Session | Chain:
-    return opened(with_outputs(trace, masked(trace, kept, sizes), taps), options, trace.shapes.dtype)
+@dataclass
+class Original:
+    """The masked original, to be run at several sizes. `taps`: tensors that are outputs of deep runs, too. `form`: what
+    is done to the graph before it is run, `types` what the tensors are then."""
+
+    trace: Trace
+    kept: Mask
+    taps: Sequence[str]
+    options: Options
+    form: Callable[[Model], Model]
+    types: Callable[[str], int | None]
+
+    def at(self, sizes: Mapping[str, Dims]) -> Model:
+        return self.form(masked(self.trace, self.kept, sizes))
+
+    def runs(self, ks: Sequence[int], deep: Container[int]) -> list[Run]:
+        """At the sizes of those of the assignments `ks` at which it runs; where it runs at none, at some near the first
+        one. RuntimeFailure where it does not run there, either."""
+        shapes = self.trace.shapes
+        done: list[Run] = []
+        failed: RuntimeFailure | None = None
+        for same in self._alike(ks):
+            try:
+                session = self._opened(shapes.probe[same[0]])
+                done += self._several(session, same, deep)
+            except RuntimeFailure as why:
+                failed = failed or why
+        if not done:
+            found = _runnable(self, shapes.inputs[ks[0]])
+            if found is None:
+                raise failed or RuntimeFailure("ONNX Runtime cannot run the model at any size that was tried")
+            sizes = infer(self.trace.model, found).probe[0]
+            done.append(self._run(self._opened(sizes), ks[0], found, sizes, bool(deep)))
+        return done
+
+    def _opened(self, sizes: Mapping[str, Dims]) -> Session | Chain:
+        return opened(with_outputs(self.types, self.at(sizes), self.taps), self.options, self.types)
+
+    def _alike(self, ks: Sequence[int]) -> list[list[int]]:
+        """The assignments in lists for which one masked graph serves: it differs where a block is repeated along an axis
+        of open size."""
+        shapes, found = self.trace.shapes, dict[Any, list[int]]()
+        names = [
+            name for r in self.trace.reductions
+            for name in (self.trace.nodes[r.node].input[r.operand], *self.trace.nodes[r.node].input,
+                         *self.trace.nodes[r.node].output)
+            if any(None in (shapes.static(name) or ())[a : a + 1] for b in self.trace.blocks.get(name, ()) for a in b.axes)
+        ]  # fmt: skip
+        for k in ks:
+            found.setdefault(tuple(shapes.probe[k].get(name) for name in names), []).append(k)
+        return list(found.values())
+
+    def _several(self, session: Session | Chain, ks: Sequence[int], deep: Container[int]) -> list[Run]:
+        """A large model is read once for all of them, where the memory holds what each of them makes."""
+        out: list[Run] = []
+        shapes, failed = self.trace.shapes, None
+        size = sum(footprint.peak(self.trace.model, shapes.passes[k])[0] for k in ks)
+        if isinstance(session, Chain) and 2 * size <= self.options.memory:
+            feeds = [random_inputs(self.trace.model, shapes.inputs[k], self.options.seed + k) for k in ks]
+            names = [self._names(k in deep) for k in ks]
+            with suppress(Exception):  # what fails at one of them is tried one by one
+                results = session.run_all(feeds, names)
+                return [
+                    Run(feed, dict(zip(own, got, strict=True)), shapes.probe[k], self._told(shapes.inputs[k]),
+                        session.blocks, k in deep)
+                    for k, feed, own, got in zip(ks, feeds, names, results, strict=True)
+                ]  # fmt: skip
+        for k in ks:
+            try:
+                out.append(self._run(session, k, shapes.inputs[k], shapes.probe[k], k in deep))
+            except RuntimeFailure as why:
+                failed = failed or why
+        if not out and failed is not None:
+            raise failed
+        return out
+
+    def _run(
+        self, session: Session | Chain, k: int, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, Dims],
+        deep: bool,
+    ) -> Run:  # fmt: skip
+        names = self._names(deep)
+        feeds, got = _on_random_inputs(session, self.trace.model, shapes, self.options.seed + k, names)
+        return Run(feeds, dict(zip(names, got, strict=True)), sizes, self._told(shapes), session.blocks, deep)
+
+    def _names(self, deep: bool) -> list[str]:
+        outputs = [o.name for o in self.trace.model.proto.graph.output]
+        return [*dict.fromkeys((*outputs, *(self.taps if deep else ())))]
+
+    def _told(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        sizes: dict[str, int] = {}
+        for info in self.trace.model.proto.graph.input:
+            for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+                if info.name in shapes and not dim.dim_value and axis < len(shapes[info.name]):
+                    sizes.setdefault(symbol(dim) or f"{info.name}.{axis}", shapes[info.name][axis])
+        return " ".join(f"{name}={n}" for name, n in sizes.items())
 
 
-def run_masked(trace: Trace, kept: Mask, taps: Sequence[str], options: Options, k: int) -> Run | None:
-    """At the k-th probe's sizes, or near them; None where not even the original runs at a second size."""
-    shapes: Mapping[str, tuple[int, ...]] = trace.shapes.inputs[k]
-    sizes: Mapping[str, Dims] = trace.shapes.probe[k]
-    try:
-        return _run(trace, kept, taps, sizes, shapes, options, k)
-    except RuntimeFailure:
-        found = _runnable(trace, shapes, options)
-        if found is None and k:
-            return None
-        if found is None:
-            raise
-        sizes = infer(trace.model, found).probe[0]
-        return _run(trace, kept, taps, sizes, found, options, k)
-
-
-def _run(
-    trace: Trace, kept: Mask, taps: Sequence[str], sizes: Mapping[str, Dims], shapes: Mapping[str, tuple[int, ...]],
-    options: Options, k: int,
-) -> Run:  # fmt: skip
-    session = _session(trace, kept, taps, sizes, options)
-    return Run(*_run_original(session, shapes, options, k), sizes, session.blocks)
-
-
-def _run_original(
-    session: Session | Chain, shapes: Mapping[str, tuple[int, ...]], options: Options, k: int
+def _on_random_inputs(
+    session: Session | Chain, model: Model, shapes: Mapping[str, tuple[int, ...]], seed: int, names: Sequence[str] | None
 ) -> tuple[dict[str, Any], list[Any]]:
     """Inputs on which a model runs, and its outputs."""
     last: Exception | None = None
     for low, high in RANGES:
-        feeds = random_inputs(session.model, shapes, options.seed + k, high, low)
+        feeds = random_inputs(model, shapes, seed, high, low)
         try:
-            return feeds, session.run(feeds)
+            return feeds, session.run(feeds, names)
         except Exception as e:
             last = e
     raise RuntimeFailure(
@@ -121,18 +192,16 @@ def _run_original(
     )
 
 
-def _runnable(
-    trace: Trace, shapes: Mapping[str, tuple[int, ...]], options: Options
-) -> dict[str, tuple[int, ...]] | None:
+def _runnable(original: Original, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]] | None:
     """Input shapes near `shapes` at which the original runs: relations between symbols are known to the graph only."""
-    model = trace.model
+    model, options = original.trace.model, original.options
     symbols: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for info in model.proto.graph.input:
         if info.name in shapes:
             for axis, dim in enumerate(info.type.tensor_type.shape.dim):
                 if not dim.dim_value:
                     symbols[symbol(dim) or f"{info.name}.{axis}"].append((info.name, axis))
-    session = opened(model, options, trace.shapes.dtype)
+    session = opened(model, options, original.trace.shapes.dtype)
     for factor, offset in ((1, 1), (1, -1), (2, 0), (4, 0), (16, 0), (64, 0), (0, 1), (0, 512), (0, 16000)):
         for places in symbols.values():
             trial = {name: list(shape) for name, shape in shapes.items()}
@@ -141,7 +210,7 @@ def _runnable(
             sizes = {name: tuple(shape) for name, shape in trial.items()}
             try:
                 footprint.check(model, infer(model, sizes).passes[0], min(options.memory, TRIAL_LIMIT))
-                _run_original(session, sizes, options, 0)
+                _on_random_inputs(session, model, sizes, options.seed, None)
                 return sizes
             except Exception:  # any error only says that these sizes do not fit
                 continue

@@ -1,37 +1,36 @@
-"""Two proofs that a rewriting is right: re-trace, and equivalence with the masked original in ONNX Runtime.
+"""The proofs that a rewriting is right: re-trace, slices, and equivalence with the masked original in ONNX Runtime, of the
+real weights and of weights drawn anew.
 
 Knows the trace and what was kept, not how that was chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxprune import footprint, rounding
-from onnxprune.chain import Chain, opened
-from onnxprune.difference import difference, largest, worst
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
-from onnxprune.masking import FLOATS, masked
 from onnxprune.model import Model
 from onnxprune.options import Options, Proof
+from onnxprune.pair import FAR, Findings, Pair
+from onnxprune.redraw import redrawn
 from onnxprune.relabel import Kept
 from onnxprune.rewrite import Rewritten
 from onnxprune.rules import RULES
-from onnxprune.runtime import Session, first_line
 from onnxprune.shapes import Shapes
-from onnxprune.taps import last, taps, with_outputs
+from onnxprune.slices import Compared, compared
+from onnxprune.taps import interior, reached, taps
 from onnxprune.trace import Trace
-from onnxprune.trials import Run, run_masked
 
 TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
+GAINS = (1.0, 0.3, 0.05)
+"""Spreads of the weights that are drawn, until what they make is finite."""
 
 
 def retrace(trace: Trace, groups: Groups, kept: Mask, after: Rewritten, shapes: Shapes) -> int:
@@ -47,149 +46,98 @@ def retrace(trace: Trace, groups: Groups, kept: Mask, after: Rewritten, shapes: 
 
 
 def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Proof:
-    """Run the masked original and the rewritten model on the same random inputs, at both probes' sizes."""
-    tapped = taps(trace, kept)
-    after = with_outputs(trace, after, tapped)
-    try:
-        pruned = opened(after, options, trace.shapes.dtype)
-    except RuntimeFailure as e:
-        opened(
-            trace.model, options, trace.shapes.dtype
-        )  # if it does not load either, that is what the user should hear
-        raise CheckFailed(f"the pruned model does not load: {e}") from e
-    saturated = set[str]().union(*last(trace).values()) - set(tapped)
-    floors = [1e-2 if o.name in saturated else 1e-6 for o in after.proto.graph.output]
-    allowed = tolerance_of(trace) if options.check_rtol is None else options.check_rtol
-    both = _Both(trace, kept, after, pruned, tapped, floors, options)
-    seen: list[_Seen] = []
-    for probes in _together(trace, options):
-        seen += both.compared(probes, allowed)
-        allowed = max(allowed, *(s.allowed for s in seen))
-    error, blocks = max(s.error for s in seen), max(pruned.blocks, *(s.blocks for s in seen))
-    return Proof(0, error, allowed, tuple(s.batch for s in seen), pruned.used, blocks)
+    """Everything that can be shown without the ids of the rewritten graph: its parameters are slices of the original's,
+    and it computes what the masked original does, with these and with other weights, at all sizes. CheckFailed where it
+    does not; RuntimeFailure where not even the original runs."""
+    account = compared(trace, kept, after)
+    for name in (*account.differing, *account.added):
+        source = account.sources.get(name)
+        of = f"what is kept of '{source.parameter}'" if source else "the original, which has none there"
+        raise CheckFailed(f"parameter '{name}' of the pruned model differs from {of}")
+    return _proof(trace, kept, account, _on_real(trace, kept, after, options), _on_drawn(trace, kept, after, account, options))
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """One comparison that held: what is left of it once the tensors are gone."""
-
-    error: float
-    allowed: float
-    batch: int
-    blocks: int
+def structure(trace: Trace, kept: Mask, after: Model, options: Options) -> Proof:
+    """As `equivalence`, of a graph whose weights may have been refitted: only on weights that are drawn anew."""
+    account = compared(trace, kept, after)
+    return _proof(trace, kept, account, None, _on_drawn(trace, kept, after, account, options))
 
 
-@dataclass(frozen=True)
-class _Both:
-    """The original and the rewritten model, to be run on the same inputs."""
+def _on_real(trace: Trace, kept: Mask, after: Model, options: Options) -> Findings:
+    """All sizes, and what is inside at one of them."""
+    ks, deep = _assignments(trace)
+    names = [*dict.fromkeys((*taps(trace, kept), *interior(trace, kept, after, trace.shapes.probe[deep])))]
+    return _pair(trace, kept, after, names, options).compared(ks, {deep})
 
-    trace: Trace
-    kept: Mask
-    after: Model
-    pruned: Session | Chain
-    tapped: Sequence[str]
-    floors: Sequence[float]
-    options: Options
 
-    def compared(self, probes: Sequence[int], tolerance: float) -> list[_Seen]:
-        """Run both at the sizes of the probes; CheckFailed where they differ."""
-        found = (run_masked(self.trace, self.kept, self.tapped, self.options, k) for k in probes)
-        runs = [run for run in found if run is not None]  # at some second batch sizes not even the original runs
+def _on_drawn(trace: Trace, kept: Mask, after: Model, account: Compared, options: Options) -> tuple[Findings | None, str]:
+    """What was found on weights that are drawn anew, at one size; where there are none that run, why."""
+    _, deep = _assignments(trace)
+    names = [*dict.fromkeys((*taps(trace, kept), *interior(trace, kept, after, trace.shapes.probe[deep])))]
+    why = "no parameter can be drawn"
+    for gain in GAINS:
+        original, new, count = redrawn(trace, kept, account.sources, after, options.seed, gain)
+        if not count:
+            break
+        pair = _pair(replace(trace, model=original), kept, new, names, options)
         try:
-            results = self.pruned.run_all([run.feeds for run in runs]) if runs else []
-        except Exception as e:
-            raise CheckFailed(f"the pruned model does not run: {first_line(e)}") from e
-        out: list[_Seen] = []
-        for run, got in zip(runs, results, strict=True):
-            error, tolerance = self._error(run, got, tolerance)
-            out.append(_Seen(error, tolerance, run.batch, run.blocks))
-        return out
-
-    def _error(self, run: Run, got: Sequence[Any], tolerance: float) -> tuple[float, float]:
-        """The error, and what is allowed: more than `tolerance` where rounding alone makes as much."""
-        error = worst(run.outputs, got, self.floors)
-        allowed = self._allowed(error, tolerance, lambda: self._noise(run))
-        if error > allowed:
-            error, allowed = min((error, allowed), self._in_two_parts(run, tolerance))
-        small = error * largest(run.outputs) <= self.options.check_atol  # infinite times 0 is no number
-        if error > allowed and not small:
-            raise CheckFailed(
-                f"the pruned model differs from the masked original by {error:.1e} (allowed {allowed:.0e})"
-                f"{self._parting(run, allowed)}"
-            )
-        return error, allowed
-
-    def _allowed(self, error: float, tolerance: float, noise: Callable[[], float]) -> float:
-        """The tolerance; where the error is not far beyond it, what rounding moves the outputs of the same model."""
-        if not tolerance < error < 10 * tolerance or self.options.check_rtol is not None:
-            return tolerance
-        return max(tolerance, min(10 * tolerance, 4 * noise()))
-
-    def _noise(self, run: Run) -> float:
-        again, moved = rounding.nudged(self._original(run, self.tapped), run.feeds, self.options.seed)
-        return worst(run.outputs, self._opened(again).run(moved), self.floors)
-
-    def _in_two_parts(self, run: Run, tolerance: float) -> tuple[float, float]:
-        """The error of what decisions are made from, and of all outputs once the pruned model is told what the original
-        decides from, infinite where nothing is decided; and what is allowed."""
-        names = rounding.deciding(self.trace, self.kept, self.after)
-        if not names:
-            return np.inf, tolerance
-        outputs = [o.name for o in self.after.proto.graph.output]
-        both = self._original(run, [*outputs, *names])
-        expected = self._values(both, run.feeds)
-        decided = {n: expected[n] for n in names}
-        answers = {f"{n}_told": x for n, x in decided.items()}
-        floors = dict.fromkeys(names, 1e-06) | dict(zip(outputs, self.floors, strict=True))
-
-        def error(model: Model, feeds: Mapping[str, NDArray[Any]]) -> float:
-            try:
-                got = self._values(rounding.told(self.trace, model, decided), {**feeds, **answers})
-            except Exception:  # decisions that it was not told do not fit these: a runtime has many ways to say so
-                return np.inf
-            return max(difference(expected[n], got[n], floor) for n, floor in floors.items())
-
-        found = error(with_outputs(self.trace, self.after, names), run.feeds)
-        noise = lambda: error(*rounding.nudged(both, run.feeds, self.options.seed))  # noqa: E731
-        return found, self._allowed(found, tolerance, noise)
-
-    def _parting(self, run: Run, tolerance: float) -> str:
-        """The first node, in order, at whose output the two models part."""
-        trace, kept = self.trace, self.kept
-        ours = {o for n in self.after.proto.graph.node for o in n.output}
-        producer = {o: n for n in trace.model.proto.graph.node for o in n.output}
-        names = [o for o in producer if o in ours and trace.shapes.dtype(o) in FLOATS]
-        try:
-            left = self._values(self._original(run, names), run.feeds)
-            right = self._values(with_outputs(trace, self.after, names), run.feeds)
-        except Exception:  # an error message must not fail for want of more to say
-            return ""
-        for name in names:
-            value = left[name]
-            for block in trace.blocks.get(name, ()):
-                if block.ids.ndim == 1 and value.shape[block.axes[0]] == block.ids.size:
-                    value = np.take(value, np.flatnonzero(kept[block.ids]), axis=block.axes[0])
-            if value.shape == right[name].shape and difference(value, right[name]) > tolerance:
-                return f"; they part at {producer[name].op_type} '{producer[name].name}'"
-        return ""
-
-    def _original(self, run: Run, names: Sequence[str]) -> Model:
-        return with_outputs(self.trace, masked(self.trace, self.kept, run.sizes), names)
-
-    def _opened(self, model: Model) -> Session | Chain:
-        return opened(model, self.options, self.trace.shapes.dtype)
-
-    def _values(self, model: Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        session = self._opened(model)
-        return dict(zip(session.outputs, session.run(feeds), strict=True))
+            found = replace(pair, far=FAR).compared([deep], {deep})
+        except RuntimeFailure as failure:
+            why = failure.message
+            continue
+        if found.seen or found.tensors:
+            return found, ""
+        why = "nothing that they make is finite"
+    return None, f"drawn anew, the weights show nothing: {why}"
 
 
-def _together(trace: Trace, options: Options) -> list[list[int]]:
-    """The probes, those in one list that are run at once: a large model is read once then, but all that each of them
-    makes is in memory."""
-    probes = list(range(len(trace.shapes.inputs)))
-    size = sum(footprint.peak(trace.model, trace.shapes.passes[k])[0] for k in probes)
-    return [probes] if size <= options.memory else [[k] for k in probes]
+def _pair(trace: Trace, kept: Mask, after: Model, names: Sequence[str], options: Options) -> Pair:
+    as_it_is: Callable[[Model], Model] = lambda model: model  # noqa: E731
+    tolerance = options.check_rtol if options.check_rtol is not None else tolerance_of(trace)
+    return Pair(trace, kept, after, names, options, tolerance, as_it_is, trace.shapes.dtype)
+
+
+def _proof(
+    trace: Trace, kept: Mask, account: Compared, real: Findings | None, drawn: tuple[Findings | None, str]
+) -> Proof:
+    """The findings in one; CheckFailed where nothing was compared."""
+    redraw, why = drawn
+    found = [f for f in (real, redraw) if f is not None]
+    affected = reached(trace, kept)
+    seen = set().union(*(f.seen for f in found)) & affected
+    tensors = set().union(*(f.tensors for f in found))
+    hollow = {name: text for f in found for name, text in f.hollow.items()}
+    outputs = dict.fromkeys(o.name for o in trace.model.proto.graph.output)
+    missing = tuple(
+        f"{name}: {hollow.get(name, 'not run') if name in affected else 'nothing that was removed reaches it'}"
+        for name in outputs if name not in seen
+    )
+    if not seen and not tensors:
+        raise CheckFailed(
+            f"nothing of the pruned model could be compared with the original ({'; '.join(missing) or 'it has no outputs'}"
+            f"{'; ' + why if why else ''})"
+        )
+    main = real or redraw
+    assert main is not None, "something was compared"
+    return Proof(
+        0, main.error, main.allowed, tuple(main.batches), main.providers, max(f.blocks for f in found),
+        sizes=tuple(s for s in main.sizes if s), uncompared=missing,
+        redrawn=max(redraw.error, redraw.inner) if redraw else None, slices=account.same, tensors=len(tensors),
+        notes=(why,) if why else (),
+    )  # fmt: skip
+
+
+def _assignments(trace: Trace) -> tuple[list[int], int]:
+    """The assignments of sizes, each once, and which one is the smallest without a size of one, where there is such."""
+    inputs = trace.shapes.inputs
+    ks = [k for k in range(len(inputs)) if inputs[k] not in [inputs[j] for j in range(k)]]
+
+    def cost(k: int) -> tuple[int, int]:
+        varied = [n for name, shape in inputs[k].items() for a, n in enumerate(shape)
+                  if any(a < len(inputs[j][name]) and inputs[j][name][a] != n for j in ks)]  # fmt: skip
+        return sum(n == 1 for n in varied), sum(prod(shape) for shape in inputs[k].values())
+
+    return ks, min(ks, key=cost)
 
 
 def tolerance_of(trace: Trace) -> float:

@@ -1,0 +1,220 @@
+"""The masked original and the rewritten graph on the same inputs, and how far apart they are: at every output, and at
+tensors inside. What differs is looked at again with what rounding may have moved taken out, before it is called wrong.
+
+Knows a trace, what was kept, and how to run models; not where their weights come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import rounding
+from onnxprune.chain import Chain, opened
+from onnxprune.difference import difference, hollow, largest
+from onnxprune.errors import CheckFailed, RuntimeFailure
+from onnxprune.labels import Mask
+from onnxprune.masking import FLOATS
+from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.runtime import Session, first_line
+from onnxprune.slices import kept_of
+from onnxprune.taps import last, with_outputs
+from onnxprune.trace import Trace
+from onnxprune.trials import Original, Run
+
+FAR = 100
+"""Times the tolerance: what rounding may move a tensor inside a graph, or one of random weights, where it is shown that
+it does."""
+NEAR = 10
+"""The same of an output of the real model."""
+
+
+@dataclass
+class Findings:
+    """What a comparison found. error: of outputs, inner: of tensors inside; allowed: the most that either was. seen: the
+    outputs of which something could be compared; hollow: why some could not, at some size. tensors: those inside that
+    were."""
+
+    error: float = 0.0
+    inner: float = 0.0
+    allowed: float = 0.0
+    batches: list[int] = field(default_factory=list)
+    sizes: list[str] = field(default_factory=list)
+    providers: tuple[str, ...] = ()
+    blocks: int = 1
+    seen: set[str] = field(default_factory=set)
+    hollow: dict[str, str] = field(default_factory=dict)
+    tensors: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Pair:
+    """The original and the rewritten model `after`. `form`: what is done to both before they are run, `types` the element
+    types of the tensors then. tolerance: of every tensor, by its own scale. rounds: operators whose rounding is a
+    decision."""
+
+    trace: Trace
+    kept: Mask
+    after: Model
+    taps: Sequence[str]
+    options: Options
+    tolerance: float
+    form: Callable[[Model], Model]
+    types: Callable[[str], int | None]
+    far: int = NEAR
+    rounds: Container[str] = ()
+
+    def compared(self, ks: Sequence[int], deep: Container[int]) -> Findings:
+        """Run both at the sizes of the assignments `ks`, with the tensors inside at those of `deep`; CheckFailed where
+        they differ, RuntimeFailure where the original runs nowhere."""
+        pruned = self._pruned()
+        original = Original(self.trace, self.kept, self.taps, self.options, self.form, self.types)
+        runs = original.runs(ks, deep)
+        try:
+            results = pruned.run_all([r.feeds for r in runs], [list(r.values) for r in runs])
+        except Exception as e:
+            raise CheckFailed(f"the pruned model does not run{self._where(runs)}: {first_line(e)}") from e
+        found = Findings(providers=pruned.used, blocks=max(pruned.blocks, *(r.blocks for r in runs)))
+        for run, got in zip(runs, results, strict=True):
+            self._judge(run, dict(zip(run.values, got, strict=True)), found)
+        return found
+
+    def _pruned(self) -> Session | Chain:
+        try:
+            return self._opened(with_outputs(self.types, self.form(self.after), self.taps))
+        except RuntimeFailure as e:
+            self._opened(self.form(self.trace.model))  # if it does not load either, that is what the user should hear
+            raise CheckFailed(f"the pruned model does not load: {e}") from e
+
+    def _where(self, runs: Sequence[Run]) -> str:
+        told = "; ".join(r.told for r in runs if r.told)
+        return f" at {told}" if told else ""
+
+    def _judge(self, run: Run, got: Mapping[str, Any], found: Findings) -> None:
+        errors = {name: self._error(name, value, got[name]) for name, value in run.values.items()}
+        allowed = dict.fromkeys(errors, self.tolerance)
+        if self._beyond(errors, allowed, run) and self.options.check_rtol is None:
+            noise = self._noise(run)
+            allowed = {n: max(a, min(self._far(n) * a, 4 * noise[n])) for n, a in allowed.items()}
+        if self._beyond(errors, allowed, run):
+            errors = self._told(run, errors)
+            allowed = {n: allowed.get(n, self.tolerance) for n in errors}
+        bad = self._beyond(errors, allowed, run)
+        if bad:
+            name = bad[0]
+            raise CheckFailed(
+                f"the pruned model differs from the masked original by {errors[name]:.1e} (allowed {allowed[name]:.0e})"
+                f" in '{name}'{self._where([run])}{self._parting(run, allowed[name])}"
+            )
+        found.batches.append(run.batch)
+        found.sizes.append(run.told)
+        found.allowed = max([found.allowed, *allowed.values()])
+        for name, error in errors.items():
+            why = hollow(run.values[name])
+            if name not in self._outputs:
+                found.inner = max(found.inner, error)
+                found.tensors |= set() if why else {name}
+            else:
+                found.error = max(found.error, error)
+                found.seen |= set() if why else {name}
+                found.hollow |= {name: why} if why else {}
+
+    @cached_property
+    def _outputs(self) -> set[str]:
+        return {o.name for o in self.trace.model.proto.graph.output}
+
+    @cached_property
+    def _levelled(self) -> set[str]:
+        """What a saturating operator gives the outputs, whose input is looked at."""
+        return set().union(*(outs for made, outs in last(self.trace).items() if self._reads(made)))
+
+    def _reads(self, made: str) -> bool:
+        return any(n.input[0] in self.taps for n in self.trace.model.proto.graph.node if n.output and n.output[0] == made)
+
+    def _far(self, name: str) -> int:
+        return self.far if name in self._outputs else FAR
+
+    def _beyond(self, errors: Mapping[str, float], allowed: Mapping[str, float], run: Run) -> list[str]:
+        """What differs by more than is allowed, outputs first."""
+        return [
+            name for name, error in errors.items()
+            if error > allowed[name] and not error * largest([run.values[name]]) <= self.options.check_atol
+        ]  # fmt: skip
+
+    def _error(self, name: str, value: Any, got: Any) -> float:
+        axis = next((b.axes[-1] for b in self.trace.blocks.get(name, ())), None)
+        floor = 1e-2 if name in self._levelled else 1e-6
+        if isinstance(value, np.ndarray) and isinstance(got, np.ndarray) and value.shape != got.shape:
+            part = self._kept(name, value)
+            if part.size != got.size:
+                return np.inf
+            value = part.reshape(got.shape)
+        axis = axis if isinstance(value, np.ndarray) and axis is not None and axis < value.ndim else None
+        return difference(value, got, floor, axis)
+
+    def _kept(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        """What the rewritten graph holds of a tensor of the original, flat."""
+        static = self.trace.shapes.static(name) or ()
+        dims = [n if k is None else None for k, n in zip(static, value.shape, strict=False)]
+        blocks = [b.at(dims) for b in self.trace.blocks.get(name, ())]
+        return kept_of(value, [b for b in blocks if not self.kept[b.ids].all()], self.kept)
+
+    def _noise(self, run: Run) -> dict[str, float]:
+        """How far rounding alone moves each tensor of the masked original."""
+        names = list(run.values)
+        again, moved = rounding.nudged(self._original(run, names), run.feeds, self.options.seed)
+        got = self._values(again, moved, names)
+        return {n: self._error(n, run.values[n], got[n]) for n in names}
+
+    def _told(self, run: Run, before: Mapping[str, float]) -> dict[str, float]:
+        """The errors once the pruned model is told what the original decides and rounds from, with those of what that is;
+        as before where nothing is decided."""
+        wanted = list(run.values)
+        after = self.form(self.after)
+        names = rounding.deciding(self.types, self.form(self.trace.model), after, self.rounds)
+        every = list(dict.fromkeys((*wanted, *names)))
+        try:
+            mine = self._values(with_outputs(self.types, after, names), run.feeds, names)
+            expected = self._values(self._original(run, every), run.feeds, every)
+            parts = {n: self._kept(n, expected[n]) for n in names}
+            decided = {n: p.reshape(mine[n].shape) for n, p in parts.items() if p.size == mine[n].size}
+            if not decided:
+                return dict(before)
+            answers = {f"{n}_told": x for n, x in decided.items()}
+            model = rounding.told(self.types, with_outputs(self.types, after, every), decided, self.rounds)
+            got = self._values(model, {**run.feeds, **answers}, every)
+        except Exception:  # decisions that it was not told do not fit these: a runtime has many ways to say so
+            return dict(before)
+        run.values.update(expected)
+        return {n: self._error(n, expected[n], got[n]) for n in every}
+
+    def _parting(self, run: Run, tolerance: float) -> str:
+        """The first node, in order, at whose output the two models part."""
+        ours = {o for n in self.after.proto.graph.node for o in n.output}
+        producer = {o: n for n in self.trace.model.proto.graph.node for o in n.output}
+        names = [o for o in producer if o in ours and self.types(o) in FLOATS]
+        try:
+            left = self._values(self._original(run, names), run.feeds, names)
+            right = self._values(with_outputs(self.types, self.form(self.after), names), run.feeds, names)
+        except Exception:  # an error message must not fail for want of more to say
+            return ""
+        for name in names:
+            if self._error(name, left[name], right[name]) > tolerance:
+                return f"; they part at {producer[name].op_type} '{producer[name].name}'"
+        return ""
+
+    def _original(self, run: Run, names: Sequence[str]) -> Model:
+        original = Original(self.trace, self.kept, names, self.options, self.form, self.types)
+        return with_outputs(self.types, original.at(run.sizes), names)
+
+    def _opened(self, model: Model) -> Session | Chain:
+        return opened(model, self.options, self.types)
+
+    def _values(self, model: Model, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]) -> dict[str, Any]:
+        return dict(zip(names, self._opened(model).run(feeds, names), strict=True))

@@ -1,0 +1,176 @@
+"""The same graph with other weights: what holds for random ones holds for all.
+
+Trained weights hide mistakes: a layer scale of 1e-6 or a BatchNorm that begins at zero multiplies a whole branch by
+nothing, zero biases are alike wherever they stand. The parameters of the original are drawn anew, those of the rewritten
+graph are the slices of these that they have to be. Knows operators by how many terms they sum, no importance.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper
+
+from onnxprune.bodies import every_node
+from onnxprune.labels import Block, Mask
+from onnxprune.masking import FLOATS
+from onnxprune.model import Model
+from onnxprune.slices import Source, kept_of
+from onnxprune.trace import Trace
+from onnxprune.weight import Part, Weight
+
+POOL = 1_000_003
+"""Numbers that are drawn for a weight; a larger one repeats them. A prime, so that no two rows are alike."""
+LARGEST = 64 << 20
+"""Bytes: weights of more keep their values, which are read from their file a few rows at a time."""
+FIXED = {"Resize", "Upsample", "Pad", "Clip", "OneHot", "RoiAlign", "MaxRoiPool", "NonMaxSuppression", "Range", "Pow",
+         "Mod", "Trilu", "ConstantOfShape", "GridSample"}  # fmt: skip
+"""What these read beside their first input says how they work."""
+INTEGERS = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT4,
+            TensorProto.UINT4}  # fmt: skip
+SUMS = {"QLinearConv", "QGemm", "DequantizeLinear"}
+"""What reads a bias of 32 bits."""
+LEAST_BIAS = 512
+"""Steps over which a bias of 32 bits is drawn at least: many are all zeros."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Values that are drawn whenever they are asked for, the same ones each time. kind: normal, positive, signed, around
+    (`low` to `high`, times what is there) or integers from `low` to `high`."""
+
+    kind: str
+    seed: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    low: float = 0.5
+    high: float = 1.5
+    times: float = 1.0
+    base: Weight | None = None
+
+    def load(self) -> NDArray[Any]:
+        rng, size = np.random.default_rng(self.seed), prod(self.shape)
+        count = min(size, POOL)
+        if self.kind == "normal":
+            drawn = rng.standard_normal(count, np.float32) * np.float32(self.times)
+        elif self.kind == "integers":
+            drawn = rng.integers(int(self.low), int(self.high), count, endpoint=True)
+        else:
+            drawn = rng.uniform(self.low, self.high, count) * self.times
+            drawn = drawn * rng.choice([-1, 1], count) if self.kind == "signed" else drawn
+        out = np.resize(drawn, self.shape)
+        if self.base is not None:
+            out = out * self.base.array().astype(np.float64)
+        return out.astype(self.dtype)
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+def redrawn(
+    trace: Trace, kept: Mask, sources: Mapping[str, Source], after: Model, seed: int, gain: float = 1.0
+) -> tuple[Model, Model, int]:
+    """The original and the rewritten graph with new weights, and how many of the original's are new. Parameters of
+    `after` without a source, such as biases that a refit added, are zero. gain: factor on the spread of all that is
+    drawn; with less of it, deep graphs stay finite."""
+    original, new = trace.model.copy(), after.copy()
+    drawn: dict[str, Weight] = {}
+    uses = _uses(trace)
+    quantised = any(n.op_type.endswith("QuantizeLinear") or n.op_type.startswith("QLinear") for n in trace.nodes)
+    for name in {s.parameter for s in trace.slices.values() if s.blocks}:
+        weight = trace.model.weights[name]
+        made = _drawn(weight, uses[name], zlib.crc32(name.encode(), seed), gain, quantised)
+        if made is not None:
+            drawn[name] = original.weights[name] = Weight(weight.onnx_type, weight.shape, made)
+    for name, weight in after.weights.items():
+        source = sources.get(name)
+        if source is not None and source.parameter in drawn:
+            new.weights[name] = _slice(drawn[source.parameter], source.blocks, kept, weight)
+        elif source is None and weight.onnx_type in FLOATS:
+            new.weights[name] = Weight.of(np.zeros(weight.shape), weight.onnx_type)
+        elif source is not None and weight is not trace.model.weights[source.parameter]:
+            own = trace.model.weights[source.parameter]  # a refit may have changed the values
+            new.weights[name] = _slice(own, source.blocks, kept, weight)
+    return original, new, len(drawn)
+
+
+def _slice(own: Weight, blocks: tuple[Block, ...], kept: Mask, like: Weight) -> Weight:
+    if not blocks:
+        return own
+    return Weight(like.onnx_type, like.shape, Part(own, lambda array: kept_of(array, blocks, kept).reshape(like.shape)))
+
+
+def _uses(trace: Trace) -> Mapping[str, list[tuple[NodeProto, int]]]:
+    uses: dict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
+    for node in every_node(trace.model.proto.graph):
+        for i, name in enumerate(node.input):
+            if name in trace.model.weights:
+                uses[name].append((node, i))
+    return uses
+
+
+def _drawn(
+    weight: Weight, uses: Iterable[tuple[NodeProto, int]], seed: int, gain: float, quantised: bool
+) -> Drawn | None:
+    """How a weight is drawn; None where it is to stay."""
+    uses = list(uses)
+    kind, shape, dtype = weight.onnx_type, weight.shape, weight.dtype
+    if weight.nbytes > LARGEST or not weight.size or any(n.op_type in FIXED and i for n, i in uses):
+        return None
+    vector = sum(n > 1 for n in shape) <= 1
+    if kind in FLOATS:
+        values = weight.array()
+        least, most = float(values.min()), float(values.max())
+        weight.release()
+        if not np.isfinite([least, most]).all():
+            return None
+        alike = least >= 0 or most <= 0  # of one sign: a gain, a variance, a scale, or zeros
+        sign = -1.0 if most <= 0 and least < 0 else 1.0
+        fan = max((_terms(node, i, shape) for node, i in uses), default=1)
+        spread = 0.5 * min(gain, 1.0)
+        if not vector and fan > 1:
+            times = gain / np.sqrt(fan)
+            return Drawn("positive", seed, shape, dtype, times=sign / fan) if alike and least < most else Drawn(
+                "normal", seed, shape, dtype, times=times
+            )  # fmt: skip
+        if alike and quantised and least < most or _is_scale(uses):
+            return Drawn("around", seed, shape, dtype, 1 - spread, 1 + spread, base=weight)
+        if alike:
+            return Drawn("positive", seed, shape, dtype, 1 - spread, 1 + spread, sign)
+        return Drawn("signed", seed, shape, dtype, 0.2, 1.0, gain)
+    if kind in INTEGERS and not vector:
+        values = weight.array().astype(np.int64)
+        return Drawn("integers", seed, shape, dtype, float(values.min()), float(values.max()))
+    if kind == TensorProto.INT32 and all(n.op_type in SUMS and i != 2 for n, i in uses):
+        most = max(LEAST_BIAS, int(np.abs(weight.array().astype(np.int64)).max()))
+        return Drawn("integers", seed, shape, dtype, -most, most)
+    return None
+
+
+def _is_scale(uses: Iterable[tuple[NodeProto, int]]) -> bool:
+    return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") and i == 1 or "QLinear" in n.op_type
+               or n.op_type in ("QGemm", "MatMulIntegerToFloat") for n, i in uses)  # fmt: skip
+
+
+def _terms(node: NodeProto, i: int, shape: tuple[int, ...]) -> int:
+    """How many terms an operator sums for one output when it is given a parameter of this shape as input `i`."""
+    kind = node.op_type
+    if kind in ("Conv", "FusedConv", "LSTM", "GRU", "RNN", "DeformConv"):
+        return prod(shape[1:]) if "Conv" in kind else shape[-1]
+    if kind == "ConvTranspose":
+        return shape[0]
+    if kind in ("Gemm", "FusedGemm"):
+        turned = any(a.name == ("transB" if i else "transA") and helper.get_attribute_value(a) for a in node.attribute)
+        return shape[0] if turned != bool(i) else shape[-1]
+    if kind in ("MatMul", "FusedMatMul"):
+        return shape[-2] if i and len(shape) > 1 else shape[-1]
+    if kind in ("Transpose", "Reshape", "Cast", "Identity", "Einsum", "Attention", "Unsqueeze", "Squeeze", "Concat"):
+        return max(shape)
+    return 1
