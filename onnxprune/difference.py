@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 STEP = 1 << 20
 """Elements compared at once: in double precision a whole output would take twice its memory and more."""
-CHANNEL = 1e-4
+CHANNEL = 1e-3
 """A channel whose values are this small a part of the largest of the tensor, or a smaller one, counts as so large: sums
 that cancel out leave no more."""
 

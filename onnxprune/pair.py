@@ -6,7 +6,7 @@ Knows a trace, what was kept, and how to run models; not where their weights com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -31,6 +31,8 @@ from onnxprune.trials import Original, Run
 FAR = 100
 """Times the tolerance: what rounding may move a tensor inside a graph, or one of random weights, where it is shown that
 it does."""
+MANY = 16
+"""Values that a channel has at least to be measured by its own scale: of a few all may be near zero."""
 NEAR = 10
 """The same of an output of the real model."""
 
@@ -57,7 +59,7 @@ class Findings:
 class Pair:
     """The original and the rewritten model `after`. `form`: what is done to both before they are run, `types` the element
     types of the tensors then. tolerance: of every tensor, by its own scale. rounds: operators whose rounding is a
-    decision."""
+    decision; exact: the tolerance once they are told, where it is another."""
 
     trace: Trace
     kept: Mask
@@ -68,7 +70,8 @@ class Pair:
     form: Callable[[Model], Model]
     types: Callable[[str], int | None]
     far: int = NEAR
-    rounds: Container[str] = ()
+    rounds: Collection[str] = ()
+    exact: float = 0.0
 
     def compared(self, ks: Sequence[int], deep: Container[int]) -> Findings:
         """Run both at the sizes of the assignments `ks`, with the tensors inside at those of `deep`; CheckFailed where
@@ -103,8 +106,10 @@ class Pair:
             noise = self._noise(run)
             allowed = {n: max(a, min(self._far(n) * a, 4 * noise[n])) for n, a in allowed.items()}
         if self._beyond(errors, allowed, run):
-            errors = self._told(run, errors)
-            allowed = {n: allowed.get(n, self.tolerance) for n in errors}
+            told = self._told(run)
+            if told is not None:
+                errors = told
+                allowed = {n: self.exact or allowed.get(n, self.tolerance) for n in told}
         bad = self._beyond(errors, allowed, run)
         if bad:
             name = bad[0]
@@ -148,15 +153,20 @@ class Pair:
         ]  # fmt: skip
 
     def _error(self, name: str, value: Any, got: Any) -> float:
-        axis = next((b.axes[-1] for b in self.trace.blocks.get(name, ())), None)
         floor = 1e-2 if name in self._levelled else 1e-6
         if isinstance(value, np.ndarray) and isinstance(got, np.ndarray) and value.shape != got.shape:
             part = self._kept(name, value)
             if part.size != got.size:
                 return np.inf
             value = part.reshape(got.shape)
-        axis = axis if isinstance(value, np.ndarray) and axis is not None and axis < value.ndim else None
-        return difference(value, got, floor, axis)
+        return difference(value, got, floor, self._channels(name, value))
+
+    def _channels(self, name: str, value: Any) -> int | None:
+        """The axis of a tensor's channels, where each has enough values to have a scale of its own."""
+        if not isinstance(value, np.ndarray):
+            return None
+        axes = (a for b in self.trace.blocks.get(name, ()) for a in b.axes[-1:])
+        return next((a for a in axes if a < value.ndim and value.size >= MANY * value.shape[a]), None)
 
     def _kept(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
         """What the rewritten graph holds of a tensor of the original, flat."""
@@ -172,9 +182,9 @@ class Pair:
         got = self._values(again, moved, names)
         return {n: self._error(n, run.values[n], got[n]) for n in names}
 
-    def _told(self, run: Run, before: Mapping[str, float]) -> dict[str, float]:
+    def _told(self, run: Run) -> dict[str, float] | None:
         """The errors once the pruned model is told what the original decides and rounds from, with those of what that is;
-        as before where nothing is decided."""
+        None where nothing is decided."""
         wanted = list(run.values)
         after = self.form(self.after)
         names = rounding.deciding(self.types, self.form(self.trace.model), after, self.rounds)
@@ -185,12 +195,12 @@ class Pair:
             parts = {n: self._kept(n, expected[n]) for n in names}
             decided = {n: p.reshape(mine[n].shape) for n, p in parts.items() if p.size == mine[n].size}
             if not decided:
-                return dict(before)
+                return None
             answers = {f"{n}_told": x for n, x in decided.items()}
             model = rounding.told(self.types, with_outputs(self.types, after, every), decided, self.rounds)
             got = self._values(model, {**run.feeds, **answers}, every)
         except Exception:  # decisions that it was not told do not fit these: a runtime has many ways to say so
-            return dict(before)
+            return None
         run.values.update(expected)
         return {n: self._error(n, expected[n], got[n]) for n in every}
 

@@ -10,6 +10,7 @@ importance.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,14 @@ from onnxprune.masking import FLOATS
 from onnxprune.model import Model
 from onnxprune.normalise import needs
 from onnxprune.trace import captured
-from onnxprune.weight import Weight
+from onnxprune.weight import Part, Weight
 
 Array = NDArray[Any]
+NUDGED = (np.float16, np.float32, np.float64)
+SHORT = 8
+"""Elements, from which on a weight is nudged."""
+POOL = 1_000_003
+"""Random numbers that are drawn for an array; a larger one repeats them."""
 Types = Callable[[str], int | None]
 """The element type of a tensor, where it is known."""
 DECIDED = {TensorProto.BOOL, TensorProto.INT32, TensorProto.INT64}
@@ -36,27 +42,28 @@ ROUNDING = {"QuantizeLinear", "DynamicQuantizeLinear"}
 
 
 def nudged(model: Model, feeds: Mapping[str, Array], seed: int) -> tuple[Model, dict[str, Array]]:
-    """Every float that goes in off by some units in the last place, as sums of hundreds of terms in another order are.
-    Where only integers go in, the floats are those of the tables that they are looked up in."""
+    """Every float that goes in, and of every weight, off by some units in the last place, as sums of hundreds of terms in
+    another order are. Short vectors stay, which may be factors that sizes are made of."""
     rng = np.random.default_rng(seed)
     moved = {n: _nudge(x, rng) for n, x in feeds.items()}
-    if not any(_is_float(x) for x in feeds.values()):
-        tables = {i for n in model.proto.graph.node if feeds.keys() & set(n.input) for i in n.input}
-        model = model.copy()
-        for name in sorted(tables & model.weights.keys()):
-            model.weights[name] = Weight.of(_nudge(model.weights[name].array(), rng))
+    model = model.copy()
+    for name, weight in sorted(model.weights.items()):
+        if weight.dtype in NUDGED and weight.size >= SHORT:
+            own = int(rng.integers(1 << 32))
+            model.weights[name] = Weight(weight.onnx_type, weight.shape, Part(weight, partial(_reseeded, seed=own)))
     return model, moved
 
 
+def _reseeded(x: Array, seed: int) -> Array:
+    return _nudge(x, np.random.default_rng(seed))
+
+
 def _nudge(x: Array, rng: np.random.Generator) -> Array:
-    if not _is_float(x):
+    if x.dtype not in NUDGED:
         return x
-    out: Array = (x * (1 + 8 * np.finfo(x.dtype).eps * rng.standard_normal(x.shape))).astype(x.dtype)
+    moves = np.resize(rng.standard_normal(min(x.size, POOL), np.float32), x.shape)
+    out: Array = (x * (1 + 8 * np.finfo(x.dtype).eps * moves)).astype(x.dtype)
     return out
-
-
-def _is_float(x: Array) -> bool:
-    return x.dtype in (np.float16, np.float32, np.float64)
 
 
 def deciding(types: Types, original: Model, after: Model, also: Collection[str] = ()) -> list[str]:

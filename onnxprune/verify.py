@@ -6,7 +6,7 @@ Knows the trace and what was kept, not how that was chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
@@ -18,17 +18,22 @@ from onnxprune.groups import Groups
 from onnxprune.labels import Mask
 from onnxprune.model import Model
 from onnxprune.options import Options, Proof
-from onnxprune.pair import FAR, Findings, Pair
+from onnxprune.pair import FAR, NEAR, Findings, Pair
 from onnxprune.redraw import redrawn
 from onnxprune.relabel import Kept
 from onnxprune.rewrite import Rewritten
+from onnxprune.rounding import ROUNDING
 from onnxprune.rules import RULES
 from onnxprune.shapes import Shapes
 from onnxprune.slices import Compared, compared
 from onnxprune.taps import interior, reached, taps
 from onnxprune.trace import Trace
+from onnxprune.unrounded import Unrounded
+from onnxprune.unrounded import rounding as rounds
 
 TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
+STEPS = 4
+"""By which the outputs of a graph that rounds may differ, unless it is shown that rounding alone makes more."""
 GAINS = (1.0, 0.3, 0.05)
 """Spreads of the weights that are drawn, until what they make is finite."""
 
@@ -54,55 +59,87 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
         source = account.sources.get(name)
         of = f"what is kept of '{source.parameter}'" if source else "the original, which has none there"
         raise CheckFailed(f"parameter '{name}' of the pruned model differs from {of}")
-    return _proof(trace, kept, account, _on_real(trace, kept, after, options), _on_drawn(trace, kept, after, account, options))
+    real, drawn = _on_real(trace, kept, after, options), _on_drawn(trace, kept, after, account, options)
+    return _proof(trace, kept, account, real, drawn)
 
 
 def structure(trace: Trace, kept: Mask, after: Model, options: Options) -> Proof:
     """As `equivalence`, of a graph whose weights may have been refitted: only on weights that are drawn anew."""
     account = compared(trace, kept, after)
-    return _proof(trace, kept, account, None, _on_drawn(trace, kept, after, account, options))
+    return _proof(trace, kept, account, ([], ""), _on_drawn(trace, kept, after, account, options))
 
 
-def _on_real(trace: Trace, kept: Mask, after: Model, options: Options) -> Findings:
-    """All sizes, and what is inside at one of them."""
+def _on_real(trace: Trace, kept: Mask, after: Model, options: Options) -> tuple[list[Findings], str]:
+    """All sizes, and what is inside at one of them; of a quantised graph that in real numbers, and why some of it is not."""
     ks, deep = _assignments(trace)
-    names = [*dict.fromkeys((*taps(trace, kept), *interior(trace, kept, after, trace.shapes.probe[deep])))]
-    return _pair(trace, kept, after, names, options).compared(ks, {deep})
+    names = _names(trace, kept, after, deep)
+    real = _in_real_numbers(trace)
+    plain = _pair(trace, kept, after, names if real is None else taps(trace, kept), options)
+    found = [plain.compared(ks, {deep} if real is None else ())]
+    if real is not None:
+        found.append(_pair(trace, kept, after, names, options, real).compared([deep], {deep}))
+    return found, _still_rounds(real)
 
 
-def _on_drawn(trace: Trace, kept: Mask, after: Model, account: Compared, options: Options) -> tuple[Findings | None, str]:
+def _on_drawn(trace: Trace, kept: Mask, after: Model, account: Compared, options: Options) -> tuple[list[Findings], str]:
     """What was found on weights that are drawn anew, at one size; where there are none that run, why."""
     _, deep = _assignments(trace)
-    names = [*dict.fromkeys((*taps(trace, kept), *interior(trace, kept, after, trace.shapes.probe[deep])))]
-    why = "no parameter can be drawn"
+    names = _names(trace, kept, after, deep)
+    why = "there is none that can be drawn"
     for gain in GAINS:
         original, new, count = redrawn(trace, kept, account.sources, after, options.seed, gain)
         if not count:
             break
-        pair = _pair(replace(trace, model=original), kept, new, names, options)
+        real = _in_real_numbers(trace)
+        pair = _pair(replace(trace, model=original), kept, new, names, options, real)
         try:
             found = replace(pair, far=FAR).compared([deep], {deep})
         except RuntimeFailure as failure:
             why = failure.message
             continue
         if found.seen or found.tensors:
-            return found, ""
+            return [found], _still_rounds(real)
         why = "nothing that they make is finite"
-    return None, f"drawn anew, the weights show nothing: {why}"
+    return [], f"weights that are drawn anew show nothing: {why}"
 
 
-def _pair(trace: Trace, kept: Mask, after: Model, names: Sequence[str], options: Options) -> Pair:
-    as_it_is: Callable[[Model], Model] = lambda model: model  # noqa: E731
-    tolerance = options.check_rtol if options.check_rtol is not None else tolerance_of(trace)
-    return Pair(trace, kept, after, names, options, tolerance, as_it_is, trace.shapes.dtype)
+def _names(trace: Trace, kept: Mask, after: Model, k: int) -> list[str]:
+    """What is compared inside the graph."""
+    return [*dict.fromkeys((*taps(trace, kept), *interior(trace, kept, after, trace.shapes.probe[k])))]
+
+
+def _in_real_numbers(trace: Trace) -> Unrounded | None:
+    """How a graph that rounds is written without; None for others."""
+    if not rounds(trace.nodes):
+        return None
+    real = Unrounded(trace.shapes.dtype, trace.rank)
+    real(trace.model)  # which says what is left
+    return real
+
+
+def _still_rounds(real: Unrounded | None) -> str:
+    return f"compared with its rounding: {', '.join(real.left.values())}" if real is not None and real.left else ""
+
+
+def _pair(
+    trace: Trace, kept: Mask, after: Model, names: Sequence[str], options: Options, real: Unrounded | None = None
+) -> Pair:
+    """With `real`, both are written in real numbers first."""
+    exact = options.check_rtol if options.check_rtol is not None else tolerance_of(trace, real)
+    if real is not None:
+        return Pair(trace, kept, after, names, options, exact, real, real.types)
+    pair = Pair(trace, kept, after, names, options, exact, lambda model: model, trace.shapes.dtype)
+    if not rounds(trace.nodes) or exact >= STEPS / 127:
+        return pair
+    return replace(pair, tolerance=STEPS / 127, far=1, rounds=ROUNDING, exact=NEAR * exact)
 
 
 def _proof(
-    trace: Trace, kept: Mask, account: Compared, real: Findings | None, drawn: tuple[Findings | None, str]
+    trace: Trace, kept: Mask, account: Compared, real: tuple[list[Findings], str], drawn: tuple[list[Findings], str]
 ) -> Proof:
     """The findings in one; CheckFailed where nothing was compared."""
-    redraw, why = drawn
-    found = [f for f in (real, redraw) if f is not None]
+    found = [*real[0], *drawn[0]]
+    notes = tuple(dict.fromkeys(text for text in (real[1], drawn[1]) if text))
     affected = reached(trace, kept)
     seen = set().union(*(f.seen for f in found)) & affected
     tensors = set().union(*(f.tensors for f in found))
@@ -115,15 +152,14 @@ def _proof(
     if not seen and not tensors:
         raise CheckFailed(
             f"nothing of the pruned model could be compared with the original ({'; '.join(missing) or 'it has no outputs'}"
-            f"{'; ' + why if why else ''})"
+            f"{''.join(f'; {text}' for text in notes)})"
         )
-    main = real or redraw
-    assert main is not None, "something was compared"
+    main = found[0]
     return Proof(
-        0, main.error, main.allowed, tuple(main.batches), main.providers, max(f.blocks for f in found),
-        sizes=tuple(s for s in main.sizes if s), uncompared=missing,
-        redrawn=max(redraw.error, redraw.inner) if redraw else None, slices=account.same, tensors=len(tensors),
-        notes=(why,) if why else (),
+        0, main.error, max(f.allowed for f in real[0] or found), tuple(main.batches), main.providers,
+        max(f.blocks for f in found), sizes=tuple(text for text in main.sizes if text), uncompared=missing,
+        redrawn=max((max(f.error, f.inner) for f in drawn[0]), default=None), slices=account.same, tensors=len(tensors),
+        notes=notes,
     )  # fmt: skip
 
 
@@ -140,10 +176,8 @@ def _assignments(trace: Trace) -> tuple[list[int], int]:
     return ks, min(ks, key=cost)
 
 
-def tolerance_of(trace: Trace) -> float:
-    """By the coarsest number format in the graph; a quantised model may differ by a few of its steps."""
+def tolerance_of(trace: Trace, real: Unrounded | None = None) -> float:
+    """By the coarsest number format in the graph; each operator that still rounds may be a step off."""
     kinds = {w.onnx_type for w in trace.model.weights.values()} | {trace.shapes.dtype(n) for n in trace.blocks}
-    if any(n.op_type in ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm")
-           for n in trace.nodes):  # fmt: skip
-        return 4 / 127
-    return max((t for k, t in TOLERANCE.items() if k in kinds), default=1e-5)
+    exact = max((t for k, t in TOLERANCE.items() if k in kinds), default=1e-5)
+    return max(exact, min(len(real.left), STEPS) / 127) if real is not None else exact
