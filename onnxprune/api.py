@@ -24,7 +24,7 @@ from onnxprune.plan import Plan
 from onnxprune.planning import plan_of, removed_by
 from onnxprune.refit import refitted, replayed
 from onnxprune.rewrite import rewrite
-from onnxprune.stages import Clock, analysed, check, checked, proven
+from onnxprune.stages import Clock, analysed, check, checked, proven, ran
 from onnxprune.summary import frozen, infos, nothing, predicted
 from onnxprune.trace import Trace
 
@@ -119,6 +119,7 @@ def _carried_out(groups: Groups, decision: Decision, options: Options, clock: Cl
         clock("reconstruct")
         story = merged(groups, decision.removed, after)
         check(groups, kept, after, options, clock)
+    ran(groups, after.model, decision.inputs.feeds if decision.inputs is not None else (), options, clock)
     clock("")
     report = Report(
         profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),

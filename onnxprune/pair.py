@@ -6,8 +6,8 @@ Knows a trace, what was kept, and how to run models; not where their weights com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,10 +39,11 @@ NEAR = 10
 
 @dataclass
 class Findings:
-    """What a comparison found. error: of outputs, inner: of tensors inside; allowed: the most that either was. seen: the
+    """What a comparison found. run: the first one; error: of outputs, inner: of tensors inside; allowed: the most that either was. seen: the
     outputs of which something could be compared; hollow: why some could not, at some size. tensors: those inside that
     were."""
 
+    run: Run
     error: float = 0.0
     inner: float = 0.0
     allowed: float = 0.0
@@ -73,20 +74,31 @@ class Pair:
     rounds: Collection[str] = ()
     exact: float = 0.0
 
-    def compared(self, ks: Sequence[int], deep: Container[int]) -> Findings:
-        """Run both at the sizes of the assignments `ks`, with the tensors inside at those of `deep`; CheckFailed where
-        they differ, RuntimeFailure where the original runs nowhere."""
+    def compared(self, ks: Sequence[int], deep: bool) -> Findings:
+        """Run both at the sizes of the assignments `ks`, with the tensors inside at the first one that runs if `deep`;
+        CheckFailed where they differ, RuntimeFailure where the original runs nowhere."""
+        return self._found(lambda: self._masked.runs(ks, deep))
+
+    def again(self, run: Run) -> Findings:
+        """Run both on the inputs of an earlier run, with the tensors inside."""
+        return self._found(lambda: [self._masked.again(run)])
+
+    def _found(self, original: Callable[[], list[Run]]) -> Findings:
         pruned = self._pruned()
-        original = Original(self.trace, self.kept, self.taps, self.options, self.form, self.types)
-        runs = original.runs(ks, deep)
+        runs = original()
         try:
             results = pruned.run_all([r.feeds for r in runs], [list(r.values) for r in runs])
         except Exception as e:
             raise CheckFailed(f"the pruned model does not run{self._where(runs)}: {first_line(e)}") from e
-        found = Findings(providers=pruned.used, blocks=max(pruned.blocks, *(r.blocks for r in runs)))
+        first = replace(runs[0], values={})
+        found = Findings(first, providers=pruned.used, blocks=max(pruned.blocks, *(r.blocks for r in runs)))
         for run, got in zip(runs, results, strict=True):
             self._judge(run, dict(zip(run.values, got, strict=True)), found)
         return found
+
+    @cached_property
+    def _masked(self) -> Original:
+        return Original(self.trace, self.kept, self.taps, self.options, self.form, self.types)
 
     def _pruned(self) -> Session | Chain:
         try:
@@ -220,8 +232,8 @@ class Pair:
         return ""
 
     def _original(self, run: Run, names: Sequence[str]) -> Model:
-        original = Original(self.trace, self.kept, names, self.options, self.form, self.types)
-        return with_outputs(self.types, original.at(run.sizes), names)
+        model = self._masked.at(run.sizes)
+        return with_outputs(self.types, model, names)
 
     def _opened(self, model: Model) -> Session | Chain:
         return opened(model, self.options, self.types)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
@@ -79,12 +79,8 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
 
 
 def print_proof(proof: Proof, console: Console) -> None:
-    batches = ", ".join(map(str, proof.batches))
-    pieces = f", in {proof.blocks} pieces" if proof.blocks > 1 else ""
-    console.print(
-        f"proof: {proof.couplings:,} couplings agree; outputs equal within {proof.error:.1e} (allowed "
-        f"{proof.tolerance:.0e}) at batch {batches} on {', '.join(proof.providers)}{pieces}"
-    )
+    for line in _proof(proof):
+        console.print(line)
 
 
 def print_verified(found: Verified, console: Console, verbose: bool = False) -> None:
@@ -100,6 +96,21 @@ def print_verified(found: Verified, console: Console, verbose: bool = False) -> 
     console.print(f"output error beside the original: {told}")
     if errors and errors["written"] > errors["sliced"]:
         console.print("note: slices would be nearer to the original; was it refitted on other inputs, or changed?")
+
+
+def _proof(proof: Proof) -> Iterator[str]:
+    """What was shown, at which sizes, and what was not."""
+    at = "; ".join(proof.sizes) or f"batch {', '.join(map(str, proof.batches))}"
+    pieces = f", in {proof.blocks} pieces" if proof.blocks > 1 else ""
+    yield (
+        f"proof: {proof.couplings:,} couplings agree; outputs equal within {proof.error:.1e} (allowed "
+        f"{proof.tolerance:.0e}) at {at} on {', '.join(proof.providers)}{pieces}"
+    )
+    drawn = "" if proof.redrawn is None else f"; {proof.redrawn:.1e} with weights drawn anew"
+    if proof.slices:
+        yield f"       {proof.slices:,} parameters are slices of the original's; {proof.tensors:,} tensors inside equal{drawn}"
+    for text in (*(f"not compared: {output}" for output in proof.uncompared), *proof.notes):
+        yield f"       {text}"
 
 
 def print_comparison(found: Compared, console: Console) -> None:

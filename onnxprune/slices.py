@@ -25,6 +25,7 @@ SLAB = 1 << 20
 """Bytes of rows that are compared at a time."""
 SIZES = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
 """What an edit writes: sizes, positions and masks."""
+DIFFERS = "the pruned model differs from the original"
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def compared(trace: Trace, kept: Mask, model: Model) -> Compared:
     for name, weight in model.weights.items():
         source = found.get(name)
         if source is None:
-            if name in edited or name in added:
+            if name in edited or name in added or (name not in trace.model.weights and weight.onnx_type in SIZES):
                 continue
             if name not in trace.model.weights:
-                raise CheckFailed(f"parameter '{name}' of the pruned model stands for none of the original")
+                raise CheckFailed(f"{DIFFERS}: its parameter '{name}' is none of it")
             source = found[name] = Source(name, ())
         own = trace.model.weights[source.parameter]
         if weight is not own or source.blocks:
@@ -98,7 +99,7 @@ def _sources(trace: Trace, kept: Mask, model: Model) -> tuple[dict[str, Source],
             elif before is not None and not was:
                 added.add(name)
             elif name not in held:
-                raise CheckFailed(f"'{node.name}' of the pruned model reads '{name}', which is no part of the original")
+                raise CheckFailed(f"{DIFFERS}: its node '{node.name}' reads '{name}', which is none of its parameters")
     for scope in scopes(model.proto.graph):
         for out in scope.graph.output:
             if out.name in model.weights and out.name in held:
@@ -123,7 +124,7 @@ def _note(found: dict[str, Source], name: str, source: Source, trace: Trace, kep
     known = found.setdefault(name, source)
     shape = trace.model.weights[source.parameter].shape
     if known.parameter != source.parameter or not _same(known.blocks, source.blocks, shape, kept):
-        raise CheckFailed(f"parameter '{name}' of the pruned model is read where other positions are needed, too")
+        raise CheckFailed(f"{DIFFERS}: its parameter '{name}' is read where other positions are needed, too")
 
 
 def _same(one: Sequence[Block], two: Sequence[Block], shape: Sequence[int], kept: Mask) -> bool:
@@ -154,7 +155,7 @@ def _fits(name: str, weight: Weight, own: Weight, source: Source, kept: Mask) ->
     expected = [int(vectors[k].sum()) if k in vectors else n for k, n in enumerate(expected)]
     if weight.onnx_type != own.onnx_type or list(weight.shape) != expected:
         raise CheckFailed(
-            f"parameter '{name}' of the pruned model has shape {list(weight.shape)}, where {expected} of "
+            f"{DIFFERS}: its parameter '{name}' has shape {list(weight.shape)}, where {expected} of "
             f"'{source.parameter}' {list(own.shape)} are kept"
         )
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import onnx
 
 from onnxprune import criteria, footprint, guard, hazards, profile, trial
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
+from onnxprune.finite import finite, made_up
 from onnxprune.groups import Groups, build
 from onnxprune.labels import Labels, Mask
 from onnxprune.model import Model
@@ -159,6 +160,15 @@ def check(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock:
         if _valid(groups.trace.model):
             raise CheckFailed(f"onnx.checker refuses the pruned model: {str(e).splitlines()[0]}") from e
     return couplings
+
+
+def ran(groups: Groups, after: Model, feeds: Sequence[Mapping[str, Any]], options: Options, clock: Clock) -> None:
+    """Run the finished model on the inputs that were used, or on a handful that are made up: CheckFailed where only the
+    dense model gives numbers."""
+    clock("run")
+    trace = groups.trace
+    finite(trace.model, after, feeds or made_up(trace.model, trace.shapes.inputs[0], options.seed), options,
+           trace.shapes.dtype)  # fmt: skip
 
 
 def _valid(model: Model) -> bool:

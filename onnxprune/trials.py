@@ -6,7 +6,7 @@ Knows models and what goes in and comes out; what it is compared with, `verify` 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -93,16 +93,16 @@ class Original:
     def at(self, sizes: Mapping[str, Dims]) -> Model:
         return self.form(masked(self.trace, self.kept, sizes))
 
-    def runs(self, ks: Sequence[int], deep: Container[int]) -> list[Run]:
-        """At the sizes of those of the assignments `ks` at which it runs; where it runs at none, at some near the first
-        one. RuntimeFailure where it does not run there, either."""
+    def runs(self, ks: Sequence[int], deep: bool = False) -> list[Run]:
+        """At the sizes of those of the assignments `ks` at which it runs, the first of these deep; where it runs at none,
+        at some near the first one. RuntimeFailure where it does not run there, either."""
         shapes = self.trace.shapes
         done: list[Run] = []
         failed: RuntimeFailure | None = None
         for same in self._alike(ks):
             try:
                 session = self._opened(shapes.probe[same[0]])
-                done += self._several(session, same, deep)
+                done += self._several(session, same, deep and not done)
             except RuntimeFailure as why:
                 failed = failed or why
         if not done:
@@ -110,44 +110,54 @@ class Original:
             if found is None:
                 raise failed or RuntimeFailure("ONNX Runtime cannot run the model at any size that was tried")
             sizes = infer(self.trace.model, found).probe[0]
-            done.append(self._run(self._opened(sizes), ks[0], found, sizes, bool(deep)))
+            done.append(self._run(self._opened(sizes), ks[0], found, sizes, deep))
         return done
 
+    def again(self, run: Run) -> Run:
+        """On the inputs of an earlier run, deep. RuntimeFailure where it does not run on these."""
+        session, names = self._opened(run.sizes), self._names(True)
+        try:
+            got = session.run(run.feeds, names)
+        except Exception as e:
+            raise RuntimeFailure(first_line(e)) from e
+        return Run(run.feeds, dict(zip(names, got, strict=True)), run.sizes, run.told, session.blocks, True)
+
     def _opened(self, sizes: Mapping[str, Dims]) -> Session | Chain:
-        return opened(with_outputs(self.types, self.at(sizes), self.taps), self.options, self.types)
+        model = self.at(sizes)
+        return opened(with_outputs(self.types, model, self.taps), self.options, self.types)
 
     def _alike(self, ks: Sequence[int]) -> list[list[int]]:
         """The assignments in lists for which one masked graph serves: it differs where a block is repeated along an axis
         of open size."""
         shapes, found = self.trace.shapes, dict[Any, list[int]]()
-        names = [
+        names = {
             name for r in self.trace.reductions
-            for name in (self.trace.nodes[r.node].input[r.operand], *self.trace.nodes[r.node].input,
-                         *self.trace.nodes[r.node].output)
+            for name in (*self.trace.nodes[r.node].input, *self.trace.nodes[r.node].output)
             if any(None in (shapes.static(name) or ())[a : a + 1] for b in self.trace.blocks.get(name, ()) for a in b.axes)
-        ]  # fmt: skip
+        }  # fmt: skip
         for k in ks:
-            found.setdefault(tuple(shapes.probe[k].get(name) for name in names), []).append(k)
+            found.setdefault(tuple(shapes.probe[k].get(name) for name in sorted(names)), []).append(k)
         return list(found.values())
 
-    def _several(self, session: Session | Chain, ks: Sequence[int], deep: Container[int]) -> list[Run]:
+    def _several(self, session: Session | Chain, ks: Sequence[int], deep: bool) -> list[Run]:
         """A large model is read once for all of them, where the memory holds what each of them makes."""
-        out: list[Run] = []
-        shapes, failed = self.trace.shapes, None
+        shapes = self.trace.shapes
         size = sum(footprint.peak(self.trace.model, shapes.passes[k])[0] for k in ks)
         if isinstance(session, Chain) and 2 * size <= self.options.memory:
             feeds = [random_inputs(self.trace.model, shapes.inputs[k], self.options.seed + k) for k in ks]
-            names = [self._names(k in deep) for k in ks]
+            names = [self._names(deep and k == ks[0]) for k in ks]
             with suppress(Exception):  # what fails at one of them is tried one by one
                 results = session.run_all(feeds, names)
                 return [
                     Run(feed, dict(zip(own, got, strict=True)), shapes.probe[k], self._told(shapes.inputs[k]),
-                        session.blocks, k in deep)
+                        session.blocks, deep and k == ks[0])
                     for k, feed, own, got in zip(ks, feeds, names, results, strict=True)
                 ]  # fmt: skip
+        out: list[Run] = []
+        failed: RuntimeFailure | None = None
         for k in ks:
             try:
-                out.append(self._run(session, k, shapes.inputs[k], shapes.probe[k], k in deep))
+                out.append(self._run(session, k, shapes.inputs[k], shapes.probe[k], deep and not out))
             except RuntimeFailure as why:
                 failed = failed or why
         if not out and failed is not None:

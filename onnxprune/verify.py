@@ -6,13 +6,15 @@ Knows the trace and what was kept, not how that was chosen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 import numpy as np
 from onnx import TensorProto
 
+from onnxprune.branches import forced, ways
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
@@ -28,6 +30,7 @@ from onnxprune.shapes import Shapes
 from onnxprune.slices import Compared, compared
 from onnxprune.taps import interior, reached, taps
 from onnxprune.trace import Trace
+from onnxprune.trials import Original, Run
 from onnxprune.unrounded import Unrounded
 from onnxprune.unrounded import rounding as rounds
 
@@ -58,49 +61,72 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
     for name in (*account.differing, *account.added):
         source = account.sources.get(name)
         of = f"what is kept of '{source.parameter}'" if source else "the original, which has none there"
-        raise CheckFailed(f"parameter '{name}' of the pruned model differs from {of}")
-    real, drawn = _on_real(trace, kept, after, options), _on_drawn(trace, kept, after, account, options)
-    return _proof(trace, kept, account, real, drawn)
+        raise CheckFailed(f"the pruned model differs from the original: its parameter '{name}' from {of}")
+    real = _on_real(trace, kept, after, options)
+    return _proof(trace, kept, account, real, on_drawn(trace, kept, after, account, options, real.found[0].run))
 
 
 def structure(trace: Trace, kept: Mask, after: Model, options: Options) -> Proof:
     """As `equivalence`, of a graph whose weights may have been refitted: only on weights that are drawn anew."""
     account = compared(trace, kept, after)
-    return _proof(trace, kept, account, ([], ""), _on_drawn(trace, kept, after, account, options))
+    ks = _assignments(trace)
+    runs = Original(trace, kept, (), options, lambda model: model, trace.shapes.dtype).runs(ks[:1])
+    return _proof(trace, kept, account, Part([], ""), on_drawn(trace, kept, after, account, options, runs[0]))
 
 
-def _on_real(trace: Trace, kept: Mask, after: Model, options: Options) -> tuple[list[Findings], str]:
-    """All sizes, and what is inside at one of them; of a quantised graph that in real numbers, and why some of it is not."""
-    ks, deep = _assignments(trace)
-    names = _names(trace, kept, after, deep)
+@dataclass(frozen=True)
+class Part:
+    """Findings on one kind of weights, and what could not be shown."""
+
+    found: list[Findings]
+    note: str
+
+
+def _on_real(trace: Trace, kept: Mask, after: Model, options: Options) -> Part:
+    """All sizes, and what is inside at one of them; of a quantised graph that in real numbers."""
+    ks = _assignments(trace)
+    names = _names(trace, kept, after, ks[0])
     real = _in_real_numbers(trace)
     plain = _pair(trace, kept, after, names if real is None else taps(trace, kept), options)
-    found = [plain.compared(ks, {deep} if real is None else ())]
+    found = [plain.compared(ks, deep=True)]
     if real is not None:
-        found.append(_pair(trace, kept, after, names, options, real).compared([deep], {deep}))
-    return found, _still_rounds(real)
+        found.append(_pair(trace, kept, after, names, options, real).again(found[0].run))
+    return Part(found, _still_rounds(real))
 
 
-def _on_drawn(trace: Trace, kept: Mask, after: Model, account: Compared, options: Options) -> tuple[list[Findings], str]:
-    """What was found on weights that are drawn anew, at one size; where there are none that run, why."""
-    _, deep = _assignments(trace)
-    names = _names(trace, kept, after, deep)
+def on_drawn(trace: Trace, kept: Mask, after: Model, account: Compared, options: Options, run: Run) -> Part:
+    """Weights that are drawn anew, on the inputs of one run; where there are none that run, why."""
+    names = _names(trace, kept, after, _assignments(trace)[0])
     why = "there is none that can be drawn"
     for gain in GAINS:
         original, new, count = redrawn(trace, kept, account.sources, after, options.seed, gain)
         if not count:
             break
         real = _in_real_numbers(trace)
-        pair = _pair(replace(trace, model=original), kept, new, names, options, real)
+        pair = replace(_pair(replace(trace, model=original), kept, new, names, options, real), far=FAR)
+        found, failed = _both_ways(pair, run)
+        if any(f.seen or f.tensors for f in found):
+            return Part(found, "; ".join(filter(None, (_still_rounds(real), *failed))))
+        why = next(iter(failed), "nothing that they make is finite")
+    return Part([], f"weights that are drawn anew show nothing: {why}")
+
+
+def _both_ways(pair: Pair, run: Run) -> tuple[list[Findings], list[str]]:
+    """What was found with every If going each way, and which way does not run."""
+    found, failed = [], []
+    every = ways(pair.trace.model)
+    for way in every or [()]:
+        form = partial(_told_the_way, form=pair.form, way=way)
         try:
-            found = replace(pair, far=FAR).compared([deep], {deep})
+            found.append(replace(pair, form=form).again(run))
         except RuntimeFailure as failure:
-            why = failure.message
-            continue
-        if found.seen or found.tensors:
-            return [found], _still_rounds(real)
-        why = "nothing that they make is finite"
-    return [], f"weights that are drawn anew show nothing: {why}"
+            told = " in ".join("then" if truth else "else" for truth in reversed(way))
+            failed.append(f"branches that do not run on drawn weights: {told}" if way else failure.message)
+    return found, failed
+
+
+def _told_the_way(model: Model, form: Callable[[Model], Model], way: tuple[bool, ...]) -> Model:
+    return form(forced(model, way) if way else model)
 
 
 def _names(trace: Trace, kept: Mask, after: Model, k: int) -> list[str]:
@@ -135,11 +161,11 @@ def _pair(
 
 
 def _proof(
-    trace: Trace, kept: Mask, account: Compared, real: tuple[list[Findings], str], drawn: tuple[list[Findings], str]
+    trace: Trace, kept: Mask, account: Compared, real: Part, drawn: Part
 ) -> Proof:
     """The findings in one; CheckFailed where nothing was compared."""
-    found = [*real[0], *drawn[0]]
-    notes = tuple(dict.fromkeys(text for text in (real[1], drawn[1]) if text))
+    found = [*real.found, *drawn.found]
+    notes = tuple(dict.fromkeys(text for text in (real.note, drawn.note) if text))
     affected = reached(trace, kept)
     seen = set().union(*(f.seen for f in found)) & affected
     tensors = set().union(*(f.tensors for f in found))
@@ -156,24 +182,25 @@ def _proof(
         )
     main = found[0]
     return Proof(
-        0, main.error, max(f.allowed for f in real[0] or found), tuple(main.batches), main.providers,
+        0, main.error, max(f.allowed for f in real.found or found), tuple(main.batches), main.providers,
         max(f.blocks for f in found), sizes=tuple(text for text in main.sizes if text), uncompared=missing,
-        redrawn=max((max(f.error, f.inner) for f in drawn[0]), default=None), slices=account.same, tensors=len(tensors),
+        redrawn=max((max(f.error, f.inner) for f in drawn.found), default=None), slices=account.same, tensors=len(tensors),
         notes=notes,
     )  # fmt: skip
 
 
-def _assignments(trace: Trace) -> tuple[list[int], int]:
-    """The assignments of sizes, each once, and which one is the smallest without a size of one, where there is such."""
+def _assignments(trace: Trace) -> list[int]:
+    """The assignments of sizes, each once; first the smallest of those in which no open dimension is one."""
     inputs = trace.shapes.inputs
     ks = [k for k in range(len(inputs)) if inputs[k] not in [inputs[j] for j in range(k)]]
 
     def cost(k: int) -> tuple[int, int]:
         varied = [n for name, shape in inputs[k].items() for a, n in enumerate(shape)
-                  if any(a < len(inputs[j][name]) and inputs[j][name][a] != n for j in ks)]  # fmt: skip
+                  if any(inputs[j][name][a] != n for j in ks)]  # fmt: skip
         return sum(n == 1 for n in varied), sum(prod(shape) for shape in inputs[k].values())
 
-    return ks, min(ks, key=cost)
+    best = min(ks, key=cost)
+    return [best, *(k for k in ks if k != best)]
 
 
 def tolerance_of(trace: Trace, real: Unrounded | None = None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,8 @@ import onnxprune.api  # noqa: F401
 from onnxprune import rounding, stages
 from onnxprune.errors import CheckFailed
 from onnxprune.model import Model, Weight
+from onnxprune.pair import Pair
+from onnxprune.trials import Run
 
 verify = sys.modules["onnxprune.verify"]
 
@@ -39,7 +42,7 @@ def ranked() -> ModelProto:
 @pytest.fixture
 def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every processor rounds in its own way, some not at all here: the pruned model's scores are off by as much."""
-    compare, rng = verify.equivalence, np.random.default_rng(0)
+    compare, account, rng = verify.equivalence, verify.compared, np.random.default_rng(0)
 
     def off(trace: Any, kept: Any, after: Model, options: Any) -> Any:
         after = after.copy()
@@ -48,6 +51,7 @@ def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
         return compare(trace, kept, after, options)
 
     monkeypatch.setattr(stages, "equivalence", off)
+    monkeypatch.setattr(verify, "compared", lambda *given: dataclasses.replace(account(*given), differing=()))
 
 
 @pytest.mark.usefixtures("rounded")
@@ -102,7 +106,7 @@ def test_what_branches_decide_and_positions_count_as_decisions(
     made: Callable[[], ModelProto], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pruned(made(), batches=(1,))
-    monkeypatch.setattr(rounding, "_decides_from", lambda trace, node: [])
+    monkeypatch.setattr(rounding, "decides_from", lambda *given: [])
     with pytest.raises(CheckFailed, match="differs from the masked original"):
         pruned(made(), batches=(1,))
 
@@ -110,38 +114,31 @@ def test_what_branches_decide_and_positions_count_as_decisions(
 @pytest.mark.usefixtures("rounded")
 @pytest.mark.parametrize("wrong", ["close", "table", "w2"])
 def test_a_wrong_weight_before_or_after_a_decision_is_found(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = verify._Both._in_two_parts
+    right = Pair._told
 
-    def tampered(both: Any, *rest: Any) -> Any:
+    def tampered(both: Pair, run: Run) -> Any:
         weights = both.after.weights
         weights[wrong] = Weight.of(weights[wrong].array() * np.float32(1.01))
-        return right(both, *rest)
+        return right(both, run)
 
-    monkeypatch.setattr(verify._Both, "_in_two_parts", tampered)
+    monkeypatch.setattr(Pair, "_told", tampered)
     with pytest.raises(CheckFailed, match="differs from the masked original"):
         pruned(ranked(), batches=(1,))
 
 
-def test_tables_are_nudged_where_only_integers_go_in() -> None:
+def test_floats_that_go_in_and_those_of_weights_are_nudged() -> None:
     model = graph(
-        "(int64[N, 6] ids) => (float[N, 6, 5] y)", "e = Gather<axis = 0>(table, ids) y = MatMul(e, w)",
-        table=(20, 16), w=(16, 5),
+        "(int64[N, 6] ids, float[N, 6, 16] x) => (float[N, 6, 5] y)",
+        "e = Gather<axis = 0>(table, ids) h = Add(e, x) s = Mul(h, few) y = MatMul(s, w)",
+        table=(20, 16), few=np.array([0.5], np.float32), w=(16, 5),
     )  # fmt: skip
     source = Model.load(model)
     feeds = inputs(model, 2)
     moved, same = rounding.nudged(source, feeds, 0)
     np.testing.assert_array_equal(same["ids"], feeds["ids"])
-    np.testing.assert_array_equal(moved.weights["w"].array(), source.weights["w"].array())
-    table = source.weights["table"].array()
-    assert 0 < np.abs(moved.weights["table"].array() / table - 1).max() < 1e-5
-
-
-def test_floats_that_go_in_are_nudged_and_no_weight() -> None:
-    model = graph("(float[N, 16] x) => (float[N, 5] y)", "y = MatMul(x, w)", w=(16, 5))
-    source = Model.load(model)
-    moved, feeds = rounding.nudged(source, {"x": np.ones((2, 16), np.float32)}, 0)
-    assert moved is source
-    assert 0 < np.abs(feeds["x"] - 1).max() < 1e-5
+    np.testing.assert_array_equal(moved.weights["few"].array(), source.weights["few"].array())
+    for was, value in ((feeds["x"], same["x"]), *((source.weights[n].array(), moved.weights[n].array()) for n in ("table", "w"))):
+        assert 0 < np.abs(value / was - 1).max() < 1e-5
 
 
 def test_a_batch_that_is_split_into_one_is_pinned() -> None:

@@ -1,0 +1,42 @@
+"""Every If told which way to go, so that a proof sees both of its branches. Knows bodies, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+from onnx import GraphProto, NodeProto
+
+from onnxprune.bodies import bodies
+from onnxprune.model import Model
+from onnxprune.weight import Weight
+
+DEEPEST = 3
+"""Levels of Ifs in Ifs that are told apart; a deeper one goes the way of the one so many above it."""
+
+
+def ways(model: Model) -> list[tuple[bool, ...]]:
+    """All ways in which every If of a level can go; none without an If."""
+    depth = min(DEEPEST, max((d for _, d in _ifs(model.proto.graph, 1)), default=0))
+    return list(product((True, False), repeat=depth)) if depth else []
+
+
+def forced(model: Model, way: tuple[bool, ...]) -> Model:
+    """A copy in which the Ifs of level k go as `way[k]` says."""
+    model = model.copy()
+    known = {truth: model.fresh_name(f"every_if_{str(truth).lower()}") for truth in set(way)}
+    for truth, name in known.items():
+        model.weights[name] = Weight.of(np.array(truth))
+    for node, depth in _ifs(model.proto.graph, 1):
+        node.input[0] = known[way[(depth - 1) % len(way)]]
+    return model
+
+
+def _ifs(graph: GraphProto, depth: int) -> Iterator[tuple[NodeProto, int]]:
+    for node in graph.node:
+        own = node.op_type == "If"
+        if own:
+            yield node, depth
+        for _, body in bodies(node):
+            yield from _ifs(body, depth + own)

@@ -1,0 +1,83 @@
+"""The finished model on ordinary inputs: where the dense one gives numbers it must, too.
+
+With fewer channels something may divide by nothing that did not: a channel that is silent for one sample, and is
+normalised. Knows models and inputs, not what was removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.chain import opened
+from onnxprune.errors import CheckFailed
+from onnxprune.masking import FLOATS
+from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.shapes import Inputs
+from onnxprune.taps import with_outputs
+from onnxprune.trials import random_inputs
+
+Feed = Mapping[str, NDArray[Any]]
+FEEDS = 8
+"""Batches that are run at most."""
+
+
+def made_up(model: Model, shapes: Inputs, seed: int) -> list[Feed]:
+    """A handful of inputs: normal floats, those of pixels (0 to 1), weak ones, and strong ones off their mean."""
+    out: list[Feed] = []
+    for k, (scale, offset) in enumerate(((1.0, 0.0), (0.25, 0.5), (0.05, 0.0), (3.0, -1.0))):
+        feed = random_inputs(model, shapes, seed + 17 * k)
+        out.append({n: (x * scale + offset).astype(x.dtype) if x.dtype.kind == "f" else x for n, x in feed.items()})
+    return out
+
+
+def finite(
+    dense: Model, pruned: Model, feeds: Sequence[Feed], options: Options, types: Callable[[str], int | None]
+) -> None:
+    """CheckFailed where `pruned` gives what is no number, or infinite, of inputs of which `dense` gives numbers."""
+    session = opened(pruned, options, types)
+    for feed in _spread(feeds):
+        try:
+            got = dict(zip(session.outputs, session.run(feed), strict=True))
+        except Exception:  # inputs that are made up need not fit; what runs was proven
+            continue
+        wrong = [n for n, x in got.items() if not _fine(x)]
+        if not wrong:
+            continue
+        reference = opened(dense, options, types)
+        try:
+            expected = dict(zip(reference.outputs, reference.run(feed), strict=True))
+        except Exception:
+            continue
+        lost = [n for n in wrong if n in expected and _fine(expected[n])]
+        if lost:
+            raise CheckFailed(
+                f"the pruned model gives no finite '{lost[0]}' of inputs of which the dense model does"
+                f"{_where(pruned, feed, options, types)}; keep what is before that with --nodes-to-exclude, or remove less"
+            )
+
+
+def _spread(feeds: Sequence[Feed]) -> Iterator[Feed]:
+    count = min(len(feeds), FEEDS)
+    return (feeds[k * len(feeds) // count] for k in range(count))
+
+
+def _fine(x: Any) -> bool:
+    return not isinstance(x, np.ndarray) or x.dtype.kind != "f" or bool(np.isfinite(x).all())
+
+
+def _where(model: Model, feed: Feed, options: Options, types: Callable[[str], int | None]) -> str:
+    """The first node that makes what is not finite."""
+    nodes = model.proto.graph.node
+    names = [o for n in nodes for o in n.output if types(o) in FLOATS]
+    session = opened(with_outputs(types, model, names), options, types)
+    try:
+        got = dict(zip(names, session.run(feed, names), strict=True))
+    except Exception:  # the message must not fail for want of more to say
+        return ""
+    node = next((n for n in nodes if any(o in got and not _fine(got[o]) for o in n.output)), None)
+    return f": '{node.name}' ({node.op_type}) is the first" if node is not None else ""
