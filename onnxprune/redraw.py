@@ -35,6 +35,8 @@ FIXED = {"Resize", "Upsample", "Pad", "Clip", "OneHot", "RoiAlign", "MaxRoiPool"
 """What these read beside their first input says how they work."""
 INTEGERS = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT4,
             TensorProto.UINT4}  # fmt: skip
+SIGNS = (-1, 1, 1, 1)
+"""Of biases: a unit that a rectifier silences for every input shows nothing."""
 SUMS = {"QLinearConv", "QGemm", "DequantizeLinear"}
 """What reads a bias of 32 bits."""
 LEAST_BIAS = 512
@@ -64,7 +66,7 @@ class Drawn:
             drawn = rng.integers(int(self.low), int(self.high), count, endpoint=True)
         else:
             drawn = rng.uniform(self.low, self.high, count) * self.times
-            drawn = drawn * rng.choice([-1, 1], count) if self.kind == "signed" else drawn
+            drawn = drawn * rng.choice(SIGNS, count) if self.kind == "signed" else drawn
         out = np.resize(drawn, self.shape)
         if self.base is not None:
             out = out * self.base.array().astype(np.float64)
@@ -144,10 +146,14 @@ def _drawn(
             return Drawn("around", seed, shape, dtype, 1 - spread, 1 + spread, base=weight)
         if alike:
             return Drawn("positive", seed, shape, dtype, 1 - spread, 1 + spread, sign)
-        return Drawn("signed", seed, shape, dtype, 0.2, 1.0, gain)
-    if kind in INTEGERS and not vector:
+        return Drawn("signed", seed, shape, dtype, 0.05, 0.5, gain)
+    if kind in INTEGERS and (not vector or all(n.op_type == "DequantizeLinear" for n, _ in uses)):
         values = weight.array().astype(np.int64)
-        return Drawn("integers", seed, shape, dtype, float(values.min()), float(values.max()))
+        least, most = int(values.min()), int(values.max())
+        if vector:  # zero points
+            limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+            least, most = (max(least - 4, limits.min), min(most + 4, limits.max)) if limits else (least, most)
+        return Drawn("integers", seed, shape, dtype, least, most)
     if kind == TensorProto.INT32 and all(n.op_type in SUMS and i != 2 for n, i in uses):
         most = max(LEAST_BIAS, int(np.abs(weight.array().astype(np.int64)).max()))
         return Drawn("integers", seed, shape, dtype, -most, most)

@@ -1,4 +1,4 @@
-"""Look for what onnxprune does wrong: python tools/fuzz graphs | files | kills | nodes, each with --help."""
+"""Look for what onnxprune does wrong: python tools/fuzz graphs | files | kills | mutants | nodes, each with --help."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def parse() -> argparse.Namespace:
     nodes.add_argument("--only", default="", metavar="NAME", help="tests whose name holds this")
     nodes.add_argument("--first", type=int, default=0, help="index of the first model (0)")
     nodes.add_argument("--count", type=int, default=0, help="models (0: all)")
+    mutants = jobs.add_parser("mutants", help="one parameter at a time cut wrongly: the proof has to catch each")
+    mutants.add_argument("folders", type=Path, nargs="*", help="folders of .onnx files; none: networks that are made here")
+    mutants.add_argument("--generated", action="store_true", help="those that are made here beside the folders")
+    mutants.add_argument("--ratio", type=float, default=0.5, help="share of units that the right result lacks (0.5)")
+    mutants.add_argument("--count", type=int, default=0, help="mutants of a network at most (0: all)")
+    mutants.add_argument("--seed", type=int, default=0)
+    mutants.add_argument("--alone", action="store_true", help="what the equivalence on drawn weights catches alone, too")
+    mutants.add_argument("--largest", type=float, default=30, metavar="MB", help="largest file (30)")
+    mutants.add_argument("--limit", type=float, default=1e9, metavar="S", help="begin no network after so many seconds")
     return parser.parse_args()
 
 
