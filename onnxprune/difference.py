@@ -56,7 +56,7 @@ def hollow(value: Any) -> str:
     """Why a value says nothing that could be compared: "empty", "not finite", or "" where it does."""
     if isinstance(value, list):
         return "empty" if not value else next((why for x in value if (why := hollow(x))), "")
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub" and value.dtype != object:
+    if not isinstance(value, np.ndarray) or (value.dtype.kind not in "fiub" and value.dtype != object):
         value = np.asarray(value)
     if not value.size:
         return "empty"

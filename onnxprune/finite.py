@@ -57,7 +57,8 @@ def finite(
         if lost:
             raise CheckFailed(
                 f"the pruned model gives no finite '{lost[0]}' of inputs of which the dense model does"
-                f"{_where(pruned, feed, options, types)}; keep what is before that with --nodes-to-exclude, or remove less"
+                f"{_where(pruned, feed, options, types)}; keep what is before that with --nodes-to-exclude, or remove "
+                "less"
             )
 
 

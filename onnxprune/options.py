@@ -124,13 +124,13 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Proof:
-    """The proofs of one rewriting: `couplings` compared by the re-trace; `error` is the largest difference of any output
-    relative to the largest magnitude in that output (and channel); `batches` the batch sizes that were run; `blocks`:
-    into how many consecutive pieces the graphs were cut, so that the weights of one at a time were in memory.
+    """The proofs of one rewriting: `couplings` compared by the re-trace; `error` is the largest difference of any
+    output relative to the largest magnitude in that output (and channel); `batches` the batch sizes that were run;
+    `blocks`: into how many consecutive pieces the graphs were cut, so that the weights of one at a time were in memory.
 
-    sizes: the open dimensions at each run, in words. uncompared: outputs that say nothing, and why. redrawn: the largest
-    difference on weights drawn anew, None where these do not run. slices: parameters compared with slices of the
-    original's; tensors: tensors inside the graph that were compared. notes: what could not be shown."""
+    sizes: the open dimensions at each run, in words. uncompared: outputs that say nothing, and why. redrawn: the
+    largest difference on weights drawn anew, None where these do not run. slices: parameters compared with slices of
+    the original's; tensors: tensors inside the graph that were compared. notes: what could not be shown."""
 
     couplings: int
     error: float

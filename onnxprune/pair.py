@@ -39,9 +39,9 @@ NEAR = 10
 
 @dataclass
 class Findings:
-    """What a comparison found. run: the first one; error: of outputs, inner: of tensors inside; allowed: the most that either was. seen: the
-    outputs of which something could be compared; hollow: why some could not, at some size. tensors: those inside that
-    were."""
+    """What a comparison found. run: the first one; error: of outputs, inner: of tensors inside; allowed: the most
+    that either was. seen: the outputs of which something could be compared; hollow: why some could not, at some size.
+    tensors: those inside that were."""
 
     run: Run
     error: float = 0.0
@@ -58,9 +58,9 @@ class Findings:
 
 @dataclass
 class Pair:
-    """The original and the rewritten model `after`. `form`: what is done to both before they are run, `types` the element
-    types of the tensors then. tolerance: of every tensor, by its own scale. rounds: operators whose rounding is a
-    decision; exact: the tolerance once they are told, where it is another."""
+    """The original and the rewritten model `after`. `form`: what is done to both before they are run, `types` the
+    element types of the tensors then. tolerance: of every tensor, by its own scale. rounds: operators whose rounding
+    is a decision; exact: the tolerance once they are told, where it is another."""
 
     trace: Trace
     kept: Mask
@@ -152,7 +152,9 @@ class Pair:
         return set().union(*(outs for made, outs in last(self.trace).items() if self._reads(made)))
 
     def _reads(self, made: str) -> bool:
-        return any(n.input[0] in self.taps for n in self.trace.model.proto.graph.node if n.output and n.output[0] == made)
+        return any(
+            n.input[0] in self.taps for n in self.trace.model.proto.graph.node if n.output and n.output[0] == made
+        )
 
     def _far(self, name: str) -> int:
         return self.far if name in self._outputs else FAR
@@ -195,8 +197,8 @@ class Pair:
         return {n: self._error(n, run.values[n], got[n]) for n in names}
 
     def _told(self, run: Run) -> dict[str, float] | None:
-        """The errors once the pruned model is told what the original decides and rounds from, with those of what that is;
-        None where nothing is decided."""
+        """The errors once the pruned model is told what the original decides and rounds from, with those of what that
+        is; None where nothing is decided."""
         wanted = list(run.values)
         after = self.form(self.after)
         names = rounding.deciding(self.types, self.form(self.trace.model), after, self.rounds)

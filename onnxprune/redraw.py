@@ -1,8 +1,8 @@
 """The same graph with other weights: what holds for random ones holds for all.
 
 Trained weights hide mistakes: a layer scale of 1e-6 or a BatchNorm that begins at zero multiplies a whole branch by
-nothing, zero biases are alike wherever they stand. The parameters of the original are drawn anew, those of the rewritten
-graph are the slices of these that they have to be. Knows operators by how many terms they sum, no importance.
+nothing, zero biases are alike wherever they stand. The parameters of the original are drawn anew, those of the
+rewritten graph are the slices of these that they have to be. Knows operators by how many terms they sum, no importance.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ LEAST_BIAS = 512
 
 @dataclass(frozen=True)
 class Drawn:
-    """Values that are drawn whenever they are asked for, the same ones each time. kind: normal, positive, signed, around
-    (`low` to `high`, times what is there) or integers from `low` to `high`."""
+    """Values that are drawn whenever they are asked for, the same ones each time. kind: normal, positive, signed,
+    around (`low` to `high`, times what is there) or integers from `low` to `high`."""
 
     kind: str
     seed: int
@@ -60,6 +60,7 @@ class Drawn:
     def load(self) -> NDArray[Any]:
         rng, size = np.random.default_rng(self.seed), prod(self.shape)
         count = min(size, POOL)
+        drawn: NDArray[Any]
         if self.kind == "normal":
             drawn = rng.standard_normal(count, np.float32) * np.float32(self.times)
         elif self.kind == "integers":
@@ -142,7 +143,7 @@ def _drawn(
             return Drawn("positive", seed, shape, dtype, times=sign / fan) if alike and least < most else Drawn(
                 "normal", seed, shape, dtype, times=times
             )  # fmt: skip
-        if alike and quantised and least < most or _is_scale(uses):
+        if (alike and quantised and least < most) or _is_scale(uses):
             return Drawn("around", seed, shape, dtype, 1 - spread, 1 + spread, base=weight)
         if alike:
             return Drawn("positive", seed, shape, dtype, 1 - spread, 1 + spread, sign)
@@ -161,7 +162,7 @@ def _drawn(
 
 
 def _is_scale(uses: Iterable[tuple[NodeProto, int]]) -> bool:
-    return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") and i == 1 or "QLinear" in n.op_type
+    return any((n.op_type in ("QuantizeLinear", "DequantizeLinear") and i == 1) or "QLinear" in n.op_type
                or n.op_type in ("QGemm", "MatMulIntegerToFloat") for n, i in uses)  # fmt: skip
 
 

@@ -42,8 +42,8 @@ ROUNDING = {"QuantizeLinear", "DynamicQuantizeLinear"}
 
 
 def nudged(model: Model, feeds: Mapping[str, Array], seed: int) -> tuple[Model, dict[str, Array]]:
-    """Every float that goes in, and of every weight, off by some units in the last place, as sums of hundreds of terms in
-    another order are. Short vectors stay, which may be factors that sizes are made of."""
+    """Every float that goes in, and of every weight, off by some units in the last place, as sums of hundreds of
+    terms in another order are. Short vectors stay, which may be factors that sizes are made of."""
     rng = np.random.default_rng(seed)
     moved = {n: _nudge(x, rng) for n, x in feeds.items()}
     model = model.copy()

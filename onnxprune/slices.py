@@ -1,7 +1,7 @@
 """Every parameter of a rewritten graph beside the slice of the original's that it has to be: an account of its own.
 
-It goes by uses (this input of that node) and by masks over whole tensors, where `rewrite` and `slicing` go by parameters
-and indices: what one of them gets wrong the other does not. Knows a trace and what was kept, no importance.
+It goes by uses (this input of that node) and by masks over whole tensors, where `rewrite` and `slicing` go by
+parameters and indices: what one of them gets wrong the other does not. Knows a trace and what was kept, no importance.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Source:
 @dataclass(frozen=True)
 class Compared:
     """sources: of each parameter, by name. same: how many are the slices that they have to be. differing: whose shapes
-    fit, and whose values are others: refitted, or wrong. added: what no use in the original has, such as the biases of a
-    refit."""
+    fit, and whose values are others: refitted, or wrong. added: what no use in the original has, such as the biases
+    of a refit."""
 
     sources: Mapping[str, Source]
     same: int
@@ -141,7 +141,7 @@ def _same(one: Sequence[Block], two: Sequence[Block], shape: Sequence[int], kept
         for part in (*rest, *(v.reshape([-1 if j == k else 1 for j in range(len(shape))]) for k, v in lines.items())):
             mask &= part
         masks.append(mask)
-    return np.array_equal(*masks)
+    return np.array_equal(masks[0], masks[1])
 
 
 def _fits(name: str, weight: Weight, own: Weight, source: Source, kept: Mask) -> None:
@@ -204,9 +204,7 @@ def kept_of(array: NDArray[Any], blocks: Sequence[Block], kept: Mask) -> NDArray
     return np.concatenate([np.zeros(0, array.dtype), *parts(array, blocks, kept)])
 
 
-def _masks(
-    blocks: Sequence[Block], shape: Sequence[int], kept: Mask
-) -> tuple[dict[int, Mask], list[Mask]]:
+def _masks(blocks: Sequence[Block], shape: Sequence[int], kept: Mask) -> tuple[dict[int, Mask], list[Mask]]:
     """What blocks over one axis keep of it, by axis, and the masks of the others, broadcastable to `shape`."""
     vectors: dict[int, Mask] = {}
     others = []

@@ -94,8 +94,8 @@ class Original:
         return self.form(masked(self.trace, self.kept, sizes))
 
     def runs(self, ks: Sequence[int], deep: bool = False) -> list[Run]:
-        """At the sizes of those of the assignments `ks` at which it runs, the first of these deep; where it runs at none,
-        at some near the first one. RuntimeFailure where it does not run there, either."""
+        """At the sizes of those of the assignments `ks` at which it runs, the first of these deep; where it runs at
+        none, at some near the first one. RuntimeFailure where it does not run there, either."""
         shapes = self.trace.shapes
         done: list[Run] = []
         failed: RuntimeFailure | None = None
@@ -127,13 +127,13 @@ class Original:
         return opened(with_outputs(self.types, model, self.taps), self.options, self.types)
 
     def _alike(self, ks: Sequence[int]) -> list[list[int]]:
-        """The assignments in lists for which one masked graph serves: it differs where a block is repeated along an axis
-        of open size."""
+        """The assignments in lists for which one masked graph serves: it differs where a block is repeated along an
+        axis of open size."""
         shapes, found = self.trace.shapes, dict[Any, list[int]]()
         names = {
             name for r in self.trace.reductions
             for name in (*self.trace.nodes[r.node].input, *self.trace.nodes[r.node].output)
-            if any(None in (shapes.static(name) or ())[a : a + 1] for b in self.trace.blocks.get(name, ()) for a in b.axes)
+            if any((shapes.static(name) or ())[a] is None for b in self.trace.blocks.get(name, ()) for a in b.axes)
         }  # fmt: skip
         for k in ks:
             found.setdefault(tuple(shapes.probe[k].get(name) for name in sorted(names)), []).append(k)
@@ -186,7 +186,11 @@ class Original:
 
 
 def _on_random_inputs(
-    session: Session | Chain, model: Model, shapes: Mapping[str, tuple[int, ...]], seed: int, names: Sequence[str] | None
+    session: Session | Chain,
+    model: Model,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    names: Sequence[str] | None,
 ) -> tuple[dict[str, Any], list[Any]]:
     """Inputs on which a model runs, and its outputs."""
     last: Exception | None = None

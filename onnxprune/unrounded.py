@@ -1,254 +1,30 @@
 """A quantised graph in real numbers: every rounding left out, so that two of them can be compared as exactly as others.
 
-What was stored in 8 bits becomes a float that need not be whole; its limits stay. Knows the operators that round, one
-function each; how far two graphs may differ, others know.
+What was stored in 8 bits becomes a float that need not be whole; its limits stay. Knows graphs; what an operator
+becomes, `reals` knows, and how far two graphs may differ, others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from onnxprune.bodies import bodies
-from onnxprune.model import Model, Weight
+from onnxprune.model import Model
 from onnxprune.normalise import needs
+from onnxprune.reals import FLOAT, FORMS, LIMITS, Step, Whole
 
-FLOAT = TensorProto.FLOAT
-LIMITS = {
-    TensorProto.UINT8: (0, 255), TensorProto.INT8: (-128, 127), TensorProto.UINT16: (0, 65535),
-    TensorProto.INT16: (-32768, 32767), TensorProto.UINT4: (0, 15), TensorProto.INT4: (-8, 7),
-}  # fmt: skip
 WHOLE = {*LIMITS, TensorProto.INT32}
 """Types of tensors that are floats afterwards."""
 STILL = {"QAttention", "DynamicQuantizeLSTM", "QEmbedLayerNormalization"}
 """Operators that round inside, and are not taken apart."""
-TINY = np.float32(1e-30)
-
-
-class Whole(Exception):
-    """A node that rounds and cannot be written in real numbers, and why."""
-
-
-@dataclass
-class Step:
-    """One node, and the nodes that are to take its place."""
-
-    form: Unrounded
-    model: Model
-    node: NodeProto
-    made: list[NodeProto] = field(default_factory=list)
-
-    def has(self, i: int) -> bool:
-        return i < len(self.node.input) and bool(self.node.input[i])
-
-    def attr(self, name: str, default: Any = None) -> Any:
-        return next((helper.get_attribute_value(a) for a in self.node.attribute if a.name == name), default)
-
-    def attrs(self, *but: str) -> dict[str, Any]:
-        return {a.name: helper.get_attribute_value(a) for a in self.node.attribute if a.name not in but}
-
-    def put(self, op_type: str, *inputs: str, **attrs: Any) -> str:
-        """A node of these inputs; the name of what it makes."""
-        out = self.model.fresh_name(f"{self.node.name}_{op_type.lower()}_real")
-        self.made.append(helper.make_node(op_type, inputs, [out], name=self.model.fresh_name(f"{out}_node"), **attrs))
-        return out
-
-    def const(self, value: Any) -> str:
-        name = self.model.fresh_name(f"{self.node.name}_real")
-        self.model.weights[name] = Weight.of(np.asarray(value))
-        return name
-
-    def cast(self, name: str) -> str:
-        out = self.model.fresh_name(f"{name}_float")
-        self.made.append(helper.make_node("Cast", [name], [out], name=f"{out}_node", to=FLOAT))
-        return out
-
-    def rank(self, name: str) -> int | None:
-        weight = self.model.weights.get(name)
-        return len(weight.shape) if weight is not None else self.form.rank(name)
-
-    def laid(self, vector: str, like: str, axis: int | None) -> str:
-        """A scale or zero point in float, along `axis` of a tensor; None: as it is broadcast."""
-        out, rank = self.cast(vector), self.rank(like)
-        own = self.rank(vector)
-        if axis is None or own == 0:
-            return out
-        if own is None or rank is None or own > 1:
-            raise Whole("its scale has as many axes as its input, or their number is not known")
-        shape = [1] * rank
-        shape[axis % rank] = -1
-        return self.put("Reshape", out, self.const(np.array(shape, np.int64)))
-
-    def real(self, x: int | str, scale: int, zero: int, axis: int | None = None) -> str:
-        """(x - zero point) * scale, of inputs by their number."""
-        name = self.node.input[x] if isinstance(x, int) else x
-        out = self.cast(name)
-        if self.has(zero):
-            out = self.put("Sub", out, self.laid(self.node.input[zero], name, axis))
-        return self.put("Mul", out, self.laid(self.node.input[scale], name, axis))
-
-    def stored(self, y: str, scale: int, zero: int, axis: int | None = None, kind: int | None = None) -> None:
-        """y / scale + zero point, inside the limits of the type, is what the node gives."""
-        source = self.node.input[zero] if self.has(zero) else ""
-        kind = kind or self.form.kind(source, self.model) or self.form.kind(self.node.output[0], self.model)
-        if kind not in LIMITS:
-            raise Whole("it rounds to a type that is no integer")
-        y = self.put("Div", y, self.laid(self.node.input[scale], self.node.input[0], axis))
-        if source:
-            y = self.put("Add", y, self.laid(source, self.node.input[0], axis))
-        self.limited(y, kind)
-
-    def limited(self, y: str, kind: int) -> None:
-        low, high = (self.const(np.float32(x)) for x in LIMITS[kind])
-        self.gives(self.put("Min", self.put("Max", y, low), high))
-
-    def gives(self, name: str, out: int = 0, whole: bool = True) -> None:
-        """What the node's output is from now on. whole: it was of an integer type."""
-        target = self.node.output[out]
-        kind = FLOAT if whole else self.form.types(target) or FLOAT
-        self.made.append(helper.make_node("Cast", [name], [target], name=self.model.fresh_name(f"{target}_cast"), to=kind))
-        if whole:
-            self.form.floats.add(target)
-            self.form.was[target] = self.form.known(target) or TensorProto.UINT8
-
-
-def quantize(s: Step) -> None:
-    if s.attr("block_size", 0):
-        raise Whole("it has a scale for every block")
-    axis = s.attr("axis", 1) if s.rank(s.node.input[1]) != 0 else None
-    s.stored(s.cast(s.node.input[0]), 1, 2, axis, s.attr("output_dtype"))
-
-
-def dequantize(s: Step) -> None:
-    if s.node.input[0] not in s.form.floats:  # a weight: there is nothing to leave out
-        s.made.append(s.node)
-        return
-    axis = s.attr("axis", 1) if s.rank(s.node.input[1]) != 0 else None
-    s.gives(s.real(0, 1, 2, axis), whole=False)
-
-
-def dynamic(s: Step) -> None:
-    x, zero = s.node.input[0], s.const(np.float32(0))
-    least = s.put("Min", s.put("ReduceMin", x, keepdims=0), zero)
-    most = s.put("Max", s.put("ReduceMax", x, keepdims=0), zero)
-    steps = s.put("Div", s.put("Sub", most, least), s.const(np.float32(255)))
-    scale = s.put("Max", steps, s.const(TINY))
-    point = s.put("Neg", s.put("Div", least, scale))
-    s.gives(s.put("Add", s.put("Div", x, scale), point))
-    for out, name in ((1, scale), (2, point)):
-        if len(s.node.output) > out and s.node.output[out]:
-            s.gives(name, out)
-
-
-def conv(s: Step) -> None:
-    """QLinearConv: its bias has the scale of its products."""
-    rank = s.rank(s.node.input[3])
-    inputs = [s.real(0, 1, 2), s.real(3, 4, 5, 0 if s.rank(s.node.input[4]) else None)]
-    if rank is None:
-        raise Whole("the number of axes of its weight is not known")
-    if s.has(8):
-        scale = s.put("Mul", s.cast(s.node.input[1]), s.cast(s.node.input[4]))
-        inputs.append(s.put("Mul", s.cast(s.node.input[8]), scale))
-    s.stored(s.put("Conv", *inputs, **s.attrs()), 6, 7)
-
-
-def matmul(s: Step) -> None:
-    s.stored(s.put("MatMul", s.real(0, 1, 2), s.real(3, 4, 5)), 6, 7)
-
-
-def gemm(s: Step) -> None:
-    turned, alpha = s.attr("transB", 0), s.attr("alpha", 1.0)
-    inputs = [s.real(0, 1, 2), s.real(3, 4, 5, 0 if turned and s.rank(s.node.input[4]) else None)]
-    if s.has(6):
-        scale = s.put("Mul", s.cast(s.node.input[1]), s.cast(s.node.input[4]))
-        inputs.append(s.put("Mul", s.cast(s.node.input[6]), scale))
-    y = s.put("Gemm", *inputs, alpha=alpha, beta=alpha, transA=s.attr("transA", 0), transB=turned)
-    if s.has(7):
-        s.stored(y, 7, 8)
-    else:
-        s.gives(y, whole=False)
-
-
-def _less(s: Step, i: int, zero: int, column: bool = False) -> str:
-    """An integer operand less its zero point; one of a matrix may have one for every row."""
-    out = s.cast(s.node.input[i])
-    if not s.has(zero):
-        return out
-    point = s.cast(s.node.input[zero])
-    if column and s.rank(s.node.input[zero]) == 1:
-        point = s.put("Unsqueeze", point, s.const(np.array([1], np.int64))) if s.form.opset(s.model) >= 13 else s.put(
-            "Unsqueeze", point, axes=[1]
-        )  # fmt: skip
-    return s.put("Sub", out, point)
-
-
-def matmul_integer(s: Step) -> None:
-    s.gives(s.put("MatMul", _less(s, 0, 2, True), _less(s, 1, 3)))
-
-
-def conv_integer(s: Step) -> None:
-    weight = s.cast(s.node.input[1])
-    if s.has(3):
-        own = s.rank(s.node.input[3])
-        weight = s.put("Sub", weight, s.laid(s.node.input[3], s.node.input[1], 0 if own else None))
-    s.gives(s.put("Conv", _less(s, 0, 2), weight, **s.attrs()))
-
-
-def to_float(s: Step) -> None:
-    """MatMulIntegerToFloat."""
-    a, b = s.put("Mul", _less(s, 0, 4), s.cast(s.node.input[2])), s.put("Mul", _less(s, 1, 5), s.cast(s.node.input[3]))
-    _with_bias(s, s.put("MatMul", a, b), 6)
-
-
-def dynamic_matmul(s: Step) -> None:
-    """DynamicQuantizeMatMul: what is rounded inside comes back."""
-    _with_bias(s, s.put("MatMul", s.node.input[0], s.real(1, 2, 3)), 4)
-
-
-def _with_bias(s: Step, y: str, bias: int) -> None:
-    s.gives(s.put("Add", y, s.node.input[bias]) if s.has(bias) else y, whole=False)
-
-
-def binary(op_type: str) -> Callable[[Step], None]:
-    return lambda s: s.stored(s.put(op_type, s.real(0, 1, 2), s.real(3, 4, 5)), 6, 7)
-
-
-def single(op_type: str) -> Callable[[Step], None]:
-    def form(s: Step) -> None:
-        if s.attr("channels_last", 0) or s.attr("opset", 13) < 13:
-            raise Whole("its channels are last, or its axes are those of an old version")
-        s.stored(s.put(op_type, s.real(0, 1, 2), **s.attrs("channels_last", "opset")), 3, 4)
-
-    return form
-
-
-def concat(s: Step) -> None:
-    parts = [s.real(i, i + 1, i + 2) for i in range(2, len(s.node.input), 3)]
-    s.stored(s.put("Concat", *parts, axis=s.attr("axis", 0)), 0, 1)
-
-
-def where(s: Step) -> None:
-    s.stored(s.put("Where", s.node.input[0], s.real(1, 2, 3), s.real(4, 5, 6)), 7, 8)
-
-
-FORMS: dict[str, Callable[[Step], None]] = {
-    "QuantizeLinear": quantize, "DequantizeLinear": dequantize, "DynamicQuantizeLinear": dynamic, "QLinearConv": conv,
-    "QLinearMatMul": matmul, "QGemm": gemm, "MatMulInteger": matmul_integer, "ConvInteger": conv_integer,
-    "MatMulIntegerToFloat": to_float, "DynamicQuantizeMatMul": dynamic_matmul, "QLinearAdd": binary("Add"),
-    "QLinearMul": binary("Mul"), "QLinearConcat": concat, "QLinearWhere": where,
-    "QLinearAveragePool": single("AveragePool"), "QLinearGlobalAveragePool": single("GlobalAveragePool"),
-    "QLinearReduceMean": single("ReduceMean"), "QLinearLeakyRelu": single("LeakyRelu"),
-    "QLinearSigmoid": single("Sigmoid"), "QLinearSoftmax": single("Softmax"),
-}  # fmt: skip
 
 
 def rounding(nodes: Sequence[NodeProto]) -> bool:
     """Whether any of the nodes rounds to integers."""
-    return any(n.op_type in FORMS and n.op_type != "DequantizeLinear" or n.op_type in STILL for n in nodes)
+    return any((n.op_type in FORMS and n.op_type != "DequantizeLinear") or n.op_type in STILL for n in nodes)
 
 
 @dataclass
@@ -268,9 +44,6 @@ class Unrounded:
     def kind(self, name: str, model: Model) -> int | None:
         weight = model.weights.get(name)
         return weight.onnx_type if weight is not None else self.known(name)
-
-    def opset(self, model: Model) -> int:
-        return next((o.version for o in model.proto.opset_import if o.domain in ("", "ai.onnx")), 1)
 
     def __call__(self, model: Model) -> Model:
         """A copy in real numbers."""
@@ -326,7 +99,7 @@ class Unrounded:
             node.attribute[0].i = FLOAT
         kinds = {name: self.known(name) for name in node.output if name}
         made = node.op_type not in ("Shape", "Size")
-        self._became({n: kind in WHOLE or kind is None and made for n, kind in kinds.items()}, read)
+        self._became({n: kind in WHOLE or (kind is None and made) for n, kind in kinds.items()}, read)
         return [*step.made, node]
 
     def _became(self, outs: Mapping[str, bool], read: Sequence[str]) -> None:
@@ -343,5 +116,7 @@ class Unrounded:
             if name in self.floats and kind in WHOLE:
                 step.node.input[i] = out = step.model.fresh_name(f"{name}_whole")
                 step.put("Round", name)
-                step.made.append(helper.make_node("Cast", [step.made[-1].output[0]], [out], name=f"{out}_node", to=kind))
+                step.made.append(
+                    helper.make_node("Cast", [step.made[-1].output[0]], [out], name=f"{out}_node", to=kind)
+                )
         return [*step.made, step.node]

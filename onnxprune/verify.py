@@ -1,5 +1,5 @@
-"""The proofs that a rewriting is right: re-trace, slices, and equivalence with the masked original in ONNX Runtime, of the
-real weights and of weights drawn anew.
+"""The proofs that a rewriting is right: re-trace, slices, and equivalence with the masked original in ONNX Runtime,
+of the real weights and of weights drawn anew.
 
 Knows the trace and what was kept, not how that was chosen.
 """
@@ -160,9 +160,7 @@ def _pair(
     return replace(pair, tolerance=STEPS / 127, far=1, rounds=ROUNDING, exact=NEAR * exact)
 
 
-def _proof(
-    trace: Trace, kept: Mask, account: Compared, real: Part, drawn: Part
-) -> Proof:
+def _proof(trace: Trace, kept: Mask, account: Compared, real: Part, drawn: Part) -> Proof:
     """The findings in one; CheckFailed where nothing was compared."""
     found = [*real.found, *drawn.found]
     notes = tuple(dict.fromkeys(text for text in (real.note, drawn.note) if text))
@@ -173,20 +171,29 @@ def _proof(
     outputs = dict.fromkeys(o.name for o in trace.model.proto.graph.output)
     missing = tuple(
         f"{name}: {hollow.get(name, 'not run') if name in affected else 'nothing that was removed reaches it'}"
-        for name in outputs if name not in seen
+        for name in outputs
+        if name not in seen
     )
     if not seen and not tensors:
         raise CheckFailed(
-            f"nothing of the pruned model could be compared with the original ({'; '.join(missing) or 'it has no outputs'}"
-            f"{''.join(f'; {text}' for text in notes)})"
+            "nothing of the pruned model could be compared with the original ("
+            f"{'; '.join((*missing, *notes)) or 'it has no outputs'})"
         )
     main = found[0]
     return Proof(
-        0, main.error, max(f.allowed for f in real.found or found), tuple(main.batches), main.providers,
-        max(f.blocks for f in found), sizes=tuple(text for text in main.sizes if text), uncompared=missing,
-        redrawn=max((max(f.error, f.inner) for f in drawn.found), default=None), slices=account.same, tensors=len(tensors),
+        couplings=0,
+        error=main.error,
+        tolerance=max(f.allowed for f in real.found or found),
+        batches=tuple(main.batches),
+        providers=main.providers,
+        blocks=max(f.blocks for f in found),
+        sizes=tuple(text for text in main.sizes if text),
+        uncompared=missing,
+        redrawn=max((max(f.error, f.inner) for f in drawn.found), default=None),
+        slices=account.same,
+        tensors=len(tensors),
         notes=notes,
-    )  # fmt: skip
+    )
 
 
 def _assignments(trace: Trace) -> list[int]:

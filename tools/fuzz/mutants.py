@@ -1,8 +1,8 @@
 """One parameter at a time is cut wrongly: the proof has to catch each.
 
-A mutant is a rewritten graph in which one parameter holds other positions than those that are kept (all moved by one, two
-swapped, a square matrix turned, the first ones in place of those that are kept), or one number that an edit wrote is off
-(groups, hidden sizes, sizes of a split, indices). What has the bytes of the right one is none.
+A mutant is a rewritten graph in which one parameter holds other positions than those that are kept (all moved by one,
+two swapped, a square matrix turned, the first ones in place of those that are kept), or one number that an edit wrote
+is off (groups, hidden sizes, sizes of a split, indices). What has the bytes of the right one is none.
 """
 
 from __future__ import annotations
@@ -113,7 +113,10 @@ def _cuts(
                 order[[i, j]] = order[[j, i]]
                 yield f"{i} and {j} of axis {axis} swapped", value.take(order, axis)
             if b.ids.ndim == 1:
-                yield f"the first of axis {axis}", own.take(np.arange(value.shape[axis]), axis) if own.ndim == 1 else value
+                yield (
+                    f"the first of axis {axis}",
+                    own.take(np.arange(value.shape[axis]), axis) if own.ndim == 1 else value,
+                )
     for a in range(value.ndim - 1):
         if value.shape[a] == value.shape[a + 1]:
             yield f"axes {a} and {a + 1} turned", np.ascontiguousarray(np.swapaxes(value, a, a + 1))

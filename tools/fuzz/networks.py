@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from graphs import graph  # noqa: E402
+from graphs import graph
 
 SAME = "pads = [1, 1, 1, 1]"
 IMAGE = "(float[N, 3, 8, 8] x) => "
@@ -41,7 +41,8 @@ def convnext() -> ModelProto:
         f"""s = Conv<{SAME}>(x, stem, stemb) d = Conv<pads = [3, 3, 3, 3], group = 16>(s, dw, dwb)
         t = Transpose<perm = [0, 2, 3, 1]>(d) n = LayerNormalization<axis = -1>(t, gain, shift) u = MatMul(n, up)
         ub = Add(u, upb) a = Relu(ub) v = MatMul(a, down) vb = Add(v, downb) w = Mul(vb, gamma)
-        b = Transpose<perm = [0, 3, 1, 2]>(w) r = Add(s, b) p = GlobalAveragePool(r) f = Flatten(p) y = Gemm(f, head, headb)""",
+        b = Transpose<perm = [0, 3, 1, 2]>(w) r = Add(s, b) p = GlobalAveragePool(r) f = Flatten(p) y = Gemm(f, head,
+        headb)""",
         stem=(16, 3, 3, 3), stemb=(16,), dw=(16, 1, 7, 7), dwb=(16,), gain=(16,), shift=(16,), up=(16, 64), upb=(64,),
         down=(64, 16), downb=(16,), gamma=zeros(16, value=1e-6), head=(16, 5), headb=(5,),
     )  # fmt: skip
@@ -53,8 +54,8 @@ def zero_branch() -> ModelProto:
     return graph(
         IMAGE + "(float[N, 5] y)",
         f"""s = Conv<{SAME}>(x, stem) {norm.format("sn", "s", "gain0", 0)} r = Relu(sn) a = Conv<{SAME}>(r, first)
-        {norm.format("an", "a", "gain1", 1)} ar = Relu(an) b = Conv<{SAME}>(ar, second) {norm.format("bn", "b", "zero2", 2)}
-        j = Add(bn, r) o = Relu(j) p = GlobalAveragePool(o) f = Flatten(p) y = Gemm(f, head)""",
+        {norm.format("an", "a", "gain1", 1)} ar = Relu(an) b = Conv<{SAME}>(ar, second) {norm.format("bn", "b",
+        "zero2", 2)} j = Add(bn, r) o = Relu(j) p = GlobalAveragePool(o) f = Flatten(p) y = Gemm(f, head)""",
         stem=(16, 3, 3, 3), first=(16, 16, 3, 3), second=(16, 16, 3, 3), zero2=zeros(16), head=(16, 5),
         **{f"{n}{k}": (16,) for n in ("shift", "mean", "var") for k in range(3)}, gain0=(16,), gain1=(16,),
     )  # fmt: skip
@@ -74,7 +75,8 @@ def loud() -> ModelProto:
     """One output a million times larger than the other."""
     return graph(
         ROWS + "(float[N, 6, 4] y, float[N, 6, 3] z)",
-        "a = MatMul(x, wa) r = Relu(a) y0 = MatMul(r, wy) y = Mul(y0, much) b = MatMul(x, wb) s = Tanh(b) z = MatMul(s, wz)",
+        "a = MatMul(x, wa) r = Relu(a) y0 = MatMul(r, wy) y = Mul(y0, much) b = MatMul(x, wb) "
+        "s = Tanh(b) z = MatMul(s, wz)",
         wa=(12, 16), wy=(16, 4), much=f32(1e6), wb=(12, 16), wz=(16, 3),
     )  # fmt: skip
 
@@ -82,8 +84,8 @@ def loud() -> ModelProto:
 def loud_channel() -> ModelProto:
     return graph(
         ROWS + "(float[N, 6, 7] y)",
-        "a = MatMul(x, wa) r = Relu(a) y0 = MatMul(r, wy) l = Mul(y0, much) b = MatMul(x, wb) s = Tanh(b) z = MatMul(s, wz) "
-        "y = Concat<axis = 2>(l, z)",
+        "a = MatMul(x, wa) r = Relu(a) y0 = MatMul(r, wy) l = Mul(y0, much) b = MatMul(x, wb) "
+        "s = Tanh(b) z = MatMul(s, wz) y = Concat<axis = 2>(l, z)",
         wa=(12, 16), wy=(16, 4), much=f32(1e6), wb=(12, 16), wz=(16, 3),
     )  # fmt: skip
 
@@ -136,8 +138,8 @@ def operators(sums: bool) -> Callable[[], ModelProto]:
 
 def dynamic() -> ModelProto:
     """DynamicQuantizeLinear and MatMulInteger, as `quantize_dynamic` writes them."""
-    layer = """{0}q, {0}s, {0}z = DynamicQuantizeLinear({1}) {0}i = MatMulInteger({0}q, {2}, {0}z, z0) {0}f = Cast<to = 1>({0}i)
-    {0}m = Mul({0}s, s0) {0} = Mul({0}f, {0}m)"""
+    layer = """{0}q, {0}s, {0}z = DynamicQuantizeLinear({1}) {0}i = MatMulInteger({0}q, {2}, {0}z, z0) {0}f = Cast<to
+    = 1>({0}i) {0}m = Mul({0}s, s0) {0} = Mul({0}f, {0}m)"""
     return graph(
         ROWS + "(float[N, 6, 5] y)",
         f"""{layer.format("a", "x", "qa")} ab = Add(a, ba) r = Relu(ab) {layer.format("b", "r", "qb")} s = Tanh(b)
@@ -178,8 +180,8 @@ def heads() -> ModelProto:
         ROWS + "(float[N, 6, 12] y)",
         """q0 = MatMul(x, wq) q1 = Add(q0, bq) q2 = Reshape(q1, apart) q = Transpose<perm = [0, 2, 1, 3]>(q2)
         k0 = MatMul(x, wk) k2 = Reshape(k0, apart) k = Transpose<perm = [0, 2, 3, 1]>(k2) v0 = MatMul(x, wv)
-        v1 = Add(v0, bv) v2 = Reshape(v1, apart) v = Transpose<perm = [0, 2, 1, 3]>(v2) s0 = MatMul(q, k) s = Mul(s0, half)
-        p = Softmax<axis = -1>(s) o0 = MatMul(p, v) o1 = Transpose<perm = [0, 2, 1, 3]>(o0) o = Reshape(o1, back)
+        v1 = Add(v0, bv) v2 = Reshape(v1, apart) v = Transpose<perm = [0, 2, 1, 3]>(v2) s0 = MatMul(q, k) s = Mul(s0,
+        half) p = Softmax<axis = -1>(s) o0 = MatMul(p, v) o1 = Transpose<perm = [0, 2, 1, 3]>(o0) o = Reshape(o1, back)
         y0 = MatMul(o, wo) y = Add(y0, x)""",
         wq=(12, 16), bq=(16,), wk=(12, 16), wv=(12, 16), bv=(16,), wo=(16, 12), apart=np.array([0, 0, 4, 4]),
         back=np.array([0, 0, 16]), half=f32(0.5),
@@ -189,9 +191,10 @@ def heads() -> ModelProto:
 def groups(count: int, width: int = 16) -> Callable[[], ModelProto]:
     return lambda: graph(
         IMAGE + "(float[N, 5] y)",
-        f"""a = Conv<{SAME}>(x, wa, ba) r = Relu(a) g = Conv<{SAME}, group = {count}>(r, wg, bg) s = Relu(g) c = Conv(s, wc)
-        t = Relu(c) p = GlobalAveragePool(t) f = Flatten(p) y = Gemm(f, head)""",
-        wa=(width, 3, 3, 3), ba=(width,), wg=(width, width // count, 3, 3), bg=(width,), wc=(12, width, 1, 1), head=(12, 5),
+        f"""a = Conv<{SAME}>(x, wa, ba) r = Relu(a) g = Conv<{SAME}, group = {count}>(r, wg, bg) s = Relu(g) c =
+        Conv(s, wc) t = Relu(c) p = GlobalAveragePool(t) f = Flatten(p) y = Gemm(f, head)""",
+        wa=(width, 3, 3, 3), ba=(width,), wg=(width, width // count, 3, 3), bg=(width,), wc=(12, width, 1, 1),
+        head=(12, 5),
     )  # fmt: skip
 
 
@@ -201,8 +204,8 @@ def recurrent(kind: str, gates: int, both: bool) -> Callable[[], ModelProto]:
     word = "bidirectional" if both else "forward"
     return lambda: graph(
         "(float[6, N, 12] x) => (float[6, N, 5] y)",
-        f"""a = {kind}<hidden_size = {hidden}, direction = "{word}">(x, w1, r1, b1) t = Transpose<perm = [0, 2, 1, 3]>(a)
-        j = Reshape(t, flat) c = {kind}<hidden_size = {hidden}, direction = "{word}">(j, w2, r2, b2)
+        f"""a = {kind}<hidden_size = {hidden}, direction = "{word}">(x, w1, r1, b1) t = Transpose<perm = [0, 2, 1,
+        3]>(a) j = Reshape(t, flat) c = {kind}<hidden_size = {hidden}, direction = "{word}">(j, w2, r2, b2)
         u = Transpose<perm = [0, 2, 1, 3]>(c) k = Reshape(u, flat) y = MatMul(k, head)""",
         w1=(ways, gates * hidden, 12), r1=(ways, gates * hidden, hidden), b1=(ways, 2 * gates * hidden),
         w2=(ways, gates * hidden, ways * hidden), r2=(ways, gates * hidden, hidden), b2=(ways, 2 * gates * hidden),
@@ -238,8 +241,8 @@ def squeeze() -> ModelProto:
         f"""a = Conv<{SAME}>(x, wa, ba) r = HardSwish(a) p = GlobalAveragePool(r) s = Conv(p, ws, bs) sr = Relu(s)
         e = Conv(sr, we, be) g = HardSigmoid(e) m = Mul(r, g) c = Conv(m, wc) q = GlobalAveragePool(c) f = Flatten(q)
         y = Gemm(f, head)""",
-        wa=(16, 3, 3, 3), ba=zeros(16), ws=(8, 16, 1, 1), bs=zeros(8), we=(16, 8, 1, 1), be=zeros(16), wc=(12, 16, 1, 1),
-        head=(12, 5),
+        wa=(16, 3, 3, 3), ba=zeros(16), ws=(8, 16, 1, 1), bs=zeros(8), we=(16, 8, 1, 1), be=zeros(16),
+        wc=(12, 16, 1, 1), head=(12, 5),
     )  # fmt: skip
 
 
@@ -247,7 +250,8 @@ def split() -> ModelProto:
     """A gate in halves, of unequal fate."""
     return graph(
         ROWS + "(float[N, 6, 5] y)",
-        "a = MatMul(x, wa) l, m = Split<axis = 2>(a, sizes) g = Sigmoid(m) u = Relu(l) c = Concat<axis = 2>(u, g) y = MatMul(c, wo)",
+        "a = MatMul(x, wa) l, m = Split<axis = 2>(a, sizes) g = Sigmoid(m) u = Relu(l) c = Concat<axis = 2>(u, g) "
+        "y = MatMul(c, wo)",
         wa=(12, 32), sizes=np.array([20, 12]), wo=(32, 5),
     )  # fmt: skip
 
@@ -255,14 +259,15 @@ def split() -> ModelProto:
 def in_a_loop() -> ModelProto:
     return graph(
         "(float[N, 12] x) => (float[N, 5] y)",
-        """h = MatMul(x, w0) z = Loop(times, , h) <body = b (int64 i, bool c, float[N, 16] s) => (bool d, float[N, 16] t) {
-            d = Identity(c) a = MatMul(s, w1) r = Relu(a) e = MatMul(r, w2) t = Add(e, s) }> y = MatMul(z, w3)""",
+        """h = MatMul(x, w0) z = Loop(times, , h) <body = b (int64 i, bool c, float[N, 16] s) => (bool d, float[N, 16]
+            t) { d = Identity(c) a = MatMul(s, w1) r = Relu(a) e = MatMul(r, w2) t = Add(e, s) }> y = MatMul(z, w3)""",
         w0=(12, 16), w1=(16, 24), w2=(24, 16), w3=(16, 5), times=np.array(3),
     )  # fmt: skip
 
 
 SPECIAL: dict[str, Callable[[], ModelProto]] = {
-    "convnext, layer scale 1e-6": convnext, "residual, last BatchNorm zero": zero_branch, "plain": ends("y = Identity(h)"),
+    "convnext, layer scale 1e-6": convnext, "residual, last BatchNorm zero": zero_branch,
+    "plain": ends("y = Identity(h)"),
     "ends in ArgMax": ends("y = ArgMax<axis = 1>(h)", "int64[N, 1]"),
     "ends in Greater": ends("y = Greater(h, limit)", "bool[N, 6]", limit=f32(0.1)),
     "ends in TopK": ends("v, y = TopK<axis = 1>(h, two)", "int64[N, 2]", two=np.array([2])),
@@ -270,14 +275,17 @@ SPECIAL: dict[str, Callable[[], ModelProto]] = {
     "ends in Sigmoid of large logits": ends("g = Mul(h, much) y = Sigmoid(g)", much=f32(1e4)),
     "ends in Tanh of large logits": ends("g = Mul(h, much) y = Tanh(g)", much=f32(1e4)),
     "ends in Log of a negative": ends("q = Mul(h, h) g = Sub(q, much) y = Log(g)", much=f32(1e6)),
-    "ends in Sign": ends("y = Sign(h)"), "ends in Floor": ends("y = Floor(h)"), "ends in Hardmax": ends("y = Hardmax(h)"),
+    "ends in Sign": ends("y = Sign(h)"), "ends in Floor": ends("y = Floor(h)"),
+    "ends in Hardmax": ends("y = Hardmax(h)"),
     "ends in Round": ends("y = Round(h)"), "ends in a cast": ends("y = Cast<to = 7>(h)", "int64[N, 6]"),
     "one output 1e6 larger": loud, "one channel 1e6 larger": loud_channel, "QDQ convolutions": qdq_convolutions,
-    "QDQ matrices": qdq_rows, "QOperator": operators(False), "QOperator with a sum": operators(True), "dynamically quantised": dynamic,
+    "QDQ matrices": qdq_rows, "QOperator": operators(False), "QOperator with a sum": operators(True),
+    "dynamically quantised": dynamic,
     "weights in an else branch": other_branch, "branch in a branch": branch_in_branch, "heads": heads,
     "2 groups": groups(2), "4 groups": groups(4), "depthwise": groups(16), "8 groups": groups(8, 32),
     "LSTM": recurrent("LSTM", 4, False), "bidirectional LSTM": recurrent("LSTM", 4, True),
-    "GRU": recurrent("GRU", 3, False), "bidirectional GRU": recurrent("GRU", 3, True), "RNN": recurrent("RNN", 1, False),
+    "GRU": recurrent("GRU", 3, False), "bidirectional GRU": recurrent("GRU", 3, True),
+    "RNN": recurrent("RNN", 1, False),
     "embedding": embedded(False), "tied embedding": embedded(True), "U-Net": unet, "squeeze and excitation": squeeze,
     "split": split, "loop": in_a_loop,
 }  # fmt: skip
