@@ -119,7 +119,8 @@ def _carried_out(groups: Groups, decision: Decision, options: Options, clock: Cl
         clock("reconstruct")
         story = merged(groups, decision.removed, after)
         check(groups, kept, after, options, clock)
-    ran(groups, after.model, decision.inputs.feeds if decision.inputs is not None else (), options, clock)
+    if decision.inputs is not None:
+        ran(groups, after.model, decision.inputs.feeds, options, clock)
     clock("")
     report = Report(
         profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),

@@ -8,7 +8,7 @@ no ids.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxprune import repeatable
+from onnxprune.errors import RuntimeFailure
 from onnxprune.fit.walk import Topology
 from onnxprune.model import Model
 from onnxprune.normalise import set_nodes, sorted_nodes
 from onnxprune.options import Options
 from onnxprune.runtime import Session
+from onnxprune.weight import Weight
 
 BLOCK = 16 << 20
 """Bytes of weights in a piece, where single nodes do not hold more."""
@@ -63,26 +65,37 @@ class Chain:
         """All outputs, or those of `names`."""
         return self.run_all([feeds], None if names is None else [names])[0]
 
-    def run_all(self, feeds: Sequence[Feeds], names: Sequence[Sequence[str]] | None = None) -> list[list[Any]]:
-        """The outputs for each of several feeds; `names`: which ones of each. Every piece is opened once."""
+    def run_all(
+        self, feeds: Sequence[Feeds], names: Sequence[Sequence[str]] | None = None,
+        weights: Sequence[Mapping[str, Weight]] = (),
+    ) -> list[list[Any]]:  # fmt: skip
+        """The outputs for each of several feeds; `names`: which ones of each, `weights`: others in the place of the
+        model's own, for the last of the feeds. Every piece is opened once."""
+        given: list[Mapping[str, Weight]] = [{}] * (len(feeds) - len(weights)) + list(weights)
+        free = {n for own in given for n in own}
         values: list[dict[str, Any]] = [dict(feed) for feed in feeds]
         wanted = [self.outputs] * len(feeds) if names is None else names
         waiting = Counter(name for piece in self.pieces for name in piece.ins)
         for piece in self.pieces:
             ins = [self._info(n, [getattr(own[n], "shape", ()) for own in values]) for n in piece.ins]
             model = self.topology.piece(piece.nodes, ins, map(self._info, piece.outs))
-            session = Session(model, self.providers)
+            session = Session(model, self.providers, free)
             self.used = session.used
-            for own in values:
-                own |= zip(session.outputs, session.run({n: own[n] for n in piece.ins}), strict=True)
+            for own, others in zip(values, given, strict=True):
+                new = {n: others[n].array() for n in others.keys() & model.weights.keys()}
+                if not session.holds(new):
+                    raise RuntimeFailure("an operator takes its weights as constants only")
+                got = session.run({n: own[n] for n in piece.ins}, session.outputs, new)
+                own |= zip(session.outputs, got, strict=True)
+                del new
             del session
             for weight in model.weights.values():
                 weight.release()
             waiting.subtract(piece.ins)
-            for own, given in zip(values, wanted, strict=True):
-                for name in [n for n in own if not waiting[n] and n not in given]:
+            for own, asked in zip(values, wanted, strict=True):
+                for name in [n for n in own if not waiting[n] and n not in asked]:
                     del own[name]
-        return [[self._value(name, own) for name in given] for own, given in zip(values, wanted, strict=True)]
+        return [[self._value(name, own) for name in asked] for own, asked in zip(values, wanted, strict=True)]
 
     def _value(self, name: str, values: Mapping[str, Any]) -> Any:
         return values[name] if name in values else self.model.weights[name].array()
@@ -144,11 +157,14 @@ class Chain:
         return helper.make_tensor_value_info(name, self.types(name) or 0, dims)
 
 
-def opened(model: Model, options: Options, types: Callable[[str], int | None]) -> Session | Chain:
-    """What runs a model for a proof: in pieces where its weights or nodes are many, with nothing drawn at random."""
+def opened(
+    model: Model, options: Options, types: Callable[[str], int | None], free: Collection[str] = ()
+) -> Session | Chain:
+    """What runs a model for a proof: in pieces where its weights or nodes are many, with nothing drawn at random. free:
+    weights in whose place a session may be given others."""
     model = repeatable.settled(model, types)
     most = min(BLOCK, options.memory // SHARE)
     small = len(model.graph.node) <= NODES and sum(w.nbytes for w in model.weights.values()) <= most
     if small or model.graph.sparse_initializer:
-        return Session(model, options.providers)
+        return Session(model, options.providers, free)
     return Chain(model, options.providers, types, most)

@@ -7,6 +7,7 @@ Knows a trace, what was kept, and how to run models; not where their weights com
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -27,6 +28,7 @@ from onnxprune.slices import kept_of
 from onnxprune.taps import last, with_outputs
 from onnxprune.trace import Trace
 from onnxprune.trials import Original, Run
+from onnxprune.weight import Weight
 
 FAR = 100
 """Times the tolerance: what rounding may move a tensor inside a graph, or one of random weights, where it is shown that
@@ -60,7 +62,10 @@ class Findings:
 class Pair:
     """The original and the rewritten model `after`. `form`: what is done to both before they are run, `types` the
     element types of the tensors then. tolerance: of every tensor, by its own scale. rounds: operators whose rounding
-    is a decision; exact: the tolerance once they are told, where it is another."""
+    is a decision; exact: the tolerance once they are told, where it is another. free: weights that may be
+    given in the place of either model's own; lender: a pair of the same graphs with other weights, whose sessions serve
+    where they can, and drawn: whether the weights are random. extra: the first run with the free weights, where it came
+    with the others."""
 
     trace: Trace
     kept: Mask
@@ -73,6 +78,10 @@ class Pair:
     far: int = NEAR
     rounds: Collection[str] = ()
     exact: float = 0.0
+    free: tuple[Mapping[str, Weight], Mapping[str, Weight]] = field(default_factory=lambda: ({}, {}))
+    lender: Pair | None = None
+    drawn: bool = False
+    extra: list[tuple[Run, list[Any]]] = field(default_factory=list)
 
     def compared(self, ks: Sequence[int], deep: bool) -> Findings:
         """Run both at the sizes of the assignments `ks`, with the tensors inside at the first one that runs if `deep`;
@@ -81,28 +90,56 @@ class Pair:
 
     def again(self, run: Run) -> Findings:
         """Run both on the inputs of an earlier run, with the tensors inside."""
-        return self._found(lambda: [self._masked.again(run)])
+        if self.lender is not None and self.lender.extra:
+            masked_run, got = self.lender.extra.pop()
+            return self._judged([masked_run], self.lender.pruned, lambda: [got])
+        lent = self.lender._lent(run) if self.lender is not None else None
+        if lent is None:
+            return self._found(lambda: [self._masked.again(run)])
+        (masked, pruned), models, free = lent, (self.trace.model, self.after), self.free
+        theirs, ours = ({n: m.weights[n].array() for n in own} for m, own in zip(models, free, strict=True))
+        again = self._masked.again(run, masked, theirs)
+        return self._judged([again], pruned, lambda: [pruned.run(run.feeds, list(again.values), ours)])
+
+    def _lent(self, run: Run) -> tuple[Session, Session] | None:
+        """The sessions of a run of this pair, where other weights can be given to them."""
+        masked, pruned = self._masked.held.get(id(run.sizes)), self.pruned
+        if not isinstance(masked, Session) or not isinstance(pruned, Session):
+            return None
+        return (masked, pruned) if masked.holds(self.free[0]) and pruned.holds(self.free[1]) else None
 
     def _found(self, original: Callable[[], list[Run]]) -> Findings:
-        pruned = self._pruned()
+        pruned = self.pruned
         runs = original()
+        every = [*runs, *self._masked.extra] if isinstance(pruned, Chain) else runs
+        feeds, names = [r.feeds for r in every], [[*r.values] for r in every]
+        if len(every) > len(runs) and isinstance(pruned, Chain):
+            with suppress(Exception):  # what a runtime does not take is run apart
+                *results, got = pruned.run_all(feeds, names, [self.free[1]])
+                self.extra.append((every[-1], got))
+                return self._judged(runs, pruned, lambda: results)
+        return self._judged(runs, pruned, lambda: pruned.run_all(feeds[: len(runs)], names[: len(runs)]))
+
+    def _judged(self, runs: Sequence[Run], pruned: Session | Chain, run: Callable[[], list[list[Any]]]) -> Findings:
         try:
-            results = pruned.run_all([r.feeds for r in runs], [list(r.values) for r in runs])
+            results = run()
         except Exception as e:
             raise CheckFailed(f"the pruned model does not run{self._where(runs)}: {first_line(e)}") from e
         first = replace(runs[0], values={})
         found = Findings(first, providers=pruned.used, blocks=max(pruned.blocks, *(r.blocks for r in runs)))
-        for run, got in zip(runs, results, strict=True):
-            self._judge(run, dict(zip(run.values, got, strict=True)), found)
+        for each, got in zip(runs, results, strict=True):
+            self._judge(each, dict(zip(each.values, got, strict=True)), found)
         return found
 
     @cached_property
     def _masked(self) -> Original:
-        return Original(self.trace, self.kept, self.taps, self.options, self.form, self.types)
+        return Original(self.trace, self.kept, self.taps, self.options, self.form, self.types, self.free[0])
 
-    def _pruned(self) -> Session | Chain:
+    @cached_property
+    def pruned(self) -> Session | Chain:
+        model = with_outputs(self.types, self.form(self.after), self.taps)
         try:
-            return self._opened(with_outputs(self.types, self.form(self.after), self.taps))
+            return opened(model, self.options, self.types, self.free[1])
         except RuntimeFailure as e:
             self._opened(self.form(self.trace.model))  # if it does not load either, that is what the user should hear
             raise CheckFailed(f"the pruned model does not load: {e}") from e
@@ -113,15 +150,15 @@ class Pair:
 
     def _judge(self, run: Run, got: Mapping[str, Any], found: Findings) -> None:
         errors = {name: self._error(name, value, got[name]) for name, value in run.values.items()}
-        allowed = dict.fromkeys(errors, self.tolerance)
+        allowed = {name: self._tolerance(name) for name in errors}
         if self._beyond(errors, allowed, run) and self.options.check_rtol is None:
             noise = self._noise(run)
-            allowed = {n: max(a, min(self._far(n) * a, 4 * noise[n])) for n, a in allowed.items()}
+            allowed = {n: max(a, min(self._far(n), 4 * noise[n])) for n, a in allowed.items()}
         if self._beyond(errors, allowed, run):
             told = self._told(run)
             if told is not None:
                 errors = told
-                allowed = {n: self.exact or allowed.get(n, self.tolerance) for n in told}
+                allowed = {n: self.exact or allowed.get(n, self._tolerance(n)) for n in told}
         bad = self._beyond(errors, allowed, run)
         if bad:
             name = bad[0]
@@ -156,8 +193,13 @@ class Pair:
             n.input[0] in self.taps for n in self.trace.model.proto.graph.node if n.output and n.output[0] == made
         )
 
-    def _far(self, name: str) -> int:
-        return self.far if name in self._outputs else FAR
+    def _tolerance(self, name: str) -> float:
+        """Of outputs that the user sees; sums inside, and of random weights, cancel out more often."""
+        return self.tolerance * (1 if name in self._outputs and not self.drawn else NEAR)
+
+    def _far(self, name: str) -> float:
+        """What it may be where rounding is shown to make as much."""
+        return self.tolerance * (self.far if name in self._outputs else FAR)
 
     def _beyond(self, errors: Mapping[str, float], allowed: Mapping[str, float], run: Run) -> list[str]:
         """What differs by more than is allowed, outputs first."""

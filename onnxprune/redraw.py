@@ -79,10 +79,10 @@ class Drawn:
 
 def redrawn(
     trace: Trace, kept: Mask, sources: Mapping[str, Source], after: Model, seed: int, gain: float = 1.0
-) -> tuple[Model, Model, int]:
-    """The original and the rewritten graph with new weights, and how many of the original's are new. Parameters of
-    `after` without a source, such as biases that a refit added, are zero. gain: factor on the spread of all that is
-    drawn; with less of it, deep graphs stay finite."""
+) -> tuple[Model, Model]:
+    """The original and the rewritten graph with new weights. Parameters of `after` without a source, such as biases
+    that a refit added, are zero. gain: factor on the spread of all that is drawn; with less of it, deep graphs stay
+    finite."""
     original, new = trace.model.copy(), after.copy()
     drawn: dict[str, Weight] = {}
     uses = _uses(trace)
@@ -101,7 +101,7 @@ def redrawn(
         elif source is not None and weight is not trace.model.weights[source.parameter]:
             own = trace.model.weights[source.parameter]  # a refit may have changed the values
             new.weights[name] = _slice(own, source.blocks, kept, weight)
-    return original, new, len(drawn)
+    return original, new
 
 
 def _slice(own: Weight, blocks: tuple[Block, ...], kept: Mask, like: Weight) -> Weight:

@@ -109,7 +109,7 @@ def _proof(proof: Proof) -> Iterator[str]:
     drawn = "" if proof.redrawn is None else f"; {proof.redrawn:.1e} with weights drawn anew"
     if proof.slices:
         yield (
-            f"       {proof.slices:,} parameters are slices of the original's; {proof.tensors:,} tensors inside are equal"
+            f"       {proof.slices:,} parameters are slices of the original's; {proof.tensors:,} tensors inside agree"
             f"{drawn}"
         )
     for text in (*(f"not compared: {output}" for output in proof.uncompared), *proof.notes):

@@ -6,7 +6,7 @@ Knows sessions; of a model its bytes and what goes in and out.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache
 from importlib import metadata
@@ -28,6 +28,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 SHARED = (np.float32, np.float64, np.float16, np.int8, np.uint8)
 SMALL = 1024
 """Weights of fewer bytes go into the session's own copy of the graph."""
+FED = (np.float32, np.float64, np.float16, np.int8, np.uint8, np.int32, np.int16, np.uint16)
 LARGE = 1 << 16
 """Weights of more bytes are fed to a lean session."""
 FOLDED = 1 << 20
@@ -119,10 +120,12 @@ class Session:
     """A lean session for proofs: `run` takes a feed for every input and returns the outputs (named in `outputs`).
 
     The graph is run as it is written, without fusions. Large weights are fed beside the inputs: a runtime copies and
-    packs what it knows to be constant, and reads what it is fed where it is."""
+    packs what it knows to be constant, and reads what it is fed where it is. So are those of `free`, however small:
+    `run` takes others in their place, where `holds` says so."""
 
-    def __init__(self, model: Model, providers: Sequence[str]) -> None:
+    def __init__(self, model: Model, providers: Sequence[str], free: Collection[str] = ()) -> None:
         self.model, self._wanted = model, _usable(providers)
+        self._free = {n for n in free if n in model.weights and model.weights[n].dtype in FED}
         self._fed: dict[str, NDArray[Any]] = {}
         try:
             self._open(LARGE)
@@ -142,19 +145,28 @@ class Session:
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED))
         proto, held = shared(self.model)
-        self._fed = {n: a for n, a in held.items() if large and a.nbytes > large}
+        self._fed = {n: a for n, a in held.items() if large and (a.nbytes > large or n in self._free)}
+        if large:
+            self._fed |= {n: self.model.weights[n].array() for n in self._free - self._fed.keys()}
         _as_inputs(proto, self._fed)
         self._held = {n: a for n, a in held.items() if n not in self._fed}
         values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._held.values()]
         options.add_external_initializers(list(self._held), values)
         self._session = _made(proto.SerializeToString(), options, self._wanted)
 
-    def run(self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str] | None = None) -> list[Any]:
-        """All outputs, or those of `names`."""
+    def holds(self, names: Collection[str]) -> bool:
+        """Whether `run` may be given other weights of these names."""
+        return self._fed.keys() >= set(names)
+
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str] | None = None,
+        weights: Mapping[str, NDArray[Any]] | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """All outputs, or those of `names`. weights: others, in the place of its own."""
         try:
-            return list(self._session.run(names, {**feeds, **self._fed}))
+            return list(self._session.run(names, {**feeds, **self._fed, **(weights or {})}))
         except Exception:
-            if not self._fed:
+            if not self._fed or weights:
                 raise
             self._open(0)
             return list(self._session.run(names, dict(feeds)))

@@ -13,8 +13,9 @@ from typing import Any
 import onnx
 
 from onnxprune import criteria, footprint, guard, hazards, profile, trial
+from onnxprune.chain import opened
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
-from onnxprune.finite import finite, made_up
+from onnxprune.finite import finite
 from onnxprune.groups import Groups, build
 from onnxprune.labels import Labels, Mask
 from onnxprune.model import Model
@@ -163,12 +164,11 @@ def check(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock:
 
 
 def ran(groups: Groups, after: Model, feeds: Sequence[Mapping[str, Any]], options: Options, clock: Clock) -> None:
-    """Run the finished model on the inputs that were used, or on a handful that are made up: CheckFailed where only the
-    dense model gives numbers."""
+    """Run the finished model on the inputs that it was fitted to: CheckFailed where only the dense model gives
+    numbers."""
     clock("run")
     trace = groups.trace
-    finite(trace.model, after, feeds or made_up(trace.model, trace.shapes.inputs[0], options.seed), options,
-           trace.shapes.dtype)  # fmt: skip
+    finite(opened(after, options, trace.shapes.dtype), after, trace.model, feeds, options, trace.shapes.dtype)
 
 
 def _valid(model: Model) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -29,6 +29,7 @@ from onnxprune.shapes import infer
 from onnxprune.sizes import symbol
 from onnxprune.taps import with_outputs
 from onnxprune.trace import Trace
+from onnxprune.weight import Weight
 
 TRIAL_LIMIT = 1 << 29
 """Bytes of activations at sizes that are only tried because the likely ones do not run."""
@@ -81,7 +82,9 @@ class Run:
 @dataclass
 class Original:
     """The masked original, to be run at several sizes. `taps`: tensors that are outputs of deep runs, too. `form`: what
-    is done to the graph before it is run, `types` what the tensors are then."""
+    is done to the graph before it is run, `types` what the tensors are then; `free`: weights that may be given in the
+    place of its own. held: the session of the first run, by the `id` of its sizes; extra: the first run with the free
+    weights, where it came with the others."""
 
     trace: Trace
     kept: Mask
@@ -89,6 +92,9 @@ class Original:
     options: Options
     form: Callable[[Model], Model]
     types: Callable[[str], int | None]
+    free: Mapping[str, Weight] = field(default_factory=dict)
+    held: dict[int, Session | Chain] = field(default_factory=dict)
+    extra: list[Run] = field(default_factory=list)
 
     def at(self, sizes: Mapping[str, Dims]) -> Model:
         return self.form(masked(self.trace, self.kept, sizes))
@@ -113,18 +119,23 @@ class Original:
             done.append(self._run(self._opened(sizes), ks[0], found, sizes, deep))
         return done
 
-    def again(self, run: Run) -> Run:
-        """On the inputs of an earlier run, deep. RuntimeFailure where it does not run on these."""
-        session, names = self._opened(run.sizes), self._names(True)
+    def again(self, run: Run, lent: Session | None = None, weights: Mapping[str, NDArray[Any]] | None = None) -> Run:
+        """On the inputs of an earlier run, deep; with other weights in a session that is lent. RuntimeFailure where it
+        does not run on these."""
+        names = self._names(True)
+        session = lent or self._opened(run.sizes)
         try:
-            got = session.run(run.feeds, names)
+            got = lent.run(run.feeds, names, weights) if lent is not None else session.run(run.feeds, names)
         except Exception as e:
             raise RuntimeFailure(first_line(e)) from e
         return Run(run.feeds, dict(zip(names, got, strict=True)), run.sizes, run.told, session.blocks, True)
 
     def _opened(self, sizes: Mapping[str, Dims]) -> Session | Chain:
         model = self.at(sizes)
-        return opened(with_outputs(self.types, model, self.taps), self.options, self.types)
+        session = opened(with_outputs(self.types, model, self.taps), self.options, self.types, self.free)
+        if not self.held:
+            self.held[id(sizes)] = session
+        return session
 
     def _alike(self, ks: Sequence[int]) -> list[list[int]]:
         """The assignments in lists for which one masked graph serves: it differs where a block is repeated along an
@@ -143,11 +154,18 @@ class Original:
         """A large model is read once for all of them, where the memory holds what each of them makes."""
         shapes = self.trace.shapes
         size = sum(footprint.peak(self.trace.model, shapes.passes[k])[0] for k in ks)
-        if isinstance(session, Chain) and 2 * size <= self.options.memory:
+        if isinstance(session, Chain) and 3 * size <= self.options.memory:
             feeds = [random_inputs(self.trace.model, shapes.inputs[k], self.options.seed + k) for k in ks]
             names = [self._names(deep and k == ks[0]) for k in ks]
             with suppress(Exception):  # what fails at one of them is tried one by one
-                results = session.run_all(feeds, names)
+                if deep and self.free:
+                    *results, drawn = session.run_all([*feeds, feeds[0]], [*names, names[0]], [self.free])
+                    self.extra = [
+                        Run(feeds[0], dict(zip(names[0], drawn, strict=True)), shapes.probe[ks[0]],
+                            self._told(shapes.inputs[ks[0]]), session.blocks, True)
+                    ]  # fmt: skip
+                else:
+                    results = session.run_all(feeds, names)
                 return [
                     Run(feed, dict(zip(own, got, strict=True)), shapes.probe[k], self._told(shapes.inputs[k]),
                         session.blocks, deep and k == ks[0])

@@ -6,7 +6,7 @@ Knows the trace and what was kept, not how that was chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -15,7 +15,9 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxprune.branches import forced, ways
+from onnxprune.equation import Dims
 from onnxprune.errors import CheckFailed, RuntimeFailure
+from onnxprune.finite import finite, made_up
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
 from onnxprune.model import Model
@@ -33,6 +35,7 @@ from onnxprune.trace import Trace
 from onnxprune.trials import Original, Run
 from onnxprune.unrounded import Unrounded
 from onnxprune.unrounded import rounding as rounds
+from onnxprune.weight import Weight
 
 TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
 STEPS = 4
@@ -62,16 +65,30 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
         source = account.sources.get(name)
         of = f"what is kept of '{source.parameter}'" if source else "the original, which has none there"
         raise CheckFailed(f"the pruned model differs from the original: its parameter '{name}' from {of}")
-    real = _on_real(trace, kept, after, options)
-    return _proof(trace, kept, account, real, on_drawn(trace, kept, after, account, options, real.found[0].run))
+    ks = _assignments(trace)
+    draw = partial(redrawn, trace, kept, account.sources, after, options.seed)
+    plain, real = _pairs(trace, kept, after, options, draw())
+    found = [plain.compared(ks, deep=True)]
+    run = found[0].run
+    if real is not None:
+        found.append(real.again(run))
+    feeds = made_up(trace.model, {n: x.shape for n, x in run.feeds.items()}, options.seed)
+    finite(plain.pruned, after, trace.model, feeds, options, plain.types)
+    return _proof(trace, kept, account, Part(found, ""), _on_drawn(real or plain, draw, run))
 
 
 def structure(trace: Trace, kept: Mask, after: Model, options: Options) -> Proof:
     """As `equivalence`, of a graph whose weights may have been refitted: only on weights that are drawn anew."""
     account = compared(trace, kept, after)
-    ks = _assignments(trace)
-    runs = Original(trace, kept, (), options, lambda model: model, trace.shapes.dtype).runs(ks[:1])
+    runs = Original(trace, kept, (), options, lambda model: model, trace.shapes.dtype).runs(_assignments(trace)[:1])
     return _proof(trace, kept, account, Part([], ""), on_drawn(trace, kept, after, account, options, runs[0]))
+
+
+def on_drawn(trace: Trace, kept: Mask, after: Model, account: Compared, options: Options, run: Run) -> Part:
+    """The equivalence on weights that are drawn anew alone, on the inputs of one run."""
+    draw = partial(redrawn, trace, kept, account.sources, after, options.seed)
+    plain, real = _pairs(trace, kept, after, options, draw())
+    return _on_drawn(real or plain, draw, run)
 
 
 @dataclass(frozen=True)
@@ -82,31 +99,45 @@ class Part:
     note: str
 
 
-def _on_real(trace: Trace, kept: Mask, after: Model, options: Options) -> Part:
-    """All sizes, and what is inside at one of them; of a quantised graph that in real numbers."""
-    ks = _assignments(trace)
-    names = _names(trace, kept, after, ks[0])
-    real = _in_real_numbers(trace)
-    plain = _pair(trace, kept, after, names if real is None else taps(trace, kept), options)
-    found = [plain.compared(ks, deep=True)]
-    if real is not None:
-        found.append(_pair(trace, kept, after, names, options, real).again(found[0].run))
-    return Part(found, _still_rounds(real))
+def _pairs(
+    trace: Trace, kept: Mask, after: Model, options: Options, drawn: tuple[Model, Model]
+) -> tuple[Pair, Pair | None]:
+    """Both models as they are, and, of quantised ones, in real numbers, which is where the tensors inside are compared.
+    drawn: those with other weights, which the sessions are ready for."""
+    names = [*dict.fromkeys((*taps(trace, kept), *interior(trace, kept, after, _sizes(trace))))]
+    free = _others(drawn[0], trace.model), _others(drawn[1], after)
+    exact = options.check_rtol if options.check_rtol is not None else tolerance_of(trace)
+    plain = Pair(trace, kept, after, names, options, exact, lambda model: model, trace.shapes.dtype, free=free)
+    if not rounds(trace.nodes):
+        return plain, None
+    form = Unrounded(trace.shapes.dtype, trace.rank)
+    form(trace.model)  # which says what is left
+    if options.check_rtol is None:
+        exact = max(exact, min(len(form.left), STEPS) / 127)
+    real = replace(plain, tolerance=exact, form=form, types=form.types, extra=[])
+    plain = replace(plain, taps=taps(trace, kept), free=({}, {}))
+    if exact < STEPS / 127:
+        plain = replace(plain, tolerance=STEPS / 127, far=1, rounds=ROUNDING, exact=NEAR * exact)
+    return plain, real
 
 
-def on_drawn(trace: Trace, kept: Mask, after: Model, account: Compared, options: Options, run: Run) -> Part:
-    """Weights that are drawn anew, on the inputs of one run; where there are none that run, why."""
-    names = _names(trace, kept, after, _assignments(trace)[0])
+def _others(new: Model, old: Model) -> dict[str, Weight]:
+    """The weights of a model that are other ones in another."""
+    return {name: weight for name, weight in new.weights.items() if weight is not old.weights.get(name)}
+
+
+def _on_drawn(pair: Pair, draw: Callable[..., tuple[Model, Model]], run: Run) -> Part:
+    """The pair with weights that are drawn anew, on the inputs of one run; where there are none that run, why."""
+    left = pair.form.left.values() if isinstance(pair.form, Unrounded) else ()
+    note = f"compared with its rounding: {', '.join(left)}" if left else ""
     why = "there is none that can be drawn"
-    for gain in GAINS:
-        original, new, count = redrawn(trace, kept, account.sources, after, options.seed, gain)
-        if not count:
-            break
-        real = _in_real_numbers(trace)
-        pair = replace(_pair(replace(trace, model=original), kept, new, names, options, real), far=FAR)
-        found, failed = _both_ways(pair, run)
+    for gain in GAINS if pair.free[0] else ():
+        original, new = draw(gain)
+        trace = replace(pair.trace, model=original)
+        drawn = replace(pair, trace=trace, after=new, far=FAR, lender=pair, drawn=True, extra=[])
+        found, failed = _both_ways(drawn, run)
         if any(f.seen or f.tensors for f in found):
-            return Part(found, "; ".join(filter(None, (_still_rounds(real), *failed))))
+            return Part(found, "; ".join(filter(None, (note, *failed))))
         why = next(iter(failed), "nothing that they make is finite")
     return Part([], f"weights that are drawn anew show nothing: {why}")
 
@@ -118,7 +149,7 @@ def _both_ways(pair: Pair, run: Run) -> tuple[list[Findings], list[str]]:
     for way in every or [()]:
         form = partial(_told_the_way, form=pair.form, way=way)
         try:
-            found.append(replace(pair, form=form).again(run))
+            found.append(replace(pair, form=form, lender=None if way else pair.lender).again(run))
         except RuntimeFailure as failure:
             told = " in ".join("then" if truth else "else" for truth in reversed(way))
             failed.append(f"branches that do not run on drawn weights: {told}" if way else failure.message)
@@ -127,37 +158,6 @@ def _both_ways(pair: Pair, run: Run) -> tuple[list[Findings], list[str]]:
 
 def _told_the_way(model: Model, form: Callable[[Model], Model], way: tuple[bool, ...]) -> Model:
     return form(forced(model, way) if way else model)
-
-
-def _names(trace: Trace, kept: Mask, after: Model, k: int) -> list[str]:
-    """What is compared inside the graph."""
-    return [*dict.fromkeys((*taps(trace, kept), *interior(trace, kept, after, trace.shapes.probe[k])))]
-
-
-def _in_real_numbers(trace: Trace) -> Unrounded | None:
-    """How a graph that rounds is written without; None for others."""
-    if not rounds(trace.nodes):
-        return None
-    real = Unrounded(trace.shapes.dtype, trace.rank)
-    real(trace.model)  # which says what is left
-    return real
-
-
-def _still_rounds(real: Unrounded | None) -> str:
-    return f"compared with its rounding: {', '.join(real.left.values())}" if real is not None and real.left else ""
-
-
-def _pair(
-    trace: Trace, kept: Mask, after: Model, names: Sequence[str], options: Options, real: Unrounded | None = None
-) -> Pair:
-    """With `real`, both are written in real numbers first."""
-    exact = options.check_rtol if options.check_rtol is not None else tolerance_of(trace, real)
-    if real is not None:
-        return Pair(trace, kept, after, names, options, exact, real, real.types)
-    pair = Pair(trace, kept, after, names, options, exact, lambda model: model, trace.shapes.dtype)
-    if not rounds(trace.nodes) or exact >= STEPS / 127:
-        return pair
-    return replace(pair, tolerance=STEPS / 127, far=1, rounds=ROUNDING, exact=NEAR * exact)
 
 
 def _proof(trace: Trace, kept: Mask, account: Compared, real: Part, drawn: Part) -> Proof:
@@ -210,8 +210,11 @@ def _assignments(trace: Trace) -> list[int]:
     return [best, *(k for k in ks if k != best)]
 
 
-def tolerance_of(trace: Trace, real: Unrounded | None = None) -> float:
-    """By the coarsest number format in the graph; each operator that still rounds may be a step off."""
+def _sizes(trace: Trace) -> Mapping[str, Dims]:
+    return trace.shapes.probe[_assignments(trace)[0]]
+
+
+def tolerance_of(trace: Trace) -> float:
+    """By the coarsest number format in the graph."""
     kinds = {w.onnx_type for w in trace.model.weights.values()} | {trace.shapes.dtype(n) for n in trace.blocks}
-    exact = max((t for k, t in TOLERANCE.items() if k in kinds), default=1e-5)
-    return max(exact, min(len(real.left), STEPS) / 127) if real is not None else exact
+    return max((t for k, t in TOLERANCE.items() if k in kinds), default=1e-5)
