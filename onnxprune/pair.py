@@ -114,9 +114,11 @@ class Pair:
         every = [*runs, *self._masked.extra] if isinstance(pruned, Chain) else runs
         feeds, names = [r.feeds for r in every], [[*r.values] for r in every]
         if len(every) > len(runs) and isinstance(pruned, Chain):
+            results: list[list[Any]] = []
             with suppress(Exception):  # what a runtime does not take is run apart
                 *results, got = pruned.run_all(feeds, names, [self.free[1]])
                 self.extra.append((every[-1], got))
+            if results:
                 return self._judged(runs, pruned, lambda: results)
         return self._judged(runs, pruned, lambda: pruned.run_all(feeds[: len(runs)], names[: len(runs)]))
 
