@@ -22,7 +22,7 @@ QUICK = ("convnext, layer scale 1e-6", "ends in ArgMax", "QDQ matrices", "weight
 def test_every_mutant_is_caught(name: str) -> None:
     made = mutants.Pruned.of(name, networks.SPECIAL[name](), 0.5)
     found = list(mutants.mutants(made, np.random.default_rng(0)))
-    assert len(found) > 5
+    assert len(found) > 3
     for what, model in found:
         assert made.caught(model), what
     for what, seen in mutants.alone(made):
