@@ -36,13 +36,13 @@ it does."""
 MANY = 16
 """Values that a channel has at least to be measured by its own scale: of a few all may be near zero."""
 NEAR = 10
-"""The same of an output of the real model."""
+"""The same of an output of the real model; and of tensors inside and random weights, what they may be in any case."""
 
 
 @dataclass
 class Findings:
-    """What a comparison found. run: the first one; error: of outputs, inner: of tensors inside; allowed: the most
-    that either was. seen: the outputs of which something could be compared; hollow: why some could not, at some size.
+    """What a comparison found. run: the first one; error: of outputs, inner: of tensors inside; allowed: what an output
+    may have been. seen: the outputs of which something could be compared; hollow: why some could not, at some size.
     tensors: those inside that were."""
 
     run: Run
@@ -170,7 +170,7 @@ class Pair:
             )
         found.batches.append(run.batch)
         found.sizes.append(run.told)
-        found.allowed = max([found.allowed, *allowed.values()])
+        found.allowed = max([found.allowed, *(allowed[n] for n in allowed if n in self._outputs)])
         for name, error in errors.items():
             why = hollow(run.values[name])
             if name not in self._outputs:

@@ -68,13 +68,24 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
     ks = _assignments(trace)
     draw = partial(redrawn, trace, kept, account.sources, after, options.seed)
     plain, real = _pairs(trace, kept, after, options, draw())
-    found = [plain.compared(ks, deep=True)]
+    pair, found, note = _at_all_sizes(plain, real, ks)
     run = found[0].run
-    if real is not None:
-        found.append(real.again(run))
     feeds = made_up(trace.model, {n: x.shape for n, x in run.feeds.items()}, options.seed)
     finite(plain.pruned, after, trace.model, feeds, options, plain.types)
-    return _proof(trace, kept, account, Part(found, ""), _on_drawn(real or plain, draw, run))
+    return _proof(trace, kept, account, Part(found, note), _on_drawn(pair, draw, run))
+
+
+def _at_all_sizes(plain: Pair, real: Pair | None, ks: list[int]) -> tuple[Pair, list[Findings], str]:
+    """What was found with the real weights at all sizes, and with which pair: of a quantised graph in real numbers, and
+    at one size as it rounds; in words how far apart it is then."""
+    if real is None:
+        return plain, [plain.compared(ks, deep=True)], ""
+    try:
+        main = real.compared(ks, deep=True)
+    except RuntimeFailure as why:
+        return plain, [plain.compared(ks, deep=True)], f"compared with its rounding: {why.message}"
+    rounded = plain.again(main.run)
+    return real, [main, rounded], f"as it rounds, the outputs are equal within {rounded.error:.1e}"
 
 
 def structure(trace: Trace, kept: Mask, after: Model, options: Options) -> Proof:
@@ -114,7 +125,7 @@ def _pairs(
     form(trace.model)  # which says what is left
     if options.check_rtol is None:
         exact = max(exact, min(len(form.left), STEPS) / 127)
-    real = replace(plain, tolerance=exact, form=form, types=form.types, extra=[])
+    real = replace(plain, tolerance=exact, form=form, types=form.types, far=FAR, extra=[])
     plain = replace(plain, taps=taps(trace, kept), free=({}, {}))
     if exact < STEPS / 127:
         plain = replace(plain, tolerance=STEPS / 127, far=1, rounds=ROUNDING, exact=NEAR * exact)
@@ -129,7 +140,7 @@ def _others(new: Model, old: Model) -> dict[str, Weight]:
 def _on_drawn(pair: Pair, draw: Callable[..., tuple[Model, Model]], run: Run) -> Part:
     """The pair with weights that are drawn anew, on the inputs of one run; where there are none that run, why."""
     left = pair.form.left.values() if isinstance(pair.form, Unrounded) else ()
-    note = f"compared with its rounding: {', '.join(left)}" if left else ""
+    note = f"compared with the rounding of {', '.join(left)}" if left else ""
     why = "there is none that can be drawn"
     for gain in GAINS if pair.free[0] else ():
         original, new = draw(gain)
@@ -183,7 +194,7 @@ def _proof(trace: Trace, kept: Mask, account: Compared, real: Part, drawn: Part)
     return Proof(
         couplings=0,
         error=main.error,
-        tolerance=max(f.allowed for f in real.found or found),
+        tolerance=main.allowed,
         batches=tuple(main.batches),
         providers=main.providers,
         blocks=max(f.blocks for f in found),
