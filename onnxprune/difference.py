@@ -64,6 +64,12 @@ def hollow(value: Any) -> str:
     return "" if plain or any(np.isfinite(part).any() for part in _doubles(value, None)) else "not finite"
 
 
+def finite(value: Any) -> bool:
+    """Whether all numbers of a value are."""
+    floats = isinstance(value, np.ndarray) and value.dtype.kind not in "iubO"
+    return not floats or all(np.isfinite(part).all() for part in _doubles(value, None))
+
+
 def _doubles(x: NDArray[Any], axis: int | None) -> Iterator[NDArray[np.float64]]:
     """[many, channels, many], a part after the other."""
     shape = (x.size, 1, 1) if axis is None else (prod(x.shape[:axis]), x.shape[axis], prod(x.shape[axis + 1 :]))

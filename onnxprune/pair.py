@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxprune import rounding
 from onnxprune.chain import Chain, opened
-from onnxprune.difference import difference, hollow, largest
+from onnxprune.difference import difference, finite, hollow, largest
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.labels import Mask
 from onnxprune.masking import FLOATS
@@ -65,7 +65,7 @@ class Pair:
     is a decision; exact: the tolerance once they are told, where it is another. free: weights that may be
     given in the place of either model's own; lender: a pair of the same graphs with other weights, whose sessions serve
     where they can, and drawn: whether the weights are random. extra: the first run with the free weights, where it came
-    with the others."""
+    with the others. finite: tensors that the real weights make finite, and random ones are to make so, too."""
 
     trace: Trace
     kept: Mask
@@ -81,6 +81,7 @@ class Pair:
     free: tuple[Mapping[str, Weight], Mapping[str, Weight]] = field(default_factory=lambda: ({}, {}))
     lender: Pair | None = None
     drawn: bool = False
+    finite: set[str] | None = None
     extra: list[tuple[Run, list[Any]]] = field(default_factory=list)
 
     def compared(self, ks: Sequence[int], deep: bool) -> Findings:
@@ -151,6 +152,11 @@ class Pair:
         return f" at {told}" if told else ""
 
     def _judge(self, run: Run, got: Mapping[str, Any], found: Findings) -> None:
+        whole = {name for name, value in run.values.items() if finite(value)}
+        if not self.drawn:
+            self.finite = whole if self.finite is None else self.finite & (whole | (self.finite - run.values.keys()))
+        elif self.finite is not None and not whole >= self.finite & run.values.keys():
+            raise RuntimeFailure("what they make is not finite")
         errors = {name: self._error(name, value, got[name]) for name, value in run.values.items()}
         allowed = {name: self._tolerance(name) for name in errors}
         if self._beyond(errors, allowed, run) and self.options.check_rtol is None:

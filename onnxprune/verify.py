@@ -146,6 +146,8 @@ def _on_drawn(pair: Pair, draw: Callable[..., tuple[Model, Model]], run: Run) ->
         original, new = draw(gain)
         trace = replace(pair.trace, model=original)
         drawn = replace(pair, trace=trace, after=new, far=FAR, lender=pair, drawn=True, extra=[])
+        if gain == GAINS[-1]:
+            drawn = replace(drawn, finite=None)
         found, failed = _both_ways(drawn, run)
         if any(f.seen or f.tensors for f in found):
             return Part(found, "; ".join(filter(None, (note, *failed))))
