@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
