@@ -85,7 +85,7 @@ WRONG: list[tuple[int, str, str]] = [
     (2, "m.onnx out.onnx --nodes-to-exclude re:[", "re:["),
     (2, "inspect m.onnx --nodes-to-exclude c re:(", "re:("),
     (2, "sweep m.onnx out --nodes-to-exclude re:*", "re:*"),
-    (2, "m.onnx out.onnx --overwrite-input-shape image:1,3", "4 dimensions"),
+    (2, "m.onnx out.onnx --overwrite-input-shape image:1,3", "give 4 sizes"),
     (2, "m.onnx out.onnx --overwrite-input-shape picture:1,3,8,8", "image"),
     (2, "m.onnx out.onnx --overwrite-input-shape image:1,4,8,8", "3, not 4"),
     (2, "m.onnx out.onnx --criterion magic", "obs"),
