@@ -97,8 +97,9 @@ class Helper:
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.put(line.decode().strip())
+        with self.process.stdout as lines:
+            for line in lines:
+                self.said.put(line.decode().strip())
         self.said.put("")
 
     def _write(self, data: bytes) -> None:
@@ -144,6 +145,9 @@ class Helper:
         if self.owner == os.getpid():
             self.process.kill()
             self.process.wait()
+            assert self.process.stdin is not None
+            with suppress(OSError, ValueError):  # somebody may still write to it
+                self.process.stdin.close()
 
 
 _idle: list[Helper] = []
