@@ -16,9 +16,10 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,25 @@ if sys.platform != "win32":
 
 PATIENCE = 10.0
 """Seconds to wait for another run that is putting files into the same folder."""
+
+
+def check_outputs(outputs: Iterable[Path]) -> None:
+    """Refuses, before any work, to write where it cannot. That a folder can be written to shows only by doing so."""
+    folders = set[Path]()
+    for path in outputs:
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; give the name of a file to write")
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: the folder {path.parent} does not exist; create it first")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a regular file; give another name")
+        folders.add(path.parent)
+    for folder in sorted(folders):
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # that is said of what is written
+                raise UsageError(f"the folder {folder} is not writable ({error.strerror}); give another one") from None
 
 
 @contextmanager

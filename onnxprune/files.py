@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,25 +12,6 @@ from .errors import UsageError
 
 if TYPE_CHECKING:
     from .plan import Plan
-
-
-def check_outputs(outputs: Iterable[Path]) -> None:
-    """Refuses, before any work, to write where it cannot. That a folder can be written to shows only by doing so."""
-    folders = set[Path]()
-    for path in outputs:
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; give the name of a file to write")
-        if not path.parent.is_dir():
-            raise UsageError(f"{path}: the folder {path.parent} does not exist; create it first")
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is not a regular file; give another name")
-        folders.add(path.parent)
-    for folder in sorted(folders):
-        try:
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # that is said of what is written
-                raise UsageError(f"the folder {folder} is not writable ({error.strerror}); give another one") from None
 
 
 def check_distinct(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:

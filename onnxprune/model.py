@@ -16,10 +16,9 @@ from typing import Any
 
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
-from .atomic import created, disk_errors, replacing
+from .atomic import check_outputs, created, disk_errors, replacing
 from .bodies import defined, every_node, scopes, told_apart
 from .errors import UsageError
-from .files import check_outputs
 from .normalise import (
     FILLED_LIMIT,
     constant,

@@ -83,8 +83,8 @@ def test_a_model_of_a_tenth_of_the_work_is_faster() -> None:
 
 
 def test_a_provider_that_is_not_there_is_an_error(tiny: ModelProto) -> None:
-    with pytest.raises(RuntimeFailure, match="NoSuchProvider cannot be used here"):
-        latency.benchmark(Model.load(tiny), Model.load(tiny), providers=["NoSuchProvider"])
+    with pytest.raises(RuntimeFailure, match="MIGraphXExecutionProvider cannot be used here"):
+        latency.benchmark(Model.load(tiny), Model.load(tiny), providers=["MIGraphXExecutionProvider"])
 
 
 # -- segments -----------------------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_flags_for_time(tiny_path: Path, tmp_path: Path) -> None:
 
 
 def test_gpu_check_without_a_gpu_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu_check.main(["--providers", "NoSuchProvider"]) == 4
+    assert gpu_check.main(["--providers", "MIGraphXExecutionProvider"]) == 4
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune import arguments, flags
-from onnxprune.files import check_distinct, check_outputs, read_plan, write_json
+from onnxprune.atomic import check_outputs
+from onnxprune.files import check_distinct, read_plan, write_json
 
 EPILOG = """\
 Tensors are found by the plan's names. Exporters rename, transpose, share and fold tensors: with --model, the dense

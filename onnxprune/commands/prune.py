@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune import arguments, flags
+from onnxprune.atomic import check_outputs
 from onnxprune.errors import CheckFailed, UsageError
-from onnxprune.files import check_distinct, check_outputs, json_text, read_plan, write_texts
+from onnxprune.files import check_distinct, json_text, read_plan, write_texts
 from onnxprune.options import Options, Progress
 from onnxprune.terminal import console, progress
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune import arguments, flags
+from onnxprune.atomic import check_outputs
 from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.files import check_distinct, check_outputs
+from onnxprune.files import check_distinct
 from onnxprune.terminal import console, progress
 
 RATIOS = (0.2, 0.4, 0.6)
