@@ -15,11 +15,14 @@ CHANNEL = 1e-3
 """A channel whose values are this small a part of the largest of the tensor, or a smaller one, counts as so large: sums
 that cancel out leave no more."""
 
+FINER = 10
+"""By how much less a channel has to be exact by its own scale than a tensor by that of all channels."""
+
 
 def difference(a: Any, b: Any, floor: float = 1e-6, axis: int | None = None) -> float:
     """Largest difference relative to the largest finite magnitude of `a`, or to `floor` where that is larger; with
-    `axis`, of every channel along it by itself. Infinite where shapes differ, or one has a NaN, an infinity or a number
-    where the other has not the same."""
+    `axis`, also of every channel along it by itself, which counts a tenth. Infinite where shapes differ, or one has a
+    NaN, an infinity or a number where the other has not the same."""
     if isinstance(a, list):
         return worst(a, b, [floor] * len(a)) if isinstance(b, list) and len(a) == len(b) else np.inf
     if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.dtype == object:
@@ -38,7 +41,9 @@ def difference(a: Any, b: Any, floor: float = 1e-6, axis: int | None = None) -> 
             x, y = np.where(fine, x, 0), np.where(fine, y, 0)
         most = np.maximum(most, np.abs(x - y).max(axis=(0, 2)))
         scale = np.maximum(scale, np.abs(x).max(axis=(0, 2)))
-    return float((most / np.maximum(scale, max(floor, CHANNEL * float(scale.max())))).max())
+    largest_of_all = max(floor, float(scale.max()))
+    own = most / np.maximum(scale, max(floor, CHANNEL * largest_of_all))
+    return max(float(most.max()) / largest_of_all, float(own.max()) / (1 if axis is None else FINER))
 
 
 def worst(expected: Sequence[Any], got: Sequence[Any], floors: Sequence[float]) -> float:

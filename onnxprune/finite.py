@@ -7,6 +7,7 @@ normalised. Knows models and inputs, not what was removed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,10 @@ def finite(
 
 def _each(session: Session | Chain, feeds: Sequence[Feed], names: Sequence[str]) -> Iterator[list[Any]]:
     """The outputs of each; none where it does not run: made-up inputs need not fit, and what runs was proven."""
-    try:
-        yield from session.run_all(feeds, [names] * len(feeds))
-        return
-    except Exception:
-        pass
+    if isinstance(session, Chain):  # which is read once
+        with suppress(Exception):
+            yield from session.run_all(feeds, [names] * len(feeds))
+            return
     for feed in feeds:
         try:
             yield session.run(feed, names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Findings:
     may have been. seen: the outputs of which something could be compared; hollow: why some could not, at some size.
     tensors: those inside that were."""
 
-    run: Run
+    run: Run | None = None
     error: float = 0.0
     inner: float = 0.0
     allowed: float = 0.0
@@ -87,20 +87,25 @@ class Pair:
     def compared(self, ks: Sequence[int], deep: bool) -> Findings:
         """Run both at the sizes of the assignments `ks`, with the tensors inside at the first one that runs if `deep`;
         CheckFailed where they differ, RuntimeFailure where the original runs nowhere."""
-        return self._found(lambda: self._masked.runs(ks, deep))
+        pruned, found = self.pruned, Findings()
+        for runs in self._masked.runs(ks, deep):
+            self._judged(runs, pruned, partial(self._results, runs, pruned), found)
+        return found
 
     def again(self, run: Run) -> Findings:
         """Run both on the inputs of an earlier run, with the tensors inside."""
         if self.lender is not None and self.lender.extra:
             masked_run, got = self.lender.extra.pop()
-            return self._judged([masked_run], self.lender.pruned, lambda: [got])
+            return self._judged([masked_run], self.lender.pruned, lambda: [got], Findings())
         lent = self.lender._lent(run) if self.lender is not None else None
         if lent is None:
-            return self._found(lambda: [self._masked.again(run)])
+            pruned = self.pruned
+            runs = [self._masked.again(run)]
+            return self._judged(runs, pruned, partial(self._results, runs, pruned), Findings())
         (masked, pruned), models, free = lent, (self.trace.model, self.after), self.free
         theirs, ours = ({n: m.weights[n].array() for n in own} for m, own in zip(models, free, strict=True))
         again = self._masked.again(run, masked, theirs)
-        return self._judged([again], pruned, lambda: [pruned.run(run.feeds, list(again.values), ours)])
+        return self._judged([again], pruned, lambda: [pruned.run(run.feeds, list(again.values), ours)], Findings())
 
     def _lent(self, run: Run) -> tuple[Session, Session] | None:
         """The sessions of a run of this pair, where other weights can be given to them."""
@@ -109,27 +114,26 @@ class Pair:
             return None
         return (masked, pruned) if masked.holds(self.free[0]) and pruned.holds(self.free[1]) else None
 
-    def _found(self, original: Callable[[], list[Run]]) -> Findings:
-        pruned = self.pruned
-        runs = original()
-        every = [*runs, *self._masked.extra] if isinstance(pruned, Chain) else runs
+    def _results(self, runs: Sequence[Run], pruned: Session | Chain) -> list[list[Any]]:
+        """What the rewritten model gives on the inputs of the runs, and of the extra one of the original."""
+        every = [*runs, *self._masked.extra] if isinstance(pruned, Chain) and not self.extra else runs
         feeds, names = [r.feeds for r in every], [[*r.values] for r in every]
         if len(every) > len(runs) and isinstance(pruned, Chain):
-            results: list[list[Any]] = []
             with suppress(Exception):  # what a runtime does not take is run apart
                 *results, got = pruned.run_all(feeds, names, [self.free[1]])
                 self.extra.append((every[-1], got))
-            if results:
-                return self._judged(runs, pruned, lambda: results)
-        return self._judged(runs, pruned, lambda: pruned.run_all(feeds[: len(runs)], names[: len(runs)]))
+                return results
+        return pruned.run_all(feeds[: len(runs)], names[: len(runs)])
 
-    def _judged(self, runs: Sequence[Run], pruned: Session | Chain, run: Callable[[], list[list[Any]]]) -> Findings:
+    def _judged(
+        self, runs: Sequence[Run], pruned: Session | Chain, run: Callable[[], list[list[Any]]], found: Findings
+    ) -> Findings:
         try:
             results = run()
         except Exception as e:
             raise CheckFailed(f"the pruned model does not run{self._where(runs)}: {first_line(e)}") from e
-        first = replace(runs[0], values={})
-        found = Findings(first, providers=pruned.used, blocks=max(pruned.blocks, *(r.blocks for r in runs)))
+        found.run = found.run or replace(runs[0], values={})
+        found.providers, found.blocks = pruned.used, max(found.blocks, pruned.blocks, *(r.blocks for r in runs))
         for each, got in zip(runs, results, strict=True):
             self._judge(each, dict(zip(each.values, got, strict=True)), found)
         return found

@@ -26,7 +26,7 @@ from onnxprune.slices import Source, kept_of
 from onnxprune.trace import Trace
 from onnxprune.weight import Part, Weight
 
-POOL = 1_000_003
+POOL = 100_003
 """Numbers that are drawn for a weight; a larger one repeats them. A prime, so that no two rows are alike."""
 LARGEST = 64 << 20
 """Bytes: weights of more keep their values, which are read from their file a few rows at a time."""

@@ -28,7 +28,7 @@ Array = NDArray[Any]
 NUDGED = (np.float16, np.float32, np.float64)
 SHORT = 8
 """Elements, from which on a weight is nudged."""
-POOL = 1_000_003
+POOL = 100_003
 """Random numbers that are drawn for an array; a larger one repeats them."""
 Types = Callable[[str], int | None]
 """The element type of a tensor, where it is known."""

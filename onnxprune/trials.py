@@ -6,7 +6,7 @@ Knows models and what goes in and comes out; what it is compared with, `verify` 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,25 +99,26 @@ class Original:
     def at(self, sizes: Mapping[str, Dims]) -> Model:
         return self.form(masked(self.trace, self.kept, sizes))
 
-    def runs(self, ks: Sequence[int], deep: bool = False) -> list[Run]:
+    def runs(self, ks: Sequence[int], deep: bool = False) -> Iterator[list[Run]]:
         """At the sizes of those of the assignments `ks` at which it runs, the first of these deep; where it runs at
-        none, at some near the first one. RuntimeFailure where it does not run there, either."""
-        shapes = self.trace.shapes
-        done: list[Run] = []
+        none, at some near the first one. In lists of those that are run at once. RuntimeFailure where it does not run
+        there, either."""
+        shapes, ran = self.trace.shapes, False
         failed: RuntimeFailure | None = None
         for same in self._alike(ks):
             try:
                 session = self._opened(shapes.probe[same[0]])
-                done += self._several(session, same, deep and not done)
+                for some in self._several(session, same, deep and not ran):
+                    ran = True
+                    yield some
             except RuntimeFailure as why:
                 failed = failed or why
-        if not done:
+        if not ran:
             found = _runnable(self, shapes.inputs[ks[0]])
             if found is None:
                 raise failed or RuntimeFailure("ONNX Runtime cannot run the model at any size that was tried")
             sizes = infer(self.trace.model, found).probe[0]
-            done.append(self._run(self._opened(sizes), ks[0], found, sizes, deep))
-        return done
+            yield [self._run(self._opened(sizes), ks[0], found, sizes, deep)]
 
     def again(self, run: Run, lent: Session | None = None, weights: Mapping[str, NDArray[Any]] | None = None) -> Run:
         """On the inputs of an earlier run, deep; with other weights in a session that is lent. RuntimeFailure where it
@@ -150,13 +151,14 @@ class Original:
             found.setdefault(tuple(shapes.probe[k].get(name) for name in sorted(names)), []).append(k)
         return list(found.values())
 
-    def _several(self, session: Session | Chain, ks: Sequence[int], deep: bool) -> list[Run]:
+    def _several(self, session: Session | Chain, ks: Sequence[int], deep: bool) -> Iterator[list[Run]]:
         """A large model is read once for all of them, where the memory holds what each of them makes."""
         shapes = self.trace.shapes
         size = sum(footprint.peak(self.trace.model, shapes.passes[k])[0] for k in ks)
         if isinstance(session, Chain) and 3 * size <= self.options.memory:
             feeds = [random_inputs(self.trace.model, shapes.inputs[k], self.options.seed + k) for k in ks]
             names = [self._names(deep and k == ks[0]) for k in ks]
+            every: list[Run] = []
             with suppress(Exception):  # what fails at one of them is tried one by one
                 if deep and self.free:
                     *results, drawn = session.run_all([*feeds, feeds[0]], [*names, names[0]], [self.free])
@@ -166,21 +168,25 @@ class Original:
                     ]  # fmt: skip
                 else:
                     results = session.run_all(feeds, names)
-                return [
+                every = [
                     Run(feed, dict(zip(own, got, strict=True)), shapes.probe[k], self._told(shapes.inputs[k]),
                         session.blocks, deep and k == ks[0])
                     for k, feed, own, got in zip(ks, feeds, names, results, strict=True)
                 ]  # fmt: skip
-        out: list[Run] = []
+            if every:
+                yield every
+                return
         failed: RuntimeFailure | None = None
         for k in ks:
             try:
-                out.append(self._run(session, k, shapes.inputs[k], shapes.probe[k], deep and not out))
+                run = self._run(session, k, shapes.inputs[k], shapes.probe[k], deep)
             except RuntimeFailure as why:
                 failed = failed or why
-        if not out and failed is not None:
+                continue
+            deep = False
+            yield [run]
+        if failed is not None:
             raise failed
-        return out
 
     def _run(
         self, session: Session | Chain, k: int, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, Dims],

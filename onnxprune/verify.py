@@ -70,6 +70,7 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
     plain, real = _pairs(trace, kept, after, options, draw())
     pair, found, note = _at_all_sizes(plain, real, ks)
     run = found[0].run
+    assert run is not None, "it ran at one size at least"
     feeds = made_up(trace.model, {n: x.shape for n, x in run.feeds.items()}, options.seed)
     finite(plain.pruned, after, trace.model, feeds, options, plain.types)
     return _proof(trace, kept, account, Part(found, note), _on_drawn(pair, draw, run))
@@ -84,6 +85,7 @@ def _at_all_sizes(plain: Pair, real: Pair | None, ks: list[int]) -> tuple[Pair, 
         main = real.compared(ks, deep=True)
     except RuntimeFailure as why:
         return plain, [plain.compared(ks, deep=True)], f"compared with its rounding: {why.message}"
+    assert main.run is not None, "it ran at one size at least"
     rounded = plain.again(main.run)
     return real, [main, rounded], f"as it rounds, the outputs are equal within {rounded.error:.1e}"
 
@@ -91,8 +93,14 @@ def _at_all_sizes(plain: Pair, real: Pair | None, ks: list[int]) -> tuple[Pair, 
 def structure(trace: Trace, kept: Mask, after: Model, options: Options) -> Proof:
     """As `equivalence`, of a graph whose weights may have been refitted: only on weights that are drawn anew."""
     account = compared(trace, kept, after)
-    runs = Original(trace, kept, (), options, lambda model: model, trace.shapes.dtype).runs(_assignments(trace)[:1])
-    return _proof(trace, kept, account, Part([], ""), on_drawn(trace, kept, after, account, options, runs[0]))
+    first = a_run(trace, kept, options, _assignments(trace)[0])
+    return _proof(trace, kept, account, Part([], ""), on_drawn(trace, kept, after, account, options, first))
+
+
+def a_run(trace: Trace, kept: Mask, options: Options, k: int) -> Run:
+    """A run of the masked original at the k-th assignment of sizes, or near it."""
+    original = Original(trace, kept, (), options, lambda model: model, trace.shapes.dtype)
+    return next(original.runs([k]))[0]
 
 
 def on_drawn(trace: Trace, kept: Mask, after: Model, account: Compared, options: Options, run: Run) -> Part:

@@ -32,7 +32,7 @@ from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.select import select
 from onnxprune.slices import Compared, Source, kept_of
 from onnxprune.stages import Clock, analysed, check, prove
-from onnxprune.trials import Original, Run
+from onnxprune.trials import Run
 
 verify = import_module("onnxprune.verify")  # the package's attribute of that name is the function
 
@@ -162,7 +162,7 @@ def alone(pruned: Pruned) -> Iterator[tuple[str, bool]]:
             if b.ids.ndim > 1 or np.array_equal(kept[b.ids], np.roll(kept[b.ids], 1)):
                 continue
             if run is None:
-                run = Original(trace, kept, (), options, lambda model: model, trace.shapes.dtype).runs([0])[0]
+                run = verify.a_run(trace, kept, options, 0)
             moved = tuple(Block(c.axes, np.roll(c.ids, 1), c.coarse) if c is b else c for c in source.blocks)
             sources = {**pruned.account.sources, name: Source(source.parameter, moved)}
             try:
