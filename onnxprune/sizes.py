@@ -80,10 +80,11 @@ class Plan:
         yield scaled(dict(zip(symbols, reversed(primes), strict=True)))
         yield scaled(dict.fromkeys(symbols, 3))
         yield scaled({s: 1 if s in batches else 7 + k for k, s in enumerate(symbols)})
-        yield scaled({s: 5 + k if s in batches else 13 for k, s in enumerate(symbols)})
-        yield scaled(dict.fromkeys(symbols, 7))
-        for rung in (-1, -2):
-            tops = [16 if r == "batch" else _LADDER[r][0][rung] for r in self.roles.values()]
+        yield scaled({s: 4 + k if s in batches else 13 for k, s in enumerate(symbols)})
+        yield scaled(dict.fromkeys(symbols, 5))
+        large = {"batch": 2 if len(batches) < len(symbols) else 8, "token": 128, "length": 4096, "space": 256}
+        for shrink in (1, 2):  # what is long is long in a few samples: a proof runs it
+            tops = [max(large[r] // shrink, 1) for r in self.roles.values()]
             yield [{s: n + k for k, (s, n) in enumerate(zip(symbols, tops, strict=True))},
                    dict(zip(symbols, tops, strict=True))]  # fmt: skip
 

@@ -265,6 +265,11 @@ TABLE: list[tuple[str, str, dict[str, tuple[int, ...]]]] = [
         TOKENS | {"W": (8, 8)},
     ),
     (
+        "QDQ bias, one scale, no axis said",
+        rows("d = DequantizeLinear(W:int32[16] , scale:float[] , zz:int32[] ) b = Add(a, d)"),
+        TOKENS | {"W": (8,)},
+    ),
+    (
         "QDQ per channel",
         rows("d = DequantizeLinear<axis=1>(W:int8[16,16] , scale:float[16] , zz:int8[16] ) b = MatMul(a, d)"),
         TOKENS | {"W": (8, 8), "scale": (8,)},

@@ -183,7 +183,7 @@ def quantize(op: Op) -> None:
     if not ranks_known(op, [0]):
         return
     spelled = spell(op.dims(0))
-    axis = axis_of(op, 1, len(spelled)) if spelled else 0
+    axis = max(min(axis_of(op, 1, len(spelled)), len(spelled) - 1), 0)  # a vector with one scale need not say its axis
     sizes, pinned, blocks = {}, "", spelled[axis] if spelled else ""
     many = op.dims(1)[axis] if len(op.dims(1)) == len(spelled) > 1 else 1
     if op.attr("block_size", 0) and many != 1:
