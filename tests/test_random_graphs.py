@@ -117,8 +117,8 @@ def _weights(model: ModelProto) -> dict[str, NDArray[np.float32]]:
 
 
 def _assert_slices(before: dict[str, NDArray[np.float32]], after: dict[str, NDArray[np.float32]]) -> None:
-    """Every pruned weight holds values of its original, in their order along every axis. The values of a test model
-    are distinct, so that each tells where it stood."""
+    """Every pruned weight holds values of its original, in their order along every axis. Nearly all values of a test
+    model are distinct, so that each tells where it stood; of those that are there twice nothing is said."""
     for name, array in after.items():
         origin = name if name in before else re.sub(r"_pruned(_\d+)?$", "", name)
         whole = before[origin]
@@ -126,8 +126,11 @@ def _assert_slices(before: dict[str, NDArray[np.float32]], after: dict[str, NDAr
         order = np.argsort(whole, axis=None)
         found = order[np.minimum(np.searchsorted(whole.ravel(), array, sorter=order), whole.size - 1)]
         assert (whole.ravel()[found] == array).all(), f"{name} holds values that {origin} does not"
+        values, counts = np.unique(whole, return_counts=True)
+        twice = np.isin(array, values[counts > 1])
         for axis, places in enumerate(np.unravel_index(found, whole.shape)):
-            assert (np.diff(places, axis=axis) > 0).all(), f"{name} is out of order along axis {axis}"
+            steps = np.diff(np.where(twice, np.nan, places), axis=axis)
+            assert (np.isnan(steps) | (steps > 0)).all(), f"{name} is out of order along axis {axis}"
 
 
 COUNTEREXAMPLES = Path(__file__).parent / "counterexamples"
