@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
+from .quotients import floor_div, mod, quotient
 from .symbolic_values import LIMIT, Array, Value
-from .symbols import Dim, Size, floor_div, lower, mod, quotient
+from .symbols import Dim, Size, lower
 
 FOLLOWED = frozenset(
     ["Range", "Add", "Sub", "Mul", "Mod", "Div", "Gather", "Unsqueeze", "Reshape", "Expand", "Cast", "Identity"]

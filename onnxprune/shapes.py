@@ -21,15 +21,16 @@ from .inference import Inference
 from .known import Pass
 from .model import Model
 from .node_view import Kind, holds
+from .quotients import content
 from .sizes import Plan, Sizes, plan
 from .symbolic_values import Array, Value
-from .symbols import Dim, Size, content, evaluated
+from .symbols import Dim, Size, evaluated
 from .values import Dims
 
 T = TypeVar("T")
 Inputs = dict[str, tuple[int, ...]]
-ASSIGNMENTS = 7
-"""At so many choices of sizes, or nearly, a model with open dimensions is looked at."""
+ASSIGNMENTS = 6
+"""At so many choices of sizes a model with an open dimension is looked at, at one more where there are several."""
 MEMORY = 4 << 30
 """Bytes of activations at sizes that nobody asked for."""
 
@@ -223,8 +224,8 @@ class _Search:
     def others(self, first: At, memory: int) -> list[At]:
         """Further sizes at which no more nodes fail than at the first."""
         out: list[At] = []
-        for choices in (self._second(first), *self.plan.more()):
-            if len(out) + 1 == ASSIGNMENTS:
+        for choices in (self._second(first), *self.plan.more(first.sizes)):
+            if len(out) + 1 == ASSIGNMENTS + (len(self.plan.roles) > 1):
                 break
             fitted = [self.fitted(sizes) for sizes in choices[:1]]
             for sizes in (*choices[:1], *fitted, *choices[1:]):

@@ -16,7 +16,8 @@ import numpy as np
 from onnxprune.editor import Editor
 from onnxprune.labels import Block, Ids
 from onnxprune.op import Op
-from onnxprune.symbols import Dim, Size, quotient
+from onnxprune.quotients import quotient
+from onnxprune.symbols import Dim, Size
 from onnxprune.trace import Trace
 
 SAME_ORDER = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}

@@ -14,7 +14,8 @@ from onnx import TensorProto, TensorShapeProto, ValueInfoProto
 
 from .errors import UsageError
 from .model import Model
-from .symbols import Dim, Size, evaluated, name_of, parsed
+from .quotients import parsed
+from .symbols import Dim, Size, evaluated, name_of
 from .symbols import symbol as open_dimension
 
 Role = Literal["batch", "token", "length", "space"]
@@ -61,9 +62,9 @@ class Plan:
     def possible(self, sizes: Sizes) -> bool:
         return all(d > 0 for s in self.shapes(sizes).values() for d in s)
 
-    def more(self) -> Iterator[list[Sizes]]:
-        """Sizes at which a proof is worth something: ones, equal and unequal ones, primes in both orders, large ones.
-        Each as a list of what to try in its place, the likeliest first."""
+    def more(self, first: Sizes) -> Iterator[list[Sizes]]:
+        """Sizes at which a proof is worth something beside the first: ones, large, equal and unequal ones, primes in both
+        orders. Each as a list of what to try in its place, the likeliest first."""
         symbols = list(self.roles)
         spaces = [s for s in symbols if self.roles[s] == "space"]
 
@@ -75,18 +76,23 @@ class Plan:
 
         primes = [_PRIMES[k % len(_PRIMES)] for k in range(len(symbols))]
         batches = [s for s in symbols if self.roles[s] == "batch"]
+        large = {"batch": 2 if len(batches) < len(symbols) else 8, "token": 128, "length": 512, "space": 0}
         yield scaled(dict.fromkeys(symbols, 1))
+        yield [  # what is long is long in a few samples: a proof runs it
+            dict(zip(symbols, sizes, strict=True))
+            for shrink in (1, 2)
+            for tops in [
+                [max(large[r] // shrink, 1 if r == "batch" else 2 * first[s] // shrink) for s, r in self.roles.items()]
+            ]
+            for sizes in ([n + k for k, n in enumerate(tops)], tops)
+        ]
         yield scaled(dict(zip(symbols, primes, strict=True)))
-        yield scaled(dict(zip(symbols, reversed(primes), strict=True)))
         yield scaled(dict.fromkeys(symbols, 3))
+        yield scaled(dict(zip(symbols, reversed(primes), strict=True)))
         yield scaled({s: 1 if s in batches else 7 + k for k, s in enumerate(symbols)})
         yield scaled({s: 4 + k if s in batches else 13 for k, s in enumerate(symbols)})
         yield scaled(dict.fromkeys(symbols, 5))
-        large = {"batch": 2 if len(batches) < len(symbols) else 8, "token": 128, "length": 4096, "space": 256}
-        for shrink in (1, 2):  # what is long is long in a few samples: a proof runs it
-            tops = [max(large[r] // shrink, 1) for r in self.roles.values()]
-            yield [{s: n + k for k, (s, n) in enumerate(zip(symbols, tops, strict=True))},
-                   dict(zip(symbols, tops, strict=True))]  # fmt: skip
+        yield scaled(dict.fromkeys(symbols, 7))
 
     def fitted(self, sizes: Sizes, holds: Sequence[Callable[[Sizes], bool]], divisor: int) -> Sizes:
         """Sizes near these at which all of `holds` do, as far as they are found by moving one symbol at a time; batches

@@ -13,7 +13,8 @@ from onnx import TensorProto
 
 from . import symbolic_windows as windows
 from .node_view import Kind, Sizes, View
-from .symbols import Dim, Lost, Size, ceil_div, floor_div, lower, maximum, minimum, product, quotient
+from .quotients import ceil_div, floor_div, quotient
+from .symbols import Dim, Lost, Size, lower, maximum, minimum, product
 
 Rule = Callable[[View], Sequence[Sizes | None] | None]
 ENDLESS = 2**31 - 1

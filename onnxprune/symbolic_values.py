@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from . import symbols
+from .quotients import mod, quotient, trunc_div
 from .symbols import Dim, Size
 
 LIMIT = 4096
@@ -133,7 +134,7 @@ def _scaled(op: str, p: Any, q: Any) -> Dim | None:
         (a, b), (c, d) = ((x, 1) if isinstance(x, Size) else float(x).as_integer_ratio() for x in (p, q))
         if op == "Div":
             c, d = d, c
-        return symbols.quotient(a * c, b * d)
+        return quotient(a * c, b * d)
     except ArithmeticError:
         return None
 
@@ -147,8 +148,8 @@ def _compared(*signs: int) -> Callable[[Dim, Dim], bool | None]:
 
 
 EXPRESSIONS: dict[str, Callable[..., Any]] = {
-    "Add": lambda p, q: p + q, "Sub": lambda p, q: p - q, "Mul": lambda p, q: p * q, "Div": symbols.trunc_div,
-    "Mod": symbols.mod, "Min": symbols.minimum, "Max": symbols.maximum, "Neg": lambda p: -p,
+    "Add": lambda p, q: p + q, "Sub": lambda p, q: p - q, "Mul": lambda p, q: p * q, "Div": trunc_div,
+    "Mod": mod, "Min": symbols.minimum, "Max": symbols.maximum, "Neg": lambda p: -p,
     "Abs": lambda p: p if symbols.lower(p) >= 0 else None, "Floor": lambda p: p, "Ceil": lambda p: p,
     "Round": lambda p: p, "Equal": _compared(0),
     "Less": _compared(-1), "Greater": _compared(1), "LessOrEqual": _compared(-1, 0),

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .node_view import Sizes, View
-from .symbols import Dim, Size, ceil_div, floor_div, quotient
+from .quotients import ceil_div, floor_div, quotient
+from .symbols import Dim, Size
 
 
 def _windows(v: View, i: int, n: int) -> Iterator[tuple[Dim | None, int, int, int, int, int]]:

@@ -20,8 +20,9 @@ CHOICE = {"select", "allocate", "compress", "criteria", "obs", "sensitivity", "d
 # modules, what they may import of the package (None: anything), what they may not, packages they may not
 TABLE = [
     ("labels", set(), set(), {"onnx", "onnxruntime"}),
-    ("grids", {"symbols", "symbolic_values"}, set(), {"onnxruntime"}),
+    ("grids", {"quotients", "symbols", "symbolic_values"}, set(), {"onnxruntime"}),
     ("symbols", set(), set(), {"onnx", "onnxruntime", "numpy"}),
+    ("quotients", {"symbols"}, set(), {"onnx", "onnxruntime", "numpy"}),
     ("equation", {"labels"}, set(), {"onnx", "onnxruntime"}),
     ("relabel", {"labels"}, set(), {"onnx", "onnxruntime"}),
     ("slicing", {"labels", "weight"}, set(), {"onnx", "onnxruntime"}),
@@ -49,7 +50,7 @@ TABLE = [
     ("page", set(), set(), {"onnx", "onnxruntime", "numpy"}),
     (
         "rules",
-        {"rules", "op", "labels", "editor", "equation", "trace", "body_inference", "symbols"},
+        {"rules", "op", "labels", "editor", "equation", "trace", "body_inference", "quotients", "symbols"},
         set(),
         {"onnxruntime"},
     ),

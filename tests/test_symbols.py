@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune import symbols
-from onnxprune.symbols import Dim, Size, ceil_div, evaluated, floor_div, mod, quotient, symbol, trunc_div
+from onnxprune.quotients import ceil_div, floor_div, mod, quotient, trunc_div
+from onnxprune.symbols import Dim, Size, evaluated, symbol
 
 A, B = symbol("a"), symbol("b")
 SIZES = [{"a": a, "b": b} for a in (1, 2, 3, 8, 13) for b in (1, 4, 7)]

@@ -12,10 +12,11 @@ import numpy as np
 from onnxprune.editor import Editor
 from onnxprune.labels import Block, Ids
 from onnxprune.op import Op
+from onnxprune.quotients import mod, quotient
 from onnxprune.rules.base import LETTERS, own_axis, ranks_known, spell
 from onnxprune.rules.movement import picked
 from onnxprune.rules.scatter import overwritten
-from onnxprune.symbols import Size, lower, mod, quotient
+from onnxprune.symbols import Size, lower
 
 
 def gather(op: Op) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from onnxprune.labels import Block
 from onnxprune.op import Op
-from onnxprune.symbols import Dim, Lost, Size, content, quotient
+from onnxprune.quotients import content, quotient
+from onnxprune.symbols import Dim, Lost, Size
 
 Shape = Sequence[Dim]
 Segment = tuple[range, range]
