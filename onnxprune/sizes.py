@@ -63,8 +63,8 @@ class Plan:
         return all(d > 0 for s in self.shapes(sizes).values() for d in s)
 
     def more(self, first: Sizes) -> Iterator[list[Sizes]]:
-        """Sizes at which a proof is worth something beside the first: ones, large, equal and unequal ones, primes in both
-        orders. Each as a list of what to try in its place, the likeliest first."""
+        """Sizes at which a proof is worth something beside the first: ones, large, equal and unequal ones, primes both
+        ways. Each as a list of what to try in its place, the likeliest first."""
         symbols = list(self.roles)
         spaces = [s for s in symbols if self.roles[s] == "space"]
 
