@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 from onnxprune.branches import forced, ways
 from onnxprune.equation import Dims
-from onnxprune.errors import CheckFailed, RuntimeFailure
+from onnxprune.errors import CheckFailed, NothingToPrune, RuntimeFailure
 from onnxprune.finite import finite, made_up
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
@@ -182,7 +182,8 @@ def _told_the_way(model: Model, form: Callable[[Model], Model], way: tuple[bool,
 
 
 def _proof(trace: Trace, kept: Mask, account: Compared, real: Part, drawn: Part) -> Proof:
-    """The findings in one; CheckFailed where nothing was compared."""
+    """The findings in one; CheckFailed where nothing was compared, NothingToPrune where nothing could be: what went is
+    seen by no output."""
     found = [*real.found, *drawn.found]
     notes = tuple(dict.fromkeys(text for text in (real.note, drawn.note) if text))
     affected = reached(trace, kept)
@@ -195,6 +196,8 @@ def _proof(trace: Trace, kept: Mask, account: Compared, real: Part, drawn: Part)
         for name in outputs
         if name not in seen
     )
+    if not affected.intersection(outputs) and not tensors:
+        raise NothingToPrune("nothing that may go reaches an output of the model: its weights are not used")
     if not seen and not tensors:
         raise CheckFailed(
             "nothing of the pruned model could be compared with the original ("

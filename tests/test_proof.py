@@ -15,7 +15,7 @@ from onnx import ModelProto
 from onnxprune import api
 from onnxprune.branches import forced, ways
 from onnxprune.difference import difference, hollow
-from onnxprune.errors import CheckFailed
+from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.labels import Block, Mask
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
@@ -181,6 +181,18 @@ def test_where_nothing_can_be_compared_nothing_is_proven() -> None:
         minus=np.float32(-1), w1=(12, 16), w2=(16, 5),
     )  # fmt: skip
     with pytest.raises(CheckFailed, match=r"could be compared .*y: not finite"):
+        api.prune(model, fast=True, ratio=0.5)
+
+
+def test_what_no_output_sees_is_nothing_to_prune() -> None:
+    """The hidden layer is that of a state without steps, and only its size is asked for."""
+    model = graph(
+        "(float[N, 12] x) => (float[N, 5] y)",
+        "s = Slice(x, none, none, rows) a = MatMul(s, w1) b = MatMul(a, w2) n = Shape<start=0, end=1>(b) t = Cast<to=1>(n) "
+        "z = MatMul(x, w3) y = Add(z, t)",
+        w1=(12, 16), w2=(16, 5), w3=(12, 5), none=np.array([0]), rows=np.array([0]),
+    )  # fmt: skip
+    with pytest.raises(NothingToPrune, match="reaches an output"):
         api.prune(model, fast=True, ratio=0.5)
 
 
