@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import numpy as np
@@ -16,27 +16,32 @@ DEEPEST = 3
 """Levels of Ifs in Ifs that are told apart; a deeper one goes the way of the one so many above it."""
 
 
-def ways(model: Model) -> list[tuple[bool, ...]]:
+Decided = Callable[[str], bool]
+"""Whether a condition is the same for all inputs of all sizes: such an If goes one way only, and what follows may have
+sizes that no other way gives."""
+
+
+def ways(model: Model, decided: Decided = lambda condition: False) -> list[tuple[bool, ...]]:
     """All ways in which every If of a level can go; none without an If."""
-    depth = min(DEEPEST, max((d for _, d in _ifs(model.proto.graph, 1)), default=0))
+    depth = min(DEEPEST, max((d for _, d in _ifs(model.proto.graph, 1, decided)), default=0))
     return list(product((True, False), repeat=depth)) if depth else []
 
 
-def forced(model: Model, way: tuple[bool, ...]) -> Model:
+def forced(model: Model, way: tuple[bool, ...], decided: Decided = lambda condition: False) -> Model:
     """A copy in which the Ifs of level k go as `way[k]` says."""
     model = model.copy()
     known = {truth: model.fresh_name(f"every_if_{str(truth).lower()}") for truth in set(way)}
     for truth, name in known.items():
         model.weights[name] = Weight.of(np.array(truth))
-    for node, depth in _ifs(model.proto.graph, 1):
+    for node, depth in [*_ifs(model.proto.graph, 1, decided)]:
         node.input[0] = known[way[(depth - 1) % len(way)]]
     return model
 
 
-def _ifs(graph: GraphProto, depth: int) -> Iterator[tuple[NodeProto, int]]:
+def _ifs(graph: GraphProto, depth: int, decided: Decided) -> Iterator[tuple[NodeProto, int]]:
     for node in graph.node:
-        own = node.op_type == "If"
+        own = node.op_type == "If" and not decided(node.input[0])
         if own:
             yield node, depth
         for _, body in bodies(node):
-            yield from _ifs(body, depth + own)
+            yield from _ifs(body, depth + own, decided)

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 from onnx import TensorProto
 
-from onnxprune.branches import forced, ways
+from onnxprune.branches import Decided, forced, ways
 from onnxprune.equation import Dims
 from onnxprune.errors import CheckFailed, NothingToPrune, RuntimeFailure
 from onnxprune.finite import finite, made_up
@@ -166,9 +166,10 @@ def _on_drawn(pair: Pair, draw: Callable[..., tuple[Model, Model]], run: Run) ->
 def _both_ways(pair: Pair, run: Run) -> tuple[list[Findings], list[str]]:
     """What was found with every If going each way, and which way does not run."""
     found, failed = [], []
-    every = ways(pair.trace.model)
+    decided: Decided = lambda condition: pair.trace.shapes.value(condition) is not None  # noqa: E731
+    every = ways(pair.trace.model, decided)
     for way in every or [()]:
-        form = partial(_told_the_way, form=pair.form, way=way)
+        form = partial(_told_the_way, form=pair.form, way=way, decided=decided)
         try:
             found.append(replace(pair, form=form, lender=None if way else pair.lender).again(run))
         except RuntimeFailure as failure:
@@ -177,8 +178,8 @@ def _both_ways(pair: Pair, run: Run) -> tuple[list[Findings], list[str]]:
     return found, failed
 
 
-def _told_the_way(model: Model, form: Callable[[Model], Model], way: tuple[bool, ...]) -> Model:
-    return form(forced(model, way) if way else model)
+def _told_the_way(model: Model, form: Callable[[Model], Model], way: tuple[bool, ...], decided: Decided) -> Model:
+    return form(forced(model, way, decided) if way else model)
 
 
 def _proof(trace: Trace, kept: Mask, account: Compared, real: Part, drawn: Part) -> Proof:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import graph, inputs, pruned, replace
+from graphs import graph, inputs, pruned, replace, shapes
 from onnx import ModelProto
 
 from onnxprune import api
@@ -242,6 +242,20 @@ def test_every_if_goes_the_way_that_it_is_told(use: bool, more: bool) -> None:
     for other in (True, False):
         got = Session(forced(model, (use, more)), ["cpu"]).run(feeds | {"use": np.array(other), "more": np.array(other)})
         np.testing.assert_array_equal(got[0], expected[0])
+
+
+def test_an_if_that_sizes_decide_goes_no_other_way() -> None:
+    """Of nine positions eight are taken; the target behind it says eight, and would not fit nine."""
+    branches = """b = If(c) <
+        then_branch = t () => (float[i, j, k] p) { p = Slice(h, nought, eights, ones) },
+        else_branch = e () => (float[l, m, n] q) { q = Identity(h) }
+    >"""
+    model = graph(
+        "(float[N, 9, 12] x) => (float[N, 8, 5] y)",
+        f"h = MatMul(x, w1) s = Shape<start=1, end=2>(x) n = Squeeze(s) c = Greater(n, eight) {branches} r = Reshape(b, to) y = MatMul(r, w2)",
+        w1=(12, 16), w2=(16, 5), eight=np.array(8), nought=np.array([0]), eights=np.array([8]), ones=np.array([1]), to=np.array([-1, 8, 16]),
+    )  # fmt: skip
+    assert shapes(pruned(model))["w1"] == (12, 8)
 
 
 @pytest.mark.parametrize("name", ["w1", "w2", "w3", "w4"])
