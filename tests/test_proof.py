@@ -245,15 +245,17 @@ def test_every_if_goes_the_way_that_it_is_told(use: bool, more: bool) -> None:
 
 
 def test_an_if_that_sizes_decide_goes_no_other_way() -> None:
-    """Of nine positions eight are taken; the target behind it says eight, and would not fit nine."""
+    """Of nine positions eight are taken: the target behind it is computed, and comes to eight whatever the batch is."""
     branches = """b = If(c) <
         then_branch = t () => (float[i, j, k] p) { p = Slice(h, nought, eights, ones) },
         else_branch = e () => (float[l, m, n] q) { q = Identity(h) }
     >"""
     model = graph(
         "(float[N, 9, 12] x) => (float[N, 8, 5] y)",
-        f"h = MatMul(x, w1) s = Shape<start=1, end=2>(x) n = Squeeze(s) c = Greater(n, eight) {branches} r = Reshape(b, to) y = MatMul(r, w2)",
-        w1=(12, 16), w2=(16, 5), eight=np.array(8), nought=np.array([0]), eights=np.array([8]), ones=np.array([1]), to=np.array([-1, 8, 16]),
+        f"h = MatMul(x, w1) s = Shape<start=1, end=2>(x) n = Squeeze(s) c = Greater(n, eight) {branches} "
+        "m = Shape<start=1, end=2>(b) to = Concat<axis=0>(minus, m, two, half) r = Reshape(b, to) q = Relu(r) flat = Concat<axis=0>(minus, m, all) "
+        "g = Reshape(q, flat) y = MatMul(g, w2)",
+        w1=(12, 16), w2=(16, 5), eight=np.array(8), nought=np.array([0]), eights=np.array([8]), ones=np.array([1]), minus=np.array([-1]), two=np.array([2]), half=np.array([8]), all=np.array([16]),
     )  # fmt: skip
     assert shapes(pruned(model))["w1"] == (12, 8)
 
