@@ -32,7 +32,7 @@ def apply_plan(
     """The arrays of `state` without what `plan` removes, in the same order and types; the others as they are.
 
     The other arguments as for `renamed`. Raises UsageError where a tensor cannot be told for certain."""
-    return sliced(renamed(plan, state, model, keep, force_plan), state, keep)
+    return sliced(renamed(plan, state, model, keep, force_plan), state, keep, certain=model is not None)
 
 
 def renamed(
@@ -58,8 +58,9 @@ def renamed(
     return replace(plan, groups=groups, fingerprint="")
 
 
-def sliced(plan: Plan, state: Mapping[str, Array], keep: Sequence[str] = ()) -> dict[str, Array]:
-    """`state` without what a plan in its own names removes; `keep` as for `renamed`.
+def sliced(plan: Plan, state: Mapping[str, Array], keep: Sequence[str] = (), certain: bool = False) -> dict[str, Array]:
+    """`state` without what a plan in its own names removes; `keep` as for `renamed`. certain: every tensor was found in
+    the model, so that one beside others of another length is meant to be.
 
     Raises UsageError where a name is missing, a tensor would be no rectangle, or those of a module would not fit."""
     cuts = _by_parameter(plan)
@@ -68,7 +69,8 @@ def sliced(plan: Plan, state: Mapping[str, Array], keep: Sequence[str] = ()) -> 
         raise UsageError(f"the plan's '{missing[0]}' is not among the weights; is it in their names (--save-plan)?")
     after = {name: cut(name, array, removals_of(cuts.get(name, ()))) for name, array in state.items()}
     stay = [name for name in state if any(fnmatch.fnmatchcase(name, pattern) for pattern in keep)]
-    _check_modules({n: a for n, a in state.items() if n not in stay}, after)
+    if not certain:
+        _check_modules({n: a for n, a in state.items() if n not in stay}, after)
     return after
 
 

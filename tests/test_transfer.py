@@ -11,7 +11,7 @@ import onnx
 import pytest
 from graphs import array, filled, graph
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -307,3 +307,17 @@ def test_command_refuses_in_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert {p.name: p.read_bytes() for p in files.iterdir()} == before
+
+
+def test_a_vector_that_only_looks_like_a_channel_stays_where_the_model_says_so() -> None:
+    """Four factors along the width, beside convolutions of four channels of which two go."""
+    model = graph(
+        "(float[N, 3, 6, 4] x) => (float[N, 3, 6, 4] y)", "a = Conv(x, w) r = Relu(a) s = Mul(r, scale) y = Conv(s, v)",
+        w=(4, 3, 1, 1), v=(3, 4, 1, 1), scale=(4,),
+    )  # fmt: skip
+    plan = onnxprune.prune(model, ratio=0.5, fast=True).plan
+    state = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    small = onnxprune.apply_plan(plan, state, model)
+    assert {n: a.shape for n, a in small.items()} == {"w": (2, 3, 1, 1), "v": (3, 2, 1, 1), "scale": (4,)}
+    with pytest.raises(UsageError, match="would keep 4 of 4"):
+        onnxprune.apply_plan(plan, state)

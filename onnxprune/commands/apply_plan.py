@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     given = read_plan(args.PLAN)
     weights = tensors.read(args.WEIGHTS)
     plan = transfer.renamed(given, weights.arrays, args.model, args.keep, args.force_plan)
-    after = transfer.sliced(plan, weights.arrays, args.keep)
+    after = transfer.sliced(plan, weights.arrays, args.keep, certain=args.model is not None)
     tensors.write(args.OUT, replace(weights, arrays=after))
     if args.save_plan:
         write_json(args.save_plan, plan.to_json())
