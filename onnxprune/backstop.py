@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -79,28 +80,29 @@ def probe_with_runtime(
 
 
 def _run(session: Any) -> dict[str, Named | None]:
-    """The dims of outputs, measured at two values of the inputs and of their open sizes; None for one of these that
-    differs and is none of the open ones."""
+    """The dims of outputs that several inputs agree on, integers that may be axes or sizes among them. Where sizes are
+    open, they are tried with numbers, which says how many dims there are and no more."""
     inputs = session.get_inputs()
-    names, shapes = [o.name for o in session.get_outputs()], []
+    names, shapes = [o.name for o in session.get_outputs()], list[list[tuple[int, ...]]]()
     opened = list(dict.fromkeys(d for i in inputs for d in i.shape if not isinstance(d, int)))
-    tried = [{d: 11 + 2 * k + turn * 3**k for k, d in enumerate(opened)} for turn in (0, 1)]  # none is another + c
-    for period, sizes in zip((1, 3), tried, strict=True):
+    sizes = {d: 11 + 2 * k for k, d in enumerate(opened)}
+    integers = any("int" in i.type for i in inputs)
+    for period, least in ((1, 0), (3, 0), (1, 1), (1, 2)) if integers else ((1, 0), (3, 0)):
         feed = {}
         for i in inputs:
             element = _ELEMENTS.get(i.type.removeprefix("tensor(").rstrip(")"))
             dims = [sizes.get(d, d) for d in i.shape]
             if element is None or None in i.shape or math.prod(dims) > RUN_LIMIT:
                 return {}
-            counted = np.arange(math.prod(dims)).reshape(dims) % period
+            counted = np.arange(math.prod(dims)).reshape(dims) % period + least
             feed[i.name] = counted.astype(helper.tensor_dtype_to_np_dtype(element))
-        try:
+        with suppress(Exception):  # as above
             shapes.append([tuple(x.shape) for x in session.run(names, feed)])
-        except Exception:  # as above
-            return {}
-    told = {(tried[0][size], tried[1][size]): size for size in opened}
-    first, second = shapes
-    return {
-        n: tuple(a if a == b else told.get((a, b)) for a, b in zip(x, y, strict=True)) if len(x) == len(y) else None
-        for n, x, y in zip(names, first, second, strict=True)
-    }
+    if len(shapes) < 2:
+        return {}
+    out: dict[str, Named | None] = {}
+    for name, *found in zip(names, *shapes, strict=True):
+        same = len({len(x) for x in found}) == 1
+        columns = (set(column) for column in zip(*found, strict=True)) if same else ()
+        out[name] = tuple(d.pop() if len(d) == 1 and not opened else None for d in columns) if same else None
+    return out

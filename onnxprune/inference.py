@@ -227,6 +227,8 @@ class Inference:
         types = {n: self._type(k) for n, k in zip(names, given, strict=True) if n}
         types |= {n: self._type(state.kinds[n]) for n in node.captured if n in state.kinds}
         tensors = {names[i]: numpy_helper.from_array(x, names[i]) for i, x in data.items()}
+        if node.schema is None and node.standard and proto.op_type in LIKE_FIRST:
+            return list(given[:1])
         if node.schema is None:
             return self._probed(proto, types, tensors)
         try:

@@ -15,7 +15,10 @@ from .symbolic_values import Array, Value
 from .symbols import Dim
 
 _SPATIAL = frozenset(["Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "MaxPool", "AveragePool", "LpPool"])
-LIKE_FIRST = frozenset(["GroupNormalization", "MeanVarianceNormalization"])
+LIKE_FIRST = frozenset([
+    "GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization", "ImageScaler", "Affine", "Scale",
+    "ScaledTanh", "ParametricSoftplus",
+])  # fmt: skip
 """Operators whose first output has the shape of the first input although ONNX's inference may not say so."""
 _TARGETED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
 """Operators with a target shape, and at which input."""
