@@ -37,6 +37,14 @@ _DATALESS = frozenset([
 only looked at."""
 
 
+_INTEGERS = (TensorProto.INT32, TensorProto.INT64)
+
+
+def _rank_only(kind: Kind | None) -> Kind | None:
+    dims = dims_of(kind)
+    return (kind[0], (None,) * len(dims)) if isinstance(kind, tuple) and dims is not None else kind
+
+
 @dataclass(frozen=True)
 class _Node:
     proto: NodeProto
@@ -250,7 +258,12 @@ class Inference:
         )
         told = all(dims_of(k) is not None for n, k in zip(names, given, strict=True) if n)
         if vague and (told or not node.standard):
-            return self._probed(proto, types, tensors) or (kinds if found else None)
+            probed = self._probed(proto, types, tensors)
+            if node.standard and any(
+                n not in tensors and t.tensor_type.elem_type in _INTEGERS for n, t in types.items()
+            ):
+                probed = [_rank_only(k) for k in probed]  # they may be axes or sizes
+            return probed or (kinds if found else None)
         return kinds
 
     def _probed(

@@ -35,8 +35,8 @@ TRIAL_LIMIT = 1 << 29
 """Bytes of activations at sizes that are only tried because the likely ones do not run."""
 
 RANGES = ((0, 2), (0, 1), (1, 2), (-1, 0), (2, 3), (-2, -1))
-"""Of the integers that are tried: random ones, zeros, ones, as in a mask that hides nothing, and what may be an axis or a
-size to be inferred."""
+"""Of the integers that are tried: random ones, zeros, ones, as in a mask that hides nothing, and what may be an axis or
+a size to be inferred."""
 
 
 def random_inputs(
