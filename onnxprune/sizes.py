@@ -76,9 +76,9 @@ class Plan:
 
         primes = [_PRIMES[k % len(_PRIMES)] for k in range(len(symbols))]
         batches = [s for s in symbols if self.roles[s] == "batch"]
-        large = {"batch": 2 if len(batches) < len(symbols) else 8, "token": 128, "length": 512, "space": 0}
+        large = {"batch": 1 if len(batches) < len(symbols) else 8, "token": 128, "length": 512, "space": 0}
         yield scaled(dict.fromkeys(symbols, 1))
-        yield [  # what is long is long in a few samples: a proof runs it
+        yield [  # what is long is so in one sample: a proof runs it
             dict(zip(symbols, sizes, strict=True))
             for shrink in (1, 2)
             for tops in [
