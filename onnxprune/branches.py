@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from itertools import product
 
 import numpy as np
-from onnx import GraphProto, NodeProto
+from onnx import GraphProto, NodeProto, helper
 
-from onnxprune.bodies import bodies
+from onnxprune.bodies import bodies, scopes
 from onnxprune.model import Model
+from onnxprune.normalise import set_nodes
 from onnxprune.weight import Weight
 
 DEEPEST = 3
@@ -28,13 +29,24 @@ def ways(model: Model, decided: Decided = lambda condition: False) -> list[tuple
 
 
 def forced(model: Model, way: tuple[bool, ...], decided: Decided = lambda condition: False) -> Model:
-    """A copy in which the Ifs of level k go as `way[k]` says."""
+    """A copy in which the Ifs of level k go as `way[k]` says. A condition stays one that is computed: ONNX Runtime puts
+    a branch whose condition is a constant into the graph around it, and has crashed at that."""
     model = model.copy()
     known = {truth: model.fresh_name(f"every_if_{str(truth).lower()}") for truth in set(way)}
     for truth, name in known.items():
         model.weights[name] = Weight.of(np.array(truth))
-    for node, depth in [*_ifs(model.proto.graph, 1, decided)]:
-        node.input[0] = known[way[(depth - 1) % len(way)]]
+    ifs = [*_ifs(model.proto.graph, 1, decided)]
+    told = {id(node): way[(depth - 1) % len(way)] for node, depth in ifs}
+    for scope in reversed(scopes(model.proto.graph)):  # what is inside first: nodes are copied when others come in
+        nodes: list[NodeProto] = []
+        for node in scope.graph.node:
+            if id(node) in told:
+                truth, condition = told[id(node)], model.fresh_name(f"{node.input[0]}_told")
+                nodes.append(helper.make_node("Or" if truth else "And", [node.input[0], known[truth]], [condition]))
+                node.input[0] = condition
+            nodes.append(node)
+        if len(nodes) > len(scope.graph.node):
+            set_nodes(scope.graph, nodes)
     return model
 
 
