@@ -64,7 +64,7 @@ TABLE = [
     ("redraw", None, {"rules", "rewrite", "slicing", "groups", *CHOICE, *STAGES}, {"onnxruntime"}),
     ("reals", {"model", "trace"}, set(), {"onnxruntime"}),
     ("unrounded", {"bodies", "model", "normalise", "reals"}, set(), {"onnxruntime"}),
-    ("branches", {"bodies", "model", "weight"}, set(), {"onnxruntime"}),
+    ("branches", {"normalise", "bodies", "model", "weight"}, set(), {"onnxruntime"}),
     ("difference", set(), set(), {"onnx", "onnxruntime"}),
     ("pair", None, {"rules", "rewrite", "slicing", "groups", "redraw", *CHOICE, *STAGES}, {"onnxruntime"}),
     ("finite", None, {"rules", "rewrite", "trace", "labels", "groups", *CHOICE, *STAGES}, {"onnxruntime"}),
