@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.chain import Chain, opened
+from onnxprune.difference import finite as all_finite
 from onnxprune.errors import CheckFailed
 from onnxprune.masking import FLOATS
 from onnxprune.model import Model
@@ -47,7 +47,7 @@ def finite(
     feeds = list(_spread(feeds))
     for feed, values in zip(feeds, _each(session, feeds, names), strict=True):
         got = dict(zip(names, values, strict=False))
-        wrong = [n for n, x in got.items() if not _fine(x)]
+        wrong = [n for n, x in got.items() if not all_finite(x)]
         if not wrong:
             continue
         reference = opened(dense, options, types)
@@ -55,7 +55,7 @@ def finite(
             expected = dict(zip(reference.outputs, reference.run(feed), strict=True))
         except Exception:
             continue
-        lost = [n for n in wrong if n in expected and _fine(expected[n])]
+        lost = [n for n in wrong if n in expected and all_finite(expected[n])]
         if lost:
             raise CheckFailed(
                 f"the pruned model gives no finite '{lost[0]}' of inputs of which the dense model does"
@@ -82,10 +82,6 @@ def _spread(feeds: Sequence[Feed]) -> Iterator[Feed]:
     return (feeds[k * len(feeds) // count] for k in range(count))
 
 
-def _fine(x: Any) -> bool:
-    return not isinstance(x, np.ndarray) or x.dtype.kind != "f" or bool(np.isfinite(x).all())
-
-
 def _where(model: Model, feed: Feed, options: Options, types: Callable[[str], int | None]) -> str:
     """The first node that makes what is not finite."""
     nodes = model.proto.graph.node
@@ -95,5 +91,5 @@ def _where(model: Model, feed: Feed, options: Options, types: Callable[[str], in
         got = dict(zip(names, session.run(feed, names), strict=True))
     except Exception:  # the message must not fail for want of more to say
         return ""
-    node = next((n for n in nodes if any(o in got and not _fine(got[o]) for o in n.output)), None)
+    node = next((n for n in nodes if any(o in got and not all_finite(got[o]) for o in n.output)), None)
     return f": '{node.name}' ({node.op_type}) is the first" if node is not None else ""

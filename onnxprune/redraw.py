@@ -22,12 +22,11 @@ from onnxprune.bodies import every_node
 from onnxprune.labels import Block, Mask
 from onnxprune.masking import FLOATS
 from onnxprune.model import Model
+from onnxprune.rounding import POOL
 from onnxprune.slices import Source, kept_of
 from onnxprune.trace import Trace
 from onnxprune.weight import Part, Weight
 
-POOL = 100_003
-"""Numbers that are drawn for a weight; a larger one repeats them. A prime, so that no two rows are alike."""
 LARGEST = 64 << 20
 """Bytes: weights of more keep their values, which are read from their file a few rows at a time."""
 FIXED = {"Resize", "Upsample", "Pad", "Clip", "OneHot", "RoiAlign", "MaxRoiPool", "NonMaxSuppression", "Range", "Pow",

@@ -29,7 +29,7 @@ NUDGED = (np.float16, np.float32, np.float64)
 SHORT = 8
 """Elements, from which on a weight is nudged."""
 POOL = 100_003
-"""Random numbers that are drawn for an array; a larger one repeats them."""
+"""Random numbers that are drawn for an array; a larger one repeats them. A prime, so that no two rows are alike."""
 Types = Callable[[str], int | None]
 """The element type of a tensor, where it is known."""
 DECIDED = {TensorProto.BOOL, TensorProto.INT32, TensorProto.INT64}
