@@ -15,7 +15,7 @@ from onnx.defs import OpSchema
 
 def misfit(node: NodeProto, opset: int) -> str:
     """What a node lacks of that which ONNX says of its operator, or ""; an operator that ONNX does not know fits."""
-    schema = _schema(node.op_type, "" if node.domain == "ai.onnx" else node.domain, opset)
+    schema = schema_of(node.op_type, "" if node.domain == "ai.onnx" else node.domain, opset)
     if schema is None:
         return ""
     for kind, names, least, most in (
@@ -38,7 +38,8 @@ def misfit(node: NodeProto, opset: int) -> str:
 
 
 @cache
-def _schema(op_type: str, domain: str, opset: int) -> Any:
+def schema_of(op_type: str, domain: str, opset: int) -> Any:
+    """ONNX's definition of an operator at this version of its domain; None where it has none."""
     try:
         return onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError:

@@ -20,6 +20,7 @@ from . import body_inference, grids, guard, symbolic_shapes
 from .backstop import alone, probe_with_runtime
 from .bodies import defined
 from .body_inference import CONTROL, Body
+from .fitting import schema_of
 from .grids import Grid
 from .known import Pass
 from .model import Model
@@ -104,12 +105,7 @@ class Inference:
 
     def _schema(self, op: str, domain: str) -> Any:
         version = self._versions.get(domain) if domain else self._opset
-        if version is None or not onnx.defs.has(op, domain):
-            return None
-        try:
-            return onnx.defs.get_schema(op, version, domain)
-        except onnx.defs.SchemaError:
-            return None
+        return None if version is None else schema_of(op, domain, version)
 
     def _value(self, name: str, state: Pass) -> Value | None:
         return state.values[name] if name in state.values else self.constant(name)
