@@ -77,21 +77,22 @@ class Chain:
         wanted = [self.outputs] * len(feeds) if names is None else names
         waiting = Counter(name for piece in self.pieces for name in piece.ins)
         for piece in self.pieces:
+            waiting.subtract(piece.ins)
             ins = [self._info(n, [getattr(own[n], "shape", ()) for own in values]) for n in piece.ins]
             model = self.topology.piece(piece.nodes, ins, map(self._info, piece.outs))
             session = Session(model, self.providers, free)
             self.used = session.used
-            for own, others in zip(values, given, strict=True):
+            for own, others, asked in zip(values, given, wanted, strict=True):
                 new = {n: others[n].array() for n in others.keys() & model.weights.keys()}
                 if not session.holds(new):
                     raise RuntimeFailure("an operator takes its weights as constants only")
-                got = session.run({n: own[n] for n in piece.ins}, session.outputs, new)
-                own |= zip(session.outputs, got, strict=True)
+                outs = [n for n in session.outputs if waiting[n] or n in asked]
+                if outs:
+                    own |= zip(outs, session.run({n: own[n] for n in piece.ins}, outs, new), strict=True)
                 del new
             del session
             for weight in model.weights.values():
                 weight.release()
-            waiting.subtract(piece.ins)
             for own, asked in zip(values, wanted, strict=True):
                 for name in [n for n in own if not waiting[n] and n not in asked]:
                     del own[name]

@@ -5,6 +5,8 @@ Knows shapes and the sizes of types; nothing is run.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.known import Pass
 from onnxprune.model import Model
@@ -35,6 +37,14 @@ def peak(model: Model, state: Pass) -> tuple[int, str]:
     return worst
 
 
+def within(model: Model, states: Iterable[Pass], limit: int) -> bool:
+    """Whether runs in which all of this is known, at once, take at most `limit` bytes."""
+    states = list(states)
+    if sum(_bytes(state, name) for state in states for name in state.kinds) <= limit:
+        return True
+    return sum(peak(model, state)[0] for state in states) <= limit
+
+
 def check(model: Model, state: Pass, limit: int) -> None:
     """RuntimeFailure where the tensors of one run take more than `limit` bytes."""
     size, largest = peak(model, state)
@@ -51,10 +61,11 @@ def _gigabytes(size: int) -> str:
 
 
 def _bytes(state: Pass, name: str) -> int:
-    kind, dims = state.kinds.get(name), state.dims(name)
-    if not isinstance(kind, tuple) or dims is None or None in dims:
+    kind, sizes = state.kinds.get(name), state.sizes(name)
+    known = [d for d in sizes or () if isinstance(d, int)]
+    if not isinstance(kind, tuple) or sizes is None or len(known) < len(sizes):
         return 0
     try:
-        return max(nbytes_of(kind[0], [d or 0 for d in dims]), 0)
+        return max(nbytes_of(kind[0], known), 0)
     except UsageError:  # a type that this onnx package does not know
         return 0

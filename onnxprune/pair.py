@@ -6,7 +6,7 @@ Knows a trace, what was kept, and how to run models; not where their weights com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -19,13 +19,12 @@ from onnxprune import rounding
 from onnxprune.chain import Chain, opened
 from onnxprune.difference import difference, finite, hollow, largest
 from onnxprune.errors import CheckFailed, RuntimeFailure
-from onnxprune.labels import Mask
 from onnxprune.masking import FLOATS
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.runtime import Session, first_line
 from onnxprune.slices import kept_of
-from onnxprune.taps import last, with_outputs
+from onnxprune.taps import Places, with_outputs
 from onnxprune.trace import Trace
 from onnxprune.trials import Original, Run
 from onnxprune.weight import Weight
@@ -68,7 +67,7 @@ class Pair:
     with the others. finite: tensors that the real weights make finite, and random ones are to make so, too."""
 
     trace: Trace
-    kept: Mask
+    places: Places
     after: Model
     taps: Sequence[str]
     options: Options
@@ -88,7 +87,10 @@ class Pair:
         """Run both at the sizes of the assignments `ks`, with the tensors inside at the first one that runs if `deep`;
         CheckFailed where they differ, RuntimeFailure where the original runs nowhere."""
         pruned, found = self.pruned, Findings()
-        for runs in self._masked.runs(ks, deep):
+        several: Iterable[list[Run]] = self._masked.runs(ks, deep)
+        if isinstance(pruned, Chain) and self._masked.fit(ks):  # which is read once for all of them
+            several = [[run for runs in several for run in runs]]
+        for runs in several:
             self._judged(runs, pruned, partial(self._results, runs, pruned), found)
         return found
 
@@ -140,7 +142,7 @@ class Pair:
 
     @cached_property
     def _masked(self) -> Original:
-        return Original(self.trace, self.kept, self.taps, self.options, self.form, self.types, self.free[0])
+        return Original(self.trace, self.places.kept, self.taps, self.options, self.form, self.types, self.free[0])
 
     @cached_property
     def pruned(self) -> Session | Chain:
@@ -198,7 +200,7 @@ class Pair:
     @cached_property
     def _levelled(self) -> set[str]:
         """What a saturating operator gives the outputs, whose input is looked at."""
-        return set().union(*(outs for made, outs in last(self.trace).items() if self._reads(made)))
+        return set().union(*(outs for made, outs in self.places.ends.items() if self._reads(made)))
 
     def _reads(self, made: str) -> bool:
         return any(
@@ -241,7 +243,8 @@ class Pair:
         static = self.trace.shapes.static(name) or ()
         dims = [n if k is None else None for k, n in zip(static, value.shape, strict=False)]
         blocks = [b.at(dims) for b in self.trace.blocks.get(name, ())]
-        return kept_of(value, [b for b in blocks if not self.kept[b.ids].all()], self.kept)
+        kept = self.places.kept
+        return kept_of(value, [b for b in blocks if not kept[b.ids].all()], kept)
 
     def _noise(self, run: Run) -> dict[str, float]:
         """How far rounding alone moves each tensor of the masked original."""

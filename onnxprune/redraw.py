@@ -44,8 +44,8 @@ LEAST_BIAS = 512
 
 @dataclass(frozen=True)
 class Drawn:
-    """Values that are drawn whenever they are asked for, the same ones each time. kind: normal, positive, signed,
-    around (`low` to `high`, times what is there) or integers from `low` to `high`."""
+    """How the values of a weight are drawn, the same ones each time. kind: normal, positive, signed, around (`low` to
+    `high`, times what is there) or integers from `low` to `high`."""
 
     kind: str
     seed: int
@@ -54,9 +54,8 @@ class Drawn:
     low: float = 0.5
     high: float = 1.5
     times: float = 1.0
-    base: Weight | None = None
 
-    def load(self) -> NDArray[Any]:
+    def instead(self, values: NDArray[Any]) -> NDArray[Any]:
         rng, size = np.random.default_rng(self.seed), prod(self.shape)
         count = min(size, POOL)
         drawn: NDArray[Any]
@@ -68,12 +67,9 @@ class Drawn:
             drawn = rng.uniform(self.low, self.high, count) * self.times
             drawn = drawn * rng.choice(SIGNS, count) if self.kind == "signed" else drawn
         out = np.resize(drawn, self.shape)
-        if self.base is not None:
-            out = out * self.base.array().astype(np.float64)
-        return out.astype(self.dtype)
-
-    def release(self) -> None:
-        """Nothing is held."""
+        if self.kind == "around":
+            out = out * values.astype(np.float64)
+        return out.astype(self.dtype, copy=False)
 
 
 def redrawn(
@@ -90,7 +86,7 @@ def redrawn(
         weight = trace.model.weights[name]
         made = _drawn(weight, uses[name], zlib.crc32(name.encode(), seed), gain, quantised)
         if made is not None:
-            drawn[name] = original.weights[name] = Weight(weight.onnx_type, weight.shape, made)
+            drawn[name] = original.weights[name] = Weight(weight.onnx_type, weight.shape, Part(weight, made.instead))
     for name, weight in after.weights.items():
         source = sources.get(name)
         if source is not None and source.parameter in drawn:
@@ -143,7 +139,7 @@ def _drawn(
                 "normal", seed, shape, dtype, times=times
             )  # fmt: skip
         if (alike and quantised and least < most) or _is_scale(uses):
-            return Drawn("around", seed, shape, dtype, 1 - spread, 1 + spread, base=weight)
+            return Drawn("around", seed, shape, dtype, 1 - spread, 1 + spread)
         if alike:
             return Drawn("positive", seed, shape, dtype, 1 - spread, 1 + spread, sign)
         return Drawn("signed", seed, shape, dtype, 0.05, 0.5, gain)

@@ -143,6 +143,7 @@ class Session:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED))
         proto, held = shared(self.model)
         self._fed = {n: a for n, a in held.items() if large and (a.nbytes > large or n in self._free)}

@@ -27,7 +27,7 @@ from onnxprune.model import Model, Weight
 from onnxprune.obs import DAMP
 from onnxprune.rewrite import rewrite
 from onnxprune.runtime import first_line, open_session
-from onnxprune.taps import last, taps, with_outputs
+from onnxprune.taps import Places, with_outputs
 from onnxprune.trace import Trace
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -41,9 +41,8 @@ class Judge:
     def __init__(self, groups: Groups, feeds: Feeds, providers: Sequence[str]) -> None:
         self.groups, self.feeds, self.providers = groups, feeds, providers
         trace = groups.trace
-        everything = np.ones(trace.labels.n, bool)
-        self.taps = taps(trace, everything)
-        ends = last(trace)
+        places = Places(trace, np.ones(trace.labels.n, bool))
+        self.taps, ends = places.taps, places.ends
         covered = {o for n in trace.model.proto.graph.node if set(self.taps) & set(n.input) and n.output[0] in ends
                    for o in ends[n.output[0]]}  # fmt: skip
         outputs = [o.name for o in trace.model.proto.graph.output]

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar, overload
 import numpy as np
 
 from .errors import UsageError
-from .footprint import peak
+from .footprint import within
 from .grids import Grid
 from .inference import Inference
 from .known import Pass
@@ -231,7 +231,7 @@ class _Search:
             for sizes in (*choices[:1], *fitted, *choices[1:]):
                 seen = any(sizes == a.sizes for a in (first, *out))
                 found = None if seen or not self.plan.possible(sizes) else self._at(sizes, first.state.failures)
-                if found is not None and peak(self.model, found.state)[0] <= memory:
+                if found is not None and within(self.model, [found.state], memory):
                     out.append(found)
                     break
         return out

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from onnx import helper
@@ -55,53 +57,74 @@ BYTES = 32 << 20
 """And what they may take together."""
 
 
-def reached(trace: Trace, kept: Mask) -> set[str]:
-    """The tensors that depend on a parameter of which something goes."""
-    cut = {use for s in trace.slices.values() if any(not kept[b.ids].all() for b in s.blocks) for use in s.uses}
-    whole = {s.parameter for s in trace.slices.values() if not s.uses and any(not kept[b.ids].all() for b in s.blocks)}
-    found: set[str] = set()
-    changed = True
-    while changed:  # what a body makes reaches its owner, which comes before it in the count
-        changed = False
-        for index, node in enumerate(trace.nodes):
-            if node.op_type == "Shape" or all(o in found for o in node.output if o):
-                continue
-            inside = {n for _, body in bodies(node) for n in (*defined(body), *(o.name for o in body.output))}
-            if (
-                any((index, i) in cut for i in range(len(node.input)))
-                or any(name in whole or name in found for name in needs(node))
-                or inside & found
-            ):
-                found.update(o for o in node.output if o)
-                changed = True
-    return found
+@dataclass(frozen=True)
+class Places:
+    """Where what is kept of a traced model is looked at; each is worked out once."""
 
+    trace: Trace
+    kept: Mask
 
-def interior(trace: Trace, kept: Mask, after: Model, sizes: Mapping[str, Dims], most: int = BYTES) -> list[str]:
-    """Float tensors that both graphs make and that something that goes has reached: first what levels or decides reads,
-    then one for every set of units, then others, spread over the graph; as many as fit in `most` bytes."""
-    made = {o for n in after.proto.graph.node for o in n.output}
-    affected = reached(trace, kept)
-    outputs = {o.name for o in trace.model.proto.graph.output}
+    @cached_property
+    def ends(self) -> dict[str, set[str]]:
+        return last(self.trace)
 
-    def good(name: str) -> bool:
-        return name in made and name in affected and name not in outputs and trace.shapes.dtype(name) in FLOATS
+    @cached_property
+    def taps(self) -> list[str]:
+        """What goes into a saturating operator that ends the graph: a sigmoid's 1e-7 says nothing about the rest."""
+        trace, kept, given = self.trace, self.kept, self.ends
+        outputs = {o.name for o in trace.model.proto.graph.output}
+        ends = [n for n in trace.model.proto.graph.node if n.output and n.output[0] in given]
+        whole = (n.input[0] for n in ends if all(kept[b.ids].all() for b in trace.of(n.input[0])))
+        return [x for x in dict.fromkeys(whole) if x not in outputs and trace.shapes.dtype(x) in FLOATS]
 
-    nodes = trace.model.proto.graph.node
-    levelled = [n.input[0] for n in nodes if n.op_type in SATURATING]
-    judged = [x for n in nodes for x in decides_from(trace.shapes.dtype, n)]
-    first, seen = dict.fromkeys(x for x in (*levelled, *judged) if good(x)), set[tuple[bytes, ...]]()
-    rest = [o for n in nodes for o in n.output if o and good(o) and o not in first]
-    reduced = {o for r in trace.reductions if r.node < len(nodes) for o in nodes[r.node].output}
-    for name in rest:
-        blocks = [b for b in trace.blocks.get(name, ()) if not kept[b.ids].all()]
-        key = tuple(b.ids.tobytes() for b in blocks)
-        if blocks and key not in seen:
-            seen.add(key)
-            first[name] = None
-    others = [n for n in rest if n not in first]
-    others.sort(key=lambda n: n not in reduced)
-    return _fitting(trace, [*first, *others], sizes, most)
+    @cached_property
+    def reached(self) -> set[str]:
+        """The tensors that depend on a parameter of which something goes."""
+        trace, kept = self.trace, self.kept
+        cuts = [s for s in trace.slices.values() if any(not kept[b.ids].all() for b in s.blocks)]
+        cut, whole = {use for s in cuts for use in s.uses}, {s.parameter for s in cuts if not s.uses}
+        found: set[str] = set()
+        changed = True
+        while changed:  # what a body makes reaches its owner, which comes before it in the count
+            changed = False
+            for index, node in enumerate(trace.nodes):
+                if node.op_type == "Shape" or all(o in found for o in node.output if o):
+                    continue
+                inside = {n for _, body in bodies(node) for n in (*defined(body), *(o.name for o in body.output))}
+                if (
+                    any((index, i) in cut for i in range(len(node.input)))
+                    or any(name in whole or name in found for name in needs(node))
+                    or inside & found
+                ):
+                    found.update(o for o in node.output if o)
+                    changed = True
+        return found
+
+    def interior(self, after: Model, sizes: Mapping[str, Dims], most: int = BYTES) -> list[str]:
+        """Float tensors that both graphs make and that something that goes has reached: first what levels or decides
+        reads, then one for every set of units, then others, spread over the graph; as many as fit in `most` bytes."""
+        trace, affected = self.trace, self.reached
+        made = {o for n in after.proto.graph.node for o in n.output}
+        outputs = {o.name for o in trace.model.proto.graph.output}
+
+        def good(name: str) -> bool:
+            return name in made and name in affected and name not in outputs and trace.shapes.dtype(name) in FLOATS
+
+        nodes = trace.model.proto.graph.node
+        levelled = [n.input[0] for n in nodes if n.op_type in SATURATING]
+        judged = [x for n in nodes for x in decides_from(trace.shapes.dtype, n)]
+        first, seen = dict.fromkeys(x for x in (*levelled, *judged) if good(x)), set[tuple[bytes, ...]]()
+        rest = [o for n in nodes for o in n.output if o and good(o) and o not in first]
+        reduced = {o for r in trace.reductions if r.node < len(nodes) for o in nodes[r.node].output}
+        for name in rest:
+            blocks = [b for b in trace.blocks.get(name, ()) if not self.kept[b.ids].all()]
+            key = tuple(b.ids.tobytes() for b in blocks)
+            if blocks and key not in seen:
+                seen.add(key)
+                first[name] = None
+        others = [n for n in rest if n not in first]
+        others.sort(key=lambda n: n not in reduced)
+        return _fitting(trace, [*first, *others], sizes, most)
 
 
 def _fitting(trace: Trace, names: Sequence[str], sizes: Mapping[str, Dims], most: int) -> list[str]:
@@ -116,15 +139,6 @@ def _fitting(trace: Trace, names: Sequence[str], sizes: Mapping[str, Dims], most
             most -= size
             out.append(name)
     return out
-
-
-def taps(trace: Trace, kept: Mask) -> list[str]:
-    """What goes into a saturating operator that ends the graph: a sigmoid's 1e-7 says nothing about the rest."""
-    outputs = {o.name for o in trace.model.proto.graph.output}
-    given = last(trace)
-    ends = [n for n in trace.model.proto.graph.node if n.output and n.output[0] in given]
-    whole = (n.input[0] for n in ends if all(kept[b.ids].all() for b in trace.of(n.input[0])))
-    return [x for x in dict.fromkeys(whole) if x not in outputs and trace.shapes.dtype(x) in FLOATS]
 
 
 def with_outputs(types: Callable[[str], int | None], model: Model, names: Sequence[str]) -> Model:

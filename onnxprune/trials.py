@@ -155,8 +155,7 @@ class Original:
     def _several(self, session: Session | Chain, ks: Sequence[int], deep: bool) -> Iterator[list[Run]]:
         """A large model is read once for all of them, where the memory holds what each of them makes."""
         shapes = self.trace.shapes
-        size = sum(footprint.peak(self.trace.model, shapes.passes[k])[0] for k in ks)
-        if isinstance(session, Chain) and 3 * size <= self.options.memory:
+        if isinstance(session, Chain) and self.fit(ks):
             feeds = [random_inputs(self.trace.model, shapes.inputs[k], self.options.seed + k) for k in ks]
             names = [self._names(deep and k == ks[0]) for k in ks]
             every: list[Run] = []
@@ -188,6 +187,11 @@ class Original:
             yield [run]
         if failed is not None:
             raise failed
+
+    def fit(self, ks: Sequence[int]) -> bool:
+        """Whether the memory holds what runs at all of these assignments make."""
+        passes = (self.trace.shapes.passes[k] for k in ks)
+        return footprint.within(self.trace.model, passes, self.options.memory // 3)
 
     def _run(
         self, session: Session | Chain, k: int, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, Dims],

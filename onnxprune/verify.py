@@ -6,7 +6,7 @@ Knows the trace and what was kept, not how that was chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -15,7 +15,6 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxprune.branches import Decided, forced, ways
-from onnxprune.equation import Dims
 from onnxprune.errors import CheckFailed, NothingToPrune, RuntimeFailure
 from onnxprune.finite import finite, made_up
 from onnxprune.groups import Groups
@@ -30,7 +29,7 @@ from onnxprune.rounding import ROUNDING
 from onnxprune.rules import RULES
 from onnxprune.shapes import Shapes
 from onnxprune.slices import Compared, compared
-from onnxprune.taps import interior, reached, taps
+from onnxprune.taps import Places
 from onnxprune.trace import Trace
 from onnxprune.trials import Original, Run
 from onnxprune.unrounded import Unrounded
@@ -66,14 +65,15 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
         of = f"what is kept of '{source.parameter}'" if source else "the original, which has none there"
         raise CheckFailed(f"the pruned model differs from the original: its parameter '{name}' from {of}")
     ks = _assignments(trace)
+    places = Places(trace, kept)
     draw = partial(redrawn, trace, kept, account.sources, after, options.seed)
-    plain, real = _pairs(trace, kept, after, options, draw())
+    plain, real = _pairs(places, after, options, draw(), ks[0])
     pair, found, note = _at_all_sizes(plain, real, ks)
     run = found[0].run
     assert run is not None, "it ran at one size at least"
     feeds = made_up(trace.model, {n: x.shape for n, x in run.feeds.items()}, options.seed)
     finite(plain.pruned, after, trace.model, feeds, options, plain.types)
-    return _proof(trace, kept, account, Part(found, note), _on_drawn(pair, draw, run))
+    return _proof(places, account, Part(found, note), _on_drawn(pair, draw, run))
 
 
 def _at_all_sizes(plain: Pair, real: Pair | None, ks: list[int]) -> tuple[Pair, list[Findings], str]:
@@ -94,7 +94,8 @@ def structure(trace: Trace, kept: Mask, after: Model, options: Options) -> Proof
     """As `equivalence`, of a graph whose weights may have been refitted: only on weights that are drawn anew."""
     account = compared(trace, kept, after)
     first = a_run(trace, kept, options, _assignments(trace)[0])
-    return _proof(trace, kept, account, Part([], ""), on_drawn(trace, kept, after, account, options, first))
+    found = on_drawn(trace, kept, after, account, options, first)
+    return _proof(Places(trace, kept), account, Part([], ""), found)
 
 
 def a_run(trace: Trace, kept: Mask, options: Options, k: int) -> Run:
@@ -106,7 +107,7 @@ def a_run(trace: Trace, kept: Mask, options: Options, k: int) -> Run:
 def on_drawn(trace: Trace, kept: Mask, after: Model, account: Compared, options: Options, run: Run) -> Part:
     """The equivalence on weights that are drawn anew alone, on the inputs of one run."""
     draw = partial(redrawn, trace, kept, account.sources, after, options.seed)
-    plain, real = _pairs(trace, kept, after, options, draw())
+    plain, real = _pairs(Places(trace, kept), after, options, draw(), _assignments(trace)[0])
     return _on_drawn(real or plain, draw, run)
 
 
@@ -119,14 +120,15 @@ class Part:
 
 
 def _pairs(
-    trace: Trace, kept: Mask, after: Model, options: Options, drawn: tuple[Model, Model]
+    places: Places, after: Model, options: Options, drawn: tuple[Model, Model], k: int
 ) -> tuple[Pair, Pair | None]:
     """Both models as they are, and, of quantised ones, in real numbers, which is where the tensors inside are compared.
-    drawn: those with other weights, which the sessions are ready for."""
-    names = [*dict.fromkeys((*taps(trace, kept), *interior(trace, kept, after, _sizes(trace))))]
+    drawn: those with other weights, which the sessions are ready for; k: the assignment of sizes that comes first."""
+    trace = places.trace
+    names = [*dict.fromkeys((*places.taps, *places.interior(after, trace.shapes.probe[k])))]
     free = _others(drawn[0], trace.model), _others(drawn[1], after)
     exact = options.check_rtol if options.check_rtol is not None else tolerance_of(trace)
-    plain = Pair(trace, kept, after, names, options, exact, lambda model: model, trace.shapes.dtype, free=free)
+    plain = Pair(trace, places, after, names, options, exact, lambda model: model, trace.shapes.dtype, free=free)
     if not rounds(trace.nodes):
         return plain, None
     form = Unrounded(trace.shapes.dtype, trace.rank)
@@ -134,7 +136,7 @@ def _pairs(
     if options.check_rtol is None:
         exact = max(exact, min(len(form.left), STEPS) / 127)
     real = replace(plain, tolerance=exact, form=form, types=form.types, far=FAR, extra=[])
-    plain = replace(plain, taps=taps(trace, kept), free=({}, {}))
+    plain = replace(plain, taps=places.taps, free=({}, {}))
     if exact < STEPS / 127:
         plain = replace(plain, tolerance=STEPS / 127, far=1, rounds=ROUNDING, exact=NEAR * exact)
     return plain, real
@@ -182,16 +184,16 @@ def _told_the_way(model: Model, form: Callable[[Model], Model], way: tuple[bool,
     return form(forced(model, way, decided) if way else model)
 
 
-def _proof(trace: Trace, kept: Mask, account: Compared, real: Part, drawn: Part) -> Proof:
+def _proof(places: Places, account: Compared, real: Part, drawn: Part) -> Proof:
     """The findings in one; CheckFailed where nothing was compared, NothingToPrune where nothing could be: what went is
     seen by no output."""
     found = [*real.found, *drawn.found]
     notes = tuple(dict.fromkeys(text for text in (real.note, drawn.note) if text))
-    affected = reached(trace, kept)
+    affected = places.reached
     seen = set().union(*(f.seen for f in found)) & affected
     tensors = set().union(*(f.tensors for f in found))
     hollow = {name: text for f in found for name, text in f.hollow.items()}
-    outputs = dict.fromkeys(o.name for o in trace.model.proto.graph.output)
+    outputs = dict.fromkeys(o.name for o in places.trace.model.proto.graph.output)
     missing = tuple(
         f"{name}: {hollow.get(name, 'not run') if name in affected else 'nothing that was removed reaches it'}"
         for name in outputs
@@ -233,10 +235,6 @@ def _assignments(trace: Trace) -> list[int]:
 
     best = min(ks, key=cost)
     return [best, *(k for k in ks if k != best)]
-
-
-def _sizes(trace: Trace) -> Mapping[str, Dims]:
-    return trace.shapes.probe[_assignments(trace)[0]]
 
 
 def tolerance_of(trace: Trace) -> float:

@@ -7,6 +7,7 @@ import mmap
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -171,7 +172,13 @@ def dtype_of(onnx_type: int) -> np.dtype[Any]:
 
 
 def nbytes_of(onnx_type: int, shape: Iterable[int]) -> int:
-    return -(-math.prod(shape) * BITS.get(onnx_type, 8 * dtype_of(onnx_type).itemsize) // 8)
+    return -(-math.prod(shape) * bits_of(onnx_type) // 8)
+
+
+@cache
+def bits_of(onnx_type: int) -> int:
+    """Bits of one element in a file."""
+    return BITS.get(onnx_type) or 8 * dtype_of(onnx_type).itemsize
 
 
 def described(tensor: TensorProto, weight: Weight) -> TensorProto:
