@@ -30,7 +30,7 @@ from .values import Dims
 T = TypeVar("T")
 Inputs = dict[str, tuple[int, ...]]
 ASSIGNMENTS = 6
-"""At so many choices of sizes a model with an open dimension is looked at, at one more where there are several."""
+"""At so many choices of sizes a model with an open dimension is looked at."""
 MEMORY = 4 << 30
 """Bytes of activations at sizes that nobody asked for."""
 
@@ -224,8 +224,9 @@ class _Search:
     def others(self, first: At, memory: int) -> list[At]:
         """Further sizes at which no more nodes fail than at the first."""
         out: list[At] = []
-        for choices in (self._second(first), *self.plan.more(first.sizes)):
-            if len(out) + 1 == ASSIGNMENTS + (len(self.plan.roles) > 1):
+        ones, large, unequal, equal, *more = self.plan.more(first.sizes)
+        for choices in (ones, large, unequal, equal, self._other(first), *more):
+            if len(out) + 1 == ASSIGNMENTS:
                 break
             fitted = [self.fitted(sizes) for sizes in choices[:1]]
             for sizes in (*choices[:1], *fitted, *choices[1:]):
@@ -236,8 +237,8 @@ class _Search:
                     break
         return out
 
-    def _second(self, first: At) -> list[Sizes]:
-        """The second probe differs from the first in every symbol, or else in as many as can be."""
+    def _other(self, first: At) -> list[Sizes]:
+        """Likely sizes that differ from the first in every symbol, or else in as many as can be."""
         other = first.sizes
         candidates = [s for s in self.plan.candidates(1) if all(s[n] != other.get(n) for n in s)]
         batch = [s for s, r in self.plan.roles.items() if r == "batch"]

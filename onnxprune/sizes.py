@@ -63,8 +63,8 @@ class Plan:
         return all(d > 0 for s in self.shapes(sizes).values() for d in s)
 
     def more(self, first: Sizes) -> Iterator[list[Sizes]]:
-        """Sizes at which a proof is worth something beside the first: ones, large, equal and unequal ones, primes both
-        ways. Each as a list of what to try in its place, the likeliest first."""
+        """Sizes at which a proof is worth something beside the first: ones, large, unequal and equal primes, and
+        others. Each as a list of what to try in its place, the likeliest first."""
         symbols = list(self.roles)
         spaces = [s for s in symbols if self.roles[s] == "space"]
 
@@ -86,9 +86,9 @@ class Plan:
             ]
             for sizes in ([n + k for k, n in enumerate(tops)], tops)
         ]
-        yield scaled(dict(zip(symbols, primes, strict=True)))
-        yield scaled(dict.fromkeys(symbols, 3))
         yield scaled(dict(zip(symbols, reversed(primes), strict=True)))
+        yield scaled(dict.fromkeys(symbols, 3))
+        yield scaled(dict(zip(symbols, primes, strict=True)))
         yield scaled({s: 1 if s in batches else 7 + k for k, s in enumerate(symbols)})
         yield scaled({s: 4 + k if s in batches else 13 for k, s in enumerate(symbols)})
         yield scaled(dict.fromkeys(symbols, 5))
