@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from onnx import GraphProto, NodeProto
+from onnx import AttributeProto, GraphProto, NodeProto
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,11 @@ class Scope:
 def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
     """The graphs in a node's attributes, by attribute."""
     for a in node.attribute:
-        yield from ((a.name, g) for g in ([a.g] if a.HasField("g") else a.graphs))
+        yield from ((a.name, g) for g in graphs(a))
+
+
+def graphs(a: AttributeProto) -> Sequence[GraphProto]:
+    return [a.g] if a.HasField("g") else a.graphs
 
 
 def scopes(graph: GraphProto) -> list[Scope]:
@@ -42,6 +47,28 @@ def scopes(graph: GraphProto) -> list[Scope]:
 def every_node(graph: GraphProto) -> list[NodeProto]:
     """All nodes, in the order of their numbers."""
     return [node for scope in scopes(graph) for node in scope.graph.node]
+
+
+def nested(node: NodeProto) -> Iterator[NodeProto]:
+    """The nodes in the bodies of a node, however deep."""
+    for _, body in bodies(node):
+        for inner in body.node:
+            yield inner
+            yield from nested(inner)
+
+
+def needs(node: NodeProto) -> Iterator[str]:
+    """Names of the tensors that a node reads, those that its bodies take from outside included."""
+    yield from filter(None, node.input)
+    for _, body in bodies(node):
+        yield from captured(body)
+
+
+def captured(body: GraphProto) -> list[str]:
+    """Names of outer tensors that a body, or one inside it, reads: each once, in order."""
+    own = defined(body)
+    names = chain((name for node in body.node for name in needs(node)), (o.name for o in body.output))
+    return [name for name in dict.fromkeys(names) if name and name not in own]
 
 
 def rearranged(

@@ -17,11 +17,11 @@ from onnx import TensorProto, helper
 
 from onnxprune import repeatable
 from onnxprune.errors import RuntimeFailure
-from onnxprune.fit.walk import Topology
 from onnxprune.model import Model
 from onnxprune.normalise import set_nodes, sorted_nodes
 from onnxprune.options import Options
 from onnxprune.runtime import Session
+from onnxprune.topology import Topology
 from onnxprune.weight import Weight
 
 BLOCK = 16 << 20

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.labels import Block, Ids, Mask, kept_shape, positions
-from onnxprune.model import Model, Weight
-from onnxprune.trace import Trace, opset
+from onnxprune.model import Model, Weight, opset
+from onnxprune.trace import Trace
 
 
 def new_dims(dims: Sequence[int | None], blocks: Sequence[Block], kept: Mask) -> list[int | None]:

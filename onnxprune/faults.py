@@ -10,13 +10,13 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from onnxprune import footprint, hazards
+from onnxprune.calibration.random import RANGES, random_inputs
 from onnxprune.chain import opened
 from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.runtime import first_line
 from onnxprune.shapes import infer
-from onnxprune.trials import RANGES, random_inputs
 
 P = ParamSpec("P")
 T = TypeVar("T")

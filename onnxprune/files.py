@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import UsageError
 
-if TYPE_CHECKING:
-    from .plan import Plan
+
+def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    """Do both paths name one file, through links or not? A file that does not exist yet is compared by its path."""
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return os.path.realpath(a) == os.path.realpath(b)
 
 
 def check_distinct(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
     """Refuses to write over what is read, or twice to one file."""
-    from .model import same_file
-
     for i, path in enumerate(outputs):
         if any(same_file(path, other) for other in inputs):
             raise UsageError(f"{path} would be both read and written; give another name to write to")
         if any(same_file(path, other) for other in outputs[:i]):
             raise UsageError(f"{path} would be written twice; give every output its own name")
-
-
-def read_plan(path: Path) -> Plan:
-    """A plan from its file; UsageError, in one line, where it is none."""
-    from .plan import Plan
-
-    try:
-        return Plan.from_json(json.loads(path.read_text("utf-8"), object_pairs_hook=_once_each))
-    except UsageError as error:
-        raise UsageError(f"{path}: {error.message}") from None
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; a plan is a file made by --save-plan") from None
-    except (ValueError, RecursionError):
-        raise UsageError(f"{path}: not a plan, it is no JSON; a plan is a file made by --save-plan") from None
-
-
-def _once_each(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; where a name stands in it twice a reader would silently drop one of the two."""
-    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-    if twice:
-        raise UsageError(f"not a plan: '{twice[0]}' stands twice in one object; give every group its own name")
-    return dict(pairs)
 
 
 def json_text(value: dict[str, Any]) -> str:

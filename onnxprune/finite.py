@@ -12,16 +12,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from onnxprune.calibration.random import random_inputs
 from onnxprune.chain import Chain, opened
 from onnxprune.difference import finite as all_finite
 from onnxprune.errors import CheckFailed
-from onnxprune.masking import FLOATS
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.runtime import Session
 from onnxprune.shapes import Inputs
 from onnxprune.taps import with_outputs
-from onnxprune.trials import random_inputs
+from onnxprune.weight import FLOATS
 
 Feed = Mapping[str, NDArray[Any]]
 FEEDS = 8

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from onnxprune.bodies import needs
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.known import Pass
 from onnxprune.model import Model
-from onnxprune.normalise import needs
 from onnxprune.weight import nbytes_of
 
 

@@ -8,13 +8,15 @@ open. No declared shape but the inputs' is believed: files carry stale ones. Kno
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
+
+from onnxprune.bodies import bodies, captured
 
 from . import body_inference, grids, guard, symbolic_shapes
 from .backstop import alone, probe_with_runtime
@@ -98,10 +100,9 @@ class Inference:
             self._schemas[op, domain] = self._schema(op, "" if standard else domain)
         parts = [op.encode(), domain.encode(), bytes(map(bool, outputs))]
         parts += sorted(a.SerializeToString(deterministic=True) for a in attributes)
-        bodies = (g for a in attributes for g in ([a.g] if a.HasField("g") else a.graphs))
-        captured = tuple(dict.fromkeys(n for g in bodies for n in _reads(g)))
+        outer = tuple(dict.fromkeys(name for _, body in bodies(node) for name in captured(body)))
         schema = self._schemas[op, domain]
-        return _Node(node, op, tuple(node.input), outputs, standard, schema, b"\0".join(parts), captured)
+        return _Node(node, op, tuple(node.input), outputs, standard, schema, b"\0".join(parts), outer)
 
     def _schema(self, op: str, domain: str) -> Any:
         version = self._versions.get(domain) if domain else self._opset
@@ -310,10 +311,3 @@ def _content(value: Value | None) -> tuple[Any, ...]:
         return ()
     data = value.data
     return value.element, data.shape, data.tobytes() if value.whole else tuple(data.ravel().tolist())
-
-
-def _reads(graph: GraphProto) -> Iterator[str]:
-    for node in graph.node:
-        yield from (n for n in node.input if n)
-        yield from (n for a in node.attribute for g in (a.g, *a.graphs) for n in _reads(g))
-    yield from (o.name for o in graph.output)

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration.inputs import sizes
+from onnxprune.calibration.random import RANGES, random_inputs
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model
 from onnxprune.runtime import PROVIDERS, deployed, first_line
 from onnxprune.shapes import Shapes, infer
-from onnxprune.trials import RANGES, random_inputs
 
 Feed = dict[str, NDArray[Any]]
 Run = Callable[[], Any]

@@ -19,12 +19,9 @@ from onnxprune.bodies import every_node, rearranged
 from onnxprune.editor import Editor
 from onnxprune.equation import Dims
 from onnxprune.labels import Block, Mask, kept_shape, positions
-from onnxprune.model import Model, Weight
-from onnxprune.trace import Trace, opset
-
-HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
-"""Runtimes may have no Where for these, nor has any opset below 9: there a mask is a factor, and infinity stays."""
-FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, *HALVES}
+from onnxprune.model import Model, Weight, opset
+from onnxprune.trace import Trace
+from onnxprune.weight import FLOATS, HALVES
 
 
 def masked(trace: Trace, kept: Mask, sizes: Mapping[str, Dims]) -> Model:
@@ -86,7 +83,7 @@ def _mask(trace: Trace, name: str, block: Block, kept: Mask, dims: Sequence[int 
 def _masked(trace: Trace, model: Model, source: str, name: str, mask: Mask, fill: str, before: list[NodeProto]) -> str:
     out = model.fresh_name(name + "_masked")
     kind = trace.shapes.dtype(name) or TensorProto.FLOAT
-    if kind in FLOATS and not fill and (kind in HALVES or opset(model) < 9):
+    if kind in FLOATS and not fill and (kind in HALVES or opset(model) < 9):  # for which runtimes may have no Where
         held = _add(model, out + "_mask", mask.astype(helper.tensor_dtype_to_np_dtype(kind)), kind)
         before.append(helper.make_node("Mul", [source, held], [out], name=out))
         return out

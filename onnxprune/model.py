@@ -16,6 +16,8 @@ from typing import Any
 
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
+from onnxprune.files import same_file
+
 from .atomic import check_outputs, created, disk_errors, replacing
 from .bodies import defined, every_node, scopes, told_apart
 from .errors import UsageError
@@ -31,11 +33,11 @@ from .normalise import (
     set_nodes,
     sorted_nodes,
 )
-from .storage import ExternalData, parse, same_file
+from .storage import ExternalData, parse
 from .weight import Array, Weight, described
 from .wire import stream
 
-__all__ = ["Array", "Model", "Weight", "same_file"]
+__all__ = ["Array", "Model", "Weight"]
 
 PROTOBUF_LIMIT = (1 << 31) - (1 << 20)
 """A protobuf file ends at 2 GiB; the margin covers what an estimate misses."""
@@ -277,3 +279,8 @@ class Model:
         self.graph.initializer.append(described(TensorProto(name=name), weight))
         if self.proto.ir_version < 4 and all(i.name != name for i in self.graph.input):
             self.graph.input.append(helper.make_tensor_value_info(name, weight.onnx_type, weight.shape))
+
+
+def opset(model: Model, domain: str = "") -> int:
+    """The version of a domain's operators that a model asks for."""
+    return next((o.version for o in model.proto.opset_import if o.domain in (domain, domain or "ai.onnx")), 1)

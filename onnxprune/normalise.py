@@ -11,6 +11,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensor
 from onnx.checker import ValidationError
 from onnx.inliner import inline_local_functions
 
+from onnxprune.bodies import bodies, graphs, needs
+
 from .errors import UsageError
 from .storage import ExternalData
 from .weight import Array, Weight
@@ -90,8 +92,7 @@ def inlined(proto: ModelProto) -> ModelProto:
             if key in functions and key not in sizes:
                 sizes[key] = 0
                 sizes[key] = size(functions[key].node)
-            bodies = (g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs))
-            total += sizes.get(key, 1) + sum(size(g.node) for g in bodies)
+            total += sizes.get(key, 1) + sum(size(body.node) for _, body in bodies(node))
         return total
 
     try:
@@ -108,18 +109,6 @@ def set_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
         return
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-def needs(node: NodeProto) -> Iterator[str]:
-    """Names a node reads, those that its sub-graphs take from outside included."""
-    yield from filter(None, node.input)
-    for a in node.attribute:
-        for graph in ([a.g] if a.HasField("g") else []) + list(a.graphs):
-            inner = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-            inner |= {o for n in graph.node for o in n.output}
-            for name in (*(i for n in graph.node for i in needs(n)), *(o.name for o in graph.output)):
-                if name not in inner:
-                    yield name
 
 
 def sorted_nodes(nodes: Iterable[NodeProto]) -> list[NodeProto]:
@@ -185,7 +174,7 @@ def inner_tensors(proto: ModelProto) -> Iterator[TensorProto]:
             yield from a.tensors
             yield from of_sparse([a.sparse_tensor] if a.HasField("sparse_tensor") else ())
             yield from of_sparse(a.sparse_tensors)
-            for graph in ([a.g] if a.HasField("g") else []) + list(a.graphs):
+            for graph in graphs(a):
                 yield from of_graph(graph)
 
     def of_graph(graph: GraphProto) -> Iterator[TensorProto]:

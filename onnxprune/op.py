@@ -15,10 +15,12 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
+from onnxprune.bodies import bodies, captured
 from onnxprune.equation import Dims, Equation, Lettered, Operand
 from onnxprune.labels import Block, Ids, Reason
+from onnxprune.model import opset
 from onnxprune.symbols import Dim
-from onnxprune.trace import LARGEST, Edit, Kind, Reduction, Trace, captured, opset
+from onnxprune.trace import LARGEST, Edit, Kind, Reduction, Trace
 
 
 class Unfit(Exception):
@@ -164,11 +166,10 @@ class Op:
         for name in self.outputs if outputs else ():
             for block in self.trace.of(name):
                 self.trace.labels.freeze(block.ids, self.why(text))
-        for a in self.node.attribute if inputs is None else ():
-            for body in [a.g] if a.HasField("g") else list(a.graphs):
-                for name in sorted(captured(body)):
-                    for block in self.trace.of(name, (self.index, -1)):
-                        self.trace.labels.freeze(block.ids, self.why(text))
+        for _, body in bodies(self.node) if inputs is None else ():
+            for name in sorted(captured(body)):
+                for block in self.trace.of(name, (self.index, -1)):
+                    self.trace.labels.freeze(block.ids, self.why(text))
 
     def freeze_axis(self, i: int, axis: int, text: str) -> None:
         for block in self.blocks(i):

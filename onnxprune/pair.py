@@ -19,7 +19,6 @@ from onnxprune import rounding
 from onnxprune.chain import Chain, opened
 from onnxprune.difference import difference, finite, hollow, largest
 from onnxprune.errors import CheckFailed, RuntimeFailure
-from onnxprune.masking import FLOATS
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.runtime import Session, first_line
@@ -27,7 +26,7 @@ from onnxprune.slices import kept_of
 from onnxprune.taps import Places, with_outputs
 from onnxprune.trace import Trace
 from onnxprune.trials import Original, Run
-from onnxprune.weight import Weight
+from onnxprune.weight import FLOATS, Weight
 
 FAR = 100
 """Times the tolerance: what rounding may move a tensor inside a graph, or one of random weights, where it is shown that

@@ -5,9 +5,12 @@ Knows names and positions, no graph.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
@@ -109,3 +112,23 @@ def _entry(data: Any, key: str, kind: type) -> Any:
     if type(value) is not kind:
         raise UsageError(f"not a plan: its '{key}' is {value!r:.40}; write one with --save-plan")
     return value
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan from its file; UsageError, in one line, where it is none."""
+    try:
+        return Plan.from_json(json.loads(path.read_text("utf-8"), object_pairs_hook=_once_each))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; a plan is a file made by --save-plan") from None
+    except (ValueError, RecursionError):
+        raise UsageError(f"{path}: not a plan, it is no JSON; a plan is a file made by --save-plan") from None
+
+
+def _once_each(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; where a name stands in it twice a reader would silently drop one of the two."""
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise UsageError(f"not a plan: '{twice[0]}' stands twice in one object; give every group its own name")
+    return dict(pairs)

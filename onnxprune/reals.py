@@ -12,8 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.model import Model, Weight
-from onnxprune.trace import opset
+from onnxprune.model import Model, Weight, opset
 
 FLOAT = TensorProto.FLOAT
 LIMITS: Mapping[int, tuple[int, int]] = {

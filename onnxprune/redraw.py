@@ -20,12 +20,11 @@ from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.bodies import every_node
 from onnxprune.labels import Block, Mask
-from onnxprune.masking import FLOATS
 from onnxprune.model import Model
 from onnxprune.rounding import POOL
 from onnxprune.slices import Source, kept_of
 from onnxprune.trace import Trace
-from onnxprune.weight import Part, Weight
+from onnxprune.weight import FLOATS, Part, Weight
 
 LARGEST = 64 << 20
 """Bytes: weights of more keep their values, which are read from their file a few rows at a time."""

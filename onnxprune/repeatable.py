@@ -15,8 +15,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.bodies import every_node, rearranged
-from onnxprune.model import Model
-from onnxprune.trace import opset
+from onnxprune.model import Model, opset
 from onnxprune.weight import Weight
 
 LIKE, ALONE = {"RandomNormalLike", "RandomUniformLike"}, {"RandomNormal", "RandomUniform"}

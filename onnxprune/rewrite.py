@@ -12,11 +12,10 @@ from typing import Any
 
 from onnx import NodeProto, helper
 
-from onnxprune.bodies import every_node, forget_shapes, rearranged, scopes
+from onnxprune.bodies import every_node, forget_shapes, needs, rearranged, scopes
 from onnxprune.editor import Editor
 from onnxprune.labels import Mask
 from onnxprune.model import Model
-from onnxprune.normalise import needs
 from onnxprune.slicing import take
 from onnxprune.trace import Slice, Trace
 

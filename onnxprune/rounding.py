@@ -17,12 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.bodies import bodies, renamed
-from onnxprune.masking import FLOATS
+from onnxprune.bodies import bodies, captured, needs, renamed
 from onnxprune.model import Model
-from onnxprune.normalise import needs
-from onnxprune.trace import captured
-from onnxprune.weight import Part, Weight
+from onnxprune.weight import FLOATS, Part, Weight
 
 Array = NDArray[Any]
 NUDGED = (np.float16, np.float32, np.float64)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from onnxprune import guard
+from onnxprune.bodies import needs
 from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.normalise import needs
 
 if TYPE_CHECKING:
     from onnxprune.model import Model

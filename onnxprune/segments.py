@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from onnxprune.bodies import needs
 from onnxprune.editor import new_dims
 from onnxprune.groups import Groups
 from onnxprune.labels import Ids, Mask
 from onnxprune.model import Model, Weight
-from onnxprune.normalise import needs
 from onnxprune.rewrite import rewrite
 from onnxprune.shapes import Inputs, Shapes
 from onnxprune.trace import Trace

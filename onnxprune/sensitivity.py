@@ -20,7 +20,6 @@ from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.linear import Linear
 from onnxprune.fit.sites import Site
 from onnxprune.fit.tails import tail
-from onnxprune.fit.walk import Topology
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
 from onnxprune.model import Model, Weight
@@ -28,6 +27,7 @@ from onnxprune.obs import DAMP
 from onnxprune.rewrite import rewrite
 from onnxprune.runtime import first_line, open_session
 from onnxprune.taps import Places, with_outputs
+from onnxprune.topology import Topology
 from onnxprune.trace import Trace
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]

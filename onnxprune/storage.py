@@ -22,14 +22,6 @@ MAPPED_FILES = 128
 _CONTROL = {*range(9), *range(14, 27)}
 
 
-def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
-    """Do both paths name one file, through links or not? A file that does not exist yet is compared by its path."""
-    try:
-        return os.path.samefile(a, b)
-    except OSError:
-        return os.path.realpath(a) == os.path.realpath(b)
-
-
 @dataclass(frozen=True)
 class Inside:
     """What was left in a model's own file: (begin, end) of the bytes of initializers, by their place in the graph."""

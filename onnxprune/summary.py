@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxprune import profile
 from onnxprune.allocate import Costs
+from onnxprune.bodies import bodies
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask
 from onnxprune.options import FrozenInfo, GroupInfo, Options
@@ -75,8 +76,8 @@ def nothing(groups: Groups, options: Options) -> str:
     """Why no unit goes, and what would change that: one line."""
     if not groups.blocks:
         nodes = groups.trace.model.proto.graph.node
-        bodies = sorted({n.op_type for n in nodes if any(a.HasField("g") for a in n.attribute)})
-        where = f" outside the bodies of {', '.join(bodies)}, which stay as they are" if bodies else ""
+        owners = sorted({n.op_type for n in nodes if any(bodies(n))})
+        where = f" outside the bodies of {', '.join(owners)}, which stay as they are" if owners else ""
         return f"the model has no weights that could be pruned{where}"
     if groups.prunable.any():
         return f"ratio {options.ratio} removes no unit inside the limits; {_helpful(groups, options)}"

@@ -12,14 +12,13 @@ from math import prod
 
 from onnx import helper
 
-from onnxprune.bodies import bodies, defined
+from onnxprune.bodies import bodies, defined, needs, nested
 from onnxprune.equation import Dims
 from onnxprune.labels import Mask
-from onnxprune.masking import FLOATS
 from onnxprune.model import Model
-from onnxprune.normalise import needs
 from onnxprune.rounding import decides_from
-from onnxprune.trace import Trace, captured, nested
+from onnxprune.trace import Trace
+from onnxprune.weight import FLOATS
 
 SATURATING = {"Sigmoid", "Softmax", "LogSoftmax", "Tanh", "HardSigmoid"}
 MOVING = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Slice", "Gather", "Concat",
@@ -32,8 +31,7 @@ def last(trace: Trace) -> dict[str, set[str]]:
     through operators that only move values."""
     users = defaultdict(list)
     for node in trace.model.proto.graph.node:
-        bodies = [a.g for a in node.attribute if a.HasField("g")]
-        for name in {*node.input, *(n for body in bodies for n in captured(body))}:
+        for name in {*needs(node)}:
             users[name].append((node, all(n.op_type in MOVING for n in (node, *nested(node)))))
     outputs = {o.name for o in trace.model.proto.graph.output}
     found: dict[str, set[str]] = {}

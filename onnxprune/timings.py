@@ -25,6 +25,7 @@ import scipy
 from numpy.typing import NDArray
 
 from onnxprune.allocate import Costs
+from onnxprune.calibration.random import random_inputs
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import write_texts
 from onnxprune.groups import Groups
@@ -38,7 +39,6 @@ from onnxprune.runtime import PROVIDERS, deployed
 from onnxprune.segments import Segment, Segments, signature
 from onnxprune.select import select
 from onnxprune.shapes import Inputs, infer
-from onnxprune.trials import random_inputs
 
 SHARES = (1.0, 0.65, 0.3)
 """Of every block that cuts a segment, the widths that are timed."""

@@ -6,22 +6,20 @@ This module knows the graph and its parameters but no operator: rules (in `rules
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import onnx
 from onnx import NodeProto, TensorProto
 
-from onnxprune.bodies import Scope, bodies, defined, every_node, scopes
+from onnxprune.bodies import Scope, bodies, defined, every_node, needs, scopes
 from onnxprune.errors import RuleFailed
 from onnxprune.fitting import misfit
 from onnxprune.labels import Block, Ids, Labels, Reason
 from onnxprune.model import Model
-from onnxprune.normalise import needs
 from onnxprune.shapes import Shapes
 
 if TYPE_CHECKING:
@@ -279,27 +277,3 @@ class Trace:
             axes = ((outer.axes[0], -1), (inner.axes[0], -1))
             if origin[1] == axes[1:] and () not in (wanted := self.demands.setdefault(origin[0], [])):
                 wanted.append(axes)
-
-
-def opset(model: Model, domain: str = "") -> int:
-    return next((o.version for o in model.proto.opset_import if o.domain in (domain, domain or "ai.onnx")), 1)
-
-
-def nested(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """The nodes in the bodies of a control-flow node, however deep."""
-    for a in node.attribute:
-        for g in [a.g] if a.HasField("g") else list(a.graphs):
-            for inner in g.node:
-                yield inner
-                yield from nested(inner)
-
-
-def captured(body: onnx.GraphProto) -> set[str]:
-    """Names of outer tensors that a subgraph (or one nested in it) reads."""
-    own = {x.name for x in body.input} | {x.name for x in body.initializer} | {o for n in body.node for o in n.output}
-    names = {i for n in body.node for i in n.input} | {o.name for o in body.output}
-    for n in body.node:
-        for a in n.attribute:
-            for g in [a.g] if a.HasField("g") else list(a.graphs):
-                names |= captured(g)
-    return {x for x in names if x and x not in own}

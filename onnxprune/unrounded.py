@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from onnxprune.bodies import bodies
+from onnxprune.bodies import bodies, needs
 from onnxprune.model import Model
-from onnxprune.normalise import needs
 from onnxprune.reals import FLOAT, FORMS, LIMITS, Step, Whole
 
 WHOLE = {*LIMITS, TensorProto.INT32}

@@ -21,6 +21,8 @@ Array = npt.NDArray[Any]
 _PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
 BITS = {int(kind): _PACKED[name] for name, kind in TensorProto.DataType.items() if name in _PACKED}
 """Bits of an element of the types that share bytes."""
+HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, *HALVES}
 
 
 class Stored(Protocol):

@@ -12,13 +12,13 @@ import onnx
 import pytest
 
 from onnxprune import api, chain, runtime
+from onnxprune.calibration.random import random_inputs
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
 from onnxprune.rewrite import Rewritten
 from onnxprune.runtime import Session
 from onnxprune.shapes import infer
-from onnxprune.trials import random_inputs
 from tests.graphs import graph, pruned
 
 verify = sys.modules["onnxprune.verify"]

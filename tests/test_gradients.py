@@ -15,10 +15,11 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxprune import api
-from onnxprune.criteria.gradient import in_sets, lrp, taylor, taylor_so
+from onnxprune.criteria.gradient import lrp, taylor, taylor_so
 from onnxprune.errors import UsageError
 from onnxprune.gradients.gradients import gate_gradients
 from onnxprune.gradients.losses import cross_entropy, log_softmax
+from onnxprune.gradients.sets import in_sets
 from onnxprune.groups import Groups, build
 from onnxprune.options import Options
 

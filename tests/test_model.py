@@ -16,7 +16,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.model import Model, Weight, same_file
+from onnxprune.files import same_file
+from onnxprune.model import Model, Weight
 
 RNG = np.random.default_rng(0)
 W1 = RNG.standard_normal((8, 600)).astype(np.float32)

@@ -11,10 +11,11 @@ from scipy.stats import spearmanr
 from test_gradients import CASES, LABELS, OPTIONS, feed, groups_of, in_double, logits, needs_ad, residual, scaled, units
 
 from onnxprune import api
-from onnxprune.criteria.gradient import in_sets, taylor, taylor_so
+from onnxprune.criteria.gradient import taylor, taylor_so
 from onnxprune.gradients.gradients import gate_gradients
 from onnxprune.gradients.losses import cross_entropy
 from onnxprune.gradients.oracle import changes, oracle
+from onnxprune.gradients.sets import in_sets
 from onnxprune.groups import build
 from onnxprune.rewrite import rewrite
 

@@ -19,13 +19,13 @@ from onnx import NodeProto
 from onnxprune.calibration import sounds, synthetic
 from onnxprune.calibration.inputs import Input, describe, sizes
 from onnxprune.calibration.pixels import Pixels, pixels
+from onnxprune.calibration.random import random_inputs
 from onnxprune.calibration.samples import Decode, Feed, batched, checked, cut, read
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.runtime import first_line, open_session
 from onnxprune.shapes import Inputs, Shapes
-from onnxprune.trials import random_inputs
 
 Array = NDArray[Any]
 

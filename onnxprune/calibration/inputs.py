@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto
 
-from onnxprune.masking import FLOATS
+from onnxprune.bodies import every_node
 from onnxprune.model import Model
 from onnxprune.shapes import Inputs, Shapes
 from onnxprune.sizes import plan
-from onnxprune.weight import dtype_of
+from onnxprune.weight import FLOATS, dtype_of
 
 Array = NDArray[Any]
 Kind = Literal["image", "sound", "features", "tokens", "positions", "integers", "mask", "state", "text"]
@@ -81,12 +81,9 @@ def real_inputs(model: Model) -> list[ValueInfoProto]:
 def consumers(model: Model) -> dict[str, list[NodeProto]]:
     """The nodes that read each tensor, those inside control flow included."""
     users: dict[str, list[NodeProto]] = defaultdict(list)
-    nodes = list(model.graph.node)
-    while nodes:
-        node = nodes.pop()
+    for node in every_node(model.graph):
         for name in dict.fromkeys(node.input):
             users[name].append(node)
-        nodes += [inner for a in node.attribute for graph in (a.g, *a.graphs) for inner in graph.node]
     return users
 
 

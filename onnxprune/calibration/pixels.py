@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from onnx import NodeProto, helper
 
+from onnxprune.bodies import needs
 from onnxprune.calibration.inputs import Input, consumers, sizes
 from onnxprune.calibration.synthetic import images
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
-from onnxprune.normalise import needs
 from onnxprune.options import Options
 from onnxprune.runtime import open_session
 from onnxprune.shapes import Shapes

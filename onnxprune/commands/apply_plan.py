@@ -10,7 +10,8 @@ from pathlib import Path
 
 from onnxprune import arguments, flags
 from onnxprune.atomic import check_outputs
-from onnxprune.files import check_distinct, read_plan, write_json
+from onnxprune.files import check_distinct, write_json
+from onnxprune.plan import read_plan
 
 EPILOG = """\
 Tensors are found by the plan's names. Exporters rename, transpose, share and fold tensors: with --model, the dense

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from onnxprune import arguments, flags
 from onnxprune.atomic import check_outputs
 from onnxprune.errors import CheckFailed, UsageError
-from onnxprune.files import check_distinct, json_text, read_plan, write_texts
+from onnxprune.files import check_distinct, json_text, write_texts
 from onnxprune.options import Options, Progress
+from onnxprune.plan import read_plan
 from onnxprune.terminal import console, progress
 
 if TYPE_CHECKING:

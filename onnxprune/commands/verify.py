@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune import arguments, flags
-from onnxprune.files import read_plan
+from onnxprune.plan import read_plan
 from onnxprune.terminal import console
 
 EPILOG = """\

@@ -16,6 +16,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.gradients.sets import in_sets
+
 Gradients = NDArray[np.float64]
 Scores = NDArray[np.float64]
 
@@ -38,12 +40,3 @@ def lrp(gradients: Gradients) -> Scores:
     """mean |z g|, of gradients of the predicted class's logit: what LRP-0 gives in nets of ReLU (Yeom et al. 2021,
     Pruning by Explaining, arXiv 1912.08881; the equality: Shrikumar et al. 2016, arXiv 1605.01713)."""
     return np.asarray(np.abs(gradients).mean(0))
-
-
-def in_sets(values: Gradients, per: int) -> Gradients:
-    """[samples, ..] -> [sets, ..]: means of `per` samples each, in order; the last set may be smaller."""
-    if per <= 1 or not len(values):
-        return values
-    starts = np.arange(0, len(values), per)
-    sizes = np.diff([*starts, len(values)]).reshape(-1, *[1] * (values.ndim - 1))
-    return np.asarray(np.add.reduceat(values, starts, axis=0) / sizes)

@@ -12,8 +12,8 @@ from onnx import NodeProto
 from onnxprune.fit.expressions import EXPRESSIONS, Parameter, parameter
 from onnxprune.fit.linear import Linear, Shift
 from onnxprune.fit.tails import Tail
-from onnxprune.fit.walk import Topology
 from onnxprune.model import Weight
+from onnxprune.topology import Topology
 
 Array = NDArray[Any]
 

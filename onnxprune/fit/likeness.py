@@ -21,11 +21,11 @@ from onnx import NodeProto
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.layers import Layer
 from onnxprune.fit.tails import affine
-from onnxprune.fit.walk import Topology
 from onnxprune.groups import Groups
 from onnxprune.labels import Ids, Mask
 from onnxprune.rules import RULES
 from onnxprune.rules.base import first_only, pointwise, unary
+from onnxprune.topology import Topology
 
 Array = NDArray[np.float64]
 TOGETHER = {"Add", "Sum", "Concat"}

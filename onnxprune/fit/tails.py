@@ -16,8 +16,8 @@ from onnx import NodeProto
 
 from onnxprune.fit.expressions import attribute
 from onnxprune.fit.linear import Linear, Shift
-from onnxprune.fit.walk import Topology
 from onnxprune.model import Model
+from onnxprune.topology import Topology
 
 Array = NDArray[Any]
 

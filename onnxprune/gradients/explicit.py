@@ -15,9 +15,8 @@ from onnx import NodeProto, TensorProto, helper
 from onnxprune.equation import Dims
 from onnxprune.model import Model
 from onnxprune.shapes import Shapes
-from onnxprune.weight import Weight
+from onnxprune.weight import HALVES, Weight
 
-HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 WINDOWS = ("Conv", "MaxPool", "AveragePool", "LpPool")
 
 

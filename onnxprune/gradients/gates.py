@@ -18,11 +18,10 @@ from onnx import NodeProto, TensorProto, helper
 from onnxprune.equation import Dims
 from onnxprune.errors import UsageError
 from onnxprune.labels import Block, Ids, Mask
-from onnxprune.masking import FLOATS
 from onnxprune.model import Model
 from onnxprune.shapes import Shapes
 from onnxprune.trace import Trace
-from onnxprune.weight import Weight
+from onnxprune.weight import FLOATS, Weight
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
+from onnxprune.bodies import needs
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.gradients.explicit import frozen, smoothed
 from onnxprune.gradients.gates import insert, sample_axes
 from onnxprune.gradients.losses import OTHERWISE, Seed, head, seeds
 from onnxprune.groups import Groups
 from onnxprune.model import Model
-from onnxprune.normalise import needs
 from onnxprune.options import Options
 from onnxprune.runtime import SMALL, first_line, open_session
 from onnxprune.shapes import Shapes, infer

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
-from onnxprune.masking import FLOATS
+from onnxprune.model import opset
 from onnxprune.shapes import Shapes
-from onnxprune.trace import Trace, opset
-from onnxprune.weight import Array
+from onnxprune.trace import Trace
+from onnxprune.weight import FLOATS, Array
 
 Seed = Literal["loss", "fisher", "logit"]
 OTHERWISE = "use --criterion obs, which needs no gradients"

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnxprune.criteria.gradient import in_sets
 from onnxprune.errors import RuntimeFailure
 from onnxprune.gradients.gates import insert
 from onnxprune.gradients.gradients import only, rows, samples_of, static_batch
 from onnxprune.gradients.losses import cross_entropy, head
+from onnxprune.gradients.sets import in_sets
 from onnxprune.groups import Groups
 from onnxprune.labels import Mask, kept_shape
 from onnxprune.masking import masked
