@@ -11,22 +11,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnxprune import compress, notes, profile
-from onnxprune.audit import audited
-from onnxprune.decide import Decision, decide, planner, settled
+from onnxprune.auditing import audited
+from onnxprune.blame import answered
 from onnxprune.errors import CheckFailed, NothingToPrune
-from onnxprune.faults import answered
-from onnxprune.groups import Groups
-from onnxprune.merge import merged
 from onnxprune.model import Model
 from onnxprune.options import Compared, Inspection, Options, Progress, Report, Verified
-from onnxprune.plan import Plan
-from onnxprune.planning import plan_of, removed_by
-from onnxprune.refit import refitted, replayed
+from onnxprune.planning import Decision, Plan, curves, decide, plan_of, planner, profile, removed_by, settled
+from onnxprune.refit import merged, refitted, replayed
+from onnxprune.report import frozen, infos, notes, nothing, predicted
 from onnxprune.rewrite import rewrite
 from onnxprune.stages import Clock, analysed, check, checked, proven, ran
-from onnxprune.summary import frozen, infos, nothing, predicted
-from onnxprune.trace import Trace
+from onnxprune.trace import Groups, Trace
 
 STEPS = 6
 """Of the search for the largest cut: each halves what is open."""
@@ -126,7 +121,7 @@ def _carried_out(groups: Groups, decision: Decision, options: Options, clock: Cl
         profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),
         infos(groups, kept), frozen(groups), proof, replace(options, calib=None),
         (*notes.of(groups), *decision.notes), None, dict(clock.seconds), story,
-        compress.told(groups, decision.evidence, kept) if decision.evidence else (),
+        curves.told(groups, decision.evidence, kept) if decision.evidence else (),
         predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
     )  # fmt: skip
     done = replace(options, reconstruct=_reconstructed(story))
@@ -156,7 +151,7 @@ def compare(
 ) -> Compared:  # fmt: skip
     """Costs of two models with the same inputs and outputs, and how good `b` is beside `a` on `data` (what --calib
     takes, with labels where there are any; None makes inputs up). Gates that do not hold are named, not raised."""
-    from onnxprune.quality.measure import compared
+    from onnxprune.measure import compared
 
     options = checked(replace(options or Options(), **kw))
     quality = compared(a, data, options, metric, samples).measure(Model.load(b).normalised(), gates, options.seed)

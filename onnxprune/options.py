@@ -1,4 +1,4 @@
-"""What the user may ask for and what comes back: plain data, no behaviour, no ONNX."""
+"""What the user may ask for and what comes back: plain data, no behaviour. Knows names and numbers, no ONNX."""
 
 from __future__ import annotations
 

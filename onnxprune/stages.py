@@ -1,5 +1,6 @@
 """The stages of a run that need no decision: check the options, load into groups, rewrite, prove. What goes is decided
-elsewhere."""
+elsewhere. Knows the order of the stages, no budget.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +13,17 @@ from typing import Any
 
 import onnx
 
-from onnxprune import criteria, footprint, guard, hazards, profile, trial
-from onnxprune.chain import opened
+from onnxprune import guard, rehearsal
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
-from onnxprune.finite import finite
-from onnxprune.groups import Groups, build
-from onnxprune.labels import Labels, Mask
 from onnxprune.model import Model
 from onnxprune.options import Options, Progress, Proof
+from onnxprune.planning import criteria, profile
+from onnxprune.prove import equivalence, finite, retrace
 from onnxprune.rewrite import Rewritten, rewrite
-from onnxprune.rules import RULES
-from onnxprune.shapes import Shapes, infer
-from onnxprune.sizes import declare
-from onnxprune.trace import Trace
-from onnxprune.verify import equivalence, retrace
+from onnxprune.run import opened
+from onnxprune.shapes import Shapes, declare, footprint, hazards, infer
+from onnxprune.trace import Groups, Labels, Mask, Trace, build
+from onnxprune.trace.rules import RULES
 
 ROUNDS = 6
 """Tracing is run again while it learns which axes of a parameter belong together; a handful of rounds settles it."""
@@ -86,7 +84,7 @@ def _check_inputs(model: Model) -> None:
 def analysed(source: Model, options: Options, clock: Clock) -> Groups:
     """The groups of a model, which has been tried by a helper before anything here looks into it by native code."""
     _check_inputs(source)
-    with trial.begun(source, options) as tried:
+    with rehearsal.begun(source, options) as tried:
         working = source.normalised()
         clock("shapes")
         tried.inferred(len(working.graph.node))

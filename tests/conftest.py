@@ -11,7 +11,7 @@ from onnx import ModelProto, numpy_helper
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model
-from onnxprune.runtime import open_session
+from onnxprune.run import open_session
 
 TINY = """
 <ir_version: 8, opset_import: ["" : 17]>

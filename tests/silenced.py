@@ -19,7 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from onnxprune.plan import Plan, Removal
+from onnxprune.planning import Plan, Removal
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]

@@ -16,11 +16,11 @@ from onnx import ModelProto
 from random_graph import models
 from test_shifted import convolutions, perceptron
 
-from onnxprune import profile
-from onnxprune.allocate import Choice, Costs, allocate
-from onnxprune.decide import budget, by_weights
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.planning import Costs, by_weights, profile
+from onnxprune.planning.allocation import Choice, allocate
+from onnxprune.planning.decision import budget
 from onnxprune.rewrite import rewrite
 from onnxprune.stages import Clock, analysed
 

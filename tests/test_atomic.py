@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from onnxprune.atomic import replacing
+from onnxprune.files import replacing
 from onnxprune.model import Model, Weight
 
 SERVER = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")

@@ -12,8 +12,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune.bodies import every_node, scopes
-from onnxprune.model import Model
+from onnxprune.model import Model, every_node, scopes
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 RNG = np.random.default_rng(0)

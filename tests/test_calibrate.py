@@ -11,13 +11,12 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from onnxprune.calibration.calibrate import Calibration, calibration
+from onnxprune.data import Calibration, calibration
 from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.model import Model
+from onnxprune.model import Model, Weight
 from onnxprune.options import Options
-from onnxprune.runtime import open_session
+from onnxprune.run import open_session
 from onnxprune.shapes import infer
-from onnxprune.weight import Weight
 
 MODELS = Path(__file__).parents[1] / "models"
 LINEAR = "(float[{n}, 6] x) => (float[{n}, 4] y) {{ y = MatMul(x, w) }}"

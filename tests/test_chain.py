@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,17 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import api, chain, runtime
-from onnxprune.calibration.random import random_inputs
+from onnxprune import api
+from onnxprune.data import random_inputs
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
+from onnxprune.prove import proofs as verify
 from onnxprune.rewrite import Rewritten
-from onnxprune.runtime import Session
+from onnxprune.run import Session, chain, runtime
 from onnxprune.shapes import infer
 from tests.graphs import graph, pruned
 
-verify = sys.modules["onnxprune.verify"]
 MODELS = Path(__file__).parents[1] / "models"
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune.commands import prune
+from onnxprune.cli.commands import prune
+from onnxprune.cli.flags import options
 from onnxprune.errors import UsageError
-from onnxprune.flags import options
 
 
 def parsed(tmp_path: Path, text: str, *flags: str):  # type: ignore[no-untyped-def]

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from graphs import graph
 
-from onnxprune import criteria, flags
+from onnxprune.cli import flags
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.planning import criteria
 from onnxprune.stages import Clock, analysed
 
 ROOT = Path(__file__).parents[1]

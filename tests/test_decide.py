@@ -17,23 +17,21 @@ from onnx import ModelProto
 from test_allocate import attention
 from test_random_graphs import _assert_slices, _weights
 
-from onnxprune import api, compress, criteria, decide, profile, refit
-from onnxprune.allocate import Costs
-from onnxprune.calibration import calibrate
+from onnxprune import api
 from onnxprune.cli import main
-from onnxprune.compress import Evidence
-from onnxprune.criteria.clues import Clues
+from onnxprune.data import sources
 from onnxprune.errors import UsageError
 from onnxprune.fit import sites
-from onnxprune.groups import Groups
-from onnxprune.labels import Mask
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.planning import Costs, Judge, criteria, curves, decision, profile, select
+from onnxprune.planning.criteria.inputs import Clues
+from onnxprune.planning.curves import Evidence
+from onnxprune.refit import judging
 from onnxprune.report import to_json
 from onnxprune.rewrite import rewrite
-from onnxprune.select import select
-from onnxprune.sensitivity import Judge
 from onnxprune.stages import Clock, analysed
+from onnxprune.trace import Groups, Mask
 
 MODELS = Path(__file__).parent.parent / "models"
 RESNET, ATTENTION = MODELS / "fashion_resnet.onnx", MODELS / "tiny_attention.onnx"
@@ -87,7 +85,7 @@ def resnet() -> Groups:
 @pytest.mark.parametrize("scope", ["local", "global", "pq"])
 def test_a_target_is_hit(resnet: Groups, scope: Any, of: Any, ratio: float) -> None:
     options = Options(fast=True, scope=scope, of=of, ratio=ratio).resolved()
-    assert abs(share_left(resnet, decide.by_weights(resnet, options), of) - (1 - ratio)) < 0.03
+    assert abs(share_left(resnet, decision.by_weights(resnet, options), of) - (1 - ratio)) < 0.03
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +95,10 @@ def evidence(resnet: Groups) -> Evidence:
         patch.setattr(sites, "ROWS_PER_COLUMN", 2)
         images = np.load(MODELS / "fashion_test.npz")["image"][:10]
         options = Options(calib=[{"image": images}], calib_samples=10, calib_batch=2, heads=False).resolved()
-        made, held = decide.calibrated(resnet, options)
+        made, held = decision.calibrated(resnet, options)
         clues = Clues(resnet, options, made.feeds[:-held])
-        found = compress.observe(resnet, clues, options)
-        compress.measure(resnet, found, made.feeds[-held:], options)
+        found = curves.observe(resnet, clues, options)
+        curves.measure(resnet, found, made.feeds[-held:], options)
     return found
 
 
@@ -111,10 +109,10 @@ def test_a_target_is_hit_by_what_was_measured(
     resnet: Groups, evidence: Evidence, scope: Any, of: Any, ratio: float
 ) -> None:
     options = Options(scope=scope, of=of, ratio=ratio).resolved()
-    curves = evidence.curves if scope == "sensitivity" else [replace(c, factor=None) for c in evidence.curves]
+    found = evidence.curves if scope == "sensitivity" else [replace(c, factor=None) for c in evidence.curves]
     costs = Costs.of(resnet, of)
-    shares = compress.shares(
-        resnet, replace(evidence, curves=curves), options, decide.budget(resnet, options, costs), costs
+    shares = curves.shares(
+        resnet, replace(evidence, curves=found), options, decision.budget(resnet, options, costs), costs
     )
     removed = select(resnet, evidence.scores, options, shares)
     assert abs(share_left(resnet, removed, of) - (1 - ratio)) < 0.03
@@ -124,8 +122,8 @@ def test_a_target_is_hit_by_what_was_measured(
 
 def test_inputs_that_are_trusted_less_are_nearer_to_the_same_share_for_all(resnet: Groups, evidence: Evidence) -> None:
     options, costs = Options(ratio=0.4).resolved(), Costs.of(resnet, "macs")
-    wanted = decide.budget(resnet, options, costs)
-    most = [max(compress.shares(resnet, evidence, options, wanted, costs, trust).values()) for trust in (0, 0.5, 1)]
+    wanted = decision.budget(resnet, options, costs)
+    most = [max(curves.shares(resnet, evidence, options, wanted, costs, trust).values()) for trust in (0, 0.5, 1)]
     assert most[0] < most[1] < most[2] <= 0.9
     assert most[0] < 0.5
 
@@ -142,8 +140,8 @@ def test_a_layer_that_reads_and_writes_one_stream_is_tried_with_a_bias_that_is_n
 ) -> None:
     """What is moved then lands in a copy, or in a new bias, which is cut with the stream."""
     measured: list[float | None] = []
-    factor = compress.factor
-    monkeypatch.setattr(compress, "factor", lambda *rest: measured.append(factor(*rest)) or measured[-1])
+    factor = curves.factor
+    monkeypatch.setattr(curves, "factor", lambda *rest: measured.append(factor(*rest)) or measured[-1])
     proto = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
         g (float[N, 3, 8, 8] x) => (float[N, 8, 8, 8] y)
         {{ s = Conv(x, w1{bias}) r = Relu(s) c = Conv(r, w2{bias}) t = Add(s, c) u = Relu(t) y = Conv(u, w3) }}""")
@@ -159,18 +157,18 @@ def test_a_layer_that_reads_and_writes_one_stream_is_tried_with_a_bias_that_is_n
 def test_every_set_is_allocated_and_measured_where_heads_go(monkeypatch: pytest.MonkeyPatch, criterion: str) -> None:
     """Whichever heads the criterion takes, the rest of their group is measured and loses what was allocated to it."""
     measured: list[float | None] = []
-    factor = compress.factor
-    monkeypatch.setattr(compress, "factor", lambda *rest: measured.append(factor(*rest)) or measured[-1])
+    factor = curves.factor
+    monkeypatch.setattr(curves, "factor", lambda *rest: measured.append(factor(*rest)) or measured[-1])
     options = Options(
         ratio=0.5, of="params", criterion=criterion, calib_samples=32, reconstruct="none", seed=1
     ).resolved()
     groups = grouped(attention(), options)
-    made, held = decide.calibrated(groups, options)
-    evidence = compress.observe(groups, Clues(groups, options, made.feeds[:-held]), options)
-    compress.measure(groups, evidence, made.feeds[-held:], options)
+    made, held = decision.calibrated(groups, options)
+    evidence = curves.observe(groups, Clues(groups, options, made.feeds[:-held]), options)
+    curves.measure(groups, evidence, made.feeds[-held:], options)
     assert len(measured) == len(evidence.curves) > 2
     costs = Costs.of(groups, "params")
-    shares = compress.shares(groups, evidence, options, decide.budget(groups, options, costs), costs)
+    shares = curves.shares(groups, evidence, options, decision.budget(groups, options, costs), costs)
     removed = select(groups, evidence.scores, options, shares)
     assert any(removed[list(units)].all() for units in groups.rows.values())
     assert abs(share_left(groups, removed, "params") - 0.5) < 0.06
@@ -337,10 +335,10 @@ def test_fast_runs_no_inputs(monkeypatch: pytest.MonkeyPatch, more: dict[str, An
         raise AssertionError("calibration was run")
 
     for place, name in (
-        (decide, "calibration"),
-        (calibrate, "open_session"),
+        (decision, "calibration"),
+        (sources, "open_session"),
         (sites, "collect"),
-        (decide, "calibrated"),
+        (decision, "calibrated"),
     ):
         monkeypatch.setattr(place, name, never)
     result = api.prune(net(), fast=True, ratio=0.4, **more)
@@ -406,17 +404,17 @@ def test_nothing_that_was_fitted_to_judges(monkeypatch: pytest.MonkeyPatch) -> N
 
         monkeypatch.setattr(module, name, watched)
 
-    spy(decide, "Clues", "fit", 2)
-    spy(compress, "measure", "judge", 2)
-    spy(refit, "Judge", "judge", 1)
-    real = refit.Reconstruction
+    spy(decision, "Clues", "fit", 2)
+    spy(curves, "measure", "judge", 2)
+    spy(judging, "Judge", "judge", 1)
+    real = judging.Reconstruction
 
     def fitted(trace: Any, kept: Any, work: Any, feeds: Any, apart: int, *more: Any) -> Any:
         seen["fit"].append(feeds[: len(feeds) - apart])
         held.append(apart)
         return real(trace, kept, work, feeds, apart, *more)
 
-    monkeypatch.setattr(refit, "Reconstruction", fitted)
+    monkeypatch.setattr(judging, "Reconstruction", fitted)
     result = api.prune(net(), ratio=0.5, calib=CALIB)
     assert result.report.reconstruction is not None
     assert held == [result.report.reconstruction["held_out_batches"]]
@@ -472,7 +470,7 @@ def test_weights_alone_that_remove_nothing_are_no_rival() -> None:
     result = api.prune(model, **options)
     nothing = np.zeros_like
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onnxprune.refit.by_weights", lambda groups, options, costs: nothing(groups.prunable))
+        patch.setattr("onnxprune.refit.judging.by_weights", lambda groups, options, costs: nothing(groups.prunable))
         again = api.prune(model, **options)
     assert again.report.after.parameters < again.report.before.parameters
     assert again.plan.groups == result.plan.groups
@@ -500,4 +498,4 @@ def test_inputs_of_a_recurrent_layer_are_no_kernel() -> None:
         """,
         w0=(32, 32), w=(1, 128, 32), r=(1, 128, 32), one=np.array([1]), w1=(32, 5),
     )  # fmt: skip
-    assert decide.held(grouped(model, Options())) < 1 << 18
+    assert decision.held(grouped(model, Options())) < 1 << 18

@@ -12,12 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnxprune.fit import Fitted, Layer, Tail, layers, tail
 from onnxprune.fit.expressions import parameter
-from onnxprune.fit.fitted import Fitted
-from onnxprune.fit.layers import Layer, layers
-from onnxprune.fit.tails import Tail, tail
-from onnxprune.model import Model
-from onnxprune.topology import Topology
+from onnxprune.model import Model, Topology
 
 Array = NDArray[Any]
 X1, X2, X3 = "float[2,6,11] x", "float[2,6,9,8] x", "float[2,4,6,5,4] x"

@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxprune.api import prune
-from onnxprune.fit.layers import layers
+from onnxprune.fit import Site, Walk, collect, layers
 from onnxprune.fit.recurrent import Recurrent
-from onnxprune.fit.sites import Site, collect
-from onnxprune.fit.walk import Walk
-from onnxprune.groups import Groups
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.reconstruct import Reconstruction, Refits
+from onnxprune.refit.reconstruction import Reconstruction, Refits
 from onnxprune.rewrite import rewrite
 from onnxprune.stages import Clock, analysed
+from onnxprune.trace import Groups
 
 Array = NDArray[Any]
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

@@ -15,13 +15,12 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxprune import api
-from onnxprune.criteria.gradient import lrp, taylor, taylor_so
 from onnxprune.errors import UsageError
-from onnxprune.gradients.gradients import gate_gradients
+from onnxprune.gradients import gate_gradients, in_sets
 from onnxprune.gradients.losses import cross_entropy, log_softmax
-from onnxprune.gradients.sets import in_sets
-from onnxprune.groups import Groups, build
 from onnxprune.options import Options
+from onnxprune.planning.criteria.gradient import lrp, taylor, taylor_so
+from onnxprune.trace import Groups, build
 
 Array = NDArray[Any]
 Places = Sequence[tuple[str, tuple[Any, ...]]]

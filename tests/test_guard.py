@@ -16,7 +16,7 @@ import onnx
 import pytest
 from graphs import graph, shapes
 
-from onnxprune import api, guard, trial
+from onnxprune import api, guard, rehearsal
 from onnxprune.errors import OnnxPruneError, RuntimeFailure
 
 ROOT = Path(__file__).parents[1]
@@ -79,9 +79,9 @@ def test_a_guarded_process(job: str, code: int, said: str) -> None:
 @pytest.mark.parametrize("both", [True, False])
 def test_an_interrupt_is_passed_on_once(both: bool, tmp_path: Path) -> None:
     """A terminal sends it to parent and child, `kill` to the parent only."""
-    code = "import sys, time\nfrom onnxprune import cli, guard\nsys.modules['onnxprune.commands.inspect'] = type(sys)('x')\n" \
+    code = "import sys, time\nfrom onnxprune import cli, guard\nsys.modules['onnxprune.cli.commands.inspect'] = type(sys)('x')\n" \
            "def run(argv):\n    print('ready', flush=True)\n    try:\n        time.sleep(60)\n    finally:\n        time.sleep(0.3)\n" \
-           "sys.modules['onnxprune.commands.inspect'].run = run\nsys.argv[1:] = ['inspect']\nsys.exit(cli.command())"  # fmt: skip
+           "sys.modules['onnxprune.cli.commands.inspect'].run = run\nsys.argv[1:] = ['inspect']\nsys.exit(cli.command())"  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                           start_new_session=True, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:  # fmt: skip
         assert process.stdout is not None
@@ -170,7 +170,7 @@ def test_several_threads_at_once() -> None:
 def test_a_helper_that_is_gone_is_started_again() -> None:
     for _ in range(2):
         assert shapes(api.prune(mlp(), ratio=0.5, fast=True))["w1"] == (16, 16)
-        (helper,) = trial._idle
+        (helper,) = rehearsal._idle
         helper.process.kill()
         helper.process.wait()
 
@@ -179,20 +179,20 @@ def test_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*args: Any, **kw: Any) -> None:
         raise OSError("no more processes")
 
-    monkeypatch.setattr(trial, "_idle", [])
+    monkeypatch.setattr(rehearsal, "_idle", [])
     monkeypatch.setattr(subprocess, "Popen", refused)
     assert shapes(api.prune(mlp(), ratio=0.5, fast=True))["w1"] == (16, 16)
 
 
 def test_a_helper_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "_idle", [])
-    monkeypatch.setattr(trial, "START", "raise SystemExit(1)")
+    monkeypatch.setattr(rehearsal, "_idle", [])
+    monkeypatch.setattr(rehearsal, "START", "raise SystemExit(1)")
     assert shapes(api.prune(mlp(), ratio=0.5, fast=True))["w1"] == (16, 16)
 
 
 def test_a_helper_sees_no_folder_but_those_of_its_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "numpy.py").write_text("raise SystemExit(99)")
-    monkeypatch.setattr(trial, "_idle", [])
+    monkeypatch.setattr(rehearsal, "_idle", [])
     with pytest.raises(RuntimeFailure, match="crashed"):
         api.prune(crash(), fast=True)

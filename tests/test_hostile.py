@@ -21,17 +21,17 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune import api, stages
 from onnxprune.errors import CheckFailed, OnnxPruneError, RuleFailed, RuntimeFailure, UsageError
-from onnxprune.footprint import peak
-from onnxprune.labels import Labels
 from onnxprune.model import Model, Weight
+from onnxprune.prove import proofs as verify
 from onnxprune.rewrite import Rewritten
-from onnxprune.rules import RULES
 from onnxprune.shapes import infer
-from onnxprune.trace import Trace
-from onnxprune.values import propagate
+from onnxprune.shapes.footprint import peak
+from onnxprune.shapes.values import propagate
+from onnxprune.trace import Labels, Trace
+from onnxprune.trace.rules import RULES
 
 ROOT = Path(__file__).parents[1]
-verify = sys.modules["onnxprune.verify"]
+
 MLP = "a = MatMul(x, w1) b = Relu(a) y = MatMul(b, w2)"
 SIGNATURE = "(float[n, 16] x) => (float[n, 8] y)"
 

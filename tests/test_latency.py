@@ -13,19 +13,20 @@ import pytest
 from graphs import graph, pruned
 from onnx import ModelProto
 
-from onnxprune import api, latency, timings
-from onnxprune.allocate import Choice, Costs, allocate, uniform
+from onnxprune import api
 from onnxprune.cli import main
-from onnxprune.decide import by_weights, settled
 from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.groups import Groups
+from onnxprune.measure import latency
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.planning import Costs, by_weights, settled, timings
+from onnxprune.planning.allocation import Choice, allocate, uniform
+from onnxprune.planning.segments import Segments, signature
+from onnxprune.planning.selection import parts, reachable
 from onnxprune.rewrite import rewrite
-from onnxprune.segments import Segments, signature
-from onnxprune.select import parts, reachable
 from onnxprune.shapes import infer
 from onnxprune.stages import Clock, analysed
+from onnxprune.trace import Groups
 
 MODELS = Path(__file__).parents[1] / "models"
 sys.path.insert(0, str(MODELS.parent))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from onnxprune.fit.least_squares import Problem, solve
+from onnxprune.fit import Problem, solve
 from onnxprune.fit.normal import CHUNK, Moments, Normal
 
 Array = NDArray[Any]

@@ -14,11 +14,11 @@ from graphs import array, graph, inputs, replace, run
 from onnx import ModelProto
 from rich.console import Console
 
-from onnxprune import api, decide
+from onnxprune import api
 from onnxprune.api import Result, prune
 from onnxprune.errors import RuntimeFailure
-from onnxprune.merge import combination
-from onnxprune.plan import Plan
+from onnxprune.planning import Plan, decision
+from onnxprune.refit.merging import combination
 from onnxprune.report import print_report, to_json
 
 SAME = "kernel_shape = [3, 3], pads = [1, 1, 1, 1]"
@@ -204,7 +204,7 @@ def unrunnable(*_: Any, **__: Any) -> Any:
 
 @pytest.mark.parametrize("replay", [False, True])
 def test_merged_where_no_inputs_run(replay: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decide, "calibration", unrunnable)
+    monkeypatch.setattr(decision, "calibration", unrunnable)
     model = doubled(chain(), "wa", "ba")
     result = prune(model, plan=without(model) if replay else None, ratio=0.5)
     assert any("no inputs here" in n and "merged" in n for n in result.report.notes)
@@ -213,7 +213,7 @@ def test_merged_where_no_inputs_run(replay: bool, monkeypatch: pytest.MonkeyPatc
 
 
 def test_not_merged_where_that_was_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decide, "calibration", unrunnable)
+    monkeypatch.setattr(decision, "calibration", unrunnable)
     result = prune(chain(), ratio=0.5, criterion="wanda", scope="local", reconstruct="none")
     assert result.report.reconstruction is None
     assert not any("merged" in n for n in result.report.notes)

@@ -17,10 +17,11 @@ from graphs import graph
 from onnx import ModelProto
 from test_cli import contents, fails, unexpected
 
-from onnxprune import api, transfer
+from onnxprune import api
 from onnxprune.cli import main
 from onnxprune.errors import UsageError, explain
-from onnxprune.plan import Plan, Removal
+from onnxprune.frameworks import transfer
+from onnxprune.planning import Plan, Removal
 
 Captured = pytest.CaptureFixture[str]
 

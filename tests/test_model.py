@@ -422,8 +422,8 @@ def test_bad_targets_are_usage_errors(single: Path, tmp_path: Path) -> None:
 
 
 def test_too_large_for_one_protobuf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("onnxprune.model.PROTOBUF_LIMIT", 10_000)
-    monkeypatch.setattr("onnxprune.model.SESSION_LIMIT", 10_000)
+    monkeypatch.setattr("onnxprune.model.model.PROTOBUF_LIMIT", 10_000)
+    monkeypatch.setattr("onnxprune.model.model.SESSION_LIMIT", 10_000)
     model = Model.load(mlp())
     with pytest.raises(UsageError, match="external data"):
         model.save(tmp_path / "out.onnx", external=False)

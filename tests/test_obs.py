@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnxprune.fit.sites import Site
-from onnxprune.obs import DAMP, Elimination, eliminate
+from onnxprune.fit import Site
+from onnxprune.planning.obs import DAMP, Elimination, eliminate
 
 Array = NDArray[Any]
 

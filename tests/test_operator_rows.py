@@ -12,7 +12,7 @@ from graphs import array, replace
 from test_rules import HALF, TOKENS, build, check, conv, rows
 
 from onnxprune.api import prune
-from onnxprune.rules import RULES
+from onnxprune.trace.rules import RULES
 
 Row = tuple[str, dict[str, tuple[int, ...]], int]
 ONE = "one = Constant<value_float=1.0>() half = Constant<value_float=0.5>() "

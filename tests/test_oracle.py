@@ -11,13 +11,12 @@ from scipy.stats import spearmanr
 from test_gradients import CASES, LABELS, OPTIONS, feed, groups_of, in_double, logits, needs_ad, residual, scaled, units
 
 from onnxprune import api
-from onnxprune.criteria.gradient import taylor, taylor_so
-from onnxprune.gradients.gradients import gate_gradients
+from onnxprune.gradients import gate_gradients, in_sets, oracle
+from onnxprune.gradients.leave_one_out import changes
 from onnxprune.gradients.losses import cross_entropy
-from onnxprune.gradients.oracle import changes, oracle
-from onnxprune.gradients.sets import in_sets
-from onnxprune.groups import build
+from onnxprune.planning.criteria.gradient import taylor, taylor_so
 from onnxprune.rewrite import rewrite
+from onnxprune.trace import build
 
 MODELS = Path(__file__).parents[1] / "models"
 

@@ -12,8 +12,8 @@ from browser import opened
 
 from onnxprune.cli import main
 from onnxprune.options import Cost, CurveInfo, FrozenInfo, GroupInfo, Options, Proof, Report
-from onnxprune.page import render
 from onnxprune.report import to_json, write
+from onnxprune.report.page import render
 
 EVIL = "</script><script>alert('ran')</script><img src=x onerror=alert('ran')>"
 GROUPS = tuple(GroupInfo(f"conv{i}", (f"conv{i}", "next"), 8 * i, 8 * i, 8 * i - i, 100 * i, 10) for i in (2, 10, 1))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune.commands import prune
+from onnxprune.cli.commands import prune
 
 ROOT = Path(__file__).parents[1]
 ACTION = ROOT / "tools" / "action" / "action.yml"

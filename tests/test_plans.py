@@ -19,9 +19,9 @@ from onnx import ModelProto, helper
 import onnxprune
 from onnxprune.cli import main
 from onnxprune.errors import UsageError
-from onnxprune.fingerprint import fingerprint
 from onnxprune.model import Model
-from onnxprune.plan import Plan, Removal
+from onnxprune.planning import Plan, Removal
+from onnxprune.planning.fingerprint import fingerprint
 
 Captured = pytest.CaptureFixture[str]
 IMAGES = "(float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y)"
@@ -113,17 +113,17 @@ def test_the_default_keeps_the_same_units_when_it_is_replayed(build: Callable[[]
 
 def test_a_replay_that_refits_badly_keeps_its_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a refit is worse than slices the slices are taken, but never another choice of units."""
-    from onnxprune import reconstruct
+    from onnxprune.refit import reconstruction
 
     model = prelus()
     plan = Plan({"g": (Removal("w2", (0,), (8,), (0, 1)),)})
 
-    def spoiled(self: reconstruct.Reconstruction, progress: object = None) -> reconstruct.Refits:
+    def spoiled(self: reconstruction.Reconstruction, progress: object = None) -> reconstruction.Refits:
         weight = self.after.model.weights["w4"]
         self.after.model.weights["w4"] = type(weight).of(weight.array() + 9)
-        return reconstruct.Refits()
+        return reconstruction.Refits()
 
-    monkeypatch.setattr(reconstruct.Reconstruction, "run", spoiled)
+    monkeypatch.setattr(reconstruction.Reconstruction, "run", spoiled)
     result = onnxprune.prune(model, plan=plan, calib_samples=16)
     assert (result.report.reconstruction or {})["fell_back"]
     sliced = onnxprune.prune(model, plan=plan, fast=True).model.to_proto()
@@ -353,7 +353,7 @@ def test_statistics_have_the_same_bits_with_any_number_of_threads() -> None:
     code = """if True:
         import hashlib
         import numpy as np
-        from onnxprune.steady import steady
+        from onnxprune.planning.steady import steady
         x = np.random.default_rng(0).standard_normal((4000, 300)).astype(np.float32)
         with steady():
             gram = x.T @ x
@@ -368,7 +368,7 @@ def test_statistics_have_the_same_bits_with_any_number_of_threads() -> None:
 
 
 def test_threads_are_given_back() -> None:
-    from onnxprune import steady
+    from onnxprune.planning import steady
 
     def counts() -> list[int]:
         return [get() for get, _ in steady._libraries()]
@@ -385,7 +385,7 @@ def test_threads_are_given_back() -> None:
 
 
 def test_each_keeps_the_order() -> None:
-    from onnxprune.steady import each
+    from onnxprune.planning.steady import each
 
     assert each(lambda k: k * k, range(100)) == [k * k for k in range(100)]
 
@@ -394,7 +394,7 @@ def test_the_integer_program_has_no_clock(monkeypatch: pytest.MonkeyPatch) -> No
     """Chained shuffles whose buckets have no common divisor: what the solver is told holds no limit in seconds."""
     import scipy
 
-    from onnxprune.select import Linked
+    from onnxprune.planning.selection import Linked
 
     told: list[dict[str, Any]] = []
     solver = scipy.optimize.milp

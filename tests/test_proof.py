@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,20 +12,20 @@ from graphs import graph, inputs, pruned, replace, shapes
 from onnx import ModelProto
 
 from onnxprune import api
-from onnxprune.branches import forced, ways
-from onnxprune.difference import difference, hollow
 from onnxprune.errors import CheckFailed, NothingToPrune
-from onnxprune.labels import Block, Mask
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
-from onnxprune.redraw import redrawn
+from onnxprune.planning import select
+from onnxprune.prove import proofs as verify
+from onnxprune.prove.branches import forced, ways
+from onnxprune.prove.difference import difference, hollow
+from onnxprune.prove.redraw import redrawn
+from onnxprune.prove.slices import Source, compared, kept_of
 from onnxprune.rewrite import rewrite
-from onnxprune.runtime import Session
-from onnxprune.select import select
-from onnxprune.slices import Source, compared, kept_of
+from onnxprune.run import Session
 from onnxprune.stages import Clock, analysed
+from onnxprune.trace import Block, Mask
 
-verify = sys.modules["onnxprune.verify"]
 IMAGE = "(float[N, 3, 8, 8] x) => "
 CONVOLUTIONS = """a = Conv<pads = [1, 1, 1, 1]>(x, wa, ba) r = Relu(a) b = Conv<pads = [1, 1, 1, 1]>(r, wb, bb) s = Relu(b)
 p = GlobalAveragePool(s) f = Flatten(p) h = Gemm<transB = 1>(f, wc, bc) """

@@ -14,10 +14,11 @@ from onnx import ModelProto, numpy_helper
 from onnxprune import api
 from onnxprune.cli import main
 from onnxprune.errors import CheckFailed, UsageError
+from onnxprune.measure import Comparison, Gates, compared
+from onnxprune.measure.metrics import METRICS, chosen
+from onnxprune.measure.quality import Data, bootstrap
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.quality.measure import Comparison, Data, Gates, bootstrap, compared
-from onnxprune.quality.metrics import METRICS, chosen
 
 Captured = pytest.CaptureFixture[str]
 
@@ -195,7 +196,7 @@ def test_a_model_without_rows_for_samples() -> None:
 @pytest.fixture
 def labelled(tiny_path: Path, tmp_path: Path) -> Path:
     """Inputs, and what the dense model says of them as labels."""
-    from onnxprune.runtime import open_session
+    from onnxprune.run import open_session
 
     images = np.random.default_rng(0).standard_normal((120, 3, 8, 8)).astype(np.float32)
     session = open_session(Model.load(tiny_path))
@@ -296,11 +297,11 @@ def test_no_cut_holds(tiny_path: Path) -> None:
 
 
 def test_statistics_are_taken_once_for_all_cuts(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxprune import compress
+    from onnxprune.planning import curves
 
     calls = []
-    real = compress.observe
-    monkeypatch.setattr(compress, "observe", lambda *a: calls.append(1) or real(*a))
+    real = curves.observe
+    monkeypatch.setattr(curves, "observe", lambda *a: calls.append(1) or real(*a))
     ratios = []
     result = api.largest(tiny_path, lambda r: ratios.append(r.report.options.ratio) or r.report.options.ratio < 0.4,
                          calib_samples=32)  # fmt: skip

@@ -24,9 +24,9 @@ from random_sizes import open_models
 
 from onnxprune.api import Result, apply, prune
 from onnxprune.errors import NothingToPrune, RuntimeFailure, UsageError
+from onnxprune.frameworks.transfer import apply_plan
 from onnxprune.options import Options
-from onnxprune.plan import Plan
-from onnxprune.transfer import apply_plan
+from onnxprune.planning import Plan
 
 EXAMPLES = int(os.environ.get("ONNXPRUNE_EXAMPLES", "60"))
 options = st.builds(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import onnx
 
-from onnxprune import flags
-from onnxprune.commands import prune, sweep
+from onnxprune.cli import flags
+from onnxprune.cli.commands import prune, sweep
 from onnxprune.options import Options
 
 ROOT = Path(__file__).parents[1]

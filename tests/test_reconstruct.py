@@ -18,15 +18,14 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from random_graph import models
 from test_random_graphs import EXAMPLES
 
-from onnxprune import criteria, reconstruct
 from onnxprune.api import Result, prune
 from onnxprune.api import trace as onnx_trace
 from onnxprune.errors import NothingToPrune
-from onnxprune.fit import sites
-from onnxprune.fit.least_squares import Problem, Solution, solve
-from onnxprune.fit.moments import normalisations, re_estimated
+from onnxprune.fit import Problem, Solution, normalisations, re_estimated, sites, solve
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.planning import criteria
+from onnxprune.refit import reconstruction
 
 Array = NDArray[Any]
 SAME = "pads=[1,1,1,1]"
@@ -43,7 +42,7 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """With next to no ridge, so that what can be restored is; and a criterion that keeps the first of any axis."""
-    monkeypatch.setattr(reconstruct, "solve", partial(solve, ridges=(1e-7,)))
+    monkeypatch.setattr(reconstruction, "solve", partial(solve, ridges=(1e-7,)))
     monkeypatch.setitem(criteria.WEIGHTS, "first", first)
 
 
@@ -342,7 +341,7 @@ def problems(monkeypatch: pytest.MonkeyPatch) -> list[Problem]:
         seen.append(p)
         return solve(p, *rest)
 
-    monkeypatch.setattr(reconstruct, "solve", noted)
+    monkeypatch.setattr(reconstruction, "solve", noted)
     return seen
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from rich.console import Console
 
 from onnxprune.options import Cost, FrozenInfo, GroupInfo, Inspection, Options, Proof, Report
-from onnxprune.report import ROWS, print_inspection, print_report, size, to_json
+from onnxprune.report import print_inspection, print_report, to_json
+from onnxprune.report.tables import ROWS, size
 
 GROUPS = tuple(GroupInfo(f"group{i}", (f"conv{i}", f"conv{i + 1}"), 8, 8, 6, 1000, 20000) for i in range(ROWS + 3))
 FROZEN = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +12,13 @@ from graphs import graph, inputs, pruned, shapes
 from onnx import ModelProto
 
 import onnxprune.api  # noqa: F401
-from onnxprune import rounding, stages
+from onnxprune import stages
 from onnxprune.errors import CheckFailed
 from onnxprune.model import Model, Weight
-from onnxprune.pair import Pair
-from onnxprune.trials import Run
-
-verify = sys.modules["onnxprune.verify"]
+from onnxprune.prove import proofs as verify
+from onnxprune.prove import rounding
+from onnxprune.prove.original import Run
+from onnxprune.prove.pair import Pair
 
 
 def ranked() -> ModelProto:

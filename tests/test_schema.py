@@ -16,7 +16,7 @@ import onnxprune
 from onnxprune.options import Options, Verified
 from onnxprune.report import to_json
 
-SCHEMA = json.loads(files("onnxprune").joinpath("report.schema.json").read_text("utf-8"))
+SCHEMA = json.loads(files("onnxprune.report").joinpath("schema.json").read_text("utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 SMALL = Options(ratio=0.5, calib_samples=16)
 ERRORS = {"written": 0.1, "sliced": 0.2}

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.calibration import samples
 from onnxprune.cli import main
+from onnxprune.data import samples
 from onnxprune.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -26,11 +26,11 @@ NEVER = {
     "telnetlib", "urllib", "webbrowser", "xmlrpc",
 }  # fmt: skip
 ONLY_IN = {
-    "joblib": "sweep.py",
-    "distributed": "sweep.py",
-    "ray": "sweep.py",
+    "joblib": "sweeping.py",
+    "distributed": "sweeping.py",
+    "ray": "sweeping.py",
     "runpy": "script.py",
-    "subprocess": "trial.py",
+    "subprocess": "rehearsal.py",
 }
 CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "spawnv", "execv", "fork", "create_connection"}
 

@@ -14,9 +14,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, parse
 from onnxprune import prune
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
-from onnxprune.shapes import Shapes, infer
-from onnxprune.sizes import plan
-from onnxprune.symbols import evaluated
+from onnxprune.shapes import Shapes, infer, plan
+from onnxprune.shapes.symbols import evaluated
 
 Feeds = Mapping[str, Any]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -13,22 +12,18 @@ from onnx import ModelProto, NodeProto
 from test_learned import FUSED, HALVES, INTERLEAVED, ZEROS, rotary, scaled_attention, stacked
 from test_learned_channels import HEAD, IMAGE, SAME, shuffles
 
-from onnxprune import api, profile
-from onnxprune.criteria import l2
+from onnxprune import api
 from onnxprune.errors import CheckFailed
-from onnxprune.groups import Groups
-from onnxprune.labels import Block, Ids, Mask
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
-from onnxprune.relabel import Kept
-from onnxprune.rewrite import Rewritten, rewrite
-from onnxprune.select import select
+from onnxprune.planning import profile, select
+from onnxprune.planning.criteria import l2
+from onnxprune.prove import proofs as verify
+from onnxprune.prove.relabel import Kept
+from onnxprune.rewrite import Rewritten, rewrite, take
 from onnxprune.shapes import infer
-from onnxprune.slicing import take
 from onnxprune.stages import Clock, analysed
-from onnxprune.trace import Slice
-
-verify = import_module("onnxprune.verify")  # the package's attribute of that name is the function
+from onnxprune.trace import Block, Groups, Ids, Mask, Slice
 
 
 class Pruning:

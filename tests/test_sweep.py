@@ -19,7 +19,7 @@ from onnxprune import api
 from onnxprune.cli import main
 from onnxprune.model import Model
 from onnxprune.options import Options, SweepPoint
-from onnxprune.sweep import Job, Measured, fronts
+from onnxprune.sweeping import Job, Measured, fronts
 
 FAST = Options(fast=True)
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune import symbols
-from onnxprune.quotients import ceil_div, floor_div, mod, quotient, trunc_div
-from onnxprune.symbols import Dim, Size, evaluated, symbol
+from onnxprune.shapes import Dim, Size, mod, quotient, symbols
+from onnxprune.shapes.quotients import ceil_div, floor_div, trunc_div
+from onnxprune.shapes.symbols import evaluated, symbol
 
 A, B = symbol("a"), symbol("b")
 SIZES = [{"a": a, "b": b} for a in (1, 2, 3, 8, 13) for b in (1, 4, 7)]

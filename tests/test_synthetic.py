@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.calibration import lettering, sounds, synthetic
-from onnxprune.calibration.calibrate import calibration
+from onnxprune.data import calibration, lettering, sounds, synthetic
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.shapes import infer

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from onnxprune import api
-from onnxprune.taps import Places
+from onnxprune.prove import Places
 
 HEAD = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 1, 1] x, bool c) => (float[N, 4] y)
 <float[4, 3, 1, 1] w = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2}, int64[2] a = {2, 3}, float[4] k = {1, 2, 3, 4}>

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 import onnxprune
 from onnxprune.cli import main
 from onnxprune.errors import UsageError
-from onnxprune.plan import Plan, Removal
+from onnxprune.planning import Plan, Removal
 
 State = dict[str, NDArray[Any]]
 CONVS = """
@@ -272,7 +272,7 @@ def test_command(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_bfloat16_stays(files: Path) -> None:
     import ml_dtypes
 
-    from onnxprune import tensors
+    from onnxprune.frameworks import tensors
 
     half = {n: v.astype(ml_dtypes.bfloat16) for n, v in state_of(convolutions()).items()}
     tensors.write(files / "half.safetensors", tensors.Tensors(half))

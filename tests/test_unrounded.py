@@ -12,8 +12,8 @@ from onnx import ModelProto
 from onnxprune import api, stages
 from onnxprune.errors import CheckFailed
 from onnxprune.model import Model, Weight
+from onnxprune.prove.unrounded import Unrounded, rounding
 from onnxprune.shapes import infer
-from onnxprune.unrounded import Unrounded, rounding
 
 RNG = np.random.default_rng(5)
 GIVEN: dict[str, Any] = {
@@ -129,7 +129,7 @@ def test_a_mistake_that_a_step_would_cover_is_found(wrong: str, monkeypatch: pyt
             np.float32(0.01) * np.abs(value).max()
         )  # fmt: skip
         after.weights[wrong] = Weight.of(value)
-        monkeypatch.setattr("onnxprune.slices._equal", lambda *given: True)
+        monkeypatch.setattr("onnxprune.prove.slices._equal", lambda *given: True)
         return right(trace, kept, after, options)
 
     monkeypatch.setattr(stages, "equivalence", tampered)

@@ -11,11 +11,10 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnxprune import wire
 from onnxprune.errors import UsageError
-from onnxprune.labels import Block
-from onnxprune.model import Model, Weight
-from onnxprune.slicing import take
+from onnxprune.model import Model, Weight, wire
+from onnxprune.rewrite import take
+from onnxprune.trace import Block
 
 RNG = np.random.default_rng(0)
 

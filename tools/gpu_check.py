@@ -23,12 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from onnxprune import api, latency
-from onnxprune.difference import difference
+from onnxprune import api
 from onnxprune.errors import RuntimeFailure
+from onnxprune.measure import latency
 from onnxprune.model import Model
-from onnxprune.plan import Plan
-from onnxprune.runtime import deployed
+from onnxprune.planning import Plan
+from onnxprune.prove.difference import difference
+from onnxprune.run import deployed
 from onnxprune.shapes import infer
 
 PLANS = 0.8

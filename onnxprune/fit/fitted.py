@@ -1,4 +1,7 @@
-"""Put refitted weights and biases into a graph: the one place that knows who shares which parameter."""
+"""Put refitted weights and biases into a graph.
+
+Knows who shares which parameter, no units.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,7 @@ from onnx import NodeProto
 from onnxprune.fit.expressions import EXPRESSIONS, Parameter, parameter
 from onnxprune.fit.linear import Linear, Shift
 from onnxprune.fit.tails import Tail
-from onnxprune.model import Weight
-from onnxprune.topology import Topology
+from onnxprune.model import Topology, Weight
 
 Array = NDArray[Any]
 

@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.fitted import Fitted
-from onnxprune.fit.layers import Layer
+from onnxprune.fit.products import Layer
 from onnxprune.fit.tails import affine
-from onnxprune.groups import Groups
-from onnxprune.labels import Ids, Mask
-from onnxprune.rules import RULES
-from onnxprune.rules.base import first_only, pointwise, unary
-from onnxprune.topology import Topology
+from onnxprune.model import Topology
+from onnxprune.trace import Groups, Ids, Mask
+from onnxprune.trace.rules import elementwise
 
 Array = NDArray[np.float64]
 TOGETHER = {"Add", "Sum", "Concat"}
@@ -175,7 +173,7 @@ class Likenesses:
         if kind in EVEN:
             return have[0].settled()
         scalars = all(self.trace.model.weights[n].size == 1 for n in node.input if n in self.trace.model.weights)
-        if RULES.get(kind) in (unary, first_only, pointwise) and scalars:
+        if elementwise(kind) and scalars:
             return have[0].unscalable()
         return None
 

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.walk import Walk
-from onnxprune.labels import Ids, Mask
-from onnxprune.model import Model
-from onnxprune.slicing import take
-from onnxprune.trace import Reduction, Trace
-from onnxprune.weight import Weight
+from onnxprune.model import Model, Weight
+from onnxprune.rewrite import take
+from onnxprune.trace import Ids, Mask, Reduction, Trace
 
 Array = NDArray[Any]
 

@@ -22,9 +22,8 @@ from onnx import NodeProto
 from onnxprune.fit.expressions import Parameter, attribute, parameter
 from onnxprune.fit.linear import Shift, Unfit
 from onnxprune.fit.walk import Walk
-from onnxprune.labels import KEPT, Ids, Mask
 from onnxprune.model import Model
-from onnxprune.trace import Reduction, Trace
+from onnxprune.trace import KEPT, Ids, Mask, Reduction, Trace
 
 Array = NDArray[Any]
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

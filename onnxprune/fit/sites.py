@@ -16,14 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.fit.fitted import Fitted
-from onnxprune.fit.layers import layers, shared
 from onnxprune.fit.linear import Linear
 from onnxprune.fit.normal import Moments
+from onnxprune.fit.products import layers, shared
 from onnxprune.fit.tails import tail
 from onnxprune.fit.walk import Walk
-from onnxprune.groups import Groups
-from onnxprune.labels import Ids
-from onnxprune.trace import Reduction
+from onnxprune.trace import Groups, Ids, Reduction
 
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]

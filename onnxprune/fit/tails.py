@@ -16,8 +16,7 @@ from onnx import NodeProto
 
 from onnxprune.fit.expressions import attribute
 from onnxprune.fit.linear import Linear, Shift
-from onnxprune.model import Model
-from onnxprune.topology import Topology
+from onnxprune.model import Model, Topology
 
 Array = NDArray[Any]
 

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model import Model
-from onnxprune.runtime import first_line, open_session
-from onnxprune.topology import Topology
+from onnxprune.model import Model, Topology
+from onnxprune.run import first_line, open_session
 
 Array = NDArray[Any]
 

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.equation import Dims
-from onnxprune.model import Model
+from onnxprune.model import HALVES, Model, Weight
 from onnxprune.shapes import Shapes
-from onnxprune.weight import HALVES, Weight
+from onnxprune.trace import Dims
 
 WINDOWS = ("Conv", "MaxPool", "AveragePool", "LpPool")
 

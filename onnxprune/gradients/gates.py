@@ -15,13 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.equation import Dims
 from onnxprune.errors import UsageError
-from onnxprune.labels import Block, Ids, Mask
-from onnxprune.model import Model
+from onnxprune.model import FLOATS, Model, Weight
 from onnxprune.shapes import Shapes
-from onnxprune.trace import Trace
-from onnxprune.weight import FLOATS, Weight
+from onnxprune.trace import Block, Dims, Ids, Mask, Trace
 
 
 @dataclass(frozen=True, eq=False)

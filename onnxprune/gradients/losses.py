@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
-from onnxprune.model import opset
+from onnxprune.model import FLOATS, Array, opset
 from onnxprune.shapes import Shapes
 from onnxprune.trace import Trace
-from onnxprune.weight import FLOATS, Array
 
 Seed = Literal["loss", "fisher", "logit"]
 OTHERWISE = "use --criterion obs, which needs no gradients"

@@ -287,8 +287,8 @@ def _import_everything() -> None:
     import onnxruntime  # noqa: F401
 
     import onnxprune.api
-    import onnxprune.commands.prune
-    import onnxprune.compress
+    import onnxprune.cli.commands.prune
+    import onnxprune.planning.curves
     import onnxprune.report  # noqa: F401
 
 

@@ -12,7 +12,6 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -20,21 +19,17 @@ from networks import generated
 from numpy.typing import NDArray
 from onnx import AttributeProto, ModelProto
 
-from onnxprune import profile
-from onnxprune.bodies import every_node
-from onnxprune.criteria import l2
 from onnxprune.errors import CheckFailed, NothingToPrune, OnnxPruneError
-from onnxprune.groups import Groups
-from onnxprune.labels import Block, Mask
-from onnxprune.model import Model, Weight
+from onnxprune.model import Model, Weight, every_node
 from onnxprune.options import Options
+from onnxprune.planning import profile, select
+from onnxprune.planning.criteria import l2
+from onnxprune.prove import proofs as verify
+from onnxprune.prove.original import Run
+from onnxprune.prove.slices import Compared, Source, kept_of
 from onnxprune.rewrite import Rewritten, rewrite
-from onnxprune.select import select
-from onnxprune.slices import Compared, Source, kept_of
 from onnxprune.stages import Clock, analysed, check, prove
-from onnxprune.trials import Run
-
-verify = import_module("onnxprune.verify")  # the package's attribute of that name is the function
+from onnxprune.trace import Block, Groups, Mask
 
 COUNTS = ("group", "num_heads", "num_groups", "hidden_size", "split", "q_num_heads", "kv_num_heads")
 """Attributes that an edit writes."""

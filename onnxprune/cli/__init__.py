@@ -1,0 +1,63 @@
+"""Arguments -> API, errors -> exit codes. Heavy modules are imported where they are used, so that --help is quick.
+
+Knows no stage and no model.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+
+from onnxprune.errors import RuleFailed, explain
+from onnxprune.guard import supervised
+
+COMMANDS = ("apply-plan", "compare", "inspect", "prune", "sweep", "verify")
+"""Modules of `commands` by the first word; without one of these words the job is `prune`."""
+INTERRUPTED = 130
+
+
+def command() -> int:
+    """The command line in a process of its own (see `guard`); returns the exit code."""
+    return supervised(main)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # names of nodes may be in letters that the terminal lacks
+    if "--verbose" not in args:
+        warnings.simplefilter("ignore", RuleFailed)  # the table of what is frozen says it
+    try:
+        name, rest = (args[0], args[1:]) if args[:1] and args[0] in COMMANDS else ("prune", args)
+        code: int = import_module(f"onnxprune.cli.commands.{name.replace('-', '_')}").run(rest)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as in `onnxprune inspect IN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if _interrupted(error):
+            return _fail("interrupted", INTERRUPTED)
+        if "--verbose" in args:
+            traceback.print_exc()
+        return _fail(*explain(error))
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: a module that is interrupted while it is imported raises an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"onnxprune: error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,150 @@
+"""How single arguments of the command line are read: types that say in one line what they want, and the parser.
+
+Knows argparse and TOML, no model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tomllib
+from collections.abc import Callable, Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from onnxprune import __version__
+from onnxprune.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The arguments, and for what they leave out those of the file that --config names."""
+        given = list(argv)
+        files = [k for k, word in enumerate(given) if word.partition("=")[0] == "--config"]
+        if not files:
+            return self.parse_args(given)
+        at = files[-1]
+        if given[at:] == ["--config"]:
+            return self.parse_args(given)  # says what is missing
+        name = given[at].partition("=")[2] or next(iter(given[at + 1 : at + 2]), "")
+        said = {action.dest for word in given if (action := self._option_string_actions.get(word.partition("=")[0]))}
+        return self.parse_args([*given, *self._configured(Path(name), said)])
+
+    def _configured(self, path: Path, said: Container[str]) -> Iterator[str]:
+        """The file's entries as arguments, but for those whose flag is given."""
+        for key, value in read_toml(path).items():
+            flag = f"--{key.replace('_', '-')}"
+            action = self._option_string_actions.get(flag)
+            if action is None or action.dest in ("config", "help", "version"):
+                raise UsageError(f"{path}: there is no flag {flag}")
+            if action.dest in said:
+                continue
+            if isinstance(value, bool):
+                off = f"--no-{flag[2:]}"
+                if action.nargs != 0:
+                    raise UsageError(f"{path}: {key} takes a value, not {str(value).lower()}")
+                if value or off in self._option_string_actions:
+                    yield flag if value else off
+            elif isinstance(value, list) and action.nargs == "+":
+                yield from (flag, *(str(v) for v in value)) if value else ()
+            elif isinstance(value, list | dict) or action.nargs == 0:
+                raise UsageError(f"{path}: {key} takes {'true or false' if action.nargs == 0 else 'one value'}")
+            else:
+                yield f"{flag}={value}"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path or '--config'}: {error.strerror}; --config takes a TOML file of flags") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML: {error}") from None
+
+
+def parser(prog: str, description: str, epilog: str | None = None) -> Parser:
+    made = Parser(
+        prog,
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--verbose", action="store_true", default=False, help="print everything, and tracebacks")
+    made.add_argument("--config", metavar="TOML", default=None, help="a file of flags (ratio = 0.3); given ones win")
+    made.add_argument("-v", "--version", action="version", version=f"onnxprune {__version__}")
+    return made
+
+
+def number(kind: Callable[[str], float], wanted: str, fits: Callable[[float], bool]) -> Callable[[str], Any]:
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+
+    return convert
+
+
+def allocation(text: str) -> str:
+    names = {"uniform": "local", "local": "local", "global": "global", "sensitivity": "sensitivity", "pq": "pq"}
+    if text not in names:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of uniform, global, sensitivity, pq")
+    return names[text]
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas, such as 0.485,0.456,0.406")
+    return found
+
+
+def deviations(text: str) -> tuple[float, ...]:
+    found = numbers(text)
+    if min(found) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers above 0 with commas, such as 0.229,0.224,0.225")
+    return found
+
+
+def size(text: str) -> int:
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    factor = units.get(text[-1:].upper(), 1)
+    number = text[:-1] if text[-1:].upper() in units else text
+    if not number.isdigit() or int(number) * factor < 1 << 20:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 1M on, such as 4G or 512M")
+    return int(number) * factor
+
+
+share = number(float, "a share between 0 and 1, such as 0.3", lambda value: 0 < value < 1)
+limit = number(float, "a share above 0 and up to 1", lambda value: 0 < value <= 1)
+count = number(int, "a whole number from 1 on", lambda value: value >= 1)
+seed = number(int, "a whole number from 0 on", lambda value: value >= 0)
+factor = number(float, "a number above 0, such as 0.00392", lambda value: 0 < value < math.inf)
+tolerance = number(float, "a number from 0 on", lambda value: 0 <= value < math.inf)
+
+
+def multiple(text: str) -> int:
+    """0 stands for auto, as in Options."""
+    return 0 if text == "auto" else int(count(text))
+
+
+def shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.rpartition(":")
+    parts = sizes.split(",")
+    given = [part.strip() for part in parts]
+    if not name or not all(part.isdigit() or part == "-1" for part in given):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME:SIZES, such as image:1,3,224,224; 0 or -1 leaves a dimension open"
+        )
+    return name, tuple(map(int, given))

@@ -1,0 +1,60 @@
+"""onnxprune apply-plan PLAN WEIGHTS OUT: slice the weights of a training framework by a plan.
+
+Knows flags and files; the work is done by `transfer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnxprune.cli import arguments, flags
+from onnxprune.files import check_distinct, check_outputs, write_json
+
+EPILOG = """\
+Tensors are found by the plan's names. Exporters rename, transpose, share and fold tensors: with --model, the dense
+ONNX file that the plan was made of, they are found by their values as well, those of a BatchNorm that was folded into
+a convolution, too. What is not certain is refused. --save-plan writes the plan in the names of WEIGHTS: that plan
+needs no --model and fits any weights of the architecture, untrained ones, too."""
+
+
+def parser() -> arguments.Parser:
+    made = arguments.parser("onnxprune apply-plan", "Slice the weights of a training framework by a plan.", EPILOG)
+    made.add_argument("PLAN", type=Path, help="what goes: a file made by --save-plan")
+    made.add_argument("WEIGHTS", type=Path, help="a state dict: .safetensors, .pt or .pth; never changed")
+    made.add_argument("OUT", type=Path, help="the smaller state dict to write")
+    made.add_argument("--model", type=Path, default=None, metavar="IN", help="the dense ONNX file of the plan")
+    made.add_argument(
+        "--keep", nargs="+", action="extend", default=[], metavar="NAME", help="tensors that stay: names or globs"
+    )
+    flags.force_flag(made)
+    made.add_argument("--save-plan", type=Path, default=None, metavar="FILE", help="the plan in the names of WEIGHTS")
+    made.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
+    return made
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse(argv)
+    outputs = [path for path in (args.OUT, args.save_plan) if path]
+    check_outputs(outputs)
+    check_distinct([path for path in (args.PLAN, args.WEIGHTS, args.model) if path], outputs)
+
+    from dataclasses import replace
+
+    from onnxprune.frameworks import tensors, transfer
+
+    tensors.check_suffix(args.OUT)
+    from onnxprune.planning import read_plan
+
+    given = read_plan(args.PLAN)
+    weights = tensors.read(args.WEIGHTS)
+    plan = transfer.renamed(given, weights.arrays, args.model, args.keep, args.force_plan)
+    after = transfer.sliced(plan, weights.arrays, args.keep, certain=args.model is not None)
+    tensors.write(args.OUT, replace(weights, arrays=after))
+    if args.save_plan:
+        write_json(args.save_plan, plan.to_json())
+    if not args.quiet:
+        before, left = (sum(a.size for a in arrays.values()) for arrays in (weights.arrays, after))
+        print(f"{len(plan.groups):,} of {len(after):,} tensors sliced; {left:,} of {before:,} numbers left")
+        print(f"written: {args.OUT}")
+    return 0

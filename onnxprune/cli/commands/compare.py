@@ -1,0 +1,54 @@
+"""onnxprune compare A B: what two models cost and how far the second is from the first.
+
+Knows flags and what is printed; the work is done by `api`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from onnxprune.cli import arguments, flags
+from onnxprune.cli.terminal import console
+from onnxprune.errors import CheckFailed
+
+
+def parser() -> arguments.Parser:
+    made = arguments.parser(
+        "onnxprune compare",
+        "Compare any two models of the same inputs and outputs: size, MACs, the metric, fidelity of B to A.",
+        "exit codes: 0 done, 1 a gate failed, 2 wrong usage, 4 the runtime failed.",
+    )
+    flags.model_argument(made, "A")
+    flags.model_argument(made, "B")
+    made.add_argument("--data", default=None, metavar="DATA", help="as for --validate (default: made-up inputs)")
+    made.add_argument("--json", action="store_true", default=False, help="print JSON")
+    flags.quality_flags(made)
+    flags.pixel_flags(made)
+    flags.provider_flag(made)
+    flags.memory_flag(made)
+    made.add_argument("--overwrite-input-shape", dest="input_shapes", metavar="NAME:1,3,224,224", type=arguments.shape,
+                      **flags.MANY, help="fix the shape of an input")  # fmt: skip
+    made.add_argument("--seed", type=arguments.seed, help="of made-up inputs and of the interval")
+    return made
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse(argv)
+    options = flags.options(args)
+
+    from onnxprune import api
+    from onnxprune.measure import Gates
+    from onnxprune.report import print_comparison, to_json
+
+    gates = Gates(args.max_drop, args.min_agreement, args.min_cosine)
+    found = api.compare(
+        args.A, args.B, args.data, options, metric=args.metric, gates=gates, samples=args.validate_samples
+    )  # fmt: skip
+    if args.json:
+        print(json.dumps(to_json(found), indent=2))
+    else:
+        print_comparison(found, console())
+    if found.quality["failed"]:
+        raise CheckFailed("; ".join(found.quality["failed"]))
+    return 0

@@ -1,0 +1,38 @@
+"""onnxprune inspect IN: the groups, and what is frozen with the reason.
+
+Knows flags and what is printed; the work is done by `api`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from onnxprune.cli import arguments, flags
+from onnxprune.cli.terminal import console
+from onnxprune.options import Options
+
+
+def parser() -> arguments.Parser:
+    made = arguments.parser("onnxprune inspect", "Show the groups of coupled units, and what is frozen and why.")
+    flags.model_argument(made)
+    made.add_argument("--json", action="store_true", default=False, help="print JSON")
+    flags.stay_flags(made)
+    flags.memory_flag(made)
+    return made
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse(argv)
+    options = flags.options(args)
+
+    from onnxprune import api
+    from onnxprune.report import print_inspection, to_json
+
+    fields = {name: getattr(options, name) for name in Options.__dataclass_fields__}
+    inspection = api.inspect(args.IN, **fields)
+    if args.json:
+        print(json.dumps(to_json(inspection), indent=2))
+    else:
+        print_inspection(inspection, console(), args.verbose)
+    return 0

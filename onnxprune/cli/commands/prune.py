@@ -1,0 +1,149 @@
+"""onnxprune IN OUT: the whole job. Knows flags and what is printed; the work is done by `api`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxprune.cli import arguments, flags
+from onnxprune.cli.terminal import console, progress
+from onnxprune.errors import CheckFailed, UsageError
+from onnxprune.files import check_distinct, check_outputs, json_text, write_texts
+from onnxprune.options import Options, Progress
+
+if TYPE_CHECKING:
+    from onnxprune.api import Result
+    from onnxprune.measure import Comparison, Gates, Quality
+
+EPILOG = """\
+exit codes: 0 done, 1 a check or a gate failed (OUT is not written), 2 wrong usage, 3 nothing can be pruned as
+asked, 4 the runtime, a provider or the disk failed.
+other jobs: onnxprune inspect | verify | compare | sweep | apply-plan, each with --help."""
+
+
+def parser() -> arguments.Parser:
+    made = arguments.parser("onnxprune", "Remove whole channels, heads and hidden units of an ONNX model.", EPILOG)
+    flags.model_argument(made)
+    made.add_argument("OUT", type=Path, help="the model to write")
+    flags.plan_flags(made)
+    made.add_argument("--plan", type=Path, default=None, metavar="FILE", help="replay a plan made by --save-plan")
+    flags.force_flag(made)
+    flags.stay_flags(made)
+    flags.calibration_flags(made)
+    flags.proof_flags(made)
+    quality = made.add_argument_group("quality, before and after")
+    quality.add_argument(
+        "--validate",
+        default=None,
+        metavar="DATA",
+        help="what --calib takes, with 'labels' where there are any; pictures may lie in a folder for each class",
+    )
+    flags.quality_flags(quality)
+    quality.add_argument(
+        "--keep-on-fail", action="store_true", default=False, help="then write OUT.failed.onnx instead"
+    )
+    time = made.add_argument_group("time (--benchmark and --of latency)")
+    time.add_argument("--benchmark", action="store_true", default=False, help="measure the latency before and after")
+    flags.timing_flags(time)
+    out = made.add_argument_group("output")
+    out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")
+    flags.report_flag(out)
+    out.add_argument("--save-plan", type=Path, default=None, metavar="FILE", help="write what was removed, as JSON")
+    out.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
+    return made
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse(argv)
+    flags.refuse_with_plan(args)
+    options = flags.options(args)
+    check_outputs([args.OUT])
+    failed = args.OUT.with_suffix(".failed.onnx")
+    outputs = [path for path in (args.OUT, args.report, args.save_plan, failed if args.keep_on_fail else None) if path]
+    check_outputs(outputs)
+    outputs.append(args.OUT.with_name(f"{args.OUT.name}.data"))
+    read = [Path(path) for path in (args.IN, args.plan, args.validate) if path]
+    check_distinct(read, outputs)
+
+    comparison, gates = _comparison(args, options)
+    with progress(args.quiet) as show:
+        result, quality = _pruned(args, options, comparison, gates, show)
+    check_distinct(result.model.data_files, outputs)
+    report = result.report if quality is None else replace(result.report, validation=asdict(quality))
+    if args.benchmark:
+        report = replace(report, latency={**(report.latency or {}), "measured": _measured(args, options, result)})
+    good = quality is None or not quality.failed
+    path = args.OUT if good else failed
+    texts = {args.save_plan: json_text(result.plan.to_json())} if args.save_plan else {}
+    if args.report:
+        from onnxprune.report import text
+
+        texts[args.report] = text(args.report, report, args.IN.name)
+    removed: list[Path] = []
+    if good or args.keep_on_fail:
+        removed = result.model.save(path, True if args.save_as_external_data else None, texts)
+    else:
+        write_texts(texts)
+    if not args.quiet:
+        from onnxprune.report import print_report
+
+        out = console()
+        print_report(report, out, args.verbose)
+        if removed:
+            out.print(f"removed what a killed run had left: {', '.join(map(str, removed))}", soft_wrap=True)
+        if good:
+            out.print(f"written: {args.OUT}", soft_wrap=True)
+    if quality is not None and quality.failed:
+        kept = f"kept as {failed}" if args.keep_on_fail else "--keep-on-fail keeps the model"
+        raise CheckFailed(f"{'; '.join(quality.failed)}; {args.OUT} was not written ({kept})")
+    return 0
+
+
+def _comparison(args: argparse.Namespace, options: Options) -> tuple[Comparison | None, Gates | None]:
+    """The dense model on the validation data, before any work is done."""
+    given = [f for f in ("metric", "max_drop", "min_agreement", "min_cosine") if getattr(args, f) not in (None, "")]
+    if not args.validate:
+        if given:
+            raise UsageError(f"--{given[0].replace('_', '-')} needs data: give it with --validate")
+        return None, None
+    from onnxprune.measure import Gates, compared
+
+    gates = Gates(args.max_drop, args.min_agreement, args.min_cosine)
+    return compared(args.IN, args.validate, options, args.metric, args.validate_samples), gates
+
+
+def _pruned(
+    args: argparse.Namespace,
+    options: Options,
+    comparison: Comparison | None,
+    gates: Gates | None,
+    show: Progress | None,
+) -> tuple[Result, Quality | None]:  # fmt: skip
+    """The result, and what it is worth. With a gate and no ratio it is the largest cut that holds the gates."""
+    from onnxprune import api
+    from onnxprune.planning import read_plan
+
+    if comparison is None or not gates or hasattr(args, "ratio") or args.plan:
+        plan = read_plan(args.plan) if args.plan else None
+        result = api.prune(args.IN, options, plan=plan, force_plan=args.force_plan, progress=show)
+        return result, None if comparison is None else comparison.measure(result.model, gates, options.seed)
+
+    def holds(result: Result) -> bool:
+        return not comparison.measure(result.model, gates, options.seed).failed
+
+    result = api.largest(args.IN, holds, options, progress=show)
+    return result, comparison.measure(result.model, gates, options.seed)
+
+
+def _measured(args: argparse.Namespace, options: Options, result: Result) -> dict[str, Any]:
+    """The latency of both models."""
+    from onnxprune.measure import benchmark
+    from onnxprune.model import Model
+
+    return benchmark(
+        Model.load(args.IN), result.model, batch=options.batch, threads=options.threads,
+        providers=options.providers, input_shapes=options.input_shapes, seed=options.seed,
+    ).to_json()  # fmt: skip

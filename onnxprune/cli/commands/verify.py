@@ -1,0 +1,56 @@
+"""onnxprune verify DENSE PRUNED PLAN: prove a pruned file that was there already.
+
+Knows flags and what is printed; the work is done by `api`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnxprune.cli import arguments, flags
+from onnxprune.cli.terminal import console
+
+EPILOG = """\
+PRUNED must be DENSE without what PLAN removes, for every value of the weights. Where the plan's run refitted weights,
+their shapes and places are proven, and the error of the outputs is measured on --calib or made-up inputs.
+exit codes: 0 proven, 1 it is not what the plan leaves, 2 wrong usage, 4 the runtime failed."""
+
+
+def parser() -> arguments.Parser:
+    made = arguments.parser("onnxprune verify", "Prove that a file is a model without what a plan removes.", EPILOG)
+    flags.model_argument(made, "DENSE")
+    flags.model_argument(made, "PRUNED")
+    made.add_argument("PLAN", type=Path, help="what went: a file made by --save-plan")
+    made.add_argument("--json", action="store_true", default=False, help="print JSON")
+    flags.force_flag(made)
+    made.add_argument(
+        "--refitted", action="store_true", default=None, help="weights may have other values than DENSE's"
+    )
+    flags.stay_flags(made)
+    flags.calibration_flags(made)
+    flags.proof_flags(made)
+    made.add_argument("--seed", type=arguments.seed, help="of the proof's inputs and of made-up ones")
+    made.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
+    return made
+
+
+def run(argv: Sequence[str]) -> int:
+    args = parser().parse(argv)
+    options = flags.options(args)
+    from onnxprune.planning import read_plan
+
+    plan = read_plan(args.PLAN)
+
+    from onnxprune import api
+    from onnxprune.report import print_verified, to_json
+
+    found = api.verify(args.DENSE, args.PRUNED, plan, options, force_plan=args.force_plan, refitted=args.refitted)
+    if args.json:
+        print(json.dumps(to_json(found), indent=2))
+    elif not args.quiet:
+        out = console()
+        print_verified(found, out, args.verbose)
+        out.print(f"verified: {args.PRUNED}", soft_wrap=True)
+    return 0

@@ -1,0 +1,209 @@
+"""Families of flags that commands share; those that decide a plan bear the names of the fields of Options.
+
+Knows argparse and `Options`, no stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from onnxprune.cli import arguments as take
+from onnxprune.errors import UsageError
+from onnxprune.options import Options
+
+MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}
+
+
+CRITERIA = "l1, l2, random, bn-scale, fpgm, lamp, activation, wanda, flap, taylor, taylor-so, lrp, oracle"
+
+
+def plan_flags(parser: argparse.ArgumentParser) -> None:
+    """What goes."""
+    default = Options()
+    what = parser.add_argument_group("what goes")
+    what.add_argument(
+        "--ratio", type=take.share, help=f"share of the prunable units to remove (default {default.ratio})"
+    )
+    what.add_argument(
+        "--criterion", metavar="NAME", help=f"how units are ranked: obs (default; l2 with --fast), {CRITERIA}"
+    )
+    spread_flags(what)
+
+
+def spread_flags(what: argparse._ActionsContainer) -> None:
+    """What goes, whatever the ratio and the criterion."""
+    what.add_argument(
+        "--of", choices=("units", "macs", "params", "latency"), help="what the ratio is of (default units)"
+    )
+    what.add_argument("--fast", action="store_true", help="weights only: l2, the same share everywhere, no refitting")
+    what.add_argument(
+        "--scope",
+        choices=("local", "global", "sensitivity", "pq"),
+        help="how the ratio is spread: the same share everywhere, one ranking of all, where it was "
+        "measured to hurt least (default; local with --fast), or by how compressible weights are",
+    )
+    what.add_argument(
+        "--allocation",
+        dest="scope",
+        type=take.allocation,
+        metavar="NAME",
+        help="another name of --scope, with 'uniform' for local",
+    )
+    what.add_argument(
+        "--reconstruct",
+        choices=("ls", "merge", "none"),
+        help="refit what is left by least squares (default), in weight space, or not (as --fast)",
+    )
+    what.add_argument("--min-channels", type=take.count, metavar="N", help="keep at least N units of every group")
+    what.add_argument(
+        "--round-to",
+        type=take.multiple,
+        metavar="N",
+        help="keep a multiple of N units; auto: of what this machine's runtime likes",
+    )
+    what.add_argument("--max-ratio", type=take.limit, metavar="R", help="remove at most this share of any group")
+    what.add_argument("--seed", type=take.seed, help="seed of the random criterion and of the proof's inputs")
+
+
+def stay_flags(parser: argparse.ArgumentParser) -> None:
+    """What stays, and at which sizes the model is looked at."""
+    keep = parser.add_argument_group("what stays")
+    keep.add_argument("--nodes-to-exclude", metavar="NODE", **MANY, help="names, globs, or re:REGULAR-EXPRESSION")
+    keep.add_argument("--op-types-to-exclude", metavar="OP", **MANY, help="operator types such as Gemm")
+    keep.add_argument("--heads", action=argparse.BooleanOptionalAction, help="remove whole attention heads (default)")
+    keep.add_argument(
+        "--residual",
+        action=argparse.BooleanOptionalAction,
+        help="remove residual channels: all, none, or (neither flag) all but those that cross a norm",
+    )
+    keep.add_argument(
+        "--overwrite-input-shape",
+        dest="input_shapes",
+        metavar="NAME:1,3,224,224",
+        type=take.shape,
+        **MANY,
+        help="fix the shape of an input, in the pruned model too; 0 or -1 leaves a dimension open",
+    )
+
+
+def calibration_flags(parser: argparse.ArgumentParser) -> None:
+    """Inputs, and the memory that their activations may take."""
+    default = Options()
+    inputs = parser.add_argument_group("inputs to calibrate on (made up where none are given)")
+    inputs.add_argument(
+        "--calib",
+        metavar="DATA",
+        help="an .npz, a folder of .npy, .npz, images or test_data_set_*, or script.py:function",
+    )
+    inputs.add_argument(
+        "--calib-samples",
+        type=take.count,
+        metavar="N",
+        help=f"at most so many samples (default {default.calib_samples})",
+    )
+    memory_flag(inputs)
+    pixel_flags(inputs)
+
+
+def memory_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--memory", type=take.size, metavar="SIZE", help="of activations, and without --fast statistics (default 4G)"
+    )
+
+
+def pixel_flags(parser: argparse._ActionsContainer) -> None:
+    """How image files are read."""
+    parser.add_argument(
+        "--mean", type=take.numbers, metavar="M,..", help="of image files: (pixel * scale - mean) / std"
+    )
+    parser.add_argument("--std", type=take.deviations, metavar="S,..", help="see --mean")
+    parser.add_argument("--scale", type=take.factor, metavar="X", help="see --mean (1/255 brings pixels into 0..1)")
+
+
+def proof_flags(parser: argparse.ArgumentParser) -> None:
+    proof = parser.add_argument_group("proof")
+    provider_flag(proof)
+    proof.add_argument("--check-rtol", type=take.tolerance, metavar="X", help="allowed error, as a share of the output")
+    proof.add_argument("--check-atol", type=take.tolerance, metavar="X", help="allowed absolute error on top of that")
+
+
+def metric_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--metric",
+        default="",
+        metavar="NAME",
+        help="top-1, top-5, miou, exact (against labels), agreement, cosine, snr (against the dense model), or "
+        "script.py:function (default: what fits the labels; without labels agreement or cosine)",
+    )
+
+
+def quality_flags(parser: argparse._ActionsContainer) -> None:
+    """A metric and what must hold of it."""
+    metric_flag(parser)
+    parser.add_argument(
+        "--validate-samples", type=take.count, default=None, metavar="N", help="at most so many samples"
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=take.tolerance,
+        default=None,
+        metavar="X",
+        help="fail if the metric falls by more (0.01 is a point)",
+    )
+    parser.add_argument(
+        "--min-agreement", type=take.limit, default=None, metavar="X", help="fail if the models agree on fewer answers"
+    )
+    parser.add_argument(
+        "--min-cosine", type=take.limit, default=None, metavar="X", help="fail if the outputs' mean cosine is less"
+    )
+
+
+def timing_flags(parser: argparse._ActionsContainer) -> None:
+    """How time is measured."""
+    parser.add_argument(
+        "--threads", type=take.seed, metavar="N", help="inside an operator (default: the runtime's own)"
+    )
+    parser.add_argument("--batch", type=take.count, metavar="N", help="samples, where their number is open (default 1)")
+
+
+def provider_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--providers", nargs="+", metavar="P", help="cpu, cuda, tensorrt or full names (default cpu)")
+
+
+def force_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--force-plan", action="store_true", default=False, help="take a plan that was made of another graph"
+    )
+
+
+def report_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--report",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="everything about the run: a page to read (.html) or JSON (any other name)",
+    )
+
+
+def options(args: argparse.Namespace) -> Options:
+    """The flags that were given; the rest keeps the defaults of Options."""
+    given = {name: value for name, value in vars(args).items() if name in Options.__dataclass_fields__}
+    if "residual" in given:
+        given["conv_residual"] = given["residual"]
+    if "input_shapes" in given:
+        given["input_shapes"] = dict(given["input_shapes"])
+    return Options(**given)
+
+
+def refuse_with_plan(args: argparse.Namespace) -> None:
+    """A plan leaves nothing to decide."""
+    chosen = [name for name in ("ratio", "scope", "criterion", "seed") if hasattr(args, name)]
+    if getattr(args, "plan", None) and chosen:
+        raise UsageError(f"--plan already says what goes; leave out --{chosen[0]}")
+
+
+def model_argument(parser: argparse.ArgumentParser, name: str = "IN") -> None:
+    parser.add_argument(name, type=Path, help="the model to read; never changed")

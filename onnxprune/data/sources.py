@@ -1,0 +1,288 @@
+"""Calibration inputs: what the user gives, or else synthetic ones that fit the model.
+
+Knows the inputs of a model, no units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from onnxprune.data import sounds, synthetic
+from onnxprune.data.inputs import Input, describe, sizes
+from onnxprune.data.pixels import Pixels, pixels
+from onnxprune.data.random import random_inputs
+from onnxprune.data.samples import Decode, Feed, batched, checked, cut, read
+from onnxprune.errors import RuntimeFailure, UsageError
+from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.run import first_line, open_session
+from onnxprune.shapes import Inputs, Shapes
+
+Array = NDArray[Any]
+
+POOL, POOL_LIMIT = 5, 2500
+"""To choose from by the predicted classes, as many times the samples wanted are made ..."""
+POOL_ELEMENTS, POOL_MACS = 160e6, 3e12
+"""... unless that takes more than about a minute to make, or to run, on two cores."""
+PIECES = 32
+"""A sound is cut into so many pieces at most for a model that carries a state from one to the next."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Batches ready for a session, in the model's own types.
+
+    The first axis of an array counts samples where the model's input has a batch axis; where the batch is fixed, the
+    last one repeats its last sample, so that the feeds may hold more rows than `samples`. `source` is a line for the
+    report. `diversity` is the entropy of the mean softmax over the set, as a share of the most that so many classes
+    can have; None where there is no class output. `labels` (samples,) are those of an .npz, in the order of the feeds.
+    """
+
+    feeds: tuple[dict[str, Array], ...]
+    samples: int
+    source: str
+    synthetic: bool
+    diversity: float | None
+    labels: Array | None = None
+
+
+def calibration(model: Model, shapes: Shapes, options: Options) -> Calibration:
+    """The inputs on which activations are measured: the user's, or synthetic ones. Seeded and deterministic."""
+    want = options.calib_samples
+    batch = min(options.calib_batch, want)
+    made = _Calibrator(model, shapes, options, want, batch)
+    return made.synthetic() if options.calib is None else made.given(options.calib)
+
+
+class _Calibrator:
+    def __init__(self, model: Model, shapes: Shapes, options: Options, want: int, batch: int) -> None:
+        self.model, self.shapes, self.options, self.want, self.batch = model, shapes, options, want, batch
+        self.specs = describe(model, shapes)
+        self.session = open_session(model, options.providers)
+        self.fields: dict[tuple[int, ...], Array] = {}  # textures by the shape of an image, costly to make
+        self.streams: dict[str, Iterator[Array]] = {}  # what is left of the sounds that go on from batch to batch
+
+    @cached_property
+    def scales(self) -> dict[str, Pixels]:
+        """The range of values of every image input."""
+        return {s.name: pixels(self.model, self.shapes, s, self.options) for s in self.specs if s.kind == "image"}
+
+    def given(self, data: Any) -> Calibration:
+        decode = decoder(self.model, self.shapes, self.specs, self.options)
+        source = read(data, self.specs, self.want, self.options.seed, decode)
+        feeds = [checked(feed, self.specs, source.name) for feed in source.feeds]
+        first = next((s.name for s in self.specs if s.batch == 0), None)
+        batch = next(self.sizes())[first][0] if first else 1  # the user may have fixed that of an open axis
+        feeds, labels, samples, have = batched(
+            feeds, source.labels, self.specs, self.want, batch, self.options.seed, source.name
+        )
+        try:
+            self.session.run(None, feeds[0])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise UsageError(f"{source.name}: the model cannot run on this data: {first_line(error)}") from error
+        of = f" of {have}" if have > samples else ""
+        text = f"{source.name}: {samples}{of} samples{source.note}"
+        return Calibration(
+            tuple(feeds), samples, text, False, self.diversity(feeds, samples), _classes(labels, source.name)
+        )
+
+    def sizes(self) -> Iterator[Inputs]:
+        return sizes(self.model, self.shapes, self.batch, self.options.input_shapes)
+
+    def synthetic(self) -> Calibration:
+        for dims in self.sizes():
+            rng = np.random.default_rng(self.options.seed)
+            self.fields.clear()
+            self.streams.clear()
+            try:
+                first = self.feed(dims, rng)
+                self.session.run(None, first)
+            except Exception:  # whatever fails, other sizes or plain random inputs may do
+                continue
+            return self.chosen(dims, first, rng)
+        return self.plain()
+
+    def chosen(self, dims: Inputs, first: Feed, rng: np.random.Generator) -> Calibration:
+        """As many samples as wanted at these sizes; for a classifier, those of a pool whose predicted classes are most
+        evenly spread."""
+        rows = next((dims[s.name][0] for s in self.specs if s.batch == 0), 1)
+        classes = all(s.batch == 0 for s in self.specs) and self.probabilities(first, rows) is not None
+        count = math.ceil((self.pool(dims, rows) if classes else self.want) / rows)
+        feeds = [first] + [self.feed(dims, rng) for _ in range(count - 1)]
+        text = self.text()
+        if classes:
+            found = [self.probabilities(feed, rows) for feed in feeds]
+            scores = np.concatenate([p for p in found if p is not None])
+            picked = synthetic.balanced(rng, scores.argmax(1), min(self.want, len(scores)))
+            # Row by row, since a joined pool would take as much memory again.
+            joined = {s.name: np.stack([feeds[k // rows][s.name][k % rows] for k in picked]) for s in self.specs}
+            feeds = cut(joined, np.arange(len(picked)), self.specs, rows, any(s.axes[0] for s in self.specs))
+            text += ", class-balanced"
+        self.carry_states(feeds)
+        samples = min(self.want, rows * len(feeds))
+        spread = synthetic.entropy(scores[picked]) if classes else self.diversity(feeds, samples)
+        return Calibration(tuple(feeds), samples, f"synthetic {text}", True, spread)
+
+    def carry_states(self, feeds: list[Feed]) -> None:
+        """Recurrent states are what the batch before left behind: at zero, where they begin, little depends on them."""
+        states = [s.name for s in self.specs if s.kind == "state"]
+        outputs = [o.name for o in self.session.get_outputs()]
+        for before, feed in pairwise(feeds) if states else ():
+            left = [x for x in self.session.run(outputs, before) if isinstance(x, np.ndarray)]
+            for name in states:
+                alike = [x for x in left if x.shape == feed[name].shape and x.dtype == feed[name].dtype]
+                if alike:
+                    feed[name] = alike[0]
+                    left = [x for x in left if x is not alike[0]]
+
+    def plain(self) -> Calibration:
+        """Plain random inputs at the sizes that shape inference found."""
+        dims = self.shapes.inputs[0]
+        rows = next((dims[s.name][0] for s in self.specs if s.batch == 0 and dims.get(s.name)), 1)
+        try:
+            feeds = [random_inputs(self.model, dims, self.options.seed + k) for k in range(math.ceil(self.want / rows))]
+            self.session.run(None, feeds[0])
+        except Exception as error:
+            raise RuntimeFailure(
+                f"the model runs on no calibration inputs that could be made ({first_line(error)}); give data with "
+                "--calib, or sizes with --overwrite-input-shape"
+            ) from error
+        text = "plain random inputs, as the model runs on no others"
+        return Calibration(tuple(feeds), rows * len(feeds), text, True, self.diversity(feeds, rows * len(feeds)))
+
+    def feed(self, dims: Inputs, rng: np.random.Generator) -> Feed:
+        return {s.name: self.array(s, dims[s.name], rng) for s in self.specs}
+
+    def array(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        """Values for one input of this shape, by its kind."""
+        values: Array
+        match spec.kind:
+            case "image":
+                values = self.image(spec, shape, rng)
+            case "sound" | "features" if spec.batch is None or len(shape) < 2:
+                values = rng.standard_normal(shape)
+            case "sound":
+                values = self.sound(spec, shape, rng)
+            case "features":
+                values = synthetic.features(rng, shape)
+            case "tokens" | "integers":
+                values = synthetic.tokens(rng, _safe(spec, shape), shape)
+            case "positions":
+                values = np.broadcast_to(np.arange(shape[-1]) % spec.bound, shape)
+            case "mask":
+                values = np.ones(shape)
+            case "state":
+                values = np.zeros(shape)
+            case "text":
+                values = np.full(shape, "a")
+        return values.astype(spec.dtype)
+
+    def image(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        """Images, or volumes in which every image stands for a whole stack of them."""
+        inner = shape[1:] if spec.channel == 1 else (shape[-1], *shape[1:-1])
+        size = (inner[0], inner[-2], inner[-1])
+        if size not in self.fields:
+            self.fields[size] = synthetic.leaf_textures(rng, *size)
+        made = synthetic.images(rng, shape[0], *size, self.fields[size])
+        if len(shape) == 5:
+            made = np.repeat(made[:, :, None], inner[1], 2)
+        if spec.channel != 1:
+            made = np.moveaxis(made, 1, -1)
+        return self.scales[spec.name].of_normalised(made, spec.channel, spec.dtype)
+
+    def sound(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        """Sounds of their own; of a model with a state the next piece of those of the batch before."""
+        if all(s.kind != "state" for s in self.specs):
+            return sounds.sounds(rng, shape)
+        piece = next(self.streams.get(spec.name, iter(())), None)
+        if piece is None:
+            axis = 1 + int(np.argmax(shape[1:]))
+            pieces = min(math.ceil(self.want / shape[0]), PIECES)
+            long = sounds.sounds(rng, (*shape[:axis], pieces * shape[axis], *shape[axis + 1 :]))
+            self.streams[spec.name] = iter(np.split(long, pieces, axis))
+            piece = next(self.streams[spec.name])
+        return piece
+
+    def text(self) -> str:
+        """What the inputs are, for the report."""
+        names = {"sound": "sound", "features": "features", "tokens": "tokens", "integers": "integers"}
+        for image, scale in self.scales.items():
+            names[image] = f"images (textured dead leaves; {scale.text})"
+        kinds = [names.get(s.name if s.kind == "image" else s.kind) for s in self.specs]
+        return " and ".join(dict.fromkeys(filter(None, kinds))) or "constants"
+
+    def pool(self, dims: Inputs, rows: int) -> int:
+        """How many samples to choose from."""
+        elements = max(1, sum(math.prod(shape) for shape in dims.values()))
+        growth = elements / max(1, sum(math.prod(shape) for shape in self.shapes.inputs[0].values()))
+        macs = growth * sum(self.macs(node) for node in self.model.graph.node)
+        most = (POOL * self.want, POOL_LIMIT, POOL_ELEMENTS * rows / elements, POOL_MACS * rows / max(macs, 1))
+        return max(self.want, int(min(most)))
+
+    def macs(self, node: NodeProto) -> float:
+        """Roughly, for the batch at the first probe's sizes."""
+        weight = next((self.model.weights[n] for n in node.input[1:2] if n in self.model.weights), None)
+        out = self.shapes.probe[0].get(node.output[0]) if node.output else None
+        if weight is None or out is None or node.op_type not in ("Conv", "Gemm", "MatMul"):
+            return 0.0
+        width = out[1] if node.op_type == "Conv" else out[-1]
+        return math.prod(d or 1 for d in out) * weight.size / max(width or 1, 1)
+
+    def probabilities(self, feed: Feed, rows: int) -> Array | None:
+        """(rows, classes) from the first output that has a row for each sample and scores for two or more classes."""
+        for spec in self.session.get_outputs():
+            if spec.type not in ("tensor(float)", "tensor(float16)", "tensor(double)") or len(spec.shape or ()) < 2:
+                continue
+            scores = np.asarray(self.session.run([spec.name], feed)[0], np.float64)
+            if scores.ndim < 2 or len(scores) != rows or scores.size != rows * scores.shape[1] or scores.shape[1] < 2:
+                continue
+            return synthetic.softmax(scores.reshape(rows, -1))
+        return None
+
+    def diversity(self, feeds: Sequence[Feed], samples: int) -> float | None:
+        first = next((s.name for s in self.specs if s.batch == 0), None)
+        scores: list[Array] = []
+        for feed in feeds if first else ():
+            found = self.probabilities(feed, len(feed[first or ""]))
+            if found is None or (scores and found.shape[1] != scores[0].shape[1]):
+                return None  # as many scores as the input is long are no classes either
+            scores.append(found)
+        return synthetic.entropy(np.concatenate(scores)[:samples]) if scores else None
+
+
+def decoder(model: Model, shapes: Shapes, specs: Sequence[Input], options: Options) -> Decode:
+    """How pictures become what an input takes: its range of values and its size."""
+
+    def decode(name: str) -> tuple[Pixels, tuple[int, ...]]:
+        spec = next(s for s in specs if s.name == name)
+        dims = next(sizes(model, shapes, options.calib_batch, options.input_shapes))
+        return pixels(model, shapes, spec, options), dims[name]
+
+    return decode
+
+
+def _classes(labels: list[Array] | None, source: str) -> Array | None:
+    """(samples,): for criteria that differentiate a loss."""
+    if labels is None:
+        return None
+    if any(x.dtype.kind not in "iu" or x.size != len(x) for x in labels):
+        raise UsageError(f"{source}: 'labels' must be integers, one per sample")
+    return np.concatenate([x.reshape(-1) for x in labels])
+
+
+def _safe(spec: Input, shape: tuple[int, ...]) -> Array:
+    """The values to choose from. A token that the graph compares with marks padding, mostly; a scalar that it compares
+    with is a mode of the model, such as a sample rate."""
+    if not shape and spec.compared:
+        return np.array(spec.compared[:1])
+    found = np.setdiff1d(np.arange(spec.bound), spec.compared)
+    return found if len(found) > 1 else np.arange(spec.bound)

@@ -1,0 +1,234 @@
+"""Files that take their places together, whole or not at all, whatever ends the process that writes them.
+
+An ONNX model and its external data are two files, and no system renames two at once. So where a pair is written over,
+a copy of the data gets a name of its own (`OUT.<tag>.data`), the model that reads it there takes the place of the old
+one in one step, then the data takes the place of the old data and the model that reads that one its own. Whenever this
+is ended, OUT is wholly the old model or wholly the new one, and its data is there. A second link in place of the copy
+would be cheaper, but onnx refuses external data that has several.
+
+Knows paths and bytes, no ONNX.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
+
+if sys.platform != "win32":
+    import fcntl
+
+PATIENCE = 10.0
+"""Seconds to wait for another run that is putting files into the same folder."""
+
+
+def check_outputs(outputs: Iterable[Path]) -> None:
+    """Refuses, before any work, to write where it cannot. That a folder can be written to shows only by doing so."""
+    folders = set[Path]()
+    for path in outputs:
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; give the name of a file to write")
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: the folder {path.parent} does not exist; create it first")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a regular file; give another name")
+        folders.add(path.parent)
+    for folder in sorted(folders):
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # that is said of what is written
+                raise UsageError(f"the folder {folder} is not writable ({error.strerror}); give another one") from None
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn what the disk says into one line."""
+    try:
+        yield
+    except OnnxPruneError:
+        raise
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RuntimeFailure(f"no space left to write {target}; free some, or write elsewhere") from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UsageError(f"{target} cannot be written ({e.strerror}); choose another folder") from e
+        raise RuntimeFailure(f"{target} cannot be written ({e.strerror or e}); check the disk") from e
+
+
+@contextmanager
+def created(path: Path) -> Iterator[Callable[[bytes | memoryview], Any]]:
+    """Write a file of `replacing`; it is on the disk when the block ends."""
+    with path.open("wb") as file:
+        yield file.write
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@dataclass
+class Files:
+    """`temporary`: where to write each output. Of a pair, `bridge` is to be the model that reads its data at `tagged`.
+    `removed`: what killed runs had left of these outputs, and is gone now. `spent`: what nobody needs in the end."""
+
+    temporary: dict[Path, Path]
+    bridge: Path
+    tagged: Path
+    removed: list[Path] = field(default_factory=list)
+    spent: list[Path] = field(default_factory=list)
+
+
+@contextmanager
+def replacing(outputs: Sequence[Path], pair: bool = False) -> Iterator[Files]:
+    """Temporary files beside `outputs` that take their places if the block succeeds; after an error everything is as it
+    was. With `pair` the last two outputs are external data and the model that reads it."""
+    tag, target = uuid.uuid4().hex[:12], outputs[-1]
+    temporary = {o: _hidden(o, tag, "tmp") for o in outputs}
+    files = Files(
+        temporary, _hidden(target, uuid.uuid4().hex[:12], "tmp"), target.with_name(f"{target.name}.{tag}.data")
+    )
+    claimed = [*temporary.values(), *([files.bridge] if pair else ())]
+    files.spent += claimed
+    with ExitStack() as held:
+        for _ in range(2):  # Ctrl-C may end the one
+            held.callback(_unlink, files.spent)
+        with _locked(outputs) as alone:
+            if alone:
+                files.removed += _swept(outputs, ("tmp", "old"))
+            for path in claimed:
+                _claim(path, held)
+        yield files
+        with _locked(outputs) as alone:
+            _place(list(outputs), files, tag, pair)
+            _unlink(files.spent)
+            if alone:
+                files.removed += _swept(outputs, ("data",))
+
+
+def _hidden(output: Path, tag: str, what: str) -> Path:
+    return output.with_name(f".{output.name}.{tag}.{what}")
+
+
+def _unlink(paths: Sequence[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):  # what is left over is no reason to fail, and is swept the next time
+            path.unlink(missing_ok=True)
+
+
+def _place(outputs: list[Path], files: Files, tag: str, pair: bool) -> None:
+    target, data = outputs[-1], outputs[-2] if pair else None
+    backups = {o: _hidden(o, tag, "old") for o in outputs if os.path.lexists(o)}
+    bridged = data is not None and {data, target} <= backups.keys()
+    placed: list[Path] = []
+    try:
+        for output in backups.keys() - {data}:
+            _link(output, backups[output])
+        if bridged:
+            shutil.copyfile(files.temporary[outputs[-2]], files.tagged)
+            placed.append(target)
+            os.replace(files.bridge, target)
+        for output in outputs:
+            if output == data and output in backups:  # nobody reads it now, and a second link to it nobody would read
+                os.replace(output, backups[output])
+            placed.append(output)
+            os.replace(files.temporary[output], output)
+    except BaseException:
+        for output in outputs:  # data before the model that reads it
+            if output in backups and (output == data or output in placed):
+                if backups[output].exists() and not _same(output, backups[output]):
+                    os.replace(backups[output], output)
+            elif output in placed:
+                output.unlink(missing_ok=True)
+        files.spent += [files.tagged, *backups.values()]
+        raise
+    files.spent += [files.tagged, *backups.values()]
+
+
+def _same(a: Path, b: Path) -> bool:
+    """Two names of one file, or of one link: nothing has been put there yet."""
+    return os.path.lexists(a) and os.path.samestat(a.lstat(), b.lstat())
+
+
+def _link(source: Path, name: Path) -> None:
+    """A second name for the same file; a copy where the disk knows no links."""
+    try:
+        os.link(source, name)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        shutil.copy2(source, name, follow_symlinks=False)
+
+
+def _claim(path: Path, held: ExitStack) -> None:
+    """A new file, locked as long as `held` is: the system lets go of it when the process ends, however it does."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    if sys.platform == "win32":
+        os.close(file)  # what is open cannot be renamed there
+    else:
+        held.callback(os.close, file)
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def _locked(outputs: Sequence[Path]) -> Iterator[bool]:
+    """Nobody else puts files into these folders meanwhile; False where that could not be had (a disk without locks, a
+    lock that somebody keeps)."""
+    if sys.platform == "win32":
+        yield False
+        return
+    with ExitStack() as held:
+        alone, deadline = True, time.monotonic() + PATIENCE
+        for folder in sorted({o.parent.resolve() for o in outputs}):
+            try:
+                file = os.open(folder, os.O_RDONLY)
+                held.callback(os.close, file)
+                while not _taken(file) and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                alone &= _taken(file)
+            except OSError:
+                alone = False
+        yield alone
+
+
+def _taken(file: int) -> bool:
+    """Whether this process has the lock of an open file now."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _swept(outputs: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
+    """Removes what runs that were killed have left of `outputs`; a temporary file that is locked has a live writer."""
+    removed = []
+    for output in outputs:
+        names = re.compile(rf"\.?{re.escape(output.name)}\.[0-9a-f]{{12}}\.({'|'.join(kinds)})")
+        for path in sorted(p for p in output.parent.iterdir() if names.fullmatch(p.name)):
+            if path.name.startswith(".") != path.name.endswith(".data"):
+                with suppress(OSError):
+                    if not path.name.endswith(".tmp") or _ownerless(path):
+                        path.unlink()
+                        removed.append(path)
+    return removed
+
+
+def _ownerless(path: Path) -> bool:
+    file = os.open(path, os.O_RDWR)
+    try:
+        return _taken(file)
+    finally:
+        os.close(file)

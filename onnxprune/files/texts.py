@@ -1,0 +1,47 @@
+"""Files of the command line that are no models: where may be written, plans and reports. Knows paths, no stage."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxprune.errors import UsageError
+
+
+def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    """Do both paths name one file, through links or not? A file that does not exist yet is compared by its path."""
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return os.path.realpath(a) == os.path.realpath(b)
+
+
+def check_distinct(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Refuses to write over what is read, or twice to one file."""
+    for i, path in enumerate(outputs):
+        if any(same_file(path, other) for other in inputs):
+            raise UsageError(f"{path} would be both read and written; give another name to write to")
+        if any(same_file(path, other) for other in outputs[:i]):
+            raise UsageError(f"{path} would be written twice; give every output its own name")
+
+
+def json_text(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    write_texts({path: json_text(value)})
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """All of it or nothing."""
+    from onnxprune.files.atomic import created, disk_errors, replacing
+
+    for path in list(texts)[:1]:
+        with disk_errors(path), replacing(list(texts)) as files:
+            for output, text in texts.items():
+                with created(files.temporary[output]) as write:
+                    write(text.encode())

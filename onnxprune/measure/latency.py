@@ -1,0 +1,152 @@
+"""How long models take in ONNX Runtime, loaded and optimised as an application would.
+
+Knows sessions and clocks, no units.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.data import RANGES, random_inputs, sizes
+from onnxprune.errors import RuntimeFailure
+from onnxprune.model import Model
+from onnxprune.run import PROVIDERS, deployed, first_line
+from onnxprune.shapes import Shapes, infer
+
+Feed = dict[str, NDArray[Any]]
+Run = Callable[[], Any]
+SECONDS = 4.0
+"""What a comparison of two models takes, apart from warming up, unless they are slow."""
+TURN = 0.02
+"""Seconds that one model runs before it is the other's turn."""
+TURNS = 15
+"""The least number of turns."""
+SETTLE = 0.3
+"""Share of a turn that is not counted: cold caches, and threads of the other session that still spin."""
+DEVICES = {PROVIDERS["cuda"]: "cuda", PROVIDERS["tensorrt"]: "cuda"}
+"""Where a provider's tensors live, if not in the memory of the processor."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one run: the median, and the quartiles below and above it."""
+
+    median: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(seconds: Sequence[float]) -> Timing:
+        low, median, high = np.percentile(seconds, (25, 50, 75)) * 1e3
+        return Timing(float(median), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Two models on the same inputs, in turns. threads: inside an operator; 0 is the runtime's default on `cores`."""
+
+    before: Timing
+    after: Timing
+    runs: tuple[int, int]
+    inputs: Mapping[str, tuple[int, ...]]
+    batch: int
+    threads: int
+    cores: int
+    providers: tuple[str, ...]
+
+    @property
+    def speedup(self) -> float:
+        return self.before.median / self.after.median
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "unit": "ms", "before": vars(self.before), "after": vars(self.after), "speedup": self.speedup,
+            **{name: getattr(self, name) for name in ("runs", "inputs", "batch", "threads", "cores", "providers")},
+        }  # fmt: skip
+
+
+def benchmark(
+    before: Model, after: Model, *, batch: int = 1, threads: int = 0, providers: Sequence[str] = ("cpu",),
+    input_shapes: Mapping[str, Sequence[int]] | None = None, seconds: float | None = None, seed: int = 0,
+) -> Benchmark:  # fmt: skip
+    """Both models in turns, so that whatever else the machine does meets both alike."""
+    sessions = [deployed(model, providers, threads) for model in (before, after)]
+    working = before.normalised()
+    feed = runnable(sessions[0], working, infer(working, input_shapes), batch, input_shapes or {}, seed)
+    runs = [bound(session, feed) for session in sessions]
+    taken: list[list[float]] = [[], []]
+    for run in runs:
+        turn(run)  # warms up
+    end, turns = time.perf_counter() + (SECONDS if seconds is None else seconds), 0
+    while turns < TURNS or time.perf_counter() < end:
+        for run, own in zip(runs, taken, strict=True):
+            own += turn(run)
+        turns += 1
+    first, second = map(Timing.of, taken)
+    shapes = {name: x.shape for name, x in feed.items()}
+    count = next((x.shape[0] for x in feed.values() if x.ndim), 1)
+    used = tuple(sessions[1].get_providers())
+    return Benchmark(first, second, (len(taken[0]), len(taken[1])), shapes, count, threads, cores(), used)
+
+
+def runnable(
+    session: Any, model: Model, shapes: Shapes, batch: int, given: Mapping[str, Sequence[int]], seed: int = 0
+) -> Feed:
+    """Random inputs for `batch` samples, where the model leaves their number open, on which the session runs."""
+    last: Exception | None = None
+    for dims in sizes(model, shapes, batch, given):
+        for low, high in RANGES:
+            feed = random_inputs(model, dims, seed, high, low)
+            try:
+                session.run(None, feed)
+            except Exception as error:  # whatever fails, other sizes may do
+                last = error
+                continue
+            return feed
+    raise RuntimeFailure(
+        f"ONNX Runtime cannot run the model on random inputs: {first_line(last or Exception())}; "
+        "give shapes that fit with --overwrite-input-shape"
+    )
+
+
+def bound(session: Any, feed: Feed) -> Run:
+    """One run of the session. On an accelerator its inputs and outputs stay there: copies are not the model's time."""
+    device = next((DEVICES[p] for p in session.get_providers() if p in DEVICES), "")
+    if not device or any(x.dtype == object for x in feed.values()):
+        return lambda: session.run(None, feed)
+    import onnxruntime as ort
+
+    binding = session.io_binding()
+    for name, x in feed.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(x, device, 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return run
+
+
+def turn(run: Run, seconds: float = TURN, least: int = 2) -> list[float]:
+    """Seconds of each run of one turn, without those at its beginning."""
+    taken: list[float] = []
+    begin = time.perf_counter()
+    while len(taken) < least or time.perf_counter() < begin + seconds:
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return taken[max(1, int(SETTLE * len(taken))) :]
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,218 @@
+"""Two models on the same data, sample by sample: the metric of both, the drop with its interval, fidelity, gates.
+
+Knows outputs and samples, not what was pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.data import Feed, batched, calibration, checked, decoder, describe, read
+from onnxprune.errors import RuntimeFailure, UsageError
+from onnxprune.measure.metrics import METRICS, Custom, Floats, Metric, Outputs, chosen
+from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.run import first_line, open_session
+from onnxprune.shapes import Shapes, footprint, infer
+
+Array = NDArray[Any]
+BATCH = 64
+RESAMPLES = 1000
+LEVEL = 0.95
+"""Of the confidence interval of a drop."""
+FIDELITY = ("agreement", "cosine", "snr")
+MADE_UP = 128
+"""Inputs made up where no data is given."""
+EVERYTHING = 1 << 62
+
+
+@dataclass(frozen=True)
+class Data:
+    """Feeds ready for a session and the labels of each; a fixed batch is filled up, `rows` says how many count."""
+
+    feeds: list[Feed]
+    labels: list[Array] | None
+    rows: list[int]
+    source: str
+
+    def __len__(self) -> int:
+        return sum(self.rows)
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What must hold: at most so much less of the metric, in its own unit; at least so much of the dense model's."""
+
+    max_drop: float | None = None
+    min_agreement: float | None = None
+    min_cosine: float | None = None
+
+    def __bool__(self) -> bool:
+        return any(v is not None for v in vars(self).values())
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The metric of both models and `drop` = before - after with its paired interval (None where the metric is the
+    user's own number); `fidelity` of the second to the first: top-1 agreement, cosine, signal-to-noise ratio in dB."""
+
+    metric: str
+    before: float
+    after: float
+    drop: float
+    interval: tuple[float, float] | None
+    samples: int
+    fidelity: Mapping[str, float]
+    data: str
+    providers: tuple[str, ...]
+    failed: tuple[str, ...] = field(default=())
+
+
+def load(data: Any, model: Model, shapes: Shapes, options: Options, limit: int | None = None) -> Data:
+    """All samples of any of the forms that --calib takes, with their `labels` where there are any (for pictures: the
+    folders they are in). What is wrong with the data is a UsageError."""
+    specs = describe(model, shapes)
+    source = read(data, specs, limit or EVERYTHING, options.seed, decoder(model, shapes, specs, options))
+    feeds = [checked(feed, specs, source.name) for feed in source.feeds]
+    labels = source.labels or source.folders
+    first = next((s.name for s in specs if s.batch == 0), None)
+    # Without labels numbers stand for them: they too say how many rows of a batch of fixed size count.
+    numbers = [np.arange(len(feed[first]) if first else 1) for feed in feeds]
+    wanted = limit or EVERYTHING
+    feeds, given, _, _ = batched(feeds, labels or numbers, specs, wanted, BATCH, options.seed, source.name)
+    return Data(feeds, given if labels else None, [len(x) for x in given or ()], source.name)
+
+
+def compared(model: Any, data: Any, options: Options, metric: str = "", limit: int | None = None) -> Comparison:
+    """The dense `model` on `data`; without data on made-up inputs, which show how far two models differ and no more."""
+    source = Model.load(model).normalised()
+    shapes = infer(source, options.input_shapes)
+    if data is not None:
+        found = load(data, source, shapes, options, limit)
+    else:
+        footprint.check(source, shapes.passes[0], options.memory)
+        made = calibration(source, shapes, replace(options, calib=None, calib_samples=limit or MADE_UP))
+        first = next((s.name for s in describe(source, shapes) if s.batch == 0), None)
+        rows = [len(feed[first]) if first else 1 for feed in made.feeds]
+        found = Data(list(made.feeds), None, rows, made.source)
+    return Comparison(source, found, metric, options.providers)
+
+
+class Comparison:
+    """A dense model and data; any number of other models are measured against them."""
+
+    def __init__(self, dense: Model, data: Data, metric: str = "", providers: Sequence[str] = ("cpu",)) -> None:
+        """Runs the first batch, so that data or a metric that do not fit are known before any work."""
+        self.data, self.providers = data, providers
+        self.session = open_session(dense, providers)
+        first = self._outputs(self.session, 0)
+        self.metric = chosen(metric, first, None if data.labels is None else data.labels[0])
+        if isinstance(self.metric, Metric):
+            reference = data.labels[0] if self.metric.against == "labels" and data.labels is not None else first
+            self.metric.statistics(first, reference)
+
+    def measure(self, other: Model, gates: Gates | None = None, seed: int = 0) -> Quality:
+        """`other` against the dense model. Gates that do not hold are named in `failed`."""
+        if gates is not None and gates.max_drop is not None and self.metric.name == "snr":
+            raise UsageError("a signal-to-noise ratio has no drop; use --min-cosine, or another --metric")
+        session = open_session(other, self.providers)
+        self._check_inputs(session)
+        pairs = ((self._outputs(self.session, k), self._outputs(session, k)) for k in range(len(self.data.feeds)))
+        sums: dict[str, list[Floats]] = {name: [] for name in FIDELITY}
+        kept: list[tuple[Outputs, Outputs]] = []
+        ours: list[tuple[Floats, Floats]] = []
+        for k, (dense, found) in enumerate(pairs):
+            shapes = [[x.shape for x in outputs] for outputs in (dense, found)]
+            if shapes[0] != shapes[1]:
+                raise UsageError(
+                    f"the two models give outputs of shapes {shapes[0]} and {shapes[1]}; compare alike ones"
+                )
+            for name in FIDELITY:
+                sums[name].append(METRICS[name].statistics(found, dense))
+            if isinstance(self.metric, Metric):
+                reference = self.data.labels[k] if self.metric.against == "labels" and self.data.labels else dense
+                ours.append((self.metric.statistics(dense, reference), self.metric.statistics(found, reference)))
+            else:
+                kept.append((dense, found))
+        fidelity = {name: _total(METRICS[name], np.concatenate(parts)) for name, parts in sums.items()}
+        if isinstance(self.metric, Metric):
+            a, b = (np.concatenate([pair[side] for pair in ours]) for side in (0, 1))
+            before, after = _total(self.metric, a), _total(self.metric, b)
+            interval: tuple[float, float] | None = bootstrap(self.metric, a, b, seed)
+        else:
+            before, after, interval = self._custom(self.metric, kept, seed)
+        drop = before - after
+        failed = tuple(_failed(gates or Gates(), drop, fidelity, self.metric.name))
+        data, used = self.data, tuple(session.get_providers())
+        return Quality(
+            self.metric.name, before, after, drop, interval, len(data), fidelity, data.source, used, failed
+        )  # fmt: skip
+
+    def _check_inputs(self, session: Any) -> None:
+        """The two models must take the same inputs."""
+        ours, theirs = ({i.name: (i.type, i.shape) for i in s.get_inputs()} for s in (self.session, session))
+        if ours.keys() != theirs.keys():
+            raise UsageError(f"the two models take different inputs: {', '.join(ours)} and {', '.join(theirs)}")
+        for name, (kind, shape) in ours.items():
+            known = [(a, b) for a, b in zip(shape, theirs[name][1], strict=False) if isinstance(a, int)]
+            if (
+                kind != theirs[name][0]
+                or len(shape) != len(theirs[name][1])
+                or any(isinstance(b, int) and a != b for a, b in known)
+            ):
+                raise UsageError(f"the two models take different sizes of {name!r}: {shape} and {theirs[name][1]}")
+
+    def _outputs(self, session: Any, k: int) -> list[Array]:
+        """Of the k-th feed, those that have a row for each sample."""
+        rows = self.data.rows[k]
+        try:
+            made = session.run(None, self.data.feeds[k])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise RuntimeFailure(f"ONNX Runtime failed on the validation data: {first_line(error)}") from error
+        counted = [x[:rows] for x in made if isinstance(x, np.ndarray) and x.ndim and len(x) >= rows]
+        if not counted:
+            raise UsageError("no output of the model has a row for each sample, so it cannot be measured on this data")
+        return counted
+
+    def _custom(
+        self, metric: Custom, kept: Sequence[tuple[Outputs, Outputs]], seed: int
+    ) -> tuple[float, float, tuple[float, float] | None]:
+        dense, found = ([np.concatenate(parts) for parts in zip(*(pair[side] for pair in kept), strict=True)]
+                        for side in (0, 1))  # fmt: skip
+        reference = dense if self.data.labels is None else np.concatenate(self.data.labels)
+        a, b = metric(dense, reference), metric(found, reference)
+        if a.ndim == 0:
+            return float(a), float(b), None
+        mean = METRICS["cosine"]
+        return float(a.mean()), float(b.mean()), bootstrap(mean, a[:, None], b[:, None], seed)
+
+
+def _total(metric: Metric, statistics: Floats) -> float:
+    return float(metric.value(statistics.sum(0), np.asarray(float(len(statistics)))))
+
+
+def bootstrap(metric: Metric, before: Floats, after: Floats, seed: int) -> tuple[float, float]:
+    """Percentile interval of the drop over samples drawn again, the same for both models (paired; Efron 1979)."""
+    rng = np.random.default_rng(seed)
+    n = len(before)
+    drops = []
+    for _ in range(RESAMPLES):
+        weights = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
+        count = np.asarray(float(n))
+        drops.append(float(metric.value(weights @ before, count) - metric.value(weights @ after, count)))
+    low, high = np.percentile(drops, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return float(low), float(high)
+
+
+def _failed(gates: Gates, drop: float, fidelity: Mapping[str, float], metric: str) -> Iterator[str]:
+    if gates.max_drop is not None and not drop <= gates.max_drop:
+        yield f"{metric} drops by {drop:.4f}, more than --max-drop {gates.max_drop:g}"
+    for name in ("agreement", "cosine"):
+        least = getattr(gates, f"min_{name}")
+        if least is not None and not fidelity[name] >= least:
+            yield f"{name} with the dense model is {fidelity[name]:.4f}, less than --min-{name} {least:g}"

@@ -1,0 +1,51 @@
+"""The model: its weights and files, the protobuf in a normal form, walks over its graph.
+
+Knows files and protobuf, no sizes and no stage.
+"""
+
+from __future__ import annotations
+
+from onnxprune.model.graph import (
+    Scope,
+    bodies,
+    captured,
+    defined,
+    every_node,
+    forget_shapes,
+    needs,
+    nested,
+    rearranged,
+    renamed,
+    scopes,
+)
+from onnxprune.model.model import SESSION_LIMIT, Model, opset
+from onnxprune.model.normalise import set_nodes, sorted_nodes
+from onnxprune.model.topology import Topology
+from onnxprune.model.weight import FLOATS, HALVES, Array, Part, Weight, dtype_of, nbytes_of
+
+__all__ = [
+    "FLOATS",
+    "HALVES",
+    "SESSION_LIMIT",
+    "Array",
+    "Model",
+    "Part",
+    "Scope",
+    "Topology",
+    "Weight",
+    "bodies",
+    "captured",
+    "defined",
+    "dtype_of",
+    "every_node",
+    "forget_shapes",
+    "nbytes_of",
+    "needs",
+    "nested",
+    "opset",
+    "rearranged",
+    "renamed",
+    "scopes",
+    "set_nodes",
+    "sorted_nodes",
+]  # fmt: skip

@@ -1,0 +1,138 @@
+"""A graph and the bodies of its If, Loop and Scan: one walk over all of them, and one numbering of their nodes.
+
+A node of the main graph has its own place as number; those of the bodies come after the last of these, outer bodies
+before inner ones. So whoever looks at the main graph only may go on counting as before. Knows protobuf,
+no operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from onnx import AttributeProto, GraphProto, NodeProto
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A graph, the numbers of its nodes, and of which node (and attribute) it is a body; the main graph is of none."""
+
+    graph: GraphProto
+    numbers: range
+    owner: int = -1
+    attribute: str = ""
+
+
+def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
+    """The graphs in a node's attributes, by attribute."""
+    for a in node.attribute:
+        yield from ((a.name, g) for g in graphs(a))
+
+
+def graphs(a: AttributeProto) -> Sequence[GraphProto]:
+    return [a.g] if a.HasField("g") else a.graphs
+
+
+def scopes(graph: GraphProto) -> list[Scope]:
+    """The graph and all bodies in it, outer before inner."""
+    out = [Scope(graph, range(len(graph.node)))]
+    for scope in out:  # which grows
+        for number, node in zip(scope.numbers, scope.graph.node, strict=True):
+            for name, body in bodies(node):
+                start = out[-1].numbers.stop
+                out.append(Scope(body, range(start, start + len(body.node)), number, name))
+    return out
+
+
+def every_node(graph: GraphProto) -> list[NodeProto]:
+    """All nodes, in the order of their numbers."""
+    return [node for scope in scopes(graph) for node in scope.graph.node]
+
+
+def nested(node: NodeProto) -> Iterator[NodeProto]:
+    """The nodes in the bodies of a node, however deep."""
+    for _, body in bodies(node):
+        for inner in body.node:
+            yield inner
+            yield from nested(inner)
+
+
+def needs(node: NodeProto) -> Iterator[str]:
+    """Names of the tensors that a node reads, those that its bodies take from outside included."""
+    yield from filter(None, node.input)
+    for _, body in bodies(node):
+        yield from captured(body)
+
+
+def captured(body: GraphProto) -> list[str]:
+    """Names of outer tensors that a body, or one inside it, reads: each once, in order."""
+    own = defined(body)
+    names = chain((name for node in body.node for name in needs(node)), (o.name for o in body.output))
+    return [name for name in dict.fromkeys(names) if name and name not in own]
+
+
+def rearranged(
+    graph: GraphProto, before: Mapping[int, Sequence[NodeProto]], after: Mapping[int, Sequence[NodeProto]],
+    dead: Callable[[NodeProto], bool] = lambda node: False,
+) -> None:  # fmt: skip
+    """Put nodes before and after those of the given numbers, in the graph that holds them; drop the dead ones."""
+    for scope in reversed(scopes(graph)):  # inner first: an outer graph is copied with what it holds
+        parts = [
+            (*before.get(k, ()), n, *after.get(k, ())) for k, n in zip(scope.numbers, scope.graph.node, strict=True)
+        ]
+        ordered = [n for part in parts for n in part if not dead(n)]
+        if len(ordered) == len(scope.graph.node) and max(map(len, parts), default=1) == 1:
+            continue
+        copies = []
+        for node in ordered:
+            copy = NodeProto()
+            copy.CopyFrom(node)
+            copies.append(copy)
+        del scope.graph.node[:]
+        scope.graph.node.extend(copies)
+
+
+def defined(graph: GraphProto) -> set[str]:
+    """Names that a graph gives to its own tensors."""
+    own = (
+        {x.name for x in graph.input} | {x.name for x in graph.initializer} | {x for n in graph.node for x in n.output}
+    )
+    return {*own, *(s.values.name for s in graph.sparse_initializer)} - {""}
+
+
+def renamed(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Rename tensors in a body and in the bodies inside it, where these do not give the name to one of their own."""
+    for node in graph.node:
+        for field in (node.input, node.output):
+            for i, name in enumerate(field):
+                if name in names:
+                    field[i] = names[name]
+        for _, body in bodies(node):
+            own = defined(body)
+            renamed(body, {old: new for old, new in names.items() if old not in own})
+    for info in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        info.name = names.get(info.name, info.name)
+
+
+def told_apart(graph: GraphProto, fresh: Callable[[str], str]) -> None:
+    """Give every tensor in a body a name that no other graph uses: exporters repeat names in the branches of an If."""
+    seen = defined(graph)
+    for scope in scopes(graph)[1:]:
+        own = defined(scope.graph)
+        renamed(scope.graph, {name: fresh(name) for name in sorted(own & seen)})
+        seen |= defined(scope.graph)
+
+
+def forget_shapes(graph: GraphProto, changed: Collection[str]) -> None:
+    """Drop the sizes that the bodies declare of tensors that changed, but for their number: runtimes ask for that."""
+    for scope in scopes(graph)[1:]:
+        stay = [v for v in scope.graph.value_info if v.name not in changed]
+        if len(stay) != len(scope.graph.value_info):
+            stay = [type(v).FromString(v.SerializeToString()) for v in stay]
+            del scope.graph.value_info[:]
+            scope.graph.value_info.extend(stay)
+        for info in (*scope.graph.input, *scope.graph.output):
+            if info.name in changed:
+                for dim in info.type.tensor_type.shape.dim:
+                    dim.ClearField("dim_value")

@@ -1,0 +1,177 @@
+"""Files: reading a model and its external data. Knows paths and protobuf, no stage."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+from onnx import ModelProto, TensorProto
+
+from onnxprune.errors import UsageError
+from onnxprune.model.weight import BITS, Mapped, Weight, dtype_of, nbytes_of
+from onnxprune.model.wire import Odd, skeleton
+
+MAPPED_FILES = 128
+"""At most this many external files are kept open as memory maps; the others are read."""
+_CONTROL = {*range(9), *range(14, 27)}
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What was left in a model's own file: (begin, end) of the bytes of initializers, by their place in the graph."""
+
+    file: mmap.mmap
+    at: Mapping[int, tuple[int, int]]
+
+
+def parse(path: Path) -> tuple[ModelProto, Inside | None]:
+    """The model in a file; what is large stays there."""
+    try:
+        with path.open("rb") as file:
+            mapped = path.is_file() and os.fstat(file.fileno()).st_size > 0
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if mapped else file.read()
+    except FileNotFoundError as e:
+        raise UsageError(f"{path} does not exist; check the path") from e
+    except IsADirectoryError as e:
+        raise UsageError(f"{path} is a folder; give the .onnx file inside it") from e
+    except OSError as e:
+        raise UsageError(f"{path} cannot be read ({e.strerror}); check the path and its permissions") from e
+    head = data[:4096]
+    if not head:
+        raise UsageError(f"{path} is empty; export or download the model again")
+    if head.startswith(b"version https://git-lfs"):
+        raise UsageError(f"{path} is a Git LFS pointer, not the model; fetch it with `git lfs pull`")
+    if head.startswith((b"PK\x03\x04", b"\x89HDF")) or head[4:8] in (b"ORTM", b"TFL3"):
+        raise UsageError(f"{path} is a model of another format; export it to ONNX first")
+    if not _CONTROL.intersection(head):
+        raise UsageError(f"{path} is a text file; give a binary ONNX model")
+    try:
+        if isinstance(data, mmap.mmap):
+            try:
+                found = skeleton(data)
+                return ModelProto.FromString(found.data), Inside(data, found.held)
+            except (Odd, DecodeError):  # protobuf itself is to say what is wrong, if anything is
+                data = data[:]
+        return ModelProto.FromString(data), None
+    except DecodeError as e:
+        if "MaxDepth" in str(e):
+            raise UsageError(
+                f"{path} nests its graphs deeper than protobuf can read; export it with fewer levels"
+            ) from e
+        reason = "is truncated or damaged; export or download it again" if head[0] == 8 else "is not an ONNX model"
+        raise UsageError(f"{path} {reason}") from e
+
+
+class ExternalData:
+    """Reads the tensors of one model, and the external files in its folder."""
+
+    def __init__(self, model: Path | None, inside: Inside | None = None) -> None:
+        self.model, self.inside = model, inside
+        self.files: dict[Path, mmap.mmap | bytes] = {}
+        self.located: dict[str, mmap.mmap | bytes] = {}
+
+    def weight(self, tensor: TensorProto, place: int = -1) -> Weight:
+        """`place`: among the initializers of the main graph."""
+        kind, shape = tensor.data_type, tuple(tensor.dims)
+        if any(d < 0 for d in shape):
+            raise UsageError(f"weight '{tensor.name}' has the shape {list(shape)}; export the model again")
+        if tensor.data_location == TensorProto.EXTERNAL:
+            buffer, offset = self._open(tensor)
+        elif self.inside is not None and place in self.inside.at:
+            buffer, (offset, end) = self.inside.file, self.inside.at[place]
+            self._fits(tensor, end - offset)
+        elif tensor.HasField("raw_data"):
+            buffer, offset = tensor.raw_data, 0
+            self._fits(tensor, len(buffer))
+        else:
+            if _listed(tensor) != _needed(kind, shape):
+                raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(shape)} needs; "
+                                 "the file is damaged, export it again")  # fmt: skip
+            bare = TensorProto()
+            bare.CopyFrom(tensor)
+            return Weight(kind, shape, bare)
+        if kind in BITS:
+            raw = bytes(buffer[offset : offset + nbytes_of(kind, shape)])
+            return Weight(kind, shape, TensorProto(data_type=kind, dims=shape, raw_data=raw))
+        if not math.prod(shape):
+            return Weight(kind, shape, np.empty(shape, dtype_of(kind)))
+        if isinstance(buffer, mmap.mmap):
+            return Weight(kind, shape, Mapped(buffer, offset, dtype_of(kind), shape))
+        return Weight(kind, shape, np.frombuffer(buffer, dtype_of(kind), math.prod(shape), offset).reshape(shape))
+
+    @staticmethod
+    def _fits(tensor: TensorProto, length: int) -> None:
+        if length != nbytes_of(tensor.data_type, tensor.dims):
+            raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(tensor.dims)} needs; "
+                             "the file is damaged, export it again")  # fmt: skip
+
+    def _open(self, tensor: TensorProto) -> tuple[mmap.mmap | bytes, int]:
+        """The file that holds an external tensor, and where in it."""
+        info = {e.key: e.value for e in tensor.external_data}
+        location, name = info.get("location", ""), f"weight '{tensor.name}'"
+        if location not in self.located:
+            self.located[location] = self._file(location, name)
+        file, need = self.located[location], nbytes_of(tensor.data_type, tensor.dims)
+        try:
+            offset = int(info.get("offset") or 0)
+            length = int(info.get("length") or need)
+        except ValueError:
+            offset = length = -1
+        if offset < 0 or length != need or offset + length > len(file):
+            raise UsageError(f"{name} does not fit into '{location}'; that file is truncated or of another model")
+        return file, offset
+
+    def _file(self, location: str, name: str) -> mmap.mmap | bytes:
+        if self.model is None:
+            raise UsageError(f"{name} is external data in '{location}'; load the model from its path instead")
+        parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
+        absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
+        try:
+            path = (self.model.parent / location).resolve()
+            found = path.is_file()
+        except (OSError, RuntimeError, ValueError) as e:  # a link to itself, a name too long, a byte of zero
+            raise UsageError(
+                f"{name} is in '{location[:80]}', which is no path of a file; export the model again"
+            ) from e
+        # Download caches keep links to the model and to its data side by side in a third folder.
+        homes = (self.model.parent.resolve(), self.model.resolve().parent)
+        if not location or absolute or ".." in parts or not any(path.is_relative_to(h) for h in homes):
+            raise UsageError(f"{name} refers to '{location}', outside the model's folder; move that file there")
+        if not found:
+            raise UsageError(f"{name} is in '{location}', which is missing; put that file next to {self.model}")
+        if path not in self.files:
+            try:
+                with path.open("rb") as file:
+                    mapped = len(self.files) < MAPPED_FILES and path.stat().st_size > 0
+                    self.files[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if mapped else file.read()
+            except OSError as e:
+                raise UsageError(f"{path} cannot be read ({e.strerror}); check its permissions") from e
+        return self.files[path]
+
+
+def _listed(tensor: TensorProto) -> int:
+    """How many values the typed fields of a tensor hold."""
+    kind = tensor.data_type
+    if kind == TensorProto.STRING:
+        return len(tensor.string_data)
+    if kind in (TensorProto.FLOAT, TensorProto.COMPLEX64):
+        return len(tensor.float_data)
+    if kind in (TensorProto.DOUBLE, TensorProto.COMPLEX128):
+        return len(tensor.double_data)
+    if kind == TensorProto.INT64:
+        return len(tensor.int64_data)
+    return len(tensor.uint64_data if kind in (TensorProto.UINT32, TensorProto.UINT64) else tensor.int32_data)
+
+
+def _needed(kind: int, shape: tuple[int, ...]) -> int:
+    """How many values a tensor of this type and shape has in a typed field: packed ones share, complex take two."""
+    values = math.prod(shape)
+    if kind in BITS:
+        return nbytes_of(kind, shape)
+    return 2 * values if kind in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) else values

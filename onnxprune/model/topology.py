@@ -1,0 +1,64 @@
+"""Who makes and who reads which tensor of a graph. Knows nodes and tensors, no operator."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Iterable, Sequence
+from typing import Any
+
+from onnx import ModelProto, NodeProto
+
+from onnxprune.model.graph import needs
+from onnxprune.model.model import Model
+
+
+class Topology:
+    """Who makes and who reads which tensor of the main graph, by index of node."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.nodes = list(model.proto.graph.node)
+        self.reads = [set(needs(n)) for n in self.nodes]
+        self.made_by = {o: k for k, n in enumerate(self.nodes) for o in n.output if o}
+        self.readers: dict[str, set[int]] = defaultdict(set)
+        for k, names in enumerate(self.reads):
+            for name in names:
+                self.readers[name].add(k)
+        self.outputs = [o.name for o in model.proto.graph.output]
+
+    def ancestors(self, names: Sequence[str], stop: Container[str] = ()) -> set[int]:
+        """Indices of all nodes that the tensors depend on; `stop` tensors are not looked behind."""
+        found, todo = set[int](), list(names)
+        while todo:
+            name = todo.pop()
+            k = self.made_by.get(name)
+            if k is not None and name not in stop and k not in found:
+                found.add(k)
+                todo += self.reads[k]
+        return found
+
+    def reader(self, tensor: str) -> NodeProto | None:
+        """The only reader of a tensor that is no output of the graph."""
+        readers = self.readers[tensor]
+        if len(readers) != 1 or tensor in self.outputs:
+            return None
+        node = self.nodes[next(iter(readers))]
+        return node if list(node.input).count(tensor) == 1 else None
+
+    def piece(self, nodes: Sequence[int], ins: Iterable[Any], outs: Iterable[Any]) -> Model:
+        """These nodes as a model of their own; `ins` and `outs` describe what it is given and gives."""
+        source = self.model.proto
+        proto = ModelProto(
+            ir_version=max(source.ir_version, 4), opset_import=source.opset_import, functions=source.functions
+        )
+        proto.graph.name = "piece"
+        proto.graph.node.extend(self.nodes[k] for k in nodes)
+        proto.graph.input.extend(ins)
+        proto.graph.output.extend(outs)
+        names = {n for k in nodes for n in needs(self.nodes[k])}  # which a refit may have changed
+        return Model(proto, {n: self.model.weights[n] for n in names & self.model.weights.keys()})
+
+    @property
+    def makers(self) -> dict[str, NodeProto]:
+        """The node that makes a tensor."""
+        return {o: self.nodes[k] for o, k in self.made_by.items()}

@@ -1,0 +1,18 @@
+"""Which units go: statistics, criteria, costs, the budget, and the plan by name.
+
+Knows groups and statistics, no rule and no edit.
+"""
+
+from __future__ import annotations
+
+from onnxprune.planning.allocation import Costs
+from onnxprune.planning.decision import Decision, by_weights, calibrated, decide, planner, settled, uses_inputs, working
+from onnxprune.planning.names import plan_of, removed_by
+from onnxprune.planning.plan import Plan, Removal, read_plan
+from onnxprune.planning.selection import select
+from onnxprune.planning.sensitivity import Judge
+
+__all__ = [
+    "Costs", "Decision", "Judge", "Plan", "Removal", "by_weights", "calibrated", "decide", "plan_of", "planner",
+    "read_plan", "removed_by", "select", "settled", "uses_inputs", "working",
+]  # fmt: skip

@@ -1,0 +1,81 @@
+"""Criteria: how important a unit is.
+
+The simplest kind is a saliency for every weight, which the mechanism sums over the coupled slices of a unit (SPA,
+section 3.2): a function (weight, rng) -> array of the weight's shape, larger = more important; it sees neither
+operators nor names. The other kind scores units from what `Clues` holds. Others join through `register` or the entry
+point group `onnxprune.criteria`. Knows criteria by name, no operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from onnxprune.planning.criteria.inputs import Clues
+
+Criterion = Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
+
+
+def l1(weight: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """|w| (Li et al. 2016, Pruning Filters for Efficient ConvNets)."""
+    return np.asarray(np.abs(weight))
+
+
+def l2(weight: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """w^2."""
+    return np.asarray(np.square(weight))
+
+
+def random(weight: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Seeded uniform: the sanity floor of every comparison."""
+    return rng.random(weight.shape, np.float32)
+
+
+WEIGHTS: dict[str, Criterion] = {"l1": l1, "l2": l2, "random": random}
+UNITS = {
+    "bn-scale": "bn_scale", "fpgm": "fpgm", "lamp": "lamp", "activation": "activation",
+    "wanda": "wanda", "flap": "flap", "obs": "obs", "taylor": "taylor", "taylor-so": "taylor_so", "lrp": "lrp",
+    "oracle": "oracle",
+}  # fmt: skip
+"""Name -> function of `units`, which is imported when it is asked for."""
+WITHOUT_INPUTS = {"bn-scale", "fpgm", "lamp"}
+ELEMENTWISE: set[Criterion] = {l1, l2, random}
+"""Criteria that look at each weight alone: they may be shown a parameter a few rows at a time."""
+
+
+def register(name: str, criterion: Criterion) -> None:
+    """Make a per-weight `criterion` available under `name`."""
+    WEIGHTS[name] = criterion
+
+
+def check(name: str) -> None:
+    """UsageError with the known names where there is no such criterion."""
+    if name not in WEIGHTS and name not in UNITS:
+        for point in entry_points(group="onnxprune.criteria"):
+            if point.name == name:
+                register(name, point.load())
+    if name not in WEIGHTS and name not in UNITS:
+        raise UsageError(f"no criterion '{name}'; choose one of {', '.join(sorted((*WEIGHTS, *UNITS)))}")
+
+
+def needs_inputs(name: str) -> bool:
+    """Whether the criterion looks at activations or gradients."""
+    return name in UNITS and name not in WITHOUT_INPUTS
+
+
+def scores(name: str, clues: Clues) -> NDArray[np.float64]:
+    """[classes]: the importance of every unit, by the criterion of that name."""
+    check(name)
+    if name in WEIGHTS:
+        return clues.importance(WEIGHTS[name])
+    from onnxprune.planning.criteria import units
+
+    found: NDArray[np.float64] = getattr(units, UNITS[name])(clues)
+    return found

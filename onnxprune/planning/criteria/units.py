@@ -1,0 +1,127 @@
+"""Criteria that score units: small functions of `Clues`, larger = more important.
+
+They know no operator and no graph.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.errors import UsageError
+from onnxprune.planning.criteria import gradient
+from onnxprune.planning.criteria.inputs import Clues
+
+if TYPE_CHECKING:
+    from onnxprune.fit import Site
+
+Scores = NDArray[np.float64]
+
+
+def bn_scale(clues: Clues) -> Scores:
+    """|gamma| of the normalisations behind a unit (Liu et al. 2017, Network Slimming, arXiv 1708.06519); the mean where
+    there are none."""
+    scores, seen = np.zeros(clues.count), np.zeros(clues.count, bool)
+    if not clues.scales:
+        raise UsageError("--criterion bn-scale needs a normalisation in the graph; it was folded, so take obs or l2")
+    for gamma, units in clues.scales:
+        np.add.at(scores, units, np.abs(gamma))
+        seen[units] = True
+    scores[~seen] = scores[seen].mean()
+    return scores
+
+
+def fpgm(clues: Clues) -> Scores:
+    """Sum of the distances to all other slices of the same matrix: small near the geometric median, where a filter is
+    replaceable (He et al. 2019, Filter Pruning via Geometric Median, arXiv 1811.00250, eq. 8)."""
+    scores = np.zeros(clues.count)
+    for rows, units in clues.slices():
+        squares = np.square(rows).sum(1)
+        apart = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * rows @ rows.T, 0)).sum(1)
+        if apart.mean() > 0:
+            np.add.at(scores, units, apart / apart.mean())
+    return scores
+
+
+def lamp(clues: Clues) -> Scores:
+    """w^2 by the sum of all that are no smaller, in the unit's family (Lee et al. 2021, arXiv 2010.07611, eq. 4)."""
+    scores = clues.importance(lambda weight, rng: np.asarray(np.square(weight)))
+    for units in clues.families:
+        order = np.argsort(scores[units])
+        tail = np.cumsum(scores[units][order][::-1])[::-1]
+        scores[units[order]] = scores[units][order] / np.maximum(tail, 1e-300)
+    return scores
+
+
+def activation(clues: Clues) -> Scores:
+    """Root mean square of what a unit gives to each layer that reads it, each layer by its mean (Molchanov et al. 2017,
+    arXiv 1611.06440, section 2.2)."""
+    scores = np.zeros(clues.count)
+    for site in clues.sites:
+        _add(scores, site.units, _strength(site))
+    return scores
+
+
+def wanda(clues: Clues) -> Scores:
+    """sum |W| |x| over a unit's columns (Sun et al. 2024, arXiv 2306.11695, eq. 1), each site by its mean."""
+    scores = np.zeros(clues.count)
+    for site in clues.sites:
+        _add(scores, site.units, np.abs(site.matrix).sum(2) * _strength(site))
+    return scores
+
+
+def flap(clues: Clues) -> Scores:
+    """Var(x) sum W^2 over a unit's columns, standardised in each site (An et al. 2024, arXiv 2312.11983, eq. 5)."""
+    scores = np.zeros(clues.count)
+    for site in clues.sites:
+        variance = np.diagonal(site.gram, axis1=1, axis2=2) - np.square(site.mean) * (not site.movable)
+        each = (variance * np.square(site.matrix).sum(2)).reshape(*site.units.shape, -1).sum(2)
+        np.add.at(scores, site.units, (each - each.mean()) / (each.std() or 1.0))
+    return np.asarray(scores - scores.min())
+
+
+def obs(clues: Clues) -> Scores:
+    """The least-squares error that removing a unit alone leaves after the update (SPA, eq. 7)."""
+    from onnxprune.planning.obs import Elimination
+
+    scores = np.zeros(clues.count)
+    for site in clues.sites:
+        for g in range(len(site.units)):
+            part = Elimination(site, g, clues.groups.prunable)
+            units = list(part.columns)
+            scores[units] += part.scores(units)
+    return scores
+
+
+def taylor(clues: Clues) -> Scores:
+    """See `gradient.taylor`."""
+    return gradient.taylor(clues.gradients())
+
+
+def taylor_so(clues: Clues) -> Scores:
+    """See `gradient.taylor_so`."""
+    return gradient.taylor_so(clues.gradients("fisher"))
+
+
+def lrp(clues: Clues) -> Scores:
+    """See `gradient.lrp`."""
+    return gradient.lrp(clues.gradients("logit"))
+
+
+def oracle(clues: Clues) -> Scores:
+    """The change of the loss when the unit alone is masked: one forward a unit; the yardstick of all others."""
+    return clues.masked_losses()
+
+
+def _strength(site: Site) -> Scores:
+    """[groups, K]: root mean square of every column of a site's input."""
+    return np.asarray(np.sqrt(np.diagonal(site.gram, axis1=1, axis2=2) + np.square(site.mean) * site.movable))
+
+
+def _add(scores: Scores, units: NDArray[np.int64], columns: Scores) -> None:
+    """Columns [groups, K] summed over each channel's columns, divided by their mean."""
+    each = columns.reshape(*units.shape, -1).sum(2)
+    if each.mean() > 0:
+        np.add.at(scores, units, each / each.mean())

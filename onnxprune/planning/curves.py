@@ -1,0 +1,160 @@
+"""From statistics to shares: error curves, measured factors, and the budget spent where it hurts least.
+
+Knows curves, statistics and units, no operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.fit import Site
+from onnxprune.options import CurveInfo, Options, Progress
+from onnxprune.planning import criteria
+from onnxprune.planning.allocation import Choice, Costs, allocate, uniform
+from onnxprune.planning.criteria import l2
+from onnxprune.planning.criteria.inputs import Clues
+from onnxprune.planning.obs import eliminate
+from onnxprune.planning.profile import summed
+from onnxprune.planning.selection import Linked, parts, reachable, select
+from onnxprune.planning.sensitivity import Judge, factor, loss_of
+from onnxprune.planning.steady import each
+from onnxprune.trace import Groups, Mask
+
+Array = NDArray[np.float64]
+Feeds = Sequence[Mapping[str, NDArray[Any]]]
+LEVELS = 64
+TRIAL = 0.45
+"""Share of a set that is taken out to measure its factor."""
+
+
+@dataclass
+class Curve:
+    """Of one set of linked buckets: relative error at its sites after each level, and the measured factor."""
+
+    part: Linked
+    losses: Array
+    factor: float | None = None
+
+
+@dataclass
+class Evidence:
+    """Scores of all classes and a curve for each set."""
+
+    scores: Array
+    curves: list[Curve]
+    sites: list[Site]
+
+
+def observe(groups: Groups, clues: Clues, options: Options, progress: Progress | None = None) -> Evidence:
+    """From statistics of the dense network: the order in which units go (the criterion's) and what it costs."""
+    say = progress or (lambda stage, share: None)
+    importance = clues.importance(l2)
+    given = None if options.criterion == "obs" else criteria.scores(options.criterion, clues)
+    say("statistics", 0.0)
+    sites = clues.sites
+    _, linked = parts(groups, importance if given is None else given, options)
+    scores = np.zeros(len(groups.prunable)) if given is None else given
+
+    def eliminated(numbered: tuple[int, Linked]) -> tuple[dict[int, float], Array]:
+        k, part = numbered
+        say("scores", k / len(linked))
+        own = len(part.buckets) == 1 or (part.steps > 8 and not part.coarse(0.5))
+        levels = part.steps if own and part.steps <= LEVELS else LEVELS
+        most = int(levels * min(options.max_ratio, 1 - options.floor))
+        inside = np.isin(np.arange(len(scores)), [u for b in part.buckets for u in b])
+        near = [s for s in sites if inside[s.units].any()]
+        return eliminate(part.buckets, levels, most, near, importance, given)
+
+    curves = []
+    for part, (order, losses) in zip(linked, each(eliminated, enumerate(linked)), strict=True):
+        if given is None:
+            scores[list(order)] = list(order.values())
+        curves.append(Curve(part, losses))
+    return Evidence(scores, curves, list(sites))
+
+
+def measure(
+    groups: Groups, evidence: Evidence, feeds: Feeds, options: Options, progress: Progress | None = None
+) -> None:
+    """Find the factor of every curve on inputs that the statistics have not seen."""
+    judge = Judge(groups, feeds, options.providers)
+    plain = replace(options, round_to=1, min_channels=1)
+    heads, _ = parts(groups, evidence.scores, plain)
+    base = loss_of(judge, evidence.sites, heads) if heads.any() else None
+    for k, curve in enumerate(evidence.curves):
+        if progress:
+            progress("sensitivity", k / len(evidence.curves))
+        removed = select(groups, evidence.scores, plain, {curve.part.name: TRIAL})
+        inside = [u for b in curve.part.buckets for u in b]
+        share = float(removed[inside].mean()) if removed.any() else 0.0
+        loss = float(np.interp(share, np.linspace(0, 1, len(curve.losses)), np.nan_to_num(curve.losses, posinf=1.0)))
+        curve.factor = factor(judge, evidence.sites, removed, loss, base or 0.0) if share else None
+    known = [c.factor for c in evidence.curves if c.factor is not None]
+    for curve in evidence.curves:
+        if curve.factor is None:
+            curve.factor = float(np.median(known)) if known else 1.0
+
+
+def shares(
+    groups: Groups, evidence: Evidence, options: Options, budget: float, costs: Costs, trust: float = 1.0
+) -> dict[int, float]:
+    """What every set loses, by its name, so that `costs` fall to `budget`.
+
+    `trust` in 0..1 says how much the inputs are worth: at 0 every set loses the same share, at 1 any share up to the
+    floor. Made-up inputs that a network answers monotonously hide what matters to it."""
+    gone, _ = parts(groups, evidence.scores, options)
+    dead = ~groups.alive(groups.kept_ids(gone))
+    choices = [
+        Choice([u for b in c.part.buckets for u in b], c.losses * (1.0 if c.factor is None else max(c.factor, 1e-9)))
+        for c in evidence.curves
+    ]
+    if trust < 1 and choices:
+        even = uniform(choices, costs, dead, budget)
+        most = even + max(0.0, 1 - options.floor - even) * trust
+        for choice in choices:
+            levels = len(choice.losses) - 1
+            choice.losses[np.arange(levels + 1) > np.ceil(most * levels)] = np.inf
+    for curve, choice in zip(evidence.curves, choices, strict=True):
+        choice.losses[~reachable(curve.part, len(choice.losses), options)] = np.inf
+    taken = allocate(choices, costs, dead, budget)
+    return {c.part.name: t for c, t in zip(evidence.curves, taken, strict=True)}
+
+
+def told(groups: Groups, evidence: Evidence, kept: Mask) -> tuple[CurveInfo, ...]:
+    """The curves as plain data, each with the point that was chosen on it. `kept`: ids, after everything."""
+    alive = groups.alive(kept)
+    homes: dict[int, str] = {}
+    for component in groups.components():
+        name = groups.name(component)
+        homes |= {int(unit): name for k in component for unit in np.unique(groups.classes[groups.blocks[k][2]])}
+    out = []
+    for curve in evidence.curves:
+        units = [u for bucket in curve.part.buckets for u in bucket]
+        losses = tuple(float(f"{x:.6g}") if np.isfinite(x) else None for x in curve.losses)
+        share = float(1 - alive[units].mean())
+        out.append(CurveInfo(homes.get(units[0], ""), len(units), losses, curve.factor, share))
+    return tuple(out)
+
+
+def pq(groups: Groups, scores: Array, options: Options) -> dict[int, float]:
+    """How compressible the weights of every set are, by its name, the most compressible one 1: the PQ index
+    1 - d^(1/q - 1/p) |w|_p / |w|_q with p = 1/2, q = 1 over the weights of a unit's slices (Diao 2023, eq. 1)."""
+    _, linked = parts(groups, scores, options)
+    roots, sums = (np.zeros(len(scores)) for _ in range(2))
+    count = np.zeros(len(scores))
+    for s, axes, ids in groups.blocks:
+        weight = np.abs(groups.trace.model.weights[s.parameter].array().astype(np.float64))
+        for out, values in ((roots, np.sqrt(weight)), (sums, weight), (count, np.ones_like(weight))):
+            np.add.at(out, groups.classes[ids], summed(values, axes, weight.shape[axes[0]] // ids.shape[0]))
+    found = {}
+    for part in linked:
+        units = [u for b in part.buckets for u in b]
+        d, half, one = count[units].sum(), roots[units].sum(), sums[units].sum()
+        found[part.name] = max(1 - half**2 / (d * one), 1e-3) if one > 0 else 1.0
+    top = max(found.values(), default=1.0)
+    return {name: value / top for name, value in found.items()}

@@ -1,0 +1,281 @@
+"""Which units go: calibrate, score, allocate. Everything that `Options` leaves open about a plan is settled here.
+
+Knows groups, scores and shares; no operator, and nothing of the rewriting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.data import Calibration, calibration, describe
+from onnxprune.errors import RuntimeFailure, UsageError
+from onnxprune.fit import normalisations, re_estimated
+from onnxprune.options import Options, Progress
+from onnxprune.planning import criteria, curves, timings
+from onnxprune.planning.allocation import Costs
+from onnxprune.planning.criteria.inputs import Clues
+from onnxprune.planning.selection import select
+from onnxprune.planning.steady import steady
+from onnxprune.trace import Groups, Mask
+
+HELD = 0.2
+"""Share of the calibration batches that only judge."""
+BATCHES = 8
+UNKNOWN = 0.5
+"""How far made-up inputs are trusted where the model has no classes that would show how diverse they are."""
+SLACK = 1.03
+"""What may be left, by the budget, before heads go."""
+COPIES = 6
+"""Activations of this many times the largest tensor are alive at once while a graph is walked, twice over."""
+
+
+@dataclass
+class Decision:
+    """removed: the units that go. groups: of the graph that was looked at.
+
+    inputs: what was run, if anything was; the last `held` batches only judge.
+    merge: what goes is to be merged in weight space, because nothing better can be done. notes: what the user should
+    know. given: by a plan, so that nothing else may go."""
+
+    removed: Mask
+    groups: Groups
+    inputs: Calibration | None = None
+    held: int = 0
+    evidence: curves.Evidence | None = None
+    merge: bool = False
+    notes: tuple[str, ...] = ()
+    costs: Costs | None = None
+    given: bool = False
+
+
+def settled(groups: Groups, options: Options) -> Options:
+    """Resolved, and with the multiple to round to that this machine likes where it was left to be found out."""
+    options = options.resolved()
+    if options.round_to == 0:
+        return replace(options, round_to=timings.multiple(groups, options))
+    return options
+
+
+Planner = Callable[[Options], Decision]
+"""Gives a plan for options that differ in their ratio only from those that it was made with."""
+
+
+def decide(groups: Groups, options: Options, progress: Progress | None = None) -> Decision:
+    """`options` must be settled. Where no inputs can be run, weights alone decide, and a note says so."""
+    return planner(groups, options, progress)(options)
+
+
+@steady()
+def planner(groups: Groups, options: Options, progress: Progress | None = None) -> Planner:
+    """Everything that does not depend on the ratio, done once."""
+    costs = costs_of(groups, options, progress)
+    if not uses_inputs(options):
+        return lambda asked: Decision(by_weights(groups, asked, costs), groups, costs=costs)
+    if (need := held(groups)) > options.memory:
+        raise UsageError(
+            f"to calibrate and refit a model of this size takes about {need / 1e9:.1f} GB; allow it with --memory "
+            f"{-(-need >> 30)}G, or give --fast, which needs little"
+        )
+    try:
+        inputs, held_out = calibrated(groups, options, progress)
+    except RuntimeFailure as error:
+        merge = options.reconstruct != "none"
+        why = f"no inputs could be run ({error.message}), so weights alone decided{' and were merged' if merge else ''}"
+        return lambda asked: Decision(
+            by_weights(groups, replace(asked, criterion="l2", scope="local"), costs), groups, merge=merge,
+            notes=(why,), costs=costs,
+        )  # fmt: skip
+    return Informed(working(groups, inputs, options), options, inputs, held_out, costs, progress)
+
+
+def costs_of(groups: Groups, options: Options, progress: Progress | None = None) -> Costs:
+    """What the budget is counted in."""
+    if options.of == "latency":
+        return timings.costs(groups, options, progress)
+    return Costs.of(groups, "params" if options.of == "params" else "macs")
+
+
+def uses_inputs(options: Options) -> bool:
+    """Whether the plan, or what follows it, looks at activations."""
+    return options.reconstruct == "ls" or options.scope == "sensitivity" or criteria.needs_inputs(options.criterion)
+
+
+def calibrated(groups: Groups, options: Options, progress: Progress | None = None) -> tuple[Calibration, int]:
+    """The inputs, as many as the memory allows, and how many of their last batches only judge."""
+    if progress:
+        progress("calibrate", 0.0)
+    trace = groups.trace
+    most = max(1, _fitting(groups, options))
+    samples = min(options.calib_samples, most)
+    batch = max(1, min(options.calib_batch, samples // BATCHES))
+    inputs = calibration(trace.model, trace.shapes, replace(options, calib_samples=samples, calib_batch=batch))
+    inputs = replace(inputs, feeds=_apart(groups, inputs.feeds))
+    return inputs, max(1, round(HELD * len(inputs.feeds))) if len(inputs.feeds) > 1 else 0
+
+
+def _apart(groups: Groups, feeds: tuple[dict[str, NDArray[Any]], ...]) -> tuple[dict[str, NDArray[Any]], ...]:
+    """Few feeds in smaller ones, in the same order: some of them are to judge what was fitted to the others."""
+    specs = describe(groups.trace.model, groups.trace.shapes)
+    counted = [i.name for i in specs if i.batch == 0 and i.axes[0] is None]
+    if not counted or any(i.batch is not None and i.name not in counted for i in specs) or len(feeds) >= BATCHES:
+        return feeds
+    parts = []
+    for feed in feeds:
+        n = len(feed[counted[0]])
+        for at in np.array_split(np.arange(n), min(n, -(-BATCHES // len(feeds)))):
+            parts.append({name: x[at] if name in counted else x for name, x in feed.items()})
+    return tuple(parts)
+
+
+def working(groups: Groups, inputs: Calibration, options: Options) -> Groups:
+    """The graph that statistics are taken of: with the moments of made-up inputs in its BatchNorms."""
+    if not inputs.synthetic or not normalisations(groups.trace.model):
+        return groups
+    return replace(groups, trace=re_estimated(groups.trace, inputs.feeds, options.providers))
+
+
+def held(groups: Groups) -> int:
+    """Bytes that a look at activations takes, roughly, beside these: sessions of the whole model, whose runtime copies
+    the weights and packs them, and of every layer that sums over units the weights and second moments in float64."""
+    weights, nodes = groups.trace.model.weights, groups.trace.nodes
+    total = 2 * sum(w.nbytes for w in weights.values())
+    kernels = {(s.parameter, axes[0]) for s, axes, ids in groups.blocks
+               if len(axes) == 1 and np.ptp(groups.classes[ids]) == 0}  # fmt: skip
+    for r in groups.trace.reductions:
+        if r.kind != "sum" or r.block is None or not groups.prunable[groups.classes[r.block.ids]].any():
+            continue
+        name = max((n for n in nodes[r.node].input if n in weights), key=lambda n: weights[n].size, default="")
+        shape = weights[name].shape if name else ()
+        if len(shape) > 1 and r.block.ids.size in shape:
+            kernel = prod(n for k, n in enumerate(shape) if (name, k) in kernels)  # axes that go as one
+            total += 8 * (weights[name].size + (r.block.ids.size * kernel) ** 2)
+    return total
+
+
+def _fitting(groups: Groups, options: Options) -> int:
+    """Samples whose activations stay within the memory."""
+    shapes = groups.trace.shapes
+    batch = next((s[0] for s in shapes.inputs[0].values() if s), 1) or 1
+    largest = max((int(np.prod([d or 1 for d in dims])) for n, dims in shapes.probe[0].items()
+                   if n not in groups.trace.model.weights), default=1)  # fmt: skip
+    return int(options.memory / (4 * 2 * COPIES * largest / batch))
+
+
+class Informed:
+    """A planner that scores on the inputs and allocates by what `options.scope` says."""
+
+    def __init__(
+        self, groups: Groups, options: Options, inputs: Calibration, held: int, costs: Costs,
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        self.groups, self.inputs, self.held, self.costs, self.progress = groups, inputs, held, costs, progress
+        fit = inputs.feeds[: len(inputs.feeds) - held]
+        self.judging = inputs.feeds[len(inputs.feeds) - held :] if held else inputs.feeds
+        self.clues = Clues(groups, options, fit, None if inputs.labels is None else inputs.labels[: _rows(groups, fit)])
+        self.trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
+        self.found: dict[bool, curves.Evidence] = {}
+        self.scores: NDArray[np.float64] | None = None
+
+    @steady()
+    def __call__(self, options: Options) -> Decision:
+        evidence: curves.Evidence | None = None
+        if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
+            if self.scores is None:
+                self.scores = criteria.scores(options.criterion, self.clues)
+            removed = spread(self.groups, self.scores, options, self.costs)
+        elif options.scope in ("local", "pq"):
+            evidence = self.evidence(options)
+            removed = spread(self.groups, evidence.scores, options, self.costs)
+        else:
+            removed, evidence = self.allocated(options)
+        notes: tuple[str, ...] = ()
+        if options.criterion == "obs" and options.reconstruct == "none":
+            notes = ("the obs score assumes that weights are updated; without reconstruction l2 is the better choice",)
+        return Decision(removed, self.groups, self.inputs, self.held, evidence, notes=notes, costs=self.costs)
+
+    def evidence(self, options: Options) -> curves.Evidence:
+        """Curves, and for the sensitivity scope their factors; they depend on whether heads may go."""
+        if options.heads not in self.found:
+            found = curves.observe(self.groups, self.clues, options, self.progress)
+            if options.scope == "sensitivity":
+                curves.measure(self.groups, found, self.judging, options, self.progress)
+            self.found[options.heads] = found
+        return self.found[options.heads]
+
+    def allocated(self, options: Options) -> tuple[Mask, curves.Evidence]:
+        """The budget spent along the curves."""
+        groups, costs = self.groups, self.costs
+        wanted = budget(groups, options, costs)
+        for heads in (False, True) if options.heads and options.scope == "sensitivity" else (options.heads,):
+            trial = replace(options, heads=heads)  # whole heads are the dearest units: only where nothing else is left
+            evidence = self.evidence(trial)
+            shares = curves.shares(groups, evidence, trial, wanted, costs, self.trust)
+            removed = select(groups, evidence.scores, trial, shares)
+            if not groups.rows or _cost(groups, costs, removed) <= SLACK * wanted:
+                break
+        return removed, evidence
+
+
+def _rows(groups: Groups, feeds: Sequence[dict[str, NDArray[Any]]]) -> int:
+    """How many samples the feeds hold, by the first input that counts them."""
+    inputs = describe(groups.trace.model, groups.trace.shapes)
+    name = next((i.name for i in inputs if i.batch == 0), None)
+    return sum(len(f[name]) if name else 1 for f in feeds)
+
+
+@steady()
+def by_weights(groups: Groups, options: Options, costs: Costs | None = None) -> Mask:
+    """The plan that needs nothing but weights."""
+    scores = criteria.scores(options.criterion, Clues(groups, options))
+    return spread(groups, scores, options, costs or costs_of(groups, options))
+
+
+def spread(groups: Groups, scores: NDArray[np.float64], options: Options, costs: Costs) -> Mask:
+    """Uniform or global shares, or shares by the PQ index, so that the target is met."""
+    if options.scope == "pq":
+        prior = curves.pq(groups, scores, options)
+        return _bisected(
+            lambda c: select(groups, scores, options, {n: min(c * v, 1 - options.floor) for n, v in prior.items()}),
+            lambda removed: _cost(groups, costs, removed), budget(groups, options, costs),
+        )  # fmt: skip
+    if options.of == "units":
+        return select(groups, scores, options)
+    return _bisected(lambda r: select(groups, scores, replace(options, ratio=r, of="units")),
+                     lambda removed: _cost(groups, costs, removed), budget(groups, options, costs))  # fmt: skip
+
+
+def budget(groups: Groups, options: Options, costs: Costs) -> float:
+    """The cost to come down to: a share of the model's, or what removing the ratio of every group would leave: of the
+    units in heads, or of whole heads where there is nothing else."""
+    if options.of != "units":
+        return (1 - options.ratio) * costs.whole
+    uniform = replace(options, criterion="l2", scope="local", heads=False)
+    removed = by_weights(groups, uniform, costs)
+    if options.heads and not removed.any():
+        removed = by_weights(groups, replace(uniform, heads=True), costs)
+    return _cost(groups, costs, removed)
+
+
+def _cost(groups: Groups, costs: Costs, removed: Mask) -> float:
+    """What is left to pay without the units of `removed`."""
+    return costs.total(groups.alive(groups.kept_ids(removed)))
+
+
+def _bisected(plan: Callable[[float], Mask], cost: Callable[[Mask], float], wanted: float) -> Mask:
+    """The plan whose cost is nearest to `wanted`, of a family that removes more the larger its argument."""
+    low, high = 0.0, 1.0
+    best, miss = plan(0.5), np.inf
+    for _ in range(12):
+        middle = (low + high) / 2
+        removed = plan(middle)
+        off = cost(removed) - wanted
+        if abs(off) < miss:
+            best, miss = removed, abs(off)
+        low, high = (middle, high) if off > 0 else (low, middle)
+    return best

@@ -1,0 +1,108 @@
+"""What a model costs: parameters, multiply-accumulates, bytes; per unit and for the whole.
+
+Knows weights, costs and units, no operator.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence, Set
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.model import Model
+from onnxprune.options import Cost
+from onnxprune.planning.criteria import ELEMENTWISE, Criterion
+from onnxprune.trace import LABELLED, Groups, Ids, Mask, Trace
+
+Place = tuple[tuple[int, ...], tuple[int, ...]]
+"""Axes of a parameter, and the numbers of ids along them."""
+SLAB = 1 << 20
+"""Bytes of rows that are scored at a time."""
+
+
+def cost(model: Model, macs: float) -> Cost:
+    """Parameters are the elements of numeric tensors that carry weights; int64 tensors encode shapes and indices."""
+    parameters = sum(w.size for w in model.weights.values() if w.onnx_type in LABELLED)
+    return Cost(parameters, int(macs), model.size())
+
+
+def macs(trace: Trace, kept: Mask | None = None) -> float:
+    """Multiply-accumulates at the first probe's sizes, for one sample where the batch is dynamic."""
+    return float(sum(count * (1.0 if kept is None else share(blocks, kept)) for count, blocks in trace.macs.values()))
+
+
+def share(blocks: Sequence[Ids], kept: Mask) -> float:
+    """What is left of a product of axes. Blocks of two axes have the same rows, and each counts the rows that went."""
+    left = float(np.prod([kept[ids].mean() for ids in blocks]))
+    rows = [ids for ids in blocks if ids.ndim > 1]
+    return left / float(kept[rows[0]].any(1).mean()) ** (len(rows) - 1) if left and rows else left
+
+
+def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.float64]:
+    """Group-level importance (SPA, eq. 4): the saliencies of a unit's slices summed, each slice tensor divided by its
+    own mean so that a 3x3 kernel cannot outvote a 1x1. One score a class."""
+    rng = np.random.default_rng(seed)
+    scores = np.zeros(len(groups.prunable))
+    blocks: dict[str, list[tuple[tuple[int, ...], Ids]]] = defaultdict(list)
+    for s, axes, ids in groups.blocks:
+        units = groups.classes[ids]
+        if (groups.prunable[units] | groups.derived[units]).any():
+            blocks[s.parameter].append((axes, ids))
+    for name, places in blocks.items():
+        weight = groups.trace.model.weights[name]
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = _sums(weight.array(), {(axes, ids.shape) for axes, ids in places}, criterion, rng)
+        weight.release()
+        for axes, ids in places:
+            found = sums[axes, ids.shape]
+            finite = np.isfinite(found)
+            if not finite.all():  # what is infinite or no number is no less than the largest
+                found = np.where(finite, found, found[finite].max(initial=1.0))
+            mean = float(found.mean())
+            if 0 < mean < np.inf:
+                np.add.at(scores, groups.classes[ids], found / mean)
+    return scores
+
+
+def _sums(
+    weight: NDArray[Any], places: Set[Place], criterion: Criterion, rng: np.random.Generator
+) -> dict[Place, NDArray[np.float64]]:
+    """The saliency of a parameter, summed for every place; a few rows at a time, which stay in the processor's cache,
+    where the criterion does not mind and no place takes rows together."""
+    apart = criterion in ELEMENTWISE and all(axes[0] or shape[0] == len(weight) for axes, shape in places)
+    step = max(1, SLAB // max(1, weight[0].nbytes)) if apart else len(weight)
+    parts: dict[Place, list[NDArray[np.float64]]] = {place: [] for place in places}
+    for k in range(0, len(weight), step):
+        rows = weight[k : k + step]
+        saliency = criterion(rows if rows.dtype in (np.float32, np.float64) else rows.astype(np.float32), rng)
+        for (axes, shape), sums in parts.items():
+            sums.append(summed(saliency, axes, weight.shape[axes[0]] // shape[0]))
+    return {place: sums[0] if len(sums) == 1 else _together(sums, place[0]) for place, sums in parts.items()}
+
+
+def _together(sums: list[NDArray[np.float64]], axes: tuple[int, ...]) -> NDArray[np.float64]:
+    return np.concatenate(sums, axes.index(0)) if 0 in axes else np.asarray(np.sum(sums, axis=0))
+
+
+def summed(saliency: NDArray[Any], axes: tuple[int, ...], run: int) -> NDArray[np.float64]:
+    """Saliency summed over all axes but `axes`, in the ids' order of axes, and over runs of a coarse first axis."""
+    if run > 1:
+        saliency = np.add.reduceat(saliency, np.arange(0, saliency.shape[axes[0]], run), axis=axes[0])
+    summed, start = saliency, 0
+    for axis in (*sorted(axes), saliency.ndim):  # the outermost axes are summed first: along short ones numpy is slow
+        if start < axis:
+            gone = saliency.ndim - summed.ndim
+            summed = summed.sum(axis=tuple(range(start - gone, axis - gone)))
+        start = axis + 1
+    return np.asarray(summed.transpose(np.argsort(np.argsort(axes))), np.float64)
+
+
+def of_units(groups: Groups) -> NDArray[np.float64]:
+    """Elements of parameters that the slices of every class hold."""
+    per_class = np.zeros(len(groups.prunable))
+    for s, _, ids in groups.blocks:
+        np.add.at(per_class, groups.classes[ids], groups.trace.model.weights[s.parameter].size / ids.size)
+    return per_class

@@ -1,0 +1,215 @@
+"""Every parameter of a rewritten graph beside the slice of the original's that it has to be: an account of its own.
+
+It goes by uses (this input of that node) and by masks over whole tensors, where `rewrite` and `slicing` go by
+parameters and indices: what one of them gets wrong the other does not. Knows a trace and what was kept, no importance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from onnxprune.errors import CheckFailed
+from onnxprune.model import Model, Weight, every_node, scopes
+from onnxprune.trace import Block, Mask, Trace, kept_shape
+
+SLAB = 1 << 20
+"""Bytes of rows that are compared at a time."""
+SIZES = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL}
+"""What an edit writes: sizes, positions and masks."""
+DIFFERS = "the pruned model differs from the original"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a parameter of a rewritten graph has to be: what is kept of `blocks` in `parameter` of the original."""
+
+    parameter: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """sources: of each parameter, by name. same: how many are the slices that they have to be. differing: whose shapes
+    fit, and whose values are others: refitted, or wrong. added: what no use in the original has, such as the biases
+    of a refit."""
+
+    sources: Mapping[str, Source]
+    same: int
+    differing: tuple[str, ...]
+    added: tuple[str, ...]
+
+
+def compared(trace: Trace, kept: Mask, model: Model) -> Compared:
+    """Every parameter of `model`, compared with its slice a few rows at a time.
+
+    CheckFailed where one has not the shape or type of its slice, stands for uses that need different positions, or is
+    nobody's."""
+    found, edited, added = _sources(trace, kept, model)
+    same, differing = 0, []
+    for name, weight in model.weights.items():
+        source = found.get(name)
+        if source is None:
+            if name in edited or name in added or (name not in trace.model.weights and weight.onnx_type in SIZES):
+                continue
+            if name not in trace.model.weights:
+                raise CheckFailed(f"{DIFFERS}: its parameter '{name}' is none of it")
+            source = found[name] = Source(name, ())
+        own = trace.model.weights[source.parameter]
+        if weight is not own or source.blocks:
+            _fits(name, weight, own, source, kept)
+            if _equal(weight, own, source.blocks, kept):
+                same += 1
+            else:
+                differing.append(name)
+        else:
+            same += 1
+    return Compared(found, same, tuple(differing), tuple(sorted(added)))
+
+
+def _sources(trace: Trace, kept: Mask, model: Model) -> tuple[dict[str, Source], set[str], set[str]]:
+    """The source of every parameter that a node reads where the original reads one; the names of constants that edits
+    wrote; those of float parameters that nodes read where they read nothing in the original."""
+    uses, everywhere = _blocks(trace)
+    originals = {node.name: (index, node) for index, node in enumerate(trace.nodes)}
+    held = trace.model.weights
+    found: dict[str, Source] = {}
+    edited: set[str] = set()
+    added: set[str] = set()
+    for node in every_node(model.proto.graph):
+        index, before = originals.get(node.name, (-1, None))
+        for i, name in enumerate(node.input):
+            if name not in model.weights:
+                continue
+            was = before.input[i] if before is not None and i < len(before.input) else ""
+            blocks = tuple(b for b in uses.get((index, i), everywhere.get(was, ())) if not kept[b.ids].all())
+            written = name not in held and model.weights[name].onnx_type in SIZES and not blocks
+            if was in held and not written:
+                _note(found, name, Source(was, blocks), trace, kept)
+            elif written:
+                edited.add(name)
+            elif before is not None and not was:
+                added.add(name)
+            elif name not in held:
+                raise CheckFailed(f"{DIFFERS}: its node '{node.name}' reads '{name}', which is none of its parameters")
+    for scope in scopes(model.proto.graph):
+        for out in scope.graph.output:
+            if out.name in model.weights and out.name in held:
+                _note(found, out.name, Source(out.name, ()), trace, kept)
+    return found, edited, added
+
+
+def _blocks(trace: Trace) -> tuple[dict[tuple[int, int], tuple[Block, ...]], dict[str, tuple[Block, ...]]]:
+    """The blocks of parameters by use, and of those that are alike in all uses by name."""
+    uses: dict[tuple[int, int], tuple[Block, ...]] = {}
+    everywhere: dict[str, tuple[Block, ...]] = {}
+    for s in trace.slices.values():
+        if s.uses:
+            uses |= dict.fromkeys(s.uses, s.blocks)
+        else:
+            everywhere[s.parameter] = s.blocks
+    return uses | trace.owned, everywhere
+
+
+def _note(found: dict[str, Source], name: str, source: Source, trace: Trace, kept: Mask) -> None:
+    """One parameter may be read in many places, which all have to need the same of it."""
+    known = found.setdefault(name, source)
+    shape = trace.model.weights[source.parameter].shape
+    if known.parameter != source.parameter or not _same(known.blocks, source.blocks, shape, kept):
+        raise CheckFailed(f"{DIFFERS}: its parameter '{name}' is read where other positions are needed, too")
+
+
+def _same(one: Sequence[Block], two: Sequence[Block], shape: Sequence[int], kept: Mask) -> bool:
+    """Whether two sets of blocks keep the same positions; most are the same blocks."""
+    if len(one) == len(two) and all(a.axes == b.axes and a.ids is b.ids for a, b in zip(one, two, strict=True)):
+        return True
+    vectors, others = zip(*(_masks(blocks, shape, kept) for blocks in (one, two)), strict=True)
+    full = [{k: v.get(k, np.ones(n, bool)) for k, n in enumerate(shape)} for v in vectors]
+    if not any(others):
+        return all(np.array_equal(full[0][k], full[1][k]) for k in full[0])
+    masks = []
+    for rest, lines in zip(others, full, strict=True):
+        mask = np.ones(shape, bool)
+        for part in (*rest, *(v.reshape([-1 if j == k else 1 for j in range(len(shape))]) for k, v in lines.items())):
+            mask &= part
+        masks.append(mask)
+    return np.array_equal(masks[0], masks[1])
+
+
+def _fits(name: str, weight: Weight, own: Weight, source: Source, kept: Mask) -> None:
+    expected = list(own.shape)
+    vectors, _ = _masks(source.blocks, own.shape, kept)
+    for b in source.blocks:
+        sizes = kept_shape(b.ids, kept) or ()
+        for k, (axis, size) in enumerate(zip(b.axes, sizes, strict=False)):
+            if not (b.coarse and k == 0):
+                expected[axis] = size
+    expected = [int(vectors[k].sum()) if k in vectors else n for k, n in enumerate(expected)]
+    if weight.onnx_type != own.onnx_type or list(weight.shape) != expected:
+        raise CheckFailed(
+            f"{DIFFERS}: its parameter '{name}' has shape {list(weight.shape)}, where {expected} of "
+            f"'{source.parameter}' {list(own.shape)} are kept"
+        )
+
+
+def _equal(weight: Weight, own: Weight, blocks: Sequence[Block], kept: Mask) -> bool:
+    """Byte by byte, and a few rows at a time; what was read of files is let go of."""
+    ours, theirs = weight.array().reshape(-1), own.array()
+    at, equal = 0, True
+    for part in parts(theirs, blocks, kept):
+        mine = ours[at : at + part.size]
+        if mine.size != part.size or not _same_bytes(mine, part):
+            equal = False
+            break
+        at += part.size
+    del theirs
+    own.release()
+    weight.release()
+    return equal and at == ours.size
+
+
+def _same_bytes(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    if a.dtype == object or b.dtype == object:
+        return list(a) == list(b)
+    return a.dtype == b.dtype and bool((a.view(np.uint8) == np.ascontiguousarray(b).view(np.uint8)).all())
+
+
+def parts(array: NDArray[Any], blocks: Sequence[Block], kept: Mask) -> Iterator[NDArray[Any]]:
+    """What is kept of `blocks` in `array`, in order and flat, a few rows at a time."""
+    vectors, others = _masks(blocks, array.shape, kept)
+    rows = max(1, SLAB // max(1, array[:1].nbytes)) if array.ndim else 1
+    for k in range(0, len(array) if array.ndim else 1, rows):
+        part = array[k : k + rows] if array.ndim else array
+        masks = [m[k : k + rows] if m.shape[0] > 1 else m for m in others]
+        for axis, mask in vectors.items():
+            own = mask[k : k + rows] if axis == 0 else mask
+            part = part.compress(own, axis)
+            masks = [m.compress(own, axis) if m.shape[axis] > 1 else m for m in masks]
+        if masks:
+            whole = np.broadcast_to(np.logical_and.reduce(np.broadcast_arrays(*masks)), part.shape)
+            part = part[whole]
+        yield part.reshape(-1)
+
+
+def kept_of(array: NDArray[Any], blocks: Sequence[Block], kept: Mask) -> NDArray[Any]:
+    """As `parts`, all of it."""
+    return np.concatenate([np.zeros(0, array.dtype), *parts(array, blocks, kept)])
+
+
+def _masks(blocks: Sequence[Block], shape: Sequence[int], kept: Mask) -> tuple[dict[int, Mask], list[Mask]]:
+    """What blocks over one axis keep of it, by axis, and the masks of the others, broadcastable to `shape`."""
+    vectors: dict[int, Mask] = {}
+    others = []
+    for b in blocks:
+        if b.ids.ndim == 1:
+            axis = b.axes[0]
+            mask = np.repeat(kept[b.ids], shape[axis] // b.ids.size)
+            vectors[axis] = vectors[axis] & mask if axis in vectors else mask
+        else:
+            others.append(kept[b.spread(shape)])
+    return vectors, others

@@ -1,0 +1,120 @@
+"""A quantised graph in real numbers: every rounding left out, so that two of them can be compared as exactly as others.
+
+What was stored in 8 bits becomes a float that need not be whole; its limits stay. Knows graphs; what an operator
+becomes, `reals` knows, and how far two graphs may differ, others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnx import GraphProto, NodeProto, TensorProto, helper
+
+from onnxprune.model import Model, bodies, needs
+from onnxprune.prove.reals import FLOAT, FORMS, LIMITS, Step, Whole
+
+WHOLE = {*LIMITS, TensorProto.INT32}
+"""Types of tensors that are floats afterwards."""
+STILL = {"QAttention", "DynamicQuantizeLSTM", "QEmbedLayerNormalization"}
+"""Operators that round inside, and are not taken apart."""
+
+
+def rounding(nodes: Sequence[NodeProto]) -> bool:
+    """Whether any of the nodes rounds to integers."""
+    return any((n.op_type in FORMS and n.op_type != "DequantizeLinear") or n.op_type in STILL for n in nodes)
+
+
+@dataclass
+class Unrounded:
+    """Writes graphs in real numbers. `known`: element types of tensors, `rank`: how many axes one has. floats: what was
+    an integer and is none now; was: of which type; left: by name, nodes that still round, and why."""
+
+    known: Callable[[str], int | None]
+    rank: Callable[[str], int | None]
+    floats: set[str] = field(default_factory=set)
+    left: dict[str, str] = field(default_factory=dict)
+    was: dict[str, int] = field(default_factory=dict)
+
+    def types(self, name: str) -> int | None:
+        return FLOAT if name in self.floats else self.known(name)
+
+    def kind(self, name: str, model: Model) -> int | None:
+        weight = model.weights.get(name)
+        return weight.onnx_type if weight is not None else self.known(name)
+
+    def __call__(self, model: Model) -> Model:
+        """A copy in real numbers."""
+        model = model.copy()
+        del model.proto.graph.value_info[:]
+        self._graph(model, model.proto.graph)
+        return model
+
+    def _graph(self, model: Model, graph: GraphProto) -> None:
+        made: list[NodeProto] = []
+        for node in graph.node:
+            for _, body in bodies(node):
+                self._graph(model, body)
+            made += self._node(model, node)
+        copies = [NodeProto.FromString(n.SerializeToString()) for n in made]
+        del graph.node[:], graph.value_info[:]
+        graph.node.extend(copies)
+        for info in graph.output:
+            if info.name in self.floats:
+                info.type.tensor_type.elem_type = FLOAT
+
+    def _node(self, model: Model, node: NodeProto) -> list[NodeProto]:
+        step, before = Step(self, model, node), set(self.floats)
+        try:
+            if node.op_type in STILL:
+                raise Whole("it rounds inside")
+            if node.op_type in FORMS:
+                FORMS[node.op_type](step)
+                return step.made
+            return self._other(step)
+        except Whole as why:
+            self.left[node.name] = f"{node.op_type} '{node.name}' ({why})"
+            self.floats.intersection_update(before)
+            return self._again(Step(self, model, node))
+
+    def _other(self, step: Step) -> list[NodeProto]:
+        """A node that does not round: what it gives is of the kind that it is given."""
+        node, model = step.node, step.model
+        read = [n for n in needs(node) if n in self.floats]
+        outs = [[o.name in self.floats for o in body.output] for _, body in bodies(node)]
+        if outs:
+            if node.op_type == "If" and all(o == outs[0] for o in outs):
+                self._became(dict(zip(node.output, outs[0], strict=False)), read)
+            elif any(map(any, outs)) or not self.floats.isdisjoint(node.input):
+                raise Whole("it carries integers in and out of its bodies")
+            return [node]
+        if not read:
+            return [node]
+        for i, name in enumerate(node.input):
+            if name not in self.floats and self.kind(name, model) in LIMITS:
+                node.input[i] = step.cast(name)
+        if node.op_type == "Cast" and step.attr("to") in WHOLE:
+            node.attribute[0].i = FLOAT
+        kinds = {name: self.known(name) for name in node.output if name}
+        made = node.op_type not in ("Shape", "Size")
+        self._became({n: kind in WHOLE or (kind is None and made) for n, kind in kinds.items()}, read)
+        return [*step.made, node]
+
+    def _became(self, outs: Mapping[str, bool], read: Sequence[str]) -> None:
+        """These outputs are floats now, in place of the type that they had, or that what they are made of had."""
+        for name, real in outs.items():
+            if real:
+                self.floats.add(name)
+                self.was[name] = self.known(name) or next((self.was[n] for n in read if n in self.was), FLOAT)
+
+    def _again(self, step: Step) -> list[NodeProto]:
+        """A node that still rounds is given integers, as before."""
+        for i, name in enumerate(step.node.input):
+            kind = self.known(name) or self.was.get(name)
+            if name in self.floats and kind in WHOLE:
+                step.node.input[i] = out = step.model.fresh_name(f"{name}_whole")
+                step.put("Round", name)
+                step.made.append(
+                    helper.make_node("Cast", [step.made[-1].output[0]], [out], name=f"{out}_node", to=kind)
+                )
+        return [*step.made, step.node]

@@ -1,0 +1,8 @@
+"""New weights for what is left, judged on inputs that they have not seen. Knows plans and rewritten graphs, no rule."""
+
+from __future__ import annotations
+
+from onnxprune.refit.judging import refitted, replayed
+from onnxprune.refit.merging import merged
+
+__all__ = ["merged", "refitted", "replayed"]

@@ -1,0 +1,214 @@
+"""Refit what is left to what was there: sequential, asymmetric least squares over the rewritten graph.
+
+Layer by layer, in order: the input comes from the pruned network as it is by now, the target from the dense one (where
+the layer feeds a sum, the dense sum less the current shortcut). Every layer behind the first cut is solved again, not
+only those that lost inputs: each takes back part of what the earlier ones could not. Knows layers and what was
+kept, no budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.fit import Fitted, Linear, Problem, Solution, Tail, Walk, layers, sample_size, shared, solve, tail
+from onnxprune.rewrite import Rewritten
+from onnxprune.trace import Mask, Trace
+
+Array = NDArray[Any]
+ROUNDS = 2
+"""A layer that reads what it gave before is solved for this often, each time on what its weights make it read."""
+HELD = 0.2
+"""Share of the rows that judge where no batch is left to do so."""
+MOST_HELD = 0.5
+"""Share of the rows that may be held out: a model whose batch size is fixed can have all of them in one batch."""
+
+
+@dataclass
+class Refit:
+    """What happened to one layer: squared errors on held-out rows, relative to the target's energy."""
+
+    layer: str
+    before: float
+    after: float
+    ridge: float
+
+
+@dataclass
+class Refits:
+    """All layers that were solved for, and those that were not with the reason."""
+
+    solved: list[Refit] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Equations:
+    """Layers that share a matrix, as they are: matrix [groups, columns, outputs], bias [groups, outputs], and what they
+    read and should give, a problem a group. movable: there is a parameter for a new bias. held: share of the rows, the
+    last ones, that only judge."""
+
+    members: list[Linear]
+    tails: list[Tail]
+    matrix: Array
+    bias: Array
+    movable: bool
+    problems: list[Problem]
+    held: float
+
+    def _held(self, p: Problem) -> int:
+        return max(1, round(len(p.rows) * self.held))
+
+    def _tests(self) -> list[Problem]:
+        return [p.part(slice(len(p.rows) - self._held(p), None)) for p in self.problems]
+
+    @property
+    def error(self) -> float:
+        """Squared error on the held-out rows of the layers as they are."""
+        return sum(p.error(w, b) for p, w, b in zip(self._tests(), self.matrix, self.bias, strict=True))
+
+    @property
+    def energy(self) -> float:
+        """What errors are relative to: squares of the centred target on the held-out rows; never zero."""
+        return sum(p.energy() + 1e-30 for p in self._tests())
+
+    def solve(self) -> list[Solution]:
+        """One solution a group; the old weights where they are exact."""
+        found = []
+        for p, test, w, b in zip(self.problems, self._tests(), self.matrix, self.bias, strict=True):
+            exact = test.error(w, b) <= 1e-10 * test.energy()
+            found.append(Solution(w, b, 0, 0, 0) if exact else solve(p, w, b, self._held(p)))
+        return found
+
+
+class Reconstruction:
+    """Both networks on the way through the same batches. The last `held` batches, if any, only judge."""
+
+    def __init__(
+        self, trace: Trace, kept: Mask, after: Rewritten, feeds: Sequence[Mapping[str, Array]], held: int,
+        providers: Sequence[str] = ("cpu",), seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.trace, self.kept, self.after, self.held, self.seed = trace, kept, after, held, seed
+        self.dense = Walk(trace.model, feeds, trace.shapes.dtype, providers)
+        self.current = Walk(after.model, feeds, trace.shapes.dtype, providers)
+        self.open: set[int] = set()
+        self.fitted = Fitted(self.current, trace.shapes.dtype, after.aliases)
+        self.refits = Refits()
+
+    def run(self, progress: Callable[[float], None] | None = None) -> Refits:
+        found = layers(self.after.model, self.trace.rank, self.refits.skipped)
+        todo = {members[0].key: members for members in shared(found)}
+        for k, layer in enumerate(found):
+            if progress:
+                progress(k / len(found))
+            members = todo[layer.key]
+            self.open = {m.index for later in todo.values() for m in later}
+            if members[0] is layer and len(members) > 1:
+                self._refit(members, 1)  # the others must not read what nothing was done about
+            if members[-1] is layer:
+                why = self._refit(members, len(members))
+                if why:
+                    self.refits.skipped[layer.roots[0]] = why
+                del todo[layer.key]
+                if k + 1 == len(found) or found[k + 1].index != layer.index:  # or the node's next layer needs it
+                    self.current.release()
+                    self.dense.release()
+        return self.refits
+
+    def _refit(self, members: list[Linear], seen: int) -> str:
+        """Solve for one matrix by the first `seen` of the layers that use it; why not, where it cannot be done."""
+        here = self._equations(members, seen)
+        if isinstance(here, str):
+            return here
+        loop = members[0].feeds_back
+        report: Refit | None = None
+        for _ in range(ROUNDS if loop else 1):
+            solved, energy = here.solve(), here.energy
+            before, error = (sum(getattr(s, what) for s in solved) / energy for what in ("before", "error"))
+            report = report or Refit(members[0].title, before, before if loop else error, max(s.ridge for s in solved))
+            if not before:
+                break
+            self._write(here, np.stack([s.matrix for s in solved]), np.stack([s.bias for s in solved]))
+            then = self._equations(members, seen) if loop else ""
+            if isinstance(then, str):
+                break
+            if not then.error < here.error:  # what it reads with the new weights is worse
+                self._write(then, here.matrix, here.bias)
+                break
+            here, report.after = then, then.error / then.energy
+        if report is None or not report.before:
+            return "nothing that it reads or gives was cut"
+        if seen == len(members):
+            self.refits.solved.append(report)
+        return ""
+
+    def _write(self, at: Equations, matrix: Array, bias: Array) -> None:
+        """Replace what the layers had when `at` was set up."""
+        at.members[0].write(self.after.model, matrix)
+        moved = (bias - at.bias).ravel()
+        self.fitted.move(at.tails, moved if at.movable else np.zeros_like(moved))
+        self.current.forget(m.index for m in at.members)
+
+    def _equations(self, members: list[Linear], seen: int) -> Equations | str:
+        """What the first `seen` of the layers read and should give; a change is for all of them."""
+        if not self.fitted.own(members):
+            return "the weight has uses that are no layers"
+        matrix = members[0].read(self.after.model)
+        groups, outputs = matrix.shape[0], matrix.shape[0] * matrix.shape[2]
+        tails = [self._tail(m, outputs) for m in members]
+        biases = [self.fitted.bias(m, outputs) for m in members]
+        alike = all(np.allclose(t.scale, tails[0].scale) for t in tails)
+        if any(b is None for b in biases) or not alike or not all(np.allclose(b, biases[0]) for b in biases):  # type: ignore[arg-type]
+            return "its bias or scale differs from use to use"
+        bias = np.asarray(biases[0]).reshape(groups, -1)
+        gathered = self._gather(members[:seen], tails[:seen], matrix)
+        if isinstance(gathered, str):
+            return gathered
+        movable = all(self.fitted.movable(t.shift) for t in tails)
+        low, high = min(t.low for t in tails), max(t.high for t in tails)
+        scale = tails[0].scale.reshape(groups, -1)
+        problems = [
+            Problem(rows, wanted, own, offset, low, high, movable)
+            for own, (rows, wanted, offset) in zip(scale, gathered, strict=True)
+        ]
+        held = min(self.held / self.dense.batches or HELD, MOST_HELD)
+        return Equations(members, tails, matrix, bias, movable, problems, held)
+
+    def _tail(self, layer: Linear, outputs: int) -> Tail:
+        """What follows the layer; without the sum it goes into where that cannot be the target yet, or is larger."""
+        its = tail(layer, self.current, outputs, self.trace.rank(layer.out))
+        shapes = self.trace.shapes.probe[0]
+        early = its.other and self.current.ancestors([its.other]) & self.open - {layer.index}
+        if early or (its.total and shapes.get(its.total) != shapes.get(its.end)):
+            return replace(its, total="", other="", low=-np.inf, high=np.inf)
+        return its
+
+    def _gather(self, members: list[Linear], tails: list[Tail], matrix: Array) -> list[tuple[Array, ...]] | str:
+        """Of every group (rows, wanted, offset), held-out batches last."""
+        groups, columns, outputs = matrix.shape
+        total = sample_size(groups, columns) // len(members)
+        parts: list[list[tuple[Array, Array, Array]]] = [[] for _ in range(self.dense.batches)]
+        for layer, its in zip(members, tails, strict=True):
+            name, other = its.compared, its.other
+            dense = layer.dense(self.trace, self.kept, self.dense, name, outputs)
+            if isinstance(dense, str):
+                return dense
+            xs = layer.inputs(self.current)
+            others = self.current.value(other) if other else [None] * len(xs)
+            rng = np.random.default_rng((self.seed, layer.index))
+            for batch, (x, y, z) in enumerate(zip(xs, dense, others, strict=True)):
+                at = layer.sample(x, -(-total // len(xs)), rng)
+                rows, wanted = layer.rows(x, at), layer.targets(y, at)
+                offset = np.broadcast_to(its.offset.reshape(groups, 1, -1), wanted.shape)
+                if z is not None:
+                    offset = offset + layer.targets(np.broadcast_to(z, y.shape), at)
+                parts[batch].append((rows, wanted, offset))
+        flat = [p for batch in parts for p in batch]
+        return [
+            (*(np.concatenate([p[k][g] for p in flat]).astype(np.float32, copy=False) for k in range(3)),)
+            for g in range(groups)
+        ]

@@ -1,0 +1,20 @@
+"""What a run did, for people (tables, a page) and for machines (JSON). Knows results as data and computes none."""
+
+from __future__ import annotations
+
+from onnxprune.report.summary import frozen, infos, nothing, predicted
+from onnxprune.report.tables import (
+    print_comparison,
+    print_inspection,
+    print_report,
+    print_sweep,
+    print_verified,
+    text,
+    to_json,
+    write,
+)
+
+__all__ = [
+    "frozen", "infos", "nothing", "predicted", "print_comparison", "print_inspection", "print_report",
+    "print_sweep", "print_verified", "text", "to_json", "write",
+]  # fmt: skip

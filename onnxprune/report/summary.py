@@ -1,0 +1,123 @@
+"""What a run says of groups: their sizes, what is frozen, why nothing goes, what a plan should take.
+
+Knows groups and options; prints nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from onnxprune.model import bodies
+from onnxprune.options import FrozenInfo, GroupInfo, Options
+from onnxprune.planning import Costs, profile, select
+from onnxprune.trace import Groups, Mask
+
+ADVICE: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("raise it", {"ratio": 0.999}),
+    ("--residual lets those go that cross a normalisation over their own axis", {"residual": True}),
+    ("leave out --no-residual", {"conv_residual": True}),
+    ("leave out --no-heads", {"heads": True}),
+    ("lower --min-channels", {"min_channels": 1}),
+    ("raise --max-ratio", {"max_ratio": 1.0}),
+    ("lower --round-to", {"round_to": 1}),
+)
+"""What may help where nothing goes, and what it does to the options; the likeliest first."""
+SIZES = ("not known", "run-time")
+"""Words of the reasons that are none where every input has the size that it is given."""
+FOLLOWS = "with a fixed side"
+"""How reasons end that only follow from what stands before: what a layer reads can be no narrower than it is given."""
+
+
+def infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
+    alive = groups.alive(kept)
+    sizes = profile.of_units(groups)
+    work = np.zeros(len(groups.prunable))
+    for count, blocks in groups.trace.macs.values():
+        for ids in blocks:
+            np.add.at(work, groups.classes[ids], count / ids.size)
+    out = []
+    for component in groups.components():
+        units = np.unique(np.concatenate([groups.classes[groups.blocks[k][2]].ravel() for k in component]))
+        units = units[~groups.derived[units] & (units != groups.classes[0])]
+        live = units[groups.prunable[units]]
+        if live.size:
+            layers = tuple(dict.fromkeys(groups.blocks[k][0].parameter for k in component))
+            heads = any(row <= set(live.tolist()) for row in groups.rows.values())
+            out.append(GroupInfo(
+                groups.name(component), layers, int(units.size), int(live.size), int(alive[units].sum()),
+                int(sizes[units].sum()), int(work[units].sum()), "head" if heads else "channel",
+                bool(groups.normed[live].any()),
+            ))  # fmt: skip
+    return tuple(out)
+
+
+def frozen(groups: Groups) -> tuple[FrozenInfo, ...]:
+    out: dict[tuple[str, int], FrozenInfo] = {}
+    for s, axes, ids in groups.blocks:
+        classes = groups.classes[ids.ravel()]
+        stuck = [c for c in np.unique(classes).tolist() if groups.reason[c] is not None]
+        why = groups.reason[stuck[0]] if stuck else None
+        if why is not None and why.text:
+            n = int(np.isin(classes, stuck).sum())
+            out.setdefault(
+                (s.parameter, axes[-1]), FrozenInfo(s.parameter, axes[-1], n, why.op_type, why.node, why.text)
+            )
+    return tuple(out.values())
+
+
+def nothing(groups: Groups, options: Options) -> str:
+    """Why no unit goes, and what would change that: one line."""
+    if not groups.blocks:
+        nodes = groups.trace.model.proto.graph.node
+        owners = sorted({n.op_type for n in nodes if any(bodies(n))})
+        where = f" outside the bodies of {', '.join(owners)}, which stay as they are" if owners else ""
+        return f"the model has no weights that could be pruned{where}"
+    if groups.prunable.any():
+        return f"ratio {options.ratio} removes no unit inside the limits; {_helpful(groups, options)}"
+    why, share = _blocking(groups)
+    said = f": {why.reason} ({why.op_type} '{why.node}'), which holds {share:.0%} of the parameters" if why else ""
+    sized = why is not None and any(word in why.reason for word in SIZES)
+    mend = "fix the sizes of its inputs with --overwrite-input-shape NAME:SIZES, or " if sized else ""
+    return f"every channel is tied to an axis of fixed size{said}; {mend}see `onnxprune inspect`"
+
+
+def _helpful(groups: Groups, options: Options) -> str:
+    """The first piece of advice by which something would go; where none is enough alone, all that are in the way."""
+    even, scores = replace(options, scope="local"), np.zeros(len(groups.prunable))
+    differing = [(say, to) for say, to in ADVICE if any(getattr(options, k) != v for k, v in to.items())]
+    for say, to in differing:
+        if select(groups, scores, replace(even, **to)).any():
+            return say
+    limits = " and ".join(say for say, to in differing if "ratio" not in to)
+    return limits or "its groups are too narrow: see `onnxprune inspect`"
+
+
+def _blocking(groups: Groups) -> tuple[FrozenInfo | None, float]:
+    """What keeps most parameters in place, at the node that keeps most of these, and its share of all that are in
+    groups. An operator that stands at many nodes counts as one; of a parameter, only the axis that it holds most of.
+    That outputs keep their shape, and what only follows from another reason, is said where there is nothing else."""
+    weights = groups.trace.model.weights
+    held: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    nodes: dict[tuple[str, str], dict[FrozenInfo, float]] = defaultdict(lambda: defaultdict(float))
+    for info in frozen(groups):
+        weight, kind = weights[info.parameter], (info.op_type, info.reason)
+        axis = weight.shape[info.axis] if info.axis < len(weight.shape) else 1
+        size = weight.size * min(1.0, info.units / max(axis, 1))
+        held[kind][info.parameter] = max(held[kind][info.parameter], size)
+        nodes[kind][replace(info, parameter="", axis=0, units=0)] += size
+    if not held:
+        return None, 0.0
+    kind = max(held, key=lambda k: (not k[1].endswith(FOLLOWS), k[0] != "output", sum(held[k].values())))
+    whole = sum(weights[name].size for name in {s.parameter for s, _, _ in groups.blocks})
+    return max(nodes[kind], key=lambda info: nodes[kind][info]), sum(held[kind].values()) / max(whole, 1)
+
+
+def predicted(costs: Costs | None, alive: Mask) -> dict[str, Any] | None:
+    """Milliseconds before and after, by what the plan was made with."""
+    if costs is None:
+        return None
+    return {"predicted": {"unit": "ms", "before": 1e3 * costs.whole, "after": 1e3 * costs.total(alive)}}

@@ -1,0 +1,308 @@
+"""What a run did, for people (tables, a page) and for machines (JSON). Knows results as data and computes none."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from onnxprune import __version__
+from onnxprune.files import json_text, write_texts
+from onnxprune.options import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Proof, Report, Sweep, Verified
+from onnxprune.report.page import render
+
+SCHEMA = 1
+ROWS = 20
+
+
+def to_json(result: Report | Inspection | Compared | Sweep | Verified) -> dict[str, Any]:
+    """Plain dicts, lists, strings and numbers; `schema` grows when a key changes its meaning."""
+    body = _plain(asdict(result))
+    if isinstance(result, Verified):
+        body = {"proof": {f.name: body.pop(f.name) for f in fields(Proof)}, **body}
+    header: dict[str, Any] = {"schema": SCHEMA, "kind": type(result).__name__.lower(), "versions": versions()}
+    if isinstance(result, Report):
+        header["providers"] = list(result.proof.providers)
+    return {**header, **body}
+
+
+def write(path: Path, result: Report | Inspection | Sweep, title: str) -> None:
+    write_texts({path: text(path, result, title)})
+
+
+def text(path: Path, result: Report | Inspection | Sweep, title: str) -> str:
+    """As a page where the name ends in .html, as JSON otherwise."""
+    data = to_json(result)
+    return render(data, title) if path.suffix.lower() in (".html", ".htm") else json_text(data)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this tool and of what its result depends on."""
+    found = {"onnxprune": __version__, "python": platform.python_version()}
+    for name in ("onnx", "onnxruntime-gpu", "onnxruntime", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def print_report(report: Report, console: Console, verbose: bool = False) -> None:
+    """Before and after, the groups pruned, what stayed and why, and the proof."""
+    table = _table("", ">before", ">after", ">kept")
+    for label, before, after, show in _rows(report.before, report.after):
+        table.add_row(label, show(before), show(after), _percent(after, before))
+    for row in _latency_rows(report.latency or {}):
+        table.add_row(*row)
+    groups = sum(group.kept < group.units for group in report.groups)
+    table.add_row("groups", str(len(report.groups)), f"{groups} pruned", "")
+    if report.validation:
+        _add_quality(table, report.validation)
+    console.print(table)
+    _print_groups(report.groups, console, verbose)
+    _print_frozen(report.frozen, console, verbose)
+    _print_notes(report.notes, console)
+    _print_reconstruction(report.reconstruction, console, verbose)
+    _print_latency(report, console)
+    print_proof(report.proof, console)
+    if verbose and report.seconds:
+        console.print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items()))
+
+
+def print_proof(proof: Proof, console: Console) -> None:
+    for line in _proof(proof):
+        console.print(line)
+
+
+def print_verified(found: Verified, console: Console, verbose: bool = False) -> None:
+    """The proof, and what can be said of parameters that are no slices."""
+    print_proof(found, console)
+    if not found.refitted:
+        return
+    shown = found.refitted if verbose else found.refitted[:2]
+    more = f" and {len(found.refitted) - len(shown)} more" if len(shown) < len(found.refitted) else ""
+    console.print(f"refitted, so that only their shapes and places are proven: {', '.join(shown)}{more}")
+    errors = found.output_error
+    told = f"{errors['written']:.3f} (as sliced {errors['sliced']:.3f}) on {found.inputs}" if errors else found.inputs
+    console.print(f"output error beside the original: {told}")
+    if errors and errors["written"] > errors["sliced"]:
+        console.print("note: slices would be nearer to the original; was it refitted on other inputs, or changed?")
+
+
+def _proof(proof: Proof) -> Iterator[str]:
+    """What was shown, at which sizes, and what was not."""
+    at = "; ".join(proof.sizes) or f"batch {', '.join(map(str, proof.batches))}"
+    pieces = f", in {proof.blocks} pieces" if proof.blocks > 1 else ""
+    yield (
+        f"proof: {proof.couplings:,} couplings agree; outputs equal within {proof.error:.1e} (allowed "
+        f"{proof.tolerance:.0e}) at {at} on {', '.join(proof.providers)}{pieces}"
+    )
+    drawn = "" if proof.redrawn is None else f"; {proof.redrawn:.1e} with weights drawn anew"
+    if proof.slices:
+        yield (
+            f"       {proof.slices:,} parameters are slices of the original's; {proof.tensors:,} tensors inside agree"
+            f"{drawn}"
+        )
+    for text in (*(f"not compared: {output}" for output in proof.uncompared), *proof.notes):
+        yield f"       {text}"
+
+
+def print_comparison(found: Compared, console: Console) -> None:
+    """Costs and quality of two models."""
+    table = _table("", ">A", ">B", ">B of A")
+    for label, before, after, show in _rows(found.before, found.after):
+        table.add_row(label, show(before), show(after), _percent(after, before))
+    _add_quality(table, found.quality)
+    console.print(table)
+    console.print(f"data: {found.quality['data']}; on {', '.join(found.quality['providers'])}")
+
+
+def _add_quality(table: Table, quality: Mapping[str, Any]) -> None:
+    """The metric with the drop and its interval, and fidelity to the dense model."""
+    metric, interval = str(quality["metric"]), quality["interval"]
+    if metric != "snr":  # which the dense model beside itself has none of
+        drop = f"{-100 * quality['drop']:+.2f} points"
+        if interval:
+            low, high = sorted(-100 * x for x in interval)
+            drop += f" ({low:+.2f} to {high:+.2f})"
+        name = f"{metric} of {quality['samples']:,}"
+        table.add_row(name, f"{quality['before']:.2%}", f"{quality['after']:.2%}", drop)
+    fidelity = quality["fidelity"]
+    told = f"agreement {fidelity['agreement']:.2%}, cosine {fidelity['cosine']:.4f}, {fidelity['snr']:.1f} dB"
+    table.add_row("fidelity", "", told, "")
+
+
+def print_inspection(inspection: Inspection, console: Console, verbose: bool = True) -> None:
+    """The groups of coupled channels, and what is frozen with the reason."""
+    cost = inspection.cost
+    console.print(f"{cost.parameters:,} parameters, {cost.macs:,} MACs, {size(cost.bytes)}")
+    _print_groups(inspection.groups, console, verbose)
+    _print_frozen(inspection.frozen, console, verbose)
+    _print_notes(inspection.notes, console)
+
+
+def print_sweep(sweep: Sweep, console: Console) -> None:
+    """Every point with what it keeps and costs, and the fronts that it is on."""
+    dense = sweep.dense
+    timed = "latency" in sweep.fronts
+    console.print(f"{sweep.metric} {dense.metric:.2%} as it is, on {sweep.data}")
+    columns = ["criterion", ">ratio", ">parameters", ">MACs", *([">latency"] if timed else []), f">{sweep.metric}"]
+    table = _table(*columns, ">change", "best by")
+    for point in sweep.points:
+        if point.error is not None or point.metric is None or dense.metric is None:
+            table.add_row(point.criterion, f"{point.ratio:g}", *[""] * (4 + timed), f"failed: {point.error}")
+            continue
+        kept = (_percent(point.parameters or 0, dense.parameters or 0), _percent(point.macs or 0, dense.macs or 0))
+        latency = [f"{1000 * (point.latency or 0):.2f} ms"] if timed else []
+        change = f"{100 * (point.metric - dense.metric):+.2f} points"
+        best = ", ".join(cost for cost, names in sweep.fronts.items() if point.name in names)
+        row = (f"{point.ratio:g}", *kept, *latency, f"{point.metric:.2%}", change, best)
+        table.add_row(point.criterion, *row)
+    console.print(table)
+
+
+def size(count: int) -> str:
+    """Bytes as people write them."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def _rows(before: Cost, after: Cost) -> Iterable[tuple[str, int, int, Any]]:
+    yield "parameters", before.parameters, after.parameters, "{:,}".format
+    yield "MACs", before.macs, after.macs, "{:,}".format
+    yield "file size", before.bytes, after.bytes, size
+
+
+def _latency_rows(latency: Mapping[str, Any]) -> Iterable[tuple[str, str, str, str]]:
+    """Predicted and measured times, as rows of the table of before and after."""
+    if predicted := latency.get("predicted"):
+        yield "latency, predicted", *_times(predicted["before"], predicted["after"])
+    if measured := latency.get("measured"):
+        yield "latency", *_times(measured["before"]["median"], measured["after"]["median"])
+
+
+def _times(before: float, after: float) -> tuple[str, str, str]:
+    return f"{before:.3g} ms", f"{after:.3g} ms", f"{after / before:.1%}"
+
+
+def _print_latency(report: Report, console: Console) -> None:
+    measured = (report.latency or {}).get("measured")
+    if not measured:
+        return
+    before, after = measured["before"], measured["after"]
+    macs = f" (MACs {report.before.macs / report.after.macs:.2f} times fewer)" if report.after.macs else ""
+    threads = measured["threads"] or f"default, {measured['cores']} cores"
+    console.print(
+        f"latency: {measured['speedup']:.2f} times faster{macs}; medians, quartiles {before['low']:.3g}-"
+        f"{before['high']:.3g} and {after['low']:.3g}-{after['high']:.3g} ms of {min(measured['runs']):,} runs each "
+        f"in turns, batch {measured['batch']}, threads {threads}, {', '.join(measured['providers'])}"
+    )
+
+
+def _print_groups(groups: Sequence[GroupInfo], console: Console, verbose: bool) -> None:
+    if not groups:
+        return
+    table = _table("group", ">layers", ">units", ">prunable", ">kept", ">parameters", ">MACs", "kind", title="groups")
+    for group in groups if verbose else groups[:ROWS]:
+        kind = f"{group.kind}, crosses a norm" if group.crosses_norm else group.kind
+        counts = (len(group.layers), group.units, group.prunable, group.kept, group.parameters, group.macs)
+        table.add_row(group.name, *(f"{count:,}" for count in counts), kind)
+    console.print(table)
+    _print_rest(len(groups), console, verbose)
+
+
+def _print_frozen(frozen: Sequence[FrozenInfo], console: Console, verbose: bool) -> None:
+    if not frozen:
+        return
+    units: Counter[tuple[str, str, str]] = Counter()
+    names: dict[tuple[str, str, str], list[str]] = {}
+    for info in frozen:
+        key = (info.reason, info.op_type, info.node)
+        units[key] += info.units
+        names.setdefault(key, []).append(f"{info.parameter}[{info.axis}]")
+    table = _table("reason", "operator", "node", ">units", "parameters", title="frozen")
+    for key, count in units.most_common(None if verbose else ROWS):
+        shown = names[key] if verbose else names[key][:2]
+        more = f" and {len(names[key]) - len(shown)} more" if len(shown) < len(names[key]) else ""
+        table.add_row(*key, f"{count:,}", ", ".join(shown) + more)
+    console.print(table)
+    _print_rest(len(units), console, verbose)
+
+
+def _print_reconstruction(story: Mapping[str, Any] | None, console: Console, verbose: bool) -> None:
+    if not story:
+        return
+    if story.get("method") == "merge":
+        like = f", which are {story['similarity']:.2f} similar on average" if story["merged"] else ""
+        console.print(f"merged {story['merged']:,} removed units into kept ones{like}")
+        return
+    diverse = "" if story.get("diversity") is None else f", diversity {story['diversity']:.2f}"
+    console.print(f"calibrated on {story['inputs']}{diverse}")
+    if "failed" in story:
+        console.print(f"not refitted: {story['failed']}")
+        return
+    errors = story["output_error"]
+    console.print(
+        f"refitted {len(story['layers'])} layers; output error on held-out inputs {errors['refitted']:.3f} (as sliced "
+        f"{errors['sliced']:.3f}, as --fast {errors['fast']:.3f})"
+    )
+    if story["fell_back"]:
+        console.print("this was worse than --fast, so the plan and weights of --fast were taken")
+    if verbose:
+        table = _table("layer", ">error before", ">error after", ">ridge", title="refitted")
+        for layer in story["layers"]:
+            row = (f"{layer['before']:.4f}", f"{layer['after']:.4f}", f"{layer['ridge']:g}")
+            table.add_row(layer["layer"], *row)
+        console.print(table)
+        for name, why in story["skipped"].items():
+            console.print(f"not refitted: {name}: {why}")
+
+
+def _print_rest(count: int, console: Console, verbose: bool) -> None:
+    if not verbose and count > ROWS:
+        console.print(f"  and {count - ROWS} more (--verbose shows all)")
+
+
+def _print_notes(notes: Iterable[str], console: Console) -> None:
+    for note in notes:
+        console.print(f"note: {note}")
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """A plain table; a column whose name starts with '>' is a column of numbers."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        number = column.startswith(">")
+        justify, overflow = ("right", "ellipsis") if number else ("left", "fold")
+        table.add_column(column.removeprefix(">"), justify=justify, overflow=overflow, no_wrap=number)  # type: ignore[arg-type]
+    return table
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types: numpy's scalars and arrays, tuples and mappings included. It has no infinity and no NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,168 @@
+"""A graph run in consecutive pieces, so that the weights of one piece at a time are in memory: for proofs.
+
+Pieces are cut where all tensors that cross have a known type, in the order of the nodes; what crosses is carried from
+piece to piece. What comes out is what the whole graph computes, however many pieces there are. Knows nodes and tensors,
+no ids.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from onnxprune.errors import RuntimeFailure
+from onnxprune.model import Model, Topology, Weight, set_nodes, sorted_nodes
+from onnxprune.options import Options
+from onnxprune.run import repeatable
+from onnxprune.run.runtime import Session
+
+BLOCK = 16 << 20
+"""Bytes of weights in a piece, where single nodes do not hold more."""
+NODES = 500
+"""In a piece: the time that a runtime takes to open a graph grows faster than its nodes."""
+SHARE = 16
+"""A piece takes at most this part of the memory."""
+CARRIED = {
+    TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL,
+    TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
+}  # fmt: skip
+"""Types that numpy has, too."""
+Feeds = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Nodes by index, what they are given and what others want of what they make."""
+
+    nodes: range
+    ins: Sequence[str]
+    outs: Sequence[str]
+
+
+class Chain:
+    """`types` gives the element type of a tensor, or None. used: the providers, known once something was run. The nodes
+    of `model` are put in order."""
+
+    def __init__(self, model: Model, providers: Sequence[str], types: Callable[[str], int | None], most: int) -> None:
+        self.model, self.providers, self.types = model, providers, types
+        set_nodes(model.graph, sorted_nodes(model.graph.node))
+        self.topology = Topology(model)
+        self.outputs = [o.name for o in model.proto.graph.output]
+        self.infos = {i.name: i for i in (*model.proto.graph.input, *model.proto.graph.output)}
+        self.pieces = self._cut(most)
+        self.used: tuple[str, ...] = ()
+        self.blocks = len(self.pieces)
+
+    def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> list[Any]:
+        """All outputs, or those of `names`."""
+        return self.run_all([feeds], None if names is None else [names])[0]
+
+    def run_all(
+        self, feeds: Sequence[Feeds], names: Sequence[Sequence[str]] | None = None,
+        weights: Sequence[Mapping[str, Weight]] = (),
+    ) -> list[list[Any]]:  # fmt: skip
+        """The outputs for each of several feeds; `names`: which ones of each, `weights`: others in the place of the
+        model's own, for the last of the feeds. Every piece is opened once."""
+        given: list[Mapping[str, Weight]] = [{}] * (len(feeds) - len(weights)) + list(weights)
+        free = {n for own in given for n in own}
+        values: list[dict[str, Any]] = [dict(feed) for feed in feeds]
+        wanted = [self.outputs] * len(feeds) if names is None else names
+        waiting = Counter(name for piece in self.pieces for name in piece.ins)
+        for piece in self.pieces:
+            waiting.subtract(piece.ins)
+            ins = [self._info(n, [getattr(own[n], "shape", ()) for own in values]) for n in piece.ins]
+            model = self.topology.piece(piece.nodes, ins, map(self._info, piece.outs))
+            session = Session(model, self.providers, free)
+            self.used = session.used
+            for own, others, asked in zip(values, given, wanted, strict=True):
+                new = {n: others[n].array() for n in others.keys() & model.weights.keys()}
+                if not session.holds(new):
+                    raise RuntimeFailure("an operator takes its weights as constants only")
+                outs = [n for n in session.outputs if waiting[n] or n in asked]
+                if outs:
+                    own |= zip(outs, session.run({n: own[n] for n in piece.ins}, outs, new), strict=True)
+                del new
+            del session
+            for weight in model.weights.values():
+                weight.release()
+            for own, asked in zip(values, wanted, strict=True):
+                for name in [n for n in own if not waiting[n] and n not in asked]:
+                    del own[name]
+        return [[self._value(name, own) for name in asked] for own, asked in zip(values, wanted, strict=True)]
+
+    def _value(self, name: str, values: Mapping[str, Any]) -> Any:
+        return values[name] if name in values else self.model.weights[name].array()
+
+    def _cut(self, most: int) -> list[Piece]:
+        nodes, reads, weights = self.topology.nodes, self.topology.reads, self.model.weights
+        last = {name: k for k, names in enumerate(reads) for name in names}
+        last |= dict.fromkeys(self.outputs, len(nodes))
+        starts, held, size = [0], set[str](), 0
+        vague = 0  # how many of the tensors that live here cannot be carried
+        for k, node in enumerate(nodes):
+            own = (reads[k] & weights.keys()) - held
+            more = sum(weights[n].nbytes for n in own)
+            full = (size and size + more > most) or k - starts[-1] >= NODES
+            if full and not vague:
+                starts.append(k)
+                held, own = set(), reads[k] & weights.keys()
+                size, more = 0, sum(weights[n].nbytes for n in own)
+            held |= own
+            size += more
+            vague += sum(last.get(o, -1) > k and self._vague(o) for o in node.output)
+            vague -= sum(last[n] == k and n in self.topology.made_by and self._vague(n) for n in reads[k])
+        return self._used([*starts, len(nodes)], last)
+
+    def _used(self, cuts: Sequence[int], last: Mapping[str, int]) -> list[Piece]:
+        """Nodes of which nothing is used stay with others: they are not run, but have to load."""
+        pieces: list[Piece] = []
+        start = 0
+        for end in cuts[1:]:
+            piece = self._between(start, end, last)
+            while not piece.outs and end == len(self.topology.nodes) and pieces:
+                start = pieces.pop().nodes.start
+                piece = self._between(start, end, last)
+            if piece.outs:
+                pieces.append(piece)
+                start = end
+        return pieces
+
+    def _vague(self, name: str) -> bool:
+        return self.types(name) not in CARRIED
+
+    def _between(self, start: int, end: int, last: Mapping[str, int]) -> Piece:
+        inside = range(start, end)
+        made = [o for k in inside for o in self.topology.nodes[k].output if o]
+        read = {n for k in inside for n in self.topology.reads[k]}
+        ins = sorted(read - set(made) - self.model.weights.keys())
+        return Piece(inside, ins, [o for o in made if last.get(o, -1) >= end])
+
+    def _info(self, name: str, shapes: Sequence[tuple[int, ...]] = ()) -> Any:
+        """`shapes`: in every feed. Where they differ, equal sizes get one name: a runtime takes long over nameless
+        ones."""
+        known = self.infos.get(name)
+        if known is not None:
+            return known
+        dims: list[Any] | None = None
+        if shapes and len({len(shape) for shape in shapes}) == 1:
+            sizes = zip(*shapes, strict=True)
+            dims = [n[0] if len(set(n)) == 1 else "or".join(map(str, n)) for n in sizes]
+        return helper.make_tensor_value_info(name, self.types(name) or 0, dims)
+
+
+def opened(
+    model: Model, options: Options, types: Callable[[str], int | None], free: Collection[str] = ()
+) -> Session | Chain:
+    """What runs a model for a proof: in pieces where its weights or nodes are many, with nothing drawn at random. free:
+    weights in whose place a session may be given others."""
+    model = repeatable.settled(model, types)
+    most = min(BLOCK, options.memory // SHARE)
+    small = len(model.graph.node) <= NODES and sum(w.nbytes for w in model.weights.values()) <= most
+    if small or model.graph.sparse_initializer:
+        return Session(model, options.providers, free)
+    return Chain(model, options.providers, types, most)

@@ -1,0 +1,238 @@
+"""Sessions of ONNX Runtime: weights shared, not copied; providers by short names; one line for what fails.
+
+Knows sessions; of a model its bytes and what goes in and out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import redirect_stdout
+from functools import cache
+from importlib import metadata
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper
+
+from onnxprune import guard
+from onnxprune.errors import RuntimeFailure, UsageError
+from onnxprune.model import needs
+
+if TYPE_CHECKING:
+    from onnxprune.model import Model
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+SHARED = (np.float32, np.float64, np.float16, np.int8, np.uint8)
+SMALL = 1024
+"""Weights of fewer bytes go into the session's own copy of the graph."""
+FED = (np.float32, np.float64, np.float16, np.int8, np.uint8, np.int32, np.int16, np.uint16)
+LARGE = 1 << 16
+"""Weights of more bytes are fed to a lean session."""
+FOLDED = 1 << 20
+"""What a runtime computes once from constants it keeps as long as the session. What has more bytes a lean session
+computes in every run, so that it goes after its last use, as everything does."""
+
+
+def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
+    """An InferenceSession that really uses all of `providers`, or a RuntimeFailure that says how to mend it."""
+    wanted = _usable(providers)
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads()
+    proto, held = shared(model)
+    options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
+    session = _made(proto.SerializeToString(), options, wanted)
+    session.held_weights = held  # the session reads them where they are
+    return session
+
+
+def deployed(model: Model, providers: Sequence[str] = ("cpu",), count: int = 0, profile: str = "") -> Any:
+    """An InferenceSession as an application makes it, from the whole file: for measuring time. `count` threads inside
+    an operator, 0: as many as the runtime likes. `profile`: the prefix of the file that its profiler is to write."""
+    wanted = _usable(providers)
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = count or threads()
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    return _made(model.session_source(), options, wanted)
+
+
+def _usable(providers: Sequence[str]) -> list[str]:
+    """The full names, where all of them are built into this runtime."""
+    import onnxruntime as ort
+
+    wanted = [PROVIDERS.get(name.lower(), name) for name in providers]
+    for name in set(wanted) - set(ort.get_all_providers()):
+        raise UsageError(f"there is no provider '{name}'; take {', '.join(PROVIDERS)} or a full name")
+    _refuse([name for name in wanted if name not in ort.get_available_providers()])
+    if set(wanted) - {PROVIDERS["cpu"]}:
+        ort.set_default_logger_severity(4)  # a provider that does not load is one line of ours, not pages of theirs
+    if PROVIDERS["cuda"] in wanted and hasattr(ort, "preload_dlls"):
+        with redirect_stdout(StringIO()):
+            ort.preload_dlls()
+    return wanted
+
+
+@cache
+def watched() -> Any:
+    """The class of sessions whose runs are bounded in time, where a process is guarded."""
+    import onnxruntime as ort
+
+    session: Any = ort.InferenceSession
+
+    class Watched(session):  # type: ignore[misc]
+        def run(self, *args: Any, **kw: Any) -> Any:
+            with guard.bounded("running the model in ONNX Runtime"):
+                return super().run(*args, **kw)
+
+    return Watched
+
+
+def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
+    options.log_severity_level = 4
+    try:
+        with guard.bounded("loading the model into ONNX Runtime"):
+            session = watched()(source, options, providers=list(dict.fromkeys((*wanted, PROVIDERS["cpu"]))))
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise RuntimeFailure(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
+    _refuse([name for name in wanted if name not in session.get_providers()])
+    return session
+
+
+def _refuse(missing: Sequence[str]) -> None:
+    if missing:
+        raise RuntimeFailure(f"{', '.join(missing)} cannot be used here; {_mend()}, or use --providers cpu")
+
+
+def threads() -> int:
+    """What OMP_NUM_THREADS asks for (numpy heeds it, joblib sets it for its processes); 0: one for every core."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(asked) if asked.isdigit() else 0
+
+
+class Session:
+    """A lean session for proofs: `run` takes a feed for every input and returns the outputs (named in `outputs`).
+
+    The graph is run as it is written, without fusions. Large weights are fed beside the inputs: a runtime copies and
+    packs what it knows to be constant, and reads what it is fed where it is. So are those of `free`, however small:
+    `run` takes others in their place, where `holds` says so."""
+
+    def __init__(self, model: Model, providers: Sequence[str], free: Collection[str] = ()) -> None:
+        self.model, self._wanted = model, _usable(providers)
+        self._free = {n for n in free if n in model.weights and model.weights[n].dtype in FED}
+        self._fed: dict[str, NDArray[Any]] = {}
+        try:
+            self._open(LARGE)
+        except RuntimeFailure:  # a few operators take constants only
+            self._open(0)
+        self.used = tuple(self._session.get_providers())
+        self.outputs = [o.name for o in self._session.get_outputs()]
+        self.blocks = 1
+
+    def _open(self, large: int) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED))
+        proto, held = shared(self.model)
+        self._fed = {n: a for n, a in held.items() if large and (a.nbytes > large or n in self._free)}
+        if large:
+            self._fed |= {n: self.model.weights[n].array() for n in self._free - self._fed.keys()}
+        _as_inputs(proto, self._fed)
+        self._held = {n: a for n, a in held.items() if n not in self._fed}
+        values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._held.values()]
+        options.add_external_initializers(list(self._held), values)
+        self._session = _made(proto.SerializeToString(), options, self._wanted)
+
+    def holds(self, names: Collection[str]) -> bool:
+        """Whether `run` may be given other weights of these names."""
+        return self._fed.keys() >= set(names)
+
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str] | None = None,
+        weights: Mapping[str, NDArray[Any]] | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """All outputs, or those of `names`. weights: others, in the place of its own."""
+        try:
+            return list(self._session.run(names, {**feeds, **self._fed, **(weights or {})}))
+        except Exception:
+            if not self._fed or weights:
+                raise
+            self._open(0)
+            return list(self._session.run(names, dict(feeds)))
+
+    def run_all(
+        self, feeds: Sequence[Mapping[str, NDArray[Any]]], names: Sequence[Sequence[str]] | None = None
+    ) -> list[list[Any]]:
+        """The outputs for each of several feeds; `names`: which ones of each."""
+        return [self.run(feed, None if names is None else names[k]) for k, feed in enumerate(feeds)]
+
+
+def _as_inputs(proto: ModelProto, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """These initializers become inputs of the graph."""
+    fed = [t for t in proto.graph.initializer if t.name in arrays]
+    stay = [TensorProto.FromString(t.SerializeToString()) for t in proto.graph.initializer if t.name not in arrays]
+    listed = {i.name for i in proto.graph.input}
+    proto.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in fed if t.name not in listed
+    )
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(stay)
+
+
+def shared(model: Model) -> tuple[ModelProto, dict[str, NDArray[Any]]]:
+    """The graph with its large weights marked as external, and these weights. What nobody reads is left out: a runtime
+    drops it as it loads the graph, and then finds no place for the weight that it is handed."""
+    model.sync()
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    _without_unread(proto)
+    held: dict[str, NDArray[Any]] = {}
+    for tensor in proto.graph.initializer:
+        weight = model.weights[tensor.name]
+        if weight.nbytes < SMALL or weight.dtype not in SHARED or weight.nbytes != weight.size * weight.dtype.itemsize:
+            weight.fill(tensor)
+            continue
+        held[tensor.name] = np.require(weight.array(), requirements=["C", "A"])
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "shared"), ("offset", "0"), ("length", str(weight.nbytes))):
+            tensor.external_data.add(key=key, value=value)
+    return proto, held
+
+
+def _without_unread(proto: ModelProto) -> None:
+    """Drop the initializers that no node, no body and no output reads, and the inputs that declare them."""
+    read = {o.name for o in proto.graph.output}.union(*map(needs, proto.graph.node))
+    stay = [TensorProto.FromString(t.SerializeToString()) for t in proto.graph.initializer if t.name in read]
+    if len(stay) == len(proto.graph.initializer):
+        return
+    unread = {t.name for t in proto.graph.initializer} - read
+    inputs = [type(i).FromString(i.SerializeToString()) for i in proto.graph.input if i.name not in unread]
+    del proto.graph.initializer[:], proto.graph.input[:]
+    proto.graph.initializer.extend(stay)
+    proto.graph.input.extend(inputs)
+
+
+def first_line(error: Exception) -> str:
+    """What ONNX Runtime says, without the pages that may follow."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _mend() -> str:
+    """How to get a missing provider: the two distributions of ONNX Runtime overwrite each other."""
+    names = {str(found.metadata["Name"]).lower() for found in metadata.distributions()}
+    if {"onnxruntime", "onnxruntime-gpu"} <= names:
+        return "run 'pip uninstall -y onnxruntime onnxruntime-gpu', then 'pip install onnxruntime-gpu'"
+    return "run 'pip install onnxprune[cuda]' on a machine with a supported device"

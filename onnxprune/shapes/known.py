@@ -1,0 +1,39 @@
+"""What one pass over the nodes finds out: types, shapes and small values of tensors. Knows sizes and values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnxprune.shapes.grids import Grid
+from onnxprune.shapes.node_view import Kind, Need, Sizes, dims_of
+from onnxprune.shapes.symbolic_values import Value
+from onnxprune.shapes.symbols import Size, unknown
+from onnxprune.shapes.values import Dims
+
+
+@dataclass
+class Pass:
+    """What is known at one choice of input sizes. failures: how many nodes cannot run at these sizes. needs: what
+    has to hold, in expressions, for all nodes to run."""
+
+    kinds: dict[str, Kind]
+    values: dict[str, Value] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
+    failures: int = 0
+    needs: list[Need] = field(default_factory=list)
+
+    def sizes(self, name: str) -> Sizes | None:
+        """The dims of a tensor: numbers and expressions."""
+        return dims_of(self.kinds.get(name))
+
+    def dims(self, name: str) -> Dims | None:
+        """The dims that are numbers, None for the others; None where not even the rank is known."""
+        sizes = self.sizes(name)
+        return None if sizes is None else tuple(None if isinstance(d, Size) else d for d in sizes)
+
+    def give(self, name: str, kind: Kind) -> None:
+        """What is not known of a tensor gets a name, so that it can be compared with itself."""
+        if isinstance(kind, tuple) and kind[1] is not None and None in kind[1]:
+            dims = (unknown(name, k) if d is None else d for k, d in enumerate(kind[1]))
+            kind = (kind[0], tuple(dims))
+        self.kinds[name] = kind

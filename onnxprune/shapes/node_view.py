@@ -1,0 +1,130 @@
+"""One node as the inference of sizes sees it: attributes, shapes and values of its inputs, and what it needs of them.
+
+Knows one node, not the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from onnx import NodeProto, TensorProto, TypeProto, helper
+
+from onnxprune.shapes.symbolic_values import Value
+from onnxprune.shapes.symbols import Dim, Size, evaluated
+from onnxprune.shapes.values import attributes
+
+Sizes = tuple[Dim | None, ...]
+"""Of a tensor: numbers, expressions, or None for what has no form."""
+Kind = tuple[int, Sizes | None] | bytes
+"""(element type, dims) of a tensor; the serialised TypeProto of a sequence, map or optional."""
+Relation = Literal["multiple", "same", "fits", "holds"]
+Need = tuple[Relation, Dim, Dim]
+"""Of two sizes: the first is a multiple of the second, is the same, can be broadcast against it, or is not smaller."""
+
+
+@dataclass
+class View:
+    """What a rule sees of its node. needs: what has to hold for the node to run."""
+
+    node: NodeProto
+    kinds: Sequence[Kind | None]
+    values: Sequence[Value | None]
+    opset: int
+    needs: list[Need] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.attributes: dict[str, Any] = attributes(self.node)
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return self.attributes.get(name, default)
+
+    def word(self, name: str, default: str) -> str:
+        value = self.attributes.get(name, default)
+        return value.decode() if isinstance(value, bytes) else str(value)
+
+    def dims(self, i: int) -> Sizes | None:
+        kind = self.kinds[i] if i < len(self.kinds) else None
+        return kind[1] if isinstance(kind, tuple) else None
+
+    def element(self, i: int) -> int:
+        kind = self.kinds[i] if i < len(self.kinds) else None
+        return kind[0] if isinstance(kind, tuple) else TensorProto.UNDEFINED
+
+    def entries(self, i: int, name: str = "") -> list[Any] | None:
+        """The entries of a vector, given as an attribute or as input `i`: numbers, expressions, None for unknown ones.
+        None where not even their number is known."""
+        if name and name in self.attributes:
+            return list(np.atleast_1d(self.attributes[name]))
+        value = self.values[i] if i < len(self.values) else None
+        if value is not None:
+            return [x.item() if isinstance(x, np.generic) else x for x in value.data.ravel()]
+        dims = self.dims(i)
+        known = dims is not None and len(dims) == 1 and isinstance(dims[0], int)
+        return [None] * int(dims[0]) if known and dims and isinstance(dims[0], int) else None
+
+    def need(self, relation: Relation, a: Dim | None, b: Dim | None) -> None:
+        if a is not None and b is not None and a != b:
+            self.needs.append((relation, a, b))
+
+    def given(self, i: int) -> bool:
+        return i < len(self.node.input) and self.node.input[i] != ""
+
+
+def holds(need: Need, sizes: Mapping[str, int]) -> bool:
+    """Whether it does at these sizes of the symbols, as far as that can be said."""
+    relation, *pair = need
+    p, q = (evaluated(x, sizes) for x in pair)
+    if p is None or q is None:
+        return True
+    if relation == "multiple":
+        return q != 0 and p % q == 0
+    if relation == "holds":
+        return p >= q
+    return p == q or (relation == "fits" and 1 in (p, q))
+
+
+def dims_of(kind: Kind | None) -> Sizes | None:
+    return kind[1] if isinstance(kind, tuple) else None
+
+
+def is_open(kinds: Sequence[Kind | None], values: Sequence[Value | None]) -> bool:
+    """Whether a size or a value is no number."""
+    if any(v is not None and not v.whole for v in values):
+        return True
+    return any(not isinstance(d, int) for k in kinds for d in dims_of(k) or ()) or None in kinds
+
+
+def is_vague(kinds: Sequence[Kind | None] | None) -> bool:
+    """Whether ONNX's inference left something open."""
+    return any(dims_of(k) is None or None in (dims_of(k) or ()) for k in kinds or () if not isinstance(k, bytes))
+
+
+def merged(onnx_says: list[Kind | None] | None, rule_says: list[Kind | None] | None) -> list[Kind | None] | None:
+    """Numbers as ONNX infers them; what it leaves open as the rule says."""
+    if onnx_says is None or rule_says is None:
+        return onnx_says if rule_says is None else rule_says
+    out: list[Kind | None] = []
+    for k, rule in enumerate(rule_says):
+        kind = onnx_says[k] if k < len(onnx_says) else None
+        ours, own = dims_of(kind), dims_of(rule)
+        if not isinstance(kind, tuple) or not isinstance(rule, tuple) or ours is None or own is None:
+            out.append(rule if ours is None and (kind is None or isinstance(kind, tuple)) else kind)
+        elif len(ours) != len(own):
+            out.append(kind)
+        else:
+            dims = (a if isinstance(a, int) or b is None else b for a, b in zip(ours, own, strict=True))
+            out.append((kind[0] or rule[0], tuple(dims)))
+    return [*out, *onnx_says[len(rule_says) :]]
+
+
+def type_of(kind: Kind) -> TypeProto:
+    if isinstance(kind, bytes):
+        proto = TypeProto()
+        proto.ParseFromString(kind)
+        return proto
+    element, dims = kind
+    named = None if dims is None else [d.text if isinstance(d, Size) else d for d in dims]
+    return helper.make_tensor_type_proto(element, named)

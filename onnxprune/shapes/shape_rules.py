@@ -1,0 +1,81 @@
+"""What ONNX's own shape inference does not check: whether a node can run at its shapes.
+
+Knows one node, not the graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from onnx import NodeProto
+
+from onnxprune.shapes.node_view import Kind, Sizes, dims_of
+from onnxprune.shapes.symbolic_values import Array, Value
+from onnxprune.shapes.symbols import Dim
+
+_SPATIAL = frozenset(["Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "MaxPool", "AveragePool", "LpPool"])
+LIKE_FIRST = frozenset([
+    "GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization", "ImageScaler", "Affine", "Scale",
+    "ScaledTanh", "ParametricSoftplus",
+])  # fmt: skip
+"""Operators whose first output has the shape of the first input although ONNX's inference may not say so."""
+_TARGETED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
+"""Operators with a target shape, and at which input."""
+MOST_AXES = 64
+"""Of any tensor; numpy ends there."""
+
+
+def total(dims: Sizes | None) -> int | None:
+    known = [d for d in dims or () if isinstance(d, int)]
+    return math.prod(known) if dims is not None and len(known) == len(dims) else None
+
+
+def plausible(node: NodeProto, kinds: Sequence[Kind | None], out: Sequence[Kind | None]) -> bool:
+    """Whether the node can run at these shapes, as far as ONNX's inference does not check it."""
+    dims = [dims_of(k) for k in out]
+    if any(isinstance(d, int) and d < (node.op_type in _SPATIAL) for ds in dims if ds for d in ds):
+        return False
+    if node.op_type == "Reshape":
+        before, after = total(dims_of(kinds[0])), total(dims[0])
+        return before is None or after is None or before == after
+    return True
+
+
+def possible(node: NodeProto, kinds: Sequence[Kind | None], index: Value | None) -> bool:
+    """Whether a node may be shown to ONNX's inference at all: a target shape of a million axes is written out there, an
+    equation may keep it busy for ever."""
+    at = _TARGETED.get(node.op_type)
+    target = dims_of(kinds[at]) if at is not None and at < len(kinds) else None
+    if target and isinstance(target[0], int) and target[0] > MOST_AXES:
+        return False
+    if node.op_type == "Einsum" and _circular(node):
+        return False
+    return in_range(node, dims_of(kinds[0]) if kinds else None, index)
+
+
+def _circular(node: NodeProto) -> bool:
+    """A term with two ellipses is no equation, and ONNX's inference never comes to its end."""
+    equation = next((a.s for a in node.attribute if a.name == "equation"), b"")
+    return any(term.count(b"...") > 1 for term in equation.split(b"->")[0].split(b","))
+
+
+def in_range(node: NodeProto, dims: Sizes | None, index: Value | None) -> bool:
+    """Whether a Gather finds its known indices: a table of positions, a mask over the past are only so long."""
+    if (
+        node.op_type not in ("Gather", "GatherND")
+        or not dims
+        or index is None
+        or not index.whole
+        or not index.data.size
+    ):
+        return True
+    if node.op_type == "GatherND":
+        skipped = next((a.i for a in node.attribute if a.name == "batch_dims"), 0)
+        lists = index.data.reshape(-1, index.data.shape[-1]).T
+        return all(_within(x, n) for x, n in zip(lists, dims[skipped:], strict=False))
+    return _within(index.data, dims[next((a.i for a in node.attribute if a.name == "axis"), 0)])
+
+
+def _within(index: Array, size: Dim | None) -> bool:
+    return not isinstance(size, int) or -size <= int(index.min()) <= int(index.max()) < size

@@ -1,0 +1,292 @@
+"""Many ways to prune one model: ratios by criteria, side by side, and those that no other way beats.
+
+Every point is one JSON file in a folder, written whole by the process that made it: a sweep that was ended goes on
+where it was, and what was made with the same options from the same files is not made again. A point that fails says why
+and is tried again by the next sweep. Knows runs and their reports; it prunes through the API.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from onnxprune import __version__, api
+from onnxprune.errors import RuntimeFailure, UsageError, explain
+from onnxprune.files import write_json
+from onnxprune.measure import benchmark as timed
+from onnxprune.measure import compared
+from onnxprune.model import Model
+from onnxprune.options import Cost, Options, Progress, Sweep, SweepPoint
+from onnxprune.planning import criteria
+from onnxprune.report import to_json
+from onnxprune.stages import checked
+
+COSTS = ("macs", "parameters", "latency")
+Backend = Literal["loky", "dask", "ray"]
+Name = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """metric: its name; `value`: larger is better. latency: seconds of one run, where it is measured."""
+
+    metric: str
+    value: float
+    latency: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One point to make. key: of everything that it depends on."""
+
+    name: str
+    model: Path
+    options: Options
+    data: str | None
+    metric: str
+    benchmark: bool
+    folder: Path
+    keep: bool
+    key: str
+    measure: Measure
+
+    @property
+    def file(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+
+Measure = Callable[[Job, Model], Measured]
+"""How good a model is, and how long it takes if that is asked for."""
+
+
+def quality(job: Job, model: Model) -> Measured:
+    """The metric on the data; without data fidelity on other inputs than those that it was pruned with, as far as the
+    calibration data has others."""
+    options = replace(job.options, seed=job.options.seed + 1)
+    limit = None if job.data else options.calib_samples
+    found = compared(job.model, job.data or options.calib, options, job.metric, limit).measure(model)
+    if not job.benchmark:
+        return Measured(found.metric, found.after)
+    dense = Model.load(job.model)
+    times = timed(
+        dense, model, batch=options.batch, threads=options.threads, providers=options.providers,
+        input_shapes=options.input_shapes, seed=options.seed,
+    )  # fmt: skip
+    return Measured(found.metric, found.after, times.after.median / 1e3)
+
+
+def sweep(
+    model: Name, folder: Name, ratios: Sequence[float], criteria: Sequence[str] = (), options: Options | None = None, *,
+    data: Name | None = None, metric: str = "", benchmark: bool = False, save_models: bool = False,
+    jobs: int | None = None, backend: Backend = "loky", address: str | None = None, measure: Measure = quality,
+    progress: Progress | None = None,
+) -> Sweep:  # fmt: skip
+    """Prune the file `model` by every ratio and criterion; the points go into `folder`, with the models on demand.
+
+    data, metric: as for --validate and --metric. benchmark: measure latency as well. jobs: processes here (as many as
+    there are cores), or of the cluster at `address` (all), whose machines must see the same files. measure: see
+    `Measure`; a function of a module."""
+    options = options or Options()
+    criteria = list(criteria) or [options.resolved().criterion]
+    _check(ratios, criteria, options)
+    if address and backend == "loky":
+        raise UsageError("--address is of a cluster; say which one with --backend dask or --backend ray")
+    say = progress or (lambda stage, share: None)
+    source, target = Path(model).resolve(), Path(folder).resolve()
+    labels = str(Path(data).resolve()) if data else None
+    calib = str(Path(options.calib).resolve()) if options.calib else None
+    seen = _digest([source, *Model.load(source).data_files, *([labels] if labels else []), *([calib] if calib else [])])
+
+    def job(name: str, chosen: Options) -> Job:
+        about = [asdict(chosen), seen, metric, benchmark, __version__, f"{measure.__module__}.{measure.__qualname__}"]
+        key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+        return Job(name, source, chosen, labels, metric, benchmark, target, save_models, key, measure)
+
+    base = replace(options, calib=calib)
+    ways = dict.fromkeys((c, r) for c in criteria for r in ratios)
+    grid = [job(f"{c}-{r}", replace(base, criterion=c, ratio=r).resolved()) for c, r in ways]
+    with _running(backend, address, jobs) as parallel:
+        target.mkdir(exist_ok=True)
+        say("original", 0.0)
+        name, dense = _original(job("original", base))
+        found = {j.name: point for j in grid if (point := finished(j))}
+        say("points", len(found) / len(grid))
+        for point in _points([j for j in grid if j.name not in found], parallel):
+            found[point.name] = point
+            say("points", len(found) / len(grid))
+    points = tuple(found[j.name] for j in grid)
+    where = str(data or options.calib or "made-up inputs")
+    return Sweep(name, where, dense, points, fronts(points), replace(options, calib=None).resolved())
+
+
+def fronts(points: Sequence[SweepPoint]) -> dict[str, tuple[str, ...]]:
+    """By each cost that is known of all finished points: those that no other one beats, the cheapest first."""
+    done = [p for p in points if p.error is None and p.metric is not None]
+    out = {}
+    for cost in COSTS:
+        if cost == "latency" and (not done or any(p.latency is None for p in done)):
+            continue
+        front: list[SweepPoint] = []
+        for point in sorted(done, key=lambda p: (getattr(p, cost), -(p.metric or 0.0))):
+            if not front or (point.metric or 0.0) > (front[-1].metric or 0.0):
+                front.append(point)
+        out[cost] = tuple(p.name for p in front)
+    return out
+
+
+def finished(job: Job) -> SweepPoint | None:
+    """The point that an earlier run made of the same options and files."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(job.file.read_text("utf-8"))
+        point = SweepPoint(**found["point"])
+        if found["key"] == job.key and point.error is None and (not job.keep or Path(str(point.model)).is_file()):
+            return point
+    return None
+
+
+def run(job: Job) -> SweepPoint:
+    """Make one point, whatever happens; in a process of its own, perhaps elsewhere, perhaps for the second time."""
+    if point := finished(job):
+        return point
+    started = time.perf_counter()
+    point = SweepPoint(job.name, job.options.criterion, job.options.ratio)
+    report = None
+    try:
+        result = api.prune(job.model, job.options)
+        _, point = _measured(job, point, result.model, result.report.after)
+        report = to_json(result.report)
+        if job.keep:
+            path = job.folder / f"{job.name}.onnx"
+            result.model.save(path)
+            point = replace(point, model=str(path))
+    except Exception as error:
+        point = replace(point, error=explain(error)[0])
+    point = replace(point, seconds=time.perf_counter() - started)
+    _write(job, point, report=report)
+    return point
+
+
+def _original(job: Job) -> tuple[str, SweepPoint]:
+    """The name of the metric, and the model as it is. What fails here fails everywhere, so it is raised."""
+    job = replace(job, keep=False)
+    if point := finished(job):
+        return str(json.loads(job.file.read_text("utf-8"))["metric"]), point
+    cost = api.inspect(job.model, job.options).cost
+    metric, point = _measured(job, SweepPoint(job.name, "", 0.0), Model.load(job.model), cost)
+    _write(job, point, metric=metric)
+    return metric, point
+
+
+def _measured(job: Job, point: SweepPoint, model: Model, cost: Cost) -> tuple[str, SweepPoint]:
+    found = job.measure(job, model)
+    costs: dict[str, Any] = {"parameters": cost.parameters, "macs": round(cost.macs), "bytes": cost.bytes}
+    return found.metric, replace(point, metric=found.value, latency=found.latency, **costs)
+
+
+def _write(job: Job, point: SweepPoint, **more: Any) -> None:
+    write_json(job.file, {"key": job.key, "point": asdict(point), **more})
+
+
+def _points(jobs: Sequence[Job], parallel: Callable[[Sequence[Job]], Iterator[SweepPoint]]) -> Iterator[SweepPoint]:
+    """A process that is killed (for its memory, say) takes the work of others with it: the rest is run one by one, and
+    a point whose process dies even then has failed."""
+    left = {job.name: job for job in jobs}
+    try:
+        for point in parallel(jobs) if jobs else ():
+            del left[point.name]
+            yield point
+    except Exception as error:  # of the machinery: `run` keeps what it meets
+        for job in list(left.values()):
+            if len(jobs) > 1:
+                yield from _points([job], parallel)
+                continue
+            what = f"its process did not come to an end: {' '.join(str(error).split())[:300]}"
+            point = SweepPoint(job.name, job.options.criterion, job.options.ratio, error=what)
+            _write(job, point)
+            yield point
+
+
+@contextmanager
+def _running(
+    backend: Backend, address: str | None, workers: int | None
+) -> Iterator[Callable[[Sequence[Job]], Iterator[SweepPoint]]]:
+    """Something that runs jobs through joblib and yields the points as they come."""
+    import joblib
+
+    cluster: dict[str, Any] = {}
+    if backend == "dask":
+        cluster = {"client": _client(address, workers)}
+    elif backend == "ray":
+        _register_ray(address)
+
+    def parallel(jobs: Sequence[Job]) -> Iterator[SweepPoint]:
+        count = workers or (joblib.cpu_count() if backend == "loky" else -1)
+        if backend == "loky" and count > 1:
+            count = max(2, min(count, len(jobs)))  # joblib runs the jobs of a single one in this process
+        order = "list" if backend == "ray" else "generator_unordered"
+        with joblib.parallel_config(backend, n_jobs=count, **cluster):
+            yield from joblib.Parallel(return_as=order, batch_size=1)(joblib.delayed(run)(job) for job in jobs)
+
+    try:
+        yield parallel
+    finally:
+        if "client" in cluster:
+            cluster["client"].close()
+
+
+def _client(address: str | None, workers: int | None) -> Any:
+    try:
+        from distributed import Client
+    except ImportError:
+        raise UsageError("--backend dask needs Dask: pip install 'onnxprune[dask]'") from None
+    try:
+        given = {"address": address, "timeout": 20} if address else {"n_workers": workers, "threads_per_worker": 1}
+        return Client(**given)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise RuntimeFailure(f"no Dask scheduler answers at {address}: {error}") from None
+
+
+def _register_ray(address: str | None) -> None:
+    try:
+        import ray
+        from ray.util.joblib import register_ray
+    except ImportError:
+        raise UsageError("--backend ray needs Ray: pip install 'onnxprune[ray]'") from None
+    try:
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+    except (ConnectionError, ValueError) as error:
+        raise RuntimeFailure(f"no Ray cluster answers at {address}: {error}") from None
+    register_ray()
+
+
+def _check(ratios: Sequence[float], names: Sequence[str], options: Options) -> None:
+    if not ratios or not all(0 < ratio < 1 for ratio in ratios):
+        raise UsageError("a sweep needs ratios between 0 and 1, such as 0.2 0.4")
+    checked(options)
+    for name in names:
+        criteria.check(name)
+    if options.calib is not None and not isinstance(options.calib, str | os.PathLike):
+        raise UsageError("the inputs of a sweep are read by other processes: give the path of a file or folder")
+
+
+def _digest(sources: Sequence[Name]) -> str:
+    """Of the contents of files and folders; of `script.py:function`, of the script."""
+    total = hashlib.sha256()
+    for source in sources:
+        path = Path(source)
+        if not path.exists():
+            path = Path(str(source).rpartition(":")[0] or source)
+        if not path.exists():
+            raise UsageError(f"{source}: no such file or folder")
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                with file.open("rb") as stream:
+                    total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()

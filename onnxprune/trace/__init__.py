@@ -1,0 +1,34 @@
+"""Tracing: rules over the graph give label blocks, couplings, reductions and edits; groups are what they amount to.
+
+Knows shapes and models, no importance.
+"""
+
+from __future__ import annotations
+
+from onnxprune.trace.editor import Editor, new_dims
+from onnxprune.trace.equation import Dims
+from onnxprune.trace.groups import Groups, build
+from onnxprune.trace.labels import KEPT, Block, Ids, Labels, Mask, Reason, joined, kept_shape, positions, take_kept
+from onnxprune.trace.tracing import LABELLED, Reduction, Slice, Trace
+
+__all__ = [
+    "KEPT",
+    "LABELLED",
+    "Block",
+    "Dims",
+    "Editor",
+    "Groups",
+    "Ids",
+    "Labels",
+    "Mask",
+    "Reason",
+    "Reduction",
+    "Slice",
+    "Trace",
+    "build",
+    "joined",
+    "kept_shape",
+    "new_dims",
+    "positions",
+    "take_kept",
+]  # fmt: skip

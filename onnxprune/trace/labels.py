@@ -1,0 +1,289 @@
+"""Channel ids and what is known about them: couplings, derived ids, frozen ids, rectangles. Knows arrays only.
+
+An *id* names one removable slice of an axis. `KEPT` (id 0) is the slice that always stays. A *derived* id names a whole
+row of a block (an attention head, a convolution group): it is removed exactly when all of its children are.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+KEPT = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """`ids[i, j, ..]` names the channel at position i of `axes[0]`, j of `axes[1]`, ..; outermost axis first.
+
+    A first axis may be coarse: with fewer ids than the tensor has positions, each id stands for a run of equal length
+    (the groups of a grouped convolution's weight). An axis of run-time size (batch x heads) may be periodic: its ids
+    are repeated as often as they fit."""
+
+    axes: tuple[int, ...]
+    ids: Ids
+    coarse: bool = False
+
+    def at(self, dims: Sequence[int | None]) -> Block:
+        """The block with periodic axes written out to the sizes `dims` of a run."""
+        repeats = [
+            ((dims[a] if a < len(dims) else n) or n) // n for a, n in zip(self.axes, self.ids.shape, strict=True)
+        ]
+        return self if max(repeats) == 1 else Block(self.axes, np.tile(self.ids, repeats))
+
+    def spread(self, dims: Sequence[int | None]) -> Ids:
+        """The ids, broadcastable to a tensor of size `dims`; a coarse axis written out."""
+        ids = self.ids
+        for k, axis in enumerate(self.axes):
+            n = dims[axis]
+            if n is not None and n != ids.shape[k]:
+                ids = np.repeat(ids, n // ids.shape[k], axis=k)
+        shape = [1] * len(dims)
+        for k, axis in enumerate(self.axes):
+            shape[axis] = ids.shape[k]
+        return ids.transpose(np.argsort(self.axes)).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why ids stay: said once, at the operator that decided it."""
+
+    op_type: str
+    node: str
+    text: str
+
+
+class Labels:
+    """Collects what tracing finds out about ids. Couplings are kept as arrays; `solve` joins them all at once."""
+
+    def __init__(self) -> None:
+        self.n = 1
+        self.births: dict[Hashable, Ids] = {}
+        self._starts: list[int] = [0]
+        self._keys: list[Hashable] = [None]
+        self.pairs: list[tuple[Ids, Ids, Reason]] = []
+        self.children: dict[int, Ids] = {}
+        self._rows: dict[bytes, int] = {}
+        self.frozen: list[tuple[Ids, Reason]] = [(np.zeros(1, np.int64), Reason("", "", "fixed size"))]
+        self.rectangles: dict[tuple[tuple[int, ...], bytes], Ids] = {}
+        self.tables: dict[tuple[tuple[int, ...], bytes], tuple[Ids, Ids, Reason]] = {}
+        self.normed: list[Ids] = []
+        self.sums: list[Ids] = []
+        self.maps: list[Ids] = []
+        self.stopped: dict[str, list[Ids]] = {}
+        self.unfit: set[str] = set()
+        self.decided: dict[Hashable, bool] = {}
+        self.couplings = 0
+
+    def fresh(self, key: Hashable, shape: Iterable[int]) -> Ids:
+        """New ids of the given shape; `key` is where they are born (a parameter's axes)."""
+        if key not in self.births:
+            shape = tuple(shape)
+            size = prod(shape)
+            self.births[key] = np.arange(self.n, self.n + size, dtype=np.int64).reshape(shape)
+            self._starts.append(self.n)
+            self._keys.append(key)
+            self.n += size
+        return self.births[key]
+
+    def born_in(self, i: int) -> Hashable | None:
+        """The key of the birth of one id; of a derived id, that of its first child."""
+        while i in self.children:
+            i = int(self.children[i][0])
+        return self._keys[bisect_right(self._starts, i) - 1]
+
+    def origin(self, ids: Ids) -> Hashable | None:
+        """The key of the birth that `ids` are, whole and in order; None for anything else."""
+        if not ids.size:
+            return None
+        key = self._keys[bisect_right(self._starts, int(ids.flat[0])) - 1]
+        born = self.births.get(key)
+        return key if born is not None and born.size == ids.size and np.array_equal(born.ravel(), ids.ravel()) else None
+
+    def couple(self, a: Ids, b: Ids, why: Reason) -> None:
+        """The ids at the same positions are removed together or not at all."""
+        a, b = a.ravel(), b.ravel()
+        self.couplings += a.size
+        differ = a != b
+        if not differ.any():
+            return
+        a, b = a[differ], b[differ]
+        loose = (a != KEPT) & (b != KEPT)
+        if not loose.all():
+            self.freeze(np.where(a == KEPT, b, a)[~loose], why)
+            a, b = a[loose], b[loose]
+        if a.size:
+            self.pairs.append((a, b, why))
+
+    def freeze(self, ids: Ids, why: Reason) -> None:
+        ids = ids[ids != KEPT]
+        if ids.size:
+            self.frozen.append((ids, why))
+
+    def misfit(self, ids: Ids, why: Reason) -> None:
+        """A node was not taken by its rule; the ids that the rule had made stay."""
+        self.unfit.add(why.node)
+        self.freeze(ids, why)
+
+    def stop(self, ids: Ids, why: Reason) -> None:
+        """The ids are carried no further than to this node, and stay."""
+        self.stopped.setdefault(why.node, []).append(ids)
+        self.freeze(ids, why)
+
+    def stops(self, ids: Ids, node: str) -> bool:
+        """Whether the graph that this is a rewriting of carried these ids no further than to this node."""
+        return False
+
+    def decide(self, key: Hashable, answer: bool) -> bool:
+        """What a rule makes of positions. In a rewriting, where fewer may look like something else, it is as it was."""
+        self.decided[key] = answer
+        return answer
+
+    def derive(self, ids: Ids) -> Ids:
+        """Row ids of a block whose innermost axis disappears: [.., n] -> [..]."""
+        flat = ids.reshape(-1, ids.shape[-1])
+        out: Ids = flat.min(axis=1)  # where something always stays, the row does; where all is one, it is that
+        for i in np.flatnonzero((out != KEPT) & (out != flat.max(axis=1))).tolist():
+            members = np.unique(flat[i])
+            key = members.tobytes()
+            if key not in self._rows:
+                self._rows[key] = self._derived(members)
+            out[i] = self._rows[key]
+        return out.reshape(ids.shape[:-1])
+
+    def _derived(self, members: Ids) -> int:
+        self.children[self.n] = members
+        self._starts.append(self.n)
+        self._keys.append(None)
+        self.n += 1
+        return self.n - 1
+
+    def tie(self, ids: Ids, axis: int, why: Reason) -> Ids:
+        """Positions along `axis` are removed together; returns the ids without that axis."""
+        first: Ids = np.take(ids, 0, axis)
+        if ids.shape[axis] > 1:
+            rest = np.delete(ids, 0, axis)
+            self.couple(np.broadcast_to(np.expand_dims(first, axis), rest.shape), rest, why)
+        return first
+
+    def rectangle(self, ids: Ids) -> None:
+        """After pruning, `ids` is a full rectangle again: every kept row keeps the same number, and one at least."""
+        ids = np.ascontiguousarray(ids)
+        if not ids.size:
+            return
+        self.rectangles.setdefault((ids.shape, ids.tobytes()), ids)
+
+    def columns(self, ids: Ids, why: Reason) -> Ids:
+        """Column ids of [rows, columns], where something lies along the columns that all rows share (the sines of a
+        rotary embedding, the gain of a norm inside heads): from now on only whole rows and whole columns may go."""
+        if ids.ndim != 2:
+            return self.tie(ids, 0, why)
+        key = (ids.shape, np.ascontiguousarray(ids).tobytes())
+        if key not in self.tables:
+            self.tables[key] = ids, self.derive(ids), why
+        return self.derive(ids.T)
+
+    def solve(self) -> tuple[Ids, NDArray[np.object_]]:
+        """(class of every id, reason of every class or None). Derived ids with the same children are one.
+
+        Tables of which some row must stay, or all go together, are tied to one row: there columns are all there is."""
+        while True:
+            classes = self._joined()
+            stays = np.zeros(int(classes.max()) + 1, bool)
+            for ids, _ in self.frozen:
+                stays[classes[ids]] = True
+            stuck = [
+                key for key, (ids, rows, _) in self.tables.items()
+                if stays[classes[rows]].any() or stays[classes[ids]].any() or np.ptp(classes[rows]) == 0
+            ]  # fmt: skip
+            if not stuck:
+                break
+            self.flatten(stuck)
+        reasons: NDArray[np.object_] = np.full(int(classes.max()) + 1, None, dtype=object)
+        for ids, why in reversed(self.frozen):  # the first one said it
+            reasons[classes[ids]] = why
+        return classes, reasons
+
+    def flatten(self, tables: Iterable[tuple[tuple[int, ...], bytes]]) -> None:
+        """Tie the rows of tables: whole columns may go, and no row."""
+        for key in tables:
+            ids, _, why = self.tables.pop(key)
+            self.tie(ids, 0, why)
+
+    def _joined(self) -> Ids:
+        one, two = side_by_side([a for a, _, _ in self.pairs]), side_by_side([b for _, b, _ in self.pairs])
+        classes = joined(self.n, one[0], two[0])
+        while (more := self._equal_rows(classes)).size:
+            classes = joined(int(classes.max()) + 1, *classes[more.T])[classes]
+        return classes
+
+    def rows(self) -> tuple[Ids, Ids, Ids]:
+        """The derived ids, the children of all of them side by side, and where those of each begin."""
+        return np.array([*self.children], np.int64), *side_by_side([*self.children.values()])
+
+    def _equal_rows(self, classes: Ids) -> Ids:
+        seen: dict[bytes, int] = {}
+        found = []
+        for derived, members in self.children.items():
+            kinds = np.unique(classes[members])
+            other = int(members[0]) if kinds.size == 1 else seen.setdefault(kinds.tobytes(), derived)
+            if classes[other] != classes[derived]:
+                found.append((derived, other))
+        return np.array(found, np.int64).reshape(-1, 2)
+
+
+def side_by_side(parts: Sequence[Ids]) -> tuple[Ids, Ids]:
+    """One-dimensional arrays in one, and where each begins."""
+    starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)[:-1]
+    return np.concatenate([np.zeros(0, np.int64), *parts]), starts
+
+
+def joined(n: int, a: Ids, b: Ids) -> Ids:
+    """The class of each of `n` things of which a[i] and b[i] are one."""
+    if not a.size:
+        return np.arange(n)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(n, n))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+
+
+def kept_shape(ids: Ids, kept: Mask) -> tuple[int, ...] | None:
+    """The shape of the kept rectangle of a block, or None where what is kept is not a rectangle or is empty."""
+    mask = kept[ids]
+    shape: list[int] = []
+    for level in range(ids.ndim):
+        alive = mask.any(axis=tuple(range(level + 1, ids.ndim))) if level + 1 < ids.ndim else mask
+        counts = alive.sum(axis=-1)
+        counts = counts[counts > 0]
+        if not counts.size or (counts != counts.flat[0]).any():
+            return None
+        shape.append(int(counts.flat[0]))
+    return tuple(shape)
+
+
+def take_kept(ids: Ids, kept: Mask) -> Ids:
+    """The kept ids of a block, in order, in the kept rectangle's shape."""
+    shape = kept_shape(ids, kept)
+    return ids[kept[ids]].reshape(shape if shape is not None else (-1,))
+
+
+def positions(ids: Ids, kept: Mask) -> list[NDArray[Any]]:
+    """One index array per axis of a block (broadcastable against each other) that selects its kept rectangle."""
+    shape = kept_shape(ids, kept)
+    assert shape is not None, "a plan is checked against every rectangle before it is applied"
+    where = np.nonzero(kept[ids])
+    out = []
+    for level in range(ids.ndim):
+        index = where[level].reshape(shape)
+        out.append(index[(slice(None),) * (level + 1) + (0,) * (ids.ndim - level - 1)])
+    return out

@@ -1,0 +1,91 @@
+"""The registry: every operator that tracing understands, in one table. Who is not in it freezes what reaches it.
+
+Knows the names of operators, no graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnxprune.trace.op import Op
+from onnxprune.trace.rules import (
+    attention,
+    control,
+    joining,
+    linear,
+    lookup,
+    movement,
+    norm,
+    pointwise,
+    recurrent,
+    reshaping,
+)
+from onnxprune.trace.rules.base import first_only, opaque, unary
+from onnxprune.trace.rules.base import pointwise as broadcast
+
+UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
+HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin
+Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Bernoulli RandomNormalLike RandomUniformLike
+ai.onnx.ml::Binarizer com.microsoft::Gelu com.microsoft::QuickGelu Affine ParametricSoftplus Scale ScaledTanh"""
+BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
+Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor com.microsoft::BiasGelu com.microsoft::FastGelu"""
+FIRST = "Clip CastLike"
+POOLS = "AveragePool Crop LpPool MaxPool"
+GLOBAL = "GlobalAveragePool GlobalLpPool GlobalMaxPool"
+REDUCE = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+ReduceSumSquare"""
+
+
+def _table() -> dict[str, Callable[[Op], None]]:
+    many: dict[str, Callable[[Op], None]] = {}
+    for names, rule in ((UNARY, unary), (BROADCAST, broadcast), (FIRST, first_only), (POOLS, pointwise.pool),
+                        (GLOBAL, pointwise.global_pool), (REDUCE, pointwise.reduce)):  # fmt: skip
+        many |= dict.fromkeys(names.split(), rule)
+    return many | {
+        "Conv": linear.conv, "com.microsoft::FusedConv": linear.fused_conv, "ConvTranspose": linear.conv_transpose,
+        "DeformConv": linear.deform_conv,
+        "ConvInteger": linear.conv_integer, "QLinearConv": linear.qlinear_conv, "Gemm": linear.gemm,
+        "com.microsoft::FusedGemm": linear.gemm, "com.microsoft::QGemm": linear.qgemm, "MatMul": linear.matmul,
+        "com.microsoft::FusedMatMul": linear.matmul, "MatMulInteger": linear.matmul_integer,
+        "QLinearMatMul": linear.qlinear_matmul, "Einsum": linear.einsum,
+        "LSTM": recurrent.recurrent, "GRU": recurrent.recurrent, "RNN": recurrent.recurrent,
+        "BatchNormalization": norm.batch_norm, "InstanceNormalization": norm.instance_norm,
+        "LayerNormalization": norm.layer_norm, "SimplifiedLayerNormalization": norm.layer_norm,
+        "RMSNormalization": norm.layer_norm, "GroupNormalization": norm.group_norm, "LRN": norm.local_response,
+        "com.microsoft::SkipLayerNormalization": norm.skip_layer_norm,
+        "com.microsoft::SkipSimplifiedLayerNormalization": norm.skip_layer_norm,
+        "com.microsoft::EmbedLayerNormalization": norm.embed_layer_norm,
+        "MeanVarianceNormalization": norm.moments, "LpNormalization": norm.lp_norm,
+        "Softmax": pointwise.softmax, "LogSoftmax": pointwise.softmax, "Hardmax": pointwise.softmax,
+        "CumSum": pointwise.cumsum, "ReverseSequence": pointwise.reverse_sequence,
+        "ArgMax": pointwise.arg, "ArgMin": pointwise.arg, "TopK": pointwise.top_k,
+        "Trilu": pointwise.last_two, "Dropout": pointwise.dropout, "MaxUnpool": pointwise.unpool,
+        "RoiAlign": pointwise.regions, "MaxRoiPool": pointwise.regions,
+        "Resize": pointwise.resize, "Upsample": pointwise.resize, "GridSample": pointwise.grid_sample,
+        "QuantizeLinear": pointwise.quantize, "DequantizeLinear": pointwise.quantize,
+        "com.microsoft::QuantizeLinear": pointwise.quantize, "com.microsoft::DequantizeLinear": pointwise.quantize,
+        "DynamicQuantizeLinear": pointwise.dynamic_quantize, "ImageScaler": pointwise.image_scaler,
+         "ConstantOfShape": pointwise.fills,
+        "Shape": pointwise.shape_of,
+        "Reshape": reshaping.reshape, "Flatten": reshaping.reshape, "Transpose": movement.transpose,
+        "Squeeze": movement.squeeze, "Unsqueeze": movement.unsqueeze, "Concat": joining.concat,
+        "Split": joining.split,
+        "Slice": movement.slice_, "Gather": lookup.gather, "GatherElements": lookup.gather_elements,
+        "ScatterElements": lookup.gather_elements, "Scatter": lookup.gather_elements,
+        "GatherND": lookup.gather_nd,
+        "ScatterND": lookup.scatter_nd, "Expand": movement.expand, "Tile": movement.tile, "Pad": movement.pad,
+        "DepthToSpace": movement.depth_to_space, "SpaceToDepth": movement.space_to_depth,
+        "Attention": attention.attention, "com.microsoft::Attention": attention.fused,
+        "com.microsoft::MultiHeadAttention": attention.multi_head,
+        "com.microsoft::GroupQueryAttention": attention.grouped_query,
+        "If": control.if_, "Loop": control.loop, "Scan": control.scan,
+        "NonZero": opaque, "Size": opaque, "Range": opaque, "EyeLike": opaque,
+    }  # fmt: skip
+
+
+RULES = _table()
+
+
+def elementwise(kind: str) -> bool:
+    """Whether an operator (by the key of its rule) works position by position on what it is given."""
+    return RULES.get(kind) in (unary, first_only, broadcast)

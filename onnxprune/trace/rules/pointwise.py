@@ -1,0 +1,249 @@
+"""Operators over one tensor's positions, pools, resizes, reductions and quantisation.
+
+A rule knows one `Op`, not the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxprune.trace.labels import KEPT
+from onnxprune.trace.op import Op
+from onnxprune.trace.rules.base import LETTERS, axes_of, axis_of, own_axis, ranks_known, spell, unary
+from onnxprune.trace.tracing import Kind
+
+
+def pool(op: Op) -> None:
+    """Windows over the spatial axes; channels pass. Where a maximum lies is counted over all channels: only who undoes
+    the pooling may be told it."""
+    if ranks_known(op, [0]):
+        if op.gives(1) and op.readers(1) - {"MaxUnpool"}:
+            op.freeze("positions are counted over all channels")
+        rank = len(op.dims(0))
+        spatial = LETTERS[2:rank]
+        out = ["a", "b", *("" for _ in spatial)]
+        op.eq({0: spell(op.dims(0))}, {0: out, 1: out}, pinned=spatial, text="a window slides over this axis")
+
+
+def unpool(op: Op) -> None:
+    if ranks_known(op, [0]):
+        spelled = spell(op.dims(0))
+        op.eq(
+            {0: spelled, 1: spelled}, {0: [*spelled[:2], *("" for _ in spelled[2:])]}, pinned=LETTERS[2 : len(spelled)]
+        )
+        if op.has(2):
+            op.edit(lambda e: e.sizes(2, 0))
+
+
+def global_pool(op: Op) -> None:
+    if ranks_known(op, [0]):
+        rank = len(op.dims(0))
+        op.eq({0: spell(op.dims(0))}, {0: ["a", "b", *("" for _ in range(rank - 2))]}, kind="gather")
+
+
+def resize(op: Op) -> None:
+    """Axes on which every position stays where it is pass; the others are interpolated."""
+    if not ranks_known(op, [0], [0]):
+        return
+    spelled = spell(op.dims(0))
+    axes = [int(a) % len(spelled) for a in op.attr("axes", range(len(spelled)))]
+    moved = _moved(op, axes)
+    same = [
+        n is not None and n == m and k not in moved
+        for k, (n, m) in enumerate(zip(op.dims(0), op.out_dims(0), strict=True))
+    ]
+    changed = "".join(s for s, ok in zip(spelled, same, strict=True) if not ok)
+    op.eq({0: spelled}, {0: [s if ok else "" for s, ok in zip(spelled, same, strict=True)]}, pinned=changed)
+    if op.has(3):
+        op.edit(lambda e: e.sizes(3, 0, axes))
+
+
+def _moved(op: Op, axes: Sequence[int]) -> set[int]:
+    """Of the axes that a Resize or Upsample lists, those whose positions may move although their size stays: a scale
+    that rounds to the same size, a cut-out, an aspect ratio that all of them make together."""
+    mode = op.attr("coordinate_transformation_mode", "half_pixel")
+    if op.attr("keep_aspect_ratio_policy", "stretch") != "stretch" or mode == "tf_half_pixel_for_nn":
+        return set(axes)
+    scales = op.attr("scales") or op.value(2 if len(op.inputs) > 2 else 1)
+    moved = set()
+    if scales is not None:
+        moved |= {a for a, scale in zip(axes, np.ravel(scales), strict=False) if scale != 1}
+    if mode == "tf_crop_and_resize":
+        cut = op.value(1)
+        ends = np.full((2, len(axes)), -1.0) if cut is None else np.reshape(cut, (2, -1))
+        moved |= {a for a, start, end in zip(axes, *ends, strict=True) if (start, end) != (0, 1)}
+    return moved
+
+
+def grid_sample(op: Op) -> None:
+    """Channels pass; images and positions are paired, and a grid says where to look."""
+    op.freeze("positions are told by value", inputs=[1])
+    if ranks_known(op, [0]):
+        spatial = LETTERS[2 : len(op.dims(0))]
+        op.eq({0: spell(op.dims(0))}, {0: ["", "b", *("" for _ in spatial)]}, pinned="a" + spatial)
+
+
+def regions(op: Op) -> None:
+    """Pooled from regions of an image that other inputs tell: channels pass, and nothing else does."""
+    op.freeze("regions are told by value", inputs=range(1, len(op.inputs)))
+    if ranks_known(op, [0]):
+        op.eq({0: spell(op.dims(0), "ncXY")}, {0: ["", "c", "", ""]}, pinned="nXY")
+
+
+def along(op: Op, default: int = -1, also: tuple[int, ...] = ()) -> None:
+    """Positions along one axis are told apart by value or normalised against each other; the others pass."""
+    if ranks_known(op, [0]):
+        spelled = spell(op.dims(0))
+        axis = own_axis(op, default, len(spelled))
+        out = [*spelled]
+        out[axis] = ""
+        outs = {0: out, **dict.fromkeys(also, out)}
+        op.eq({0: spelled}, outs, pinned=spelled[axis], text="positions along this axis compete")
+
+
+def top_k(op: Op) -> None:
+    along(op, also=(1,))
+
+
+def softmax(op: Op) -> None:
+    if op.opset >= 13:
+        return along(op)
+    if ranks_known(op, [0]):
+        rank = len(op.dims(0))
+        axis = axis_of(op, 1, rank)
+        spelled = spell(op.dims(0))
+        out = [s if k < axis else "" for k, s in enumerate(spelled)]
+        op.eq({0: spelled}, {0: out}, pinned="".join(spelled[axis:]), text="positions along this axis compete")
+
+
+def arg(op: Op) -> None:
+    if ranks_known(op, [0]):
+        spelled = spell(op.dims(0))
+        axis = axis_of(op, 0, len(spelled))
+        out = [s for k, s in enumerate(spelled) if k != axis]
+        if op.attr("keepdims", 1):
+            out.insert(axis, "")
+        op.eq({0: spelled}, {0: out}, pinned=spelled[axis], text="positions are told apart by value")
+
+
+def cumsum(op: Op) -> None:
+    axis = op.value(1)
+    if ranks_known(op, [0]):
+        if axis is None:
+            return op.freeze("the axis is computed at run time")
+        spelled = spell(op.dims(0))
+        gone = spelled[int(axis.ravel()[0])]
+        op.eq({0: spelled}, {0: ["" if s == gone else s for s in spelled]}, pinned=gone)
+
+
+def reverse_sequence(op: Op) -> None:
+    """Every sequence of a batch is turned round as far as it is long."""
+    if ranks_known(op, [0]):
+        spelled = spell(op.dims(0))
+        time, batch = spelled[op.attr("time_axis", 0)], spelled[op.attr("batch_axis", 1)]
+        out = ["" if s == time else s for s in spelled]
+        op.eq({0: spelled, 1: [batch]}, {0: out}, pinned=time, text="steps are told apart")
+
+
+def last_two(op: Op) -> None:
+    if ranks_known(op, [0]):
+        spelled = spell(op.dims(0))
+        op.eq(
+            {0: spelled},
+            {0: [*spelled[:-2], "", ""]},
+            pinned="".join(spelled[-2:]),
+            text="rows and columns are told apart",
+        )
+
+
+def reduce(op: Op) -> None:
+    if not ranks_known(op, [0]):
+        return None
+    spelled = spell(op.dims(0))
+    rank = len(spelled)
+    axes = axes_of(op, rank)
+    if axes is None and op.has(1):
+        return op.freeze("the axes are computed at run time")
+    if not axes:  # not given, or given as none
+        axes = [] if op.attr("noop_with_empty_axes", 0) else list(range(rank))
+    keep = op.attr("keepdims", 1)
+    out = ["" if k in axes else s for k, s in enumerate(spelled) if keep or k not in axes]
+    kind: Kind = "sum" if op.type in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare") else "gather"
+    before = {b.axes: b for b in op.blocks(0)}
+    op.eq({0: spelled}, {0: out}, kind=kind)
+    if op.type not in ("ReduceSum", "ReduceL1"):
+        op.trace.labels.normed += [b.ids for axes_, b in before.items() if set(axes_) & set(axes)]
+
+
+def quantize(op: Op) -> None:
+    """QuantizeLinear, DequantizeLinear: scale and zero point are scalars, vectors along `axis`, or one for every block
+    of positions along it. Blocks go whole."""
+    if not ranks_known(op, [0]):
+        return
+    spelled = spell(op.dims(0))
+    axis = max(min(axis_of(op, 1, len(spelled)), len(spelled) - 1), 0)  # a vector with one scale need not say its axis
+    sizes, pinned, blocks = {}, "", spelled[axis] if spelled else ""
+    many = op.dims(1)[axis] if len(op.dims(1)) == len(spelled) > 1 else 1
+    if op.attr("block_size", 0) and many != 1:
+        length, each = op.dims(0)[axis], int(op.attr("block_size"))
+        pinned, blocks = spelled[axis], "P"
+        if many is not None and length == many * each:
+            spelled[axis], sizes, pinned = "PQ", {"P": many, "Q": each}, "Q"
+        else:
+            pinned += "P"
+    ins = {0: spelled}
+    for i in (1, 2):
+        if op.has(i):
+            dims = op.dims(i)
+            if len(dims) == 1 and dims[0] != 1:
+                ins[i] = [blocks]
+            elif len(dims) > 1:
+                ins[i] = ["" if n == 1 else blocks if k == axis else spelled[k] for k, n in enumerate(dims)]
+    op.eq(ins, {0: spelled}, sizes=sizes, pinned=pinned, text="one scale for a run of positions")
+
+
+def dynamic_quantize(op: Op) -> None:
+    """The scale is taken over everything: statistics over every labelled axis."""
+    if ranks_known(op, [0]):
+        spelled = spell(op.dims(0))
+        normed = len(op.trace.labels.normed)
+        op.eq({0: spelled}, {0: spelled}, stat="".join(spelled))
+        del op.trace.labels.normed[normed:]  # a scale is no normalisation
+
+
+def fills(op: Op) -> None:
+    """ConstantOfShape: what is made up here may be made smaller."""
+    dims = op.out_dims(0) if op.out_rank(0) is not None else ()
+    if not op.has(0) or not dims:
+        return
+    op.set(0, op.trace.born((None, op.node.name, "fill"), dims))
+    op.edit(lambda e: e.sizes(0, 0))
+
+
+def shape_of(op: Op) -> None:
+    """What Shape tells is pinned to the original's sizes; whoever uses it is patched from the labels."""
+    dims = op.dims(0)
+    start, end = int(op.attr("start", 0)), op.attr("end")
+    mask = np.zeros(len(dims), bool)
+    for b in op.blocks(0):
+        for k, a in enumerate(b.axes):
+            mask[a] |= bool((b.ids != KEPT).any()) and b.ids.shape[k] == dims[a]
+    mask, sizes = mask[start:end], np.array([n or 0 for n in dims], np.int64)[start:end]
+    if op.blocks(0):
+        op.edit(lambda e: e.pin(0, mask, sizes))
+
+
+def image_scaler(op: Op) -> None:
+    """Of files before opset 10: times a scale, and a bias of every channel, which is an attribute."""
+    unary(op)
+    block, bias = op.block_on(0, 1), op.attr("bias", [])
+    if block is not None and len(bias) > 1:
+        if block.axes != (1,) or block.ids.size != len(bias):
+            return op.freeze("its biases are an attribute")
+        op.edit(lambda e: e.attr("bias", [x for x, kept in zip(bias, e.kept(block.ids), strict=True) if kept]))
+
+
+def dropout(op: Op) -> None:
+    unary(op, also=(1,))

@@ -1,0 +1,162 @@
+"""Reshape and Flatten: run on the id arrays, segment by segment. A rule knows one `Op`, not the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
+from operator import mul
+
+import numpy as np
+
+from onnxprune.shapes import Dim, Lost, Size, content, quotient
+from onnxprune.trace.labels import Block
+from onnxprune.trace.op import Op
+
+Shape = Sequence[Dim]
+Segment = tuple[range, range]
+"""Axes of the input and of the output that hold the same elements in the same order."""
+
+
+def reshape(op: Op) -> None:
+    a, b = op.sizes(0), op.out_sizes(0)
+    if not op.blocks(0):
+        return op.set(0, [])
+    if a is None or b is None:
+        return op.freeze("the shape on one side is not known")
+    if 0 in (*a, *b):
+        return op.freeze("a tensor without elements")
+    try:
+        segments = segment(a, b)
+    except Lost:
+        return op.freeze("the sizes are too involved to be followed")
+    moved = (_move(op, block, segments, a, b) for block in _together(op, segments, a, b))
+    op.set(0, [block for block in moved if block is not None])
+    if op.type == "Reshape":
+        op.edit(lambda e: e.sizes(1, 0))
+
+
+def segment(a: Shape, b: Shape) -> list[Segment]:
+    """Runs of axes of equal product in a -> b, as small as their sizes show for all values of their symbols."""
+    ahead = {n: i for i, n in reversed([*enumerate(accumulate(a, mul, initial=1))])}
+    cuts = {(ahead[n], j) for j, n in enumerate(accumulate(b, mul, initial=1)) if n in ahead}
+    behind = {n: len(a) - i for i, n in enumerate(accumulate(reversed(a), mul, initial=1))}
+    cuts |= {(behind[n], len(b) - j) for j, n in enumerate(accumulate(reversed(b), mul, initial=1)) if n in behind}
+    out: list[Segment] = []
+    i = j = 0
+    for k, m in sorted(cuts - {(len(a), len(b))}):
+        if k > i and m > j:
+            out.append((range(i, k), range(j, m)))
+            i, j = k, m
+    return [*out, (range(i, len(a)), range(j, len(b)))] if i < len(a) or j < len(b) else out
+
+
+def _together(op: Op, segments: Sequence[Segment], a: Shape, b: Shape) -> list[Block]:
+    """Blocks to move; several that a segment merges are asked to be born as one. Where they are not, the outer ones
+    stay: heads whose values are shared go no more, but the width of all of them may. Of that one unit may be left: in
+    the re-trace the outer ones are alone, and would go on."""
+    left = [b for b in op.blocks(0) if not op.trace.labels.stops(b.ids, op.node.name)]
+    for ins, outs in segments:
+        inside = sorted((b for b in left if set(b.axes) & set(ins)), key=lambda b: b.axes)
+        if len(inside) > 1 and a[ins.start : ins.stop] != b[outs.start : outs.stop]:
+            op.trace.demand([(b, None) for b in inside], merged=True)
+            for block in inside[:-1]:
+                op.trace.labels.stop(block.ids, op.why("merges two labelled axes into one"))
+            left = [b for b in left if b not in inside[:-1]]
+    return left
+
+
+def _move(op: Op, block: Block, segments: Sequence[Segment], a: Shape, b: Shape) -> Block | None:
+    touched = [s for s in segments if set(s[0]) & set(block.axes)]
+    if all(len(i) == len(o) == 1 for i, o in touched):
+        to = {i[0]: o[0] for i, o in touched}
+        return Block(tuple(to[x] for x in block.axes), block.ids)
+    before, after, period = dict[int, int](), dict[int, int](), dict[int, int]()
+    for ins, outs in touched:
+        factors = common([a[k] for k in ins], [b[k] for k in outs])
+        if factors is None:
+            op.trace.labels.freeze(block.ids, op.why("channels end up on an axis of run-time size"))
+            return None
+        before |= zip(ins, (prod(map(_number, own)) for own in factors[0]), strict=True)
+        after |= zip(outs, (prod(map(_number, own)) for own in factors[1]), strict=True)
+        period |= zip(outs, map(_period, factors[1]), strict=True)
+    axes = list(before)
+    block = block.at([before.get(k) for k in range(len(a))])
+    ids = block.ids
+    if list(block.axes) != sorted(block.axes):
+        while ids.ndim > 1:  # a merge in the other order than the nesting's
+            ids = op.trace.labels.tie(ids, 0, op.why("merges axes in another order"))
+        ids = block.ids
+    order = sorted(range(ids.ndim), key=lambda k: block.axes[k])
+    ids = ids.transpose(order)
+    for k, axis in enumerate(axes):
+        if axis not in block.axes:
+            ids = np.broadcast_to(np.expand_dims(ids, k), (*ids.shape[:k], before[axis], *ids.shape[k:]))
+    targets = list(after)
+    shaped = np.reshape(ids, [after[k] for k in targets])
+    keep: list[int] = []
+    for k in reversed(range(shaped.ndim)):
+        first = np.take(shaped, [0], k)
+        if shaped.shape[k] == 1 or bool((shaped == first).all()):
+            shaped = np.take(shaped, 0, k)
+        else:
+            keep.insert(0, targets[k])
+    for m, k in enumerate(keep):
+        if isinstance(b[k], Size):  # batch x channels: the channels are repeated along an axis of run-time size
+            once = np.take(shaped, range(period[k]), m)
+            repeats = [shaped.shape[m] // period[k] if j == m else 1 for j in range(shaped.ndim)]
+            if not np.array_equal(np.tile(once, repeats), shaped):
+                op.trace.labels.freeze(block.ids, op.why("channels end up on an axis of run-time size"))
+                return None
+            shaped = once
+    return Block(tuple(keep), np.ascontiguousarray(shaped)) if keep else None
+
+
+def _number(factor: Dim) -> int:
+    """A number in place of a factor: whatever it is, the same elements come to lie side by side."""
+    return 2 * content(factor) if isinstance(factor, Size) else factor
+
+
+def _period(factors: Sequence[Dim]) -> int:
+    """How often, at least, what repeats along an axis of these factors does so whatever their sizes are."""
+    out = 1
+    for factor in reversed(factors):
+        out *= content(factor)
+        if isinstance(factor, Size):
+            break
+    return out
+
+
+def common(a: Shape, b: Shape) -> tuple[list[list[Dim]], list[list[Dim]]] | None:
+    """The factors that each axis of `a` and of `b` consists of, outermost first, so that both are the same list of
+    factors; numbers alone need none. None where the sizes do not show them."""
+    if not any(isinstance(n, Size) for n in (*a, *b)):
+        return [[n] for n in a], [[n] for n in b]
+    ours, theirs = _Axes(a), _Axes(b)
+    while (x := ours.size()) is not None and (y := theirs.size()) is not None:
+        outer, inner = quotient(x, y), quotient(y, x)
+        if outer is None and inner is None:
+            return None
+        factor = y if outer is not None else x
+        ours.take(factor)
+        theirs.take(factor)
+    return (ours.factors, theirs.factors) if ours.size() is None and theirs.size() is None else None
+
+
+class _Axes:
+    """Axes that are taken apart from the innermost one on."""
+
+    def __init__(self, sizes: Shape) -> None:
+        self.factors: list[list[Dim]] = [[] for _ in sizes]
+        self._left = list(sizes)
+
+    def size(self) -> Dim | None:
+        """What is left of the innermost axis of which anything is."""
+        while self._left and self._left[-1] == 1:
+            self._left.pop()
+        return self._left[-1] if self._left else None
+
+    def take(self, factor: Dim) -> None:
+        k = len(self._left) - 1
+        self.factors[k].insert(0, factor)
+        self._left[k] = quotient(self._left[k], factor) or 0
