@@ -21,7 +21,7 @@ from onnxprune.refit import merged, refitted, replayed
 from onnxprune.report import frozen, infos, notes, nothing, predicted
 from onnxprune.rewrite import rewrite
 from onnxprune.stages import Clock, analysed, check, checked, proven, ran
-from onnxprune.trace import Groups, Trace
+from onnxprune.trace import Groups, Trace, dependencies
 
 STEPS = 6
 """Of the search for the largest cut: each halves what is open."""
@@ -141,7 +141,7 @@ def inspect(model: Any, options: Options | None = None, **kw: Any) -> Inspection
     groups = analysed(Model.load(model), checked(replace(options or Options(), **kw)), Clock())
     kept = np.ones(groups.trace.labels.n, bool)
     cost = profile.cost(groups.trace.model, profile.macs(groups.trace))
-    return Inspection(infos(groups, kept), frozen(groups), cost, notes.of(groups))
+    return Inspection(infos(groups, kept), frozen(groups), cost, notes.of(groups), dependencies(groups))
 
 
 @answered

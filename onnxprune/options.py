@@ -114,12 +114,14 @@ class FrozenInfo:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `onnxprune inspect` prints. `notes` point out layers that look like fixed transforms."""
+    """What `onnxprune inspect` prints. `notes` point out layers that look like fixed transforms; `graph` is the
+    networkx graph of parameters' axes and the operators that couple them (see `onnxprune.trace.dependencies`)."""
 
     groups: tuple[GroupInfo, ...]
     frozen: tuple[FrozenInfo, ...]
     cost: Cost
     notes: tuple[str, ...] = ()
+    graph: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

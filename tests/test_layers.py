@@ -27,7 +27,7 @@ HOUSE = [
     ("stages", "errors guard model options planning prove rehearsal rewrite run shapes trace", {"onnxruntime", "numpy"}),
     ("rehearsal", "blame errors guard model options", {"onnxruntime", "numpy"}),
     ("blame", "data errors model options run shapes", HEAVY),
-    ("report", "files model options planning trace", {"onnx", "onnxruntime"}),
+    ("report", "errors files model options planning trace", {"onnx", "onnxruntime"}),
     ("refit", "errors fit model options planning rewrite trace", {"onnx", "onnxruntime"}),
     ("planning", "data errors files fit gradients measure model options prove rewrite run shapes trace", set()),
     ("measure", "data errors files model options run shapes", {"onnx"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxprune.report.graph import check_graph_file, graph_text
 from onnxprune.report.summary import frozen, infos, nothing, predicted
 from onnxprune.report.tables import (
     print_comparison,
@@ -15,6 +16,18 @@ from onnxprune.report.tables import (
 )
 
 __all__ = [
-    "frozen", "infos", "nothing", "predicted", "print_comparison", "print_inspection", "print_report",
-    "print_sweep", "print_verified", "text", "to_json", "write",
+    "check_graph_file",
+    "frozen",
+    "graph_text",
+    "infos",
+    "nothing",
+    "predicted",
+    "print_comparison",
+    "print_inspection",
+    "print_report",
+    "print_sweep",
+    "print_verified",
+    "text",
+    "to_json",
+    "write",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ ROWS = 20
 
 def to_json(result: Report | Inspection | Compared | Sweep | Verified) -> dict[str, Any]:
     """Plain dicts, lists, strings and numbers; `schema` grows when a key changes its meaning."""
-    body = _plain(asdict(result))
+    body = _plain(asdict(replace(result, graph=None) if isinstance(result, Inspection) else result))
+    body.pop("graph", None)
     if isinstance(result, Verified):
         body = {"proof": {f.name: body.pop(f.name) for f in fields(Proof)}, **body}
     header: dict[str, Any] = {"schema": SCHEMA, "kind": type(result).__name__.lower(), "versions": versions()}

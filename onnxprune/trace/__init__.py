@@ -5,6 +5,7 @@ Knows shapes and models, no importance.
 
 from __future__ import annotations
 
+from onnxprune.trace.dependencies import dependencies
 from onnxprune.trace.editor import Editor, new_dims
 from onnxprune.trace.equation import Dims
 from onnxprune.trace.groups import Groups, build
@@ -26,6 +27,7 @@ __all__ = [
     "Slice",
     "Trace",
     "build",
+    "dependencies",
     "joined",
     "kept_shape",
     "new_dims",

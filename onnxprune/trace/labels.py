@@ -96,9 +96,17 @@ class Labels:
 
     def born_in(self, i: int) -> Hashable | None:
         """The key of the birth of one id; of a derived id, that of its first child."""
+        return self._keys[bisect_right(self._starts, self.leaf(i)) - 1]
+
+    def leaf(self, i: int) -> int:
+        """The id itself; of a derived id, the first of those that it holds in the end."""
         while i in self.children:
             i = int(self.children[i][0])
-        return self._keys[bisect_right(self._starts, i) - 1]
+        return i
+
+    def birth_numbers(self, ids: Ids) -> Ids:
+        """The same number for ids that were born together; each derived id has one of its own."""
+        return np.searchsorted(self._starts, ids, side="right")
 
     def origin(self, ids: Ids) -> Hashable | None:
         """The key of the birth that `ids` are, whole and in order; None for anything else."""

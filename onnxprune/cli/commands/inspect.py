@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from onnxprune.cli import arguments, flags
 from onnxprune.cli.terminal import console
+from onnxprune.files import check_distinct, check_outputs, write_texts
 from onnxprune.options import Options
 
 
@@ -17,6 +19,9 @@ def parser() -> arguments.Parser:
     made = arguments.parser("onnxprune inspect", "Show the groups of coupled units, and what is frozen and why.")
     flags.model_argument(made)
     made.add_argument("--json", action="store_true", default=False, help="print JSON")
+    made.add_argument(
+        "--graph", type=Path, default=None, metavar="FILE", help="write what couples what: FILE.dot, .json or .html"
+    )
     flags.stay_flags(made)
     flags.memory_flag(made)
     return made
@@ -27,10 +32,17 @@ def run(argv: Sequence[str]) -> int:
     options = flags.options(args)
 
     from onnxprune import api
-    from onnxprune.report import print_inspection, to_json
+    from onnxprune.report import check_graph_file, graph_text, print_inspection, to_json
+
+    if args.graph:
+        check_graph_file(args.graph)
+        check_distinct([args.IN], [args.graph])
+        check_outputs([args.graph])
 
     fields = {name: getattr(options, name) for name in Options.__dataclass_fields__}
     inspection = api.inspect(args.IN, **fields)
+    if args.graph:
+        write_texts({args.graph: graph_text(args.graph, inspection.graph, Path(args.IN).name)})
     if args.json:
         print(json.dumps(to_json(inspection), indent=2))
     else:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-SCRIPTS = ("d3.min.js", "plot.min.js", "page.js")
+REPORT = ("d3.min.js", "plot.min.js", "page.js")
+GRAPH = ("d3.min.js", "graph.js")
+"""Scripts of the pages that there are."""
 
 
-def render(data: Mapping[str, Any], title: str) -> str:
-    """The page of what `report.to_json` gives."""
-    scripts = [_read(name) for name in SCRIPTS]
+def render(data: Mapping[str, Any], title: str, names: Sequence[str] = REPORT) -> str:
+    """The page of what `report.to_json` gives, or of another kind of data with scripts of its own."""
+    scripts = [_read(name) for name in names]
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     parts = {
         "@POLICY@": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes}",

@@ -1,0 +1,78 @@
+"use strict";
+// Draws the dependency graph, one group at a time. Text from the model is set as text, never parsed.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const page = document.getElementById("page");
+const WIDTH = 1016, HEIGHT = 620;
+
+function el(tag, attributes, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes ?? {})) made.setAttribute(name, value);
+  made.append(...children.filter((child) => child != null));
+  return made;
+}
+
+const clip = (text, most) => (text.length > most ? `…${text.slice(1 - most)}` : text);
+const axisName = (n) => `${n.parameter}[${n.axes.join(",")}]${n.use ? ` of ${n.use}` : ""}`;
+const frozen = (n) => (n.frozen ? `${n.frozen.reason} (${n.frozen.op_type} ${n.frozen.node})` : "");
+
+const groups = d3.rollups(data.nodes, (nodes) => {
+  const axes = nodes.filter((n) => n.kind === "axis");
+  return { nodes, axes, units: d3.max(axes, (n) => n.units), free: d3.max(axes, (n) => n.free) };
+}, (n) => n.group).map(([name, found]) => ({ name, ...found }))
+  .filter((g) => g.free || g.axes.length > 1)
+  .sort((a, b) => (b.free > 0) - (a.free > 0) || b.axes.length - a.axes.length);
+
+page.append(el("h1", {}, data.title), el("p", { class: "soft" },
+  `${groups.length} groups. Round: axes of parameters, with how many of their units may go. Square: operators that let ` +
+  "them go together only. Grey stays; the reason is in the table below."));
+const search = el("input", { type: "search", placeholder: "Group or parameter", "aria-label": "Find a group" });
+const choice = el("select", { "aria-label": "Group" });
+page.append(el("div", { class: "tools" }, search, choice));
+const svg = d3.create("svg").attr("viewBox", [0, 0, WIDTH, HEIGHT]).attr("role", "img")
+  .attr("aria-label", "The axes of one group and the operators that couple them").style("font", "11px system-ui, sans-serif");
+const body = el("tbody");
+page.append(svg.node(), el("div", { class: "scroll" }, el("table", {},
+  el("thead", {}, el("tr", {}, ...["axis", "shape", "units", "may go", "why others stay"].map((t, i) =>
+    el("th", i === 2 || i === 3 ? { class: "number" } : {}, t)))), body)));
+
+function fill() {
+  const asked = search.value.toLowerCase();
+  const found = groups.filter((g) => g.name.toLowerCase().includes(asked) ||
+    g.axes.some((n) => axisName(n).toLowerCase().includes(asked)));
+  choice.replaceChildren(...found.map((g) =>
+    el("option", { value: g.name }, `${clip(g.name, 60)} - ${g.axes.length} axes, ${g.free} of ${g.units} units`)));
+  if (found.length) draw(found[0]);
+}
+
+function draw(group) {
+  const nodes = group.nodes.map((n) => ({ ...n })), ids = new Set(nodes.map((n) => n.id));
+  const links = data.edges.filter((e) => ids.has(e.source) && ids.has(e.target)).map((e) => ({ ...e }));
+  const few = nodes.length <= 80;
+  d3.forceSimulation(nodes).force("link", d3.forceLink(links).id((n) => n.id).distance(few ? 60 : 25))
+    .force("charge", d3.forceManyBody().strength(few ? -260 : -60)).force("x", d3.forceX().strength(0.04))
+    .force("y", d3.forceY().strength(0.07)).stop().tick(nodes.length <= 1500 ? 300 : 60);
+  const [left, right] = d3.extent(nodes, (n) => n.x), [top, bottom] = d3.extent(nodes, (n) => n.y);
+  const scale = Math.min((WIDTH - 240) / (right - left || 1), (HEIGHT - 60) / (bottom - top || 1), 1.6);
+  const x = (n) => WIDTH / 2 - (few ? 80 : 0) + (n.x - (left + right) / 2) * scale, y = (n) => HEIGHT / 2 + (n.y - (top + bottom) / 2) * scale;
+  svg.selectAll("*").remove();
+  const all = svg.append("g");
+  svg.call(d3.zoom().scaleExtent([0.3, 12]).on("zoom", ({ transform }) => all.attr("transform", transform)));
+  all.selectAll("line").data(links).join("line").attr("stroke", "var(--pale)")
+    .attr("x1", (e) => x(e.source)).attr("y1", (e) => y(e.source)).attr("x2", (e) => x(e.target)).attr("y2", (e) => y(e.target));
+  const marks = all.selectAll("g").data(nodes).join("g").attr("transform", (n) => `translate(${x(n)},${y(n)})`);
+  const operators = marks.filter((n) => n.kind === "coupling"), axes = marks.filter((n) => n.kind === "axis");
+  operators.append("rect").attr("x", -5).attr("y", -5).attr("width", 10).attr("height", 10).attr("fill", "var(--soft)");
+  axes.append("circle").attr("r", 6).attr("fill", (n) => (n.free ? "var(--accent)" : "var(--pale)"));
+  marks.append("title").text((n) => (n.kind === "axis" ? `${axisName(n)} ${frozen(n)}` : `${n.op_type} ${n.node}`));
+  if (few) {
+    marks.append("text").attr("x", 9).attr("y", 4).attr("fill", (n) => (n.kind === "axis" ? "var(--ink)" : "var(--soft)"))
+      .text((n) => (n.kind === "axis" ? clip(axisName(n), 34) : n.op_type));
+  }
+  body.replaceChildren(...group.axes.map((n) => el("tr", {}, el("td", {}, axisName(n)), el("td", {}, n.shape.join(" x ")),
+    el("td", { class: "number" }, String(n.units)), el("td", { class: "number" }, String(n.free)), el("td", {}, frozen(n)))));
+}
+
+search.addEventListener("input", fill);
+choice.addEventListener("change", () => draw(groups.find((g) => g.name === choice.value)));
+fill();
