@@ -1,4 +1,4 @@
-"""README's walk through adding an operator and a criterion shows what is in the files, and its picture what is traced."""
+"""CONTRIBUTING's walk through adding an operator and a criterion shows what is in the files, and its picture what is traced."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from onnxprune.planning import criteria
 from onnxprune.stages import Clock, analysed
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
-SECTION = README.split("## Contributing\n")[1].split("\n## ")[0]
+SECTION = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 BLOCKS = [textwrap.dedent(b) for b in re.findall(r"^ *```python\n(.*?)^ *```", SECTION, re.DOTALL | re.MULTILINE)]
 
 

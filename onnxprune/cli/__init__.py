@@ -16,7 +16,7 @@ from importlib import import_module
 from onnxprune.errors import RuleFailed, explain
 from onnxprune.guard import supervised
 
-COMMANDS = ("apply-plan", "compare", "inspect", "prune", "sweep", "verify")
+COMMANDS = ("apply-plan", "compare", "help", "inspect", "prune", "sweep", "verify")
 """Modules of `commands` by the first word; without one of these words the job is `prune`."""
 INTERRUPTED = 130
 

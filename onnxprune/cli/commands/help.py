@@ -1,0 +1,51 @@
+"""onnxprune help [TOPIC]: the guide, which ships in the package. Knows files of the package and what is printed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+
+from onnxprune.cli import arguments
+from onnxprune.errors import UsageError
+
+TOPICS = {
+    "concepts": "unit, group, coupling, frozen, refit, fidelity: each word before it is used",
+    "flags": "every flag",
+    "data": "what --calib and --validate take",
+    "gates": "metrics, intervals, gates",
+    "plans": "replay, edit, verify; back to a training framework",
+    "latency": "time as a target",
+    "sweeps": "many ways to prune one model",
+    "reports": "pages for people, JSON for machines",
+    "large-models": "gigabytes of weights",
+    "pipelines": "exit codes, an action for GitHub, an image for Docker",
+    "how-it-works": "from the file to the proof",
+    "figures": "what was measured, and by which command",
+}
+
+
+def parser() -> arguments.Parser:
+    """The command line of this job."""
+    made = arguments.parser("onnxprune help", "Print a part of the guide.")
+    made.add_argument("TOPIC", nargs="?", default="", help="one of those that `onnxprune help` lists")
+    return made
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the topics, or one of them: as text where the output is no terminal."""
+    topic = parser().parse(argv).TOPIC
+    if not topic:
+        print("\n".join(f"{name:<14}{said}" for name, said in TOPICS.items()))
+        return 0
+    if topic not in TOPICS:
+        raise UsageError(f"no topic '{topic}' in the guide; choose {', '.join(TOPICS)}")
+    text = files("onnxprune").joinpath("guide", f"{topic}.md").read_text("utf-8")
+    if not sys.stdout.isatty():
+        print(text, end="")
+        return 0
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text))
+    return 0
