@@ -13,18 +13,22 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from onnxprune.api import Result, apply, compare, inspect, largest, plan, prune, verify
+    from onnxprune.errors import CheckFailed, NothingToPrune, OnnxPruneError, RuntimeFailure, UsageError
     from onnxprune.frameworks import apply_plan, renamed, shrink, sliced
-    from onnxprune.options import Options
+    from onnxprune.measure import Gates
+    from onnxprune.options import Options, Report
     from onnxprune.planning import Plan
     from onnxprune.sweeping import sweep
 
 __all__ = [
-    "Options", "Plan", "Result", "__version__", "apply", "apply_plan", "compare", "inspect", "largest", "plan", "prune",
-    "renamed", "shrink", "sliced", "sweep", "verify",
+    "CheckFailed", "Gates", "NothingToPrune", "OnnxPruneError", "Options", "Plan", "Report", "Result", "RuntimeFailure",
+    "UsageError", "__version__", "apply", "apply_plan", "compare", "inspect", "largest", "plan", "prune", "renamed",
+    "shrink", "sliced", "sweep", "verify",
 ]  # fmt: skip
 
 _HOME = (
-    {"Options": "options", "Plan": "planning", "sweep": "sweeping"}
+    {"Gates": "measure", "Options": "options", "Report": "options", "Plan": "planning", "sweep": "sweeping"}
+    | dict.fromkeys(("CheckFailed", "NothingToPrune", "OnnxPruneError", "RuntimeFailure", "UsageError"), "errors")
     | dict.fromkeys(("Result", "apply", "compare", "inspect", "largest", "plan", "prune", "verify"), "api")
     | dict.fromkeys(("apply_plan", "renamed", "shrink", "sliced"), "frameworks")
 )

@@ -5,29 +5,33 @@ Knows the order of the stages and what they hand on; how one does its work is it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Unpack
 
 import numpy as np
 
 from onnxprune.auditing import audited
 from onnxprune.blame import answered
-from onnxprune.errors import CheckFailed, NothingToPrune
+from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
+from onnxprune.measure import Comparison, Gates, compared
 from onnxprune.model import Model
-from onnxprune.options import Compared, Inspection, Options, Progress, Report, Verified
+from onnxprune.options import Compared, Inspection, OptionKeywords, Options, Progress, Report, Verified
 from onnxprune.planning import Decision, Plan, curves, decide, plan_of, planner, profile, removed_by, settled
 from onnxprune.refit import merged, refitted, replayed
-from onnxprune.report import frozen, infos, notes, nothing, predicted
+from onnxprune.report import frozen, infos, notes, nothing, predicted, report_html, report_text
 from onnxprune.rewrite import rewrite
 from onnxprune.stages import Clock, analysed, check, checked, proven, ran
 from onnxprune.trace import Groups, Trace, dependencies
+from onnxprune.validation import given
 
 STEPS = 6
 """Of the search for the largest cut: each halves what is open."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A proven smaller model, the plan that made it, and the report of the run."""
 
@@ -35,18 +39,44 @@ class Result:
     plan: Plan
     report: Report
 
+    def save(self, path: str | os.PathLike[str], external_data: bool | None = None) -> Path:
+        """Write the model whole or not at all; its weights beside it, in PATH.data, if `external_data` (None: where a
+        file cannot hold them). UsageError or RuntimeFailure where it cannot be written."""
+        self.model.save(path, external_data)
+        return Path(path)
+
+    def summary(self) -> str:
+        """What the command line prints: before and after, what was removed, what stayed and why, the proof."""
+        return report_text(self.report)
+
+    def __repr__(self) -> str:
+        before, after = self.report.before, self.report.after
+        return (
+            f"<onnxprune.Result: parameters {before.parameters:,} -> {after.parameters:,}, MACs {before.macs:,} -> "
+            f"{after.macs:,}, equal within {self.report.proof.error:.1e}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return report_html(self.report)
+
 
 @answered
 def prune(
     model: Any, options: Options | None = None, *, plan: Plan | None = None, force_plan: bool = False,
-    progress: Progress | None = None, **kw: Any,
+    validate: Any = None, metric: Any = "", gates: Gates | None = None, progress: Progress | None = None,
+    **keywords: Unpack[OptionKeywords],
 ) -> Result:  # fmt: skip
     """Prune `model` (a path, a ModelProto or a graphsurgeon Graph) and prove the result.
 
     Keyword arguments are the fields of `Options`. With `plan` that plan is applied instead of a new one, which must be
-    of this graph unless `force_plan` says that what it names is the same here.
-    Raises UsageError (bad input), NothingToPrune, CheckFailed (a proof failed), RuntimeFailure (ONNX Runtime)."""
-    options = checked(replace(options or Options(), **kw))
+    of this graph unless `force_plan` says that what it names is the same here. validate: data on which both models are
+    measured (what `compare` takes) by `metric`, into `report.validation`; `gates` must hold there.
+    Raises UsageError (bad input), NothingToPrune, CheckFailed (a proof or a gate failed), RuntimeFailure (ONNX Runtime,
+    a provider, the disk)."""
+    options = _asked(options, keywords)
+    comparison = None if validate is None else compared(model, validate, options, metric)
+    if gates and comparison is None:
+        raise UsageError("`gates` need data: give it with `validate`")
     clock = Clock(progress)
     groups = analysed(_loaded(model, clock), options, clock)
     clock("decide")
@@ -55,18 +85,26 @@ def prune(
         decision = decide(groups, options, progress)
     else:
         decision = replayed(groups, removed_by(groups, plan, force_plan), options)
-    return _carried_out(groups, decision, options, clock, plan)
+    result = _carried_out(groups, decision, options, clock, plan)
+    return result if comparison is None else _measured(result, comparison, gates, options)
+
+
+def _measured(result: Result, comparison: Comparison, gates: Gates | None, options: Options) -> Result:
+    quality = comparison.measure(result.model, gates, options.seed)
+    if quality.failed:
+        raise CheckFailed("; ".join(quality.failed))
+    return replace(result, report=replace(result.report, validation=asdict(quality)))
 
 
 @answered
 def largest(
     model: Any, holds: Callable[[Result], bool], options: Options | None = None, *, progress: Progress | None = None,
-    **kw: Any,
+    **keywords: Unpack[OptionKeywords],
 ) -> Result:  # fmt: skip
     """The largest cut for which `holds` says yes, by bisection of the ratio to about a sixtieth; what does not depend
     on the ratio (inputs, statistics, curves) is worked out once. CheckFailed where none is small enough. The smaller
     models are taken to be the worse ones."""
-    options = checked(replace(options or Options(), **kw))
+    options = _asked(options, keywords)
     clock = Clock(progress)
     groups = analysed(_loaded(model, clock), options, clock)
     clock("decide")
@@ -89,6 +127,10 @@ def largest(
     if best is None:
         raise CheckFailed(f"no cut is small enough to hold what was asked for: not even --ratio {high:.3f} does")
     return best
+
+
+def _asked(options: Options | None, keywords: OptionKeywords) -> Options:
+    return checked(given(options, keywords))
 
 
 def _loaded(model: Any, clock: Clock) -> Model:
@@ -136,9 +178,9 @@ def _reconstructed(story: Mapping[str, Any] | None) -> Literal["ls", "merge", "n
 
 
 @answered
-def inspect(model: Any, options: Options | None = None, **kw: Any) -> Inspection:
+def inspect(model: Any, options: Options | None = None, **keywords: Unpack[OptionKeywords]) -> Inspection:
     """The groups of coupled channels of a model, what is frozen and why."""
-    groups = analysed(Model.load(model), checked(replace(options or Options(), **kw)), Clock())
+    groups = analysed(Model.load(model), _asked(options, keywords), Clock())
     kept = np.ones(groups.trace.labels.n, bool)
     cost = profile.cost(groups.trace.model, profile.macs(groups.trace))
     return Inspection(infos(groups, kept), frozen(groups), cost, notes.of(groups), dependencies(groups))
@@ -146,14 +188,12 @@ def inspect(model: Any, options: Options | None = None, **kw: Any) -> Inspection
 
 @answered
 def compare(
-    a: Any, b: Any, data: Any = None, options: Options | None = None, *, metric: str = "", gates: Any = None,
-    samples: int | None = None, **kw: Any,
+    a: Any, b: Any, data: Any = None, options: Options | None = None, *, metric: Any = "",
+    gates: Gates | None = None, samples: int | None = None, **keywords: Unpack[OptionKeywords],
 ) -> Compared:  # fmt: skip
     """Costs of two models with the same inputs and outputs, and how good `b` is beside `a` on `data` (what --calib
     takes, with labels where there are any; None makes inputs up). Gates that do not hold are named, not raised."""
-    from onnxprune.measure import compared
-
-    options = checked(replace(options or Options(), **kw))
+    options = _asked(options, keywords)
     quality = compared(a, data, options, metric, samples).measure(Model.load(b).normalised(), gates, options.seed)
     costs = [profile.cost(g.trace.model, profile.macs(g.trace)) for g in
              (analysed(Model.load(x), options, Clock()) for x in (a, b))]  # fmt: skip
@@ -161,29 +201,41 @@ def compare(
 
 
 @answered
-def plan(model: Any, options: Options | None = None, **kw: Any) -> Plan:
+def plan(model: Any, options: Options | None = None, **keywords: Unpack[OptionKeywords]) -> Plan:
     """The plan that `prune` would apply."""
-    options = checked(replace(options or Options(), **kw))
+    options = _asked(options, keywords)
     groups = analysed(Model.load(model), options, Clock())
     options = settled(groups, options)
     return plan_of(groups, groups.kept_ids(decide(groups, options).removed), options)
 
 
 @answered
-def apply(model: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False, **kw: Any) -> Model:
+def apply(
+    model: Any,
+    plan: Plan,
+    options: Options | None = None,
+    *,
+    force_plan: bool = False,
+    **keywords: Unpack[OptionKeywords],
+) -> Model:
     """`model` without what `plan` removes. Unproven: `verify` proves it, `prune(plan=...)` does both."""
-    groups = analysed(Model.load(model), checked(replace(options or Options(), **kw)), Clock())
+    groups = analysed(Model.load(model), _asked(options, keywords), Clock())
     return rewrite(groups.trace, groups.kept_ids(removed_by(groups, plan, force_plan))).model
 
 
 @answered
 def completed(
-    model: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False, **kw: Any
+    model: Any,
+    plan: Plan,
+    options: Options | None = None,
+    *,
+    force_plan: bool = False,
+    **keywords: Unpack[OptionKeywords],
 ) -> tuple[Model, Plan]:
     """The graph whose names a plan bears, and the plan with everything that is coupled to what an edited one removes.
 
     Raises UsageError where it is not a plan of `model`."""
-    groups = analysed(Model.load(model), checked(replace(options or Options(), **kw)), Clock())
+    groups = analysed(Model.load(model), _asked(options, keywords), Clock())
     found = plan_of(groups, groups.kept_ids(removed_by(groups, plan, force_plan)), Options())
     return groups.trace.model, replace(plan, groups=found.groups, fingerprint=found.fingerprint)
 
@@ -191,21 +243,21 @@ def completed(
 @answered
 def verify(
     model: Any, pruned: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False,
-    refitted: bool | None = None, **kw: Any,
+    refitted: bool | None = None, **keywords: Unpack[OptionKeywords],
 ) -> Verified:  # fmt: skip
     """Prove that `pruned` is `model` without what `plan` removes; CheckFailed where it is not.
 
     `refitted`: whether weights may have other values than those of `model`; None: if the run that made the plan
     refitted them. Then their shapes and the graph are proven, and what they are worth is measured."""
-    options = checked(replace(options or Options(), **kw))
+    options = _asked(options, keywords)
     groups = analysed(Model.load(model), options, Clock())
     kept = groups.kept_ids(removed_by(groups, plan, force_plan))
-    given = pruned if isinstance(pruned, Model) else Model.load(pruned)
+    small = pruned if isinstance(pruned, Model) else Model.load(pruned)
     free = plan.reconstruct in ("ls", "merge") if refitted is None else refitted
-    return audited(groups, kept, given, free, options)
+    return audited(groups, kept, small, free, options)
 
 
 @answered
-def trace(model: Any, options: Options | None = None, **kw: Any) -> Trace:
+def trace(model: Any, options: Options | None = None, **keywords: Unpack[OptionKeywords]) -> Trace:
     """Labels, couplings, reductions and edits of a model (see `onnxprune.trace`)."""
-    return analysed(Model.load(model), checked(replace(options or Options(), **kw)), Clock()).trace
+    return analysed(Model.load(model), _asked(options, keywords), Clock()).trace

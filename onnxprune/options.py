@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 Progress = Callable[[str, float], None]
 """Called with a stage's name and the share of that stage that is done, 0..1."""
@@ -74,6 +74,40 @@ class Options:
             "round_to": 0 if self.of == "latency" and self.round_to == 1 else self.round_to,
         }  # fmt: skip
         return replace(self, **chosen)
+
+
+class OptionKeywords(TypedDict, total=False):
+    """The fields of `Options` as keyword arguments: a word that is none of them is an error for a type checker, too."""
+
+    ratio: float
+    of: Literal["units", "macs", "params", "latency"]
+    scope: Literal["", "local", "global", "sensitivity", "pq"]
+    criterion: str
+    reconstruct: Literal["", "ls", "merge", "none"]
+    fast: bool
+    calib: Any
+    calib_samples: int
+    calib_batch: int
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    scale: float | None
+    memory: int
+    heads: bool
+    residual: bool
+    conv_residual: bool
+    min_channels: int
+    round_to: int
+    max_ratio: float
+    floor: float
+    nodes_to_exclude: Sequence[str]
+    op_types_to_exclude: Sequence[str]
+    input_shapes: Mapping[str, Sequence[int]]
+    seed: int
+    providers: Sequence[str]
+    threads: int
+    batch: int
+    check_rtol: float | None
+    check_atol: float
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ elsewhere. Knows the order of the stages, no budget.
 
 from __future__ import annotations
 
-import fnmatch
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +12,7 @@ from typing import Any
 import onnx
 
 from onnxprune import guard, rehearsal
-from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
+from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.model import Model
 from onnxprune.options import Options, Progress, Proof
 from onnxprune.planning import criteria, profile
@@ -24,6 +22,7 @@ from onnxprune.run import opened
 from onnxprune.shapes import Shapes, declare, footprint, hazards, infer
 from onnxprune.trace import Groups, Labels, Mask, Trace, build
 from onnxprune.trace.rules import RULES
+from onnxprune.validation import pattern, validated
 
 ROUNDS = 6
 """Tracing is run again while it learns which axes of a parameter belong together; a handful of rounds settles it."""
@@ -48,23 +47,8 @@ class Clock:
 
 
 def checked(options: Options) -> Options:
-    if not 0 < options.ratio < 1:
-        raise UsageError(
-            f"ratio {options.ratio} is not between 0 and 1; it is the share of units to remove, such as 0.3"
-        )
-    if options.scope not in ("", "local", "global", "sensitivity", "pq"):
-        raise UsageError(f"no scope '{options.scope}'; choose local, global, sensitivity or pq")
-    if options.of not in ("units", "macs", "params", "latency"):
-        raise UsageError(f"no '{options.of}' to take a share of; choose units, macs, params or latency")
-    if options.reconstruct not in ("", "ls", "merge", "none"):
-        raise UsageError("`reconstruct` is ls, merge or none")
-    if options.calib_samples < 1 or options.calib_batch < 1 or options.memory < 1 << 20:
-        raise UsageError("--calib-samples is at least 1, --memory at least 1 MiB")
-    if options.round_to < 0 or options.min_channels < 1 or not 0 < options.max_ratio <= 1:
-        raise UsageError("--round-to is auto (0) or from 1 on, --min-channels at least 1, --max-ratio in (0, 1]")
-    if options.threads < 0 or options.batch < 1:
-        raise UsageError("--threads is from 0 on (0: as many as the runtime likes), --batch from 1 on")
-    _excluded(options)  # says which pattern is none
+    """The options with every value checked, the criterion too; UsageError where one cannot be what it is."""
+    options = validated(options)
     if options.criterion:
         criteria.check(options.criterion)
     return options
@@ -118,18 +102,8 @@ def _traced(working: Model, shapes: Shapes, options: Options) -> Trace:
 
 def _excluded(options: Options) -> Callable[[onnx.NodeProto], bool]:
     types = set(options.op_types_to_exclude)
-    patterns = [_pattern(name) for name in options.nodes_to_exclude]
+    patterns = [pattern(name) for name in options.nodes_to_exclude]
     return lambda node: node.op_type in types or any(p.search(node.name) for p in patterns)
-
-
-def _pattern(name: str) -> re.Pattern[str]:
-    """A name, a glob, or `re:` and a regular expression that may match anywhere."""
-    if not name.startswith("re:"):
-        return re.compile(rf"\A{fnmatch.translate(name)}")
-    try:
-        return re.compile(name[3:])
-    except re.error as error:
-        raise UsageError(f"--nodes-to-exclude {name}: not a regular expression: {error}") from None
 
 
 def proven(groups: Groups, removed: Mask, options: Options, clock: Clock) -> tuple[Rewritten, Mask, Proof, float]:

@@ -1,0 +1,88 @@
+"""What every option may be, in the words that flags and keywords share: one row an option.
+
+Knows names, numbers and words, no stage.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from numbers import Integral, Real
+from typing import Any, get_args, get_type_hints
+
+from onnxprune.errors import UsageError
+from onnxprune.options import OptionKeywords, Options
+
+Rule = tuple[str, Callable[[Any], bool], str]
+RULES: tuple[Rule, ...] = (
+    ("ratio", lambda x: 0 < x < 1, "is not between 0 and 1; it is the share of units to remove, such as 0.3"),
+    ("calib_samples", lambda n: n >= 1, "is not at least 1"),
+    ("calib_batch", lambda n: n >= 1, "is not at least 1"),
+    ("memory", lambda n: n >= 1 << 20, "is not at least 1 MiB"),
+    ("round_to", lambda n: n >= 0, "is not auto (0) or from 1 on"),
+    ("min_channels", lambda n: n >= 1, "is not at least 1"),
+    ("max_ratio", lambda x: 0 < x <= 1, "is not in (0, 1]; it is the share of its units that a group may lose"),
+    ("threads", lambda n: n >= 0, "is not from 0 on (0: as many as the runtime likes)"),
+    ("batch", lambda n: n >= 1, "is not at least 1"),
+)
+"""(option, what holds of its value, words for where it does not)."""
+CHOICES = {
+    name: tuple(c for c in get_args(hint) if c)
+    for name, hint in get_type_hints(Options).items()
+    if get_args(hint) and all(isinstance(c, str) for c in get_args(hint))
+}
+"""The words that an option may be, as its type says."""
+NUMBERS = {f.name: type(f.default) for f in fields(Options) if type(f.default) in (int, float)}
+SWITCHES = {f.name for f in fields(Options) if type(f.default) is bool}
+NAMES = ("nodes_to_exclude", "op_types_to_exclude", "providers")
+
+
+def flag(name: str) -> str:
+    """How an option is called where it is typed: `--calib-samples`, which is `calib_samples` in Python."""
+    return f"--{name.replace('_', '-')}"
+
+
+def given(options: Options | None, keywords: Mapping[str, Any] | OptionKeywords) -> Options:
+    """The options with what the keywords say, checked. TypeError for a keyword that is no option, with the nearest
+    name; UsageError for a value that an option cannot have."""
+    known = {f.name for f in fields(Options)}
+    for name in keywords:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise TypeError(f"there is no option '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+    return validated(replace(options or Options(), **keywords))
+
+
+def validated(options: Options) -> Options:
+    """The same options, a single name as a list of one. UsageError where one of them cannot be what it is."""
+    single: dict[str, Any] = {n: (x,) for n in NAMES if isinstance(x := getattr(options, n), str)}
+    options = replace(options, **single)
+    for name, kind in NUMBERS.items():
+        value = getattr(options, name)
+        if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+            raise UsageError(f"{flag(name)} is a {'whole number' if kind is int else 'number'}, not {value!r}")
+    for name in SWITCHES:
+        if not isinstance(getattr(options, name), bool):
+            raise UsageError(f"{flag(name)} is True or False, not {getattr(options, name)!r}")
+    for name, choices in CHOICES.items():
+        if (value := getattr(options, name)) and value not in choices:
+            raise UsageError(f"{flag(name)} is {' or '.join(choices)}, not {value!r}")
+    for name, holds, words in RULES:
+        if not holds(getattr(options, name)):
+            raise UsageError(f"{flag(name)} {getattr(options, name)} {words}")
+    for name in options.nodes_to_exclude:
+        pattern(name)  # says which is none
+    return options
+
+
+def pattern(name: str) -> re.Pattern[str]:
+    """A name, a glob, or `re:` and a regular expression that may match anywhere; UsageError where that is none."""
+    if not name.startswith("re:"):
+        return re.compile(rf"\A{fnmatch.translate(name)}")
+    try:
+        return re.compile(name[3:])
+    except re.error as error:
+        raise UsageError(f"--nodes-to-exclude {name}: not a regular expression: {error}") from None

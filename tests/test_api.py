@@ -1,0 +1,134 @@
+"""The public API as its users meet it: what is in it, what it says of mistakes, what an editor and mypy know of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxprune
+from onnxprune.options import OptionKeywords, Options
+from onnxprune.validation import CHOICES, NUMBERS, RULES, flag, given
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "models" / "tiny_conv.onnx"
+
+
+@pytest.fixture(scope="module")
+def result() -> onnxprune.Result:
+    return onnxprune.prune(TINY, ratio=0.3, fast=True)
+
+
+def test_dir_shows_the_api_only() -> None:
+    assert dir(onnxprune) == sorted(onnxprune.__all__)
+    assert all(getattr(onnxprune, name) is not None for name in onnxprune.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'prun'"):
+        onnxprune.prun  # noqa: B018
+
+
+def test_keywords_are_the_fields_of_options() -> None:
+    assert get_type_hints(OptionKeywords) == get_type_hints(Options)
+    assert OptionKeywords.__optional_keys__ == {f.name for f in fields(Options)}
+
+
+def test_a_result_saves_shows_and_describes_itself(result: onnxprune.Result, tmp_path: Path) -> None:
+    path = result.save(tmp_path / "out.onnx")
+    onnx.checker.check_model(path, full_check=True)
+    assert repr(result).startswith("<onnxprune.Result: parameters 12,538 -> ")
+    assert len(repr(result)) < 200
+    text = result.summary()
+    assert "parameters" in text
+    assert "proof:" in text
+    table = result._repr_html_()
+    assert table.startswith("<table>")
+    assert f"{result.report.after.parameters:,}" in table
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": "0.3"}, "--ratio is a number, not '0.3'"),
+        ({"ratio": True}, "--ratio is a number, not True"),
+        ({"ratio": 1.5}, "--ratio 1.5 is not between 0 and 1"),
+        ({"scope": "everywhere"}, "--scope is local or global or sensitivity or pq, not 'everywhere'"),
+        ({"fast": 1}, "--fast is True or False, not 1"),
+        ({"calib_samples": 0}, "--calib-samples 0 is not at least 1"),
+        ({"memory": 1024}, "--memory 1024 is not at least 1 MiB"),
+        ({"max_ratio": 0}, "--max-ratio 0 is not in"),
+        ({"nodes_to_exclude": "re:["}, "not a regular expression"),
+        ({"criterion": "l3"}, "no criterion 'l3'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(onnxprune.UsageError, match=message.replace("(", r"\(").replace("[", r"\[")):
+        onnxprune.prune(TINY, **options)
+
+
+def test_an_unknown_keyword_names_the_nearest() -> None:
+    with pytest.raises(TypeError, match="no option 'ratoi'; did you mean 'ratio'"):
+        onnxprune.prune(TINY, ratoi=0.3)
+    with pytest.raises(TypeError, match=r"no option 'zzz'$"):
+        onnxprune.inspect(TINY, zzz=1)
+
+
+def test_every_rule_is_of_an_option() -> None:
+    names = {f.name for f in fields(Options)}
+    assert {name for name, _, _ in RULES} | CHOICES.keys() | NUMBERS.keys() <= names
+    assert given(None, {}) == Options()
+    assert flag("calib_samples") == "--calib-samples"
+    for name, holds, _ in RULES:
+        assert holds(getattr(Options(), name)), name
+
+
+def test_a_name_alone_is_one_name() -> None:
+    """Not its letters."""
+    assert given(None, {"nodes_to_exclude": "head"}).nodes_to_exclude == ("head",)
+    assert given(None, {"providers": "cpu"}).providers == ("cpu",)
+
+
+def test_quality_and_gates(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((32, 3, 16, 16)).astype(np.float32)
+    labels = np.arange(32) % 10
+    done = onnxprune.prune(TINY, fast=True, validate={"image": images, "labels": labels})
+    assert done.report.validation is not None
+    assert done.report.validation["metric"] == "top-1"
+    with pytest.raises(onnxprune.CheckFailed, match="agreement"):
+        onnxprune.prune(TINY, fast=True, validate={"image": images}, gates=onnxprune.Gates(min_agreement=1.0))
+    with pytest.raises(onnxprune.UsageError, match="`gates` need data"):
+        onnxprune.prune(TINY, fast=True, gates=onnxprune.Gates(max_drop=0.1))
+
+
+CONSUMER = """
+from pathlib import Path
+import onnxprune
+result: onnxprune.Result = onnxprune.prune("model.onnx", ratio=0.3, scope="local")
+path: Path = result.save("out.onnx")
+plan: onnxprune.Plan = onnxprune.plan("model.onnx", fast=True)
+try:
+    onnxprune.verify("model.onnx", "out.onnx", plan)
+except onnxprune.CheckFailed as error:
+    text: str = error.message
+"""
+
+
+@pytest.mark.slow
+def test_what_mypy_knows_of_the_package(tmp_path: Path) -> None:
+    """py.typed: right use passes in strict mode; a mistyped keyword, a wrong type and a wrong word do not."""
+    pytest.importorskip("mypy")
+    lines = ["onnxprune.prune('model.onnx', ratoi=0.3)", "onnxprune.prune('model.onnx', ratio='a third')",
+             "onnxprune.plan('model.onnx', scope='everywhere')", "result.sav('out.onnx')"]  # fmt: skip
+    (tmp_path / "right.py").write_text(CONSUMER)
+    (tmp_path / "wrong.py").write_text(CONSUMER + "\n".join(lines))
+    for name, wrong in (("right.py", 0), ("wrong.py", len(lines))):
+        done = subprocess.run(
+            [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(tmp_path), name],
+            cwd=tmp_path, env={"MYPYPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        errors = [line for line in done.stdout.splitlines() if line.startswith(name) and ": error:" in line]
+        assert len(errors) == wrong, done.stdout
