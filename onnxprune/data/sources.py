@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.data import sounds, synthetic
-from onnxprune.data.inputs import Input, describe, sizes
+from onnxprune.data.batches import Feed, batched, checked, cut
+from onnxprune.data.feed_sizes import sizes
+from onnxprune.data.inputs import Input, describe
+from onnxprune.data.pictures import Decode
 from onnxprune.data.pixels import Pixels, pixels
 from onnxprune.data.random import random_inputs
-from onnxprune.data.samples import Decode, Feed, batched, checked, cut, read
+from onnxprune.data.samples import read
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Model
 from onnxprune.options import Options
