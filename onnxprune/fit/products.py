@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter, attribute, parameter
-from onnxprune.fit.linear import Linear, Shift, Unfit, restricted
+from onnxprune.fit.linear import Linear, Shift, Unsolvable, restricted
 from onnxprune.fit.recurrent import GATES, recurrent
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Model
@@ -132,12 +132,12 @@ class Layer:
         many = -(-most // len(x)) if self.window else most
         return np.sort(rng.choice(there, min(there, max(many, 1)), replace=False))
 
-    def dense(self, trace: Trace, kept: Mask, walk: Walk, name: str, outputs: int) -> Iterable[Array] | str:
+    def dense(self, trace: Trace, kept: Mask, walk: Walk, name: str, outputs: int) -> Iterable[Array]:
         if trace.shapes.static(name) is None:
-            return "its output is new in the pruned graph"
+            raise Unsolvable("its output is new in the pruned graph")
         values = walk.value(name)
         if restricted(trace, kept, name, values[0]).shape[self.y_axis] != outputs * self.groups:
-            return "its output has another shape in the pruned graph"
+            raise Unsolvable("its output has another shape in the pruned graph")
         return (restricted(trace, kept, name, y) for y in values)
 
     def units(self, reductions: Sequence[Reduction], rank: Callable[[str], int | None]) -> Ids | None:
@@ -274,7 +274,7 @@ def layers(model: Model, rank: Callable[[str], int | None], skipped: dict[str, s
         if node.op_type in GATES:
             try:
                 found += recurrent(index, node, model, made_by)
-            except Unfit as why:
+            except Unsolvable as why:
                 (skipped if skipped is not None else {})[node.name] = str(why)
     return found
 

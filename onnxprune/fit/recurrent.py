@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter, attribute, parameter
-from onnxprune.fit.linear import Shift, Unfit
+from onnxprune.fit.linear import Shift, Unsolvable
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Model
 from onnxprune.trace import KEPT, Ids, Mask, Reduction, Trace
@@ -158,16 +158,16 @@ class Recurrent:
     def targets(self, y: Array, at: NDArray[np.int64]) -> Array:
         return np.asarray(y[:, at])
 
-    def dense(self, trace: Trace, kept: Mask, walk: Walk, name: str, outputs: int) -> Iterable[Array] | str:
+    def dense(self, trace: Trace, kept: Mask, walk: Walk, name: str, outputs: int) -> Iterable[Array]:
         known = next((o for o in self.node.output if o), "")
         if known not in walk.made_by:
-            return "its output is new in the pruned graph"
+            raise Unsolvable("its output is new in the pruned graph")
         k = walk.made_by[known]
         views = recurrent(k, walk.nodes[k], walk.model, walk.makers)
         twin = next(v for v in views if (v.gates, v.sides) == (self.gates, self.sides))
         alive = kept[twin._ids([r for r in trace.reductions if r.node == k], H)]
         if (alive.sum(1) * len(self.gates) != outputs).any():
-            return "its output has another shape in the pruned graph"
+            raise Unsolvable("its output has another shape in the pruned graph")
         where = [np.flatnonzero(np.tile(row, len(self.gates))) for row in alive]
         every = (twin._computed(steps, walk) for steps in twin.inputs(walk))
         return (np.stack([y[d][:, at] for d, at in enumerate(where)]) for y in every)
@@ -189,11 +189,11 @@ def recurrent(index: int, node: NodeProto, model: Model, made_by: Mapping[str, N
     weights = [parameter(name, model, made_by) for name in node.input[1:3]]
     given = [name for name in node.input[3:4] if name]
     if None in weights or any(parameter(name, model, made_by) is None for name in given):
-        raise Unfit("its weights are computed in the graph")
+        raise Unsolvable("its weights are computed in the graph")
     if any(node.input[4:5]):
-        raise Unfit("its sequences are of several lengths")
+        raise Unsolvable("its sequences are of several lengths")
     if attribute(node, "layout", 0):
-        raise Unfit("the batch comes before the steps")
+        raise Unsolvable("the batch comes before the steps")
     w, r = (p for p in weights if p is not None)
     directions, _, features = w.read(model).shape
     own = Recurrent(index, node, (w, r), directions, (features, r.read(model).shape[2]), (0, 1, 2, 3))
