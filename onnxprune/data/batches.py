@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from onnxprune.data.inputs import Input
 from onnxprune.errors import UsageError
+from onnxprune.model import Array
 
-Array = NDArray[Any]
 Feed = dict[str, Array]
 """One array for each input."""
 

@@ -12,14 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto
 
 from onnxprune.model import FLOATS, Model, dtype_of, every_node
 from onnxprune.shapes import Shapes
 
-Array = NDArray[Any]
-Kind = Literal["image", "sound", "features", "tokens", "positions", "integers", "mask", "state", "text"]
+InputKind = Literal["image", "sound", "features", "tokens", "positions", "integers", "mask", "state", "text"]
 
 LONG = 256
 """A float axis of at least this many entries, alone or beside one of few channels, is a wave form."""
@@ -51,7 +49,7 @@ class Input:
     name: str
     dtype: np.dtype[Any]
     axes: tuple[int | None, ...]
-    kind: Kind
+    kind: InputKind
     batch: int | None
     channel: int = 1
     bound: int = 2
@@ -183,7 +181,7 @@ def _of_integers(graph: _Graph, plain: Input) -> Input:
     reached = list(graph.reached(plain.name))
     plain = replace(plain, compared=tuple(v for n, _ in reached if n.op_type == "Equal" for v in graph.scalars(n)))
     if tables := _tables(graph, reached):
-        kind: Kind = "positions" if _POSITION.search(plain.name) else "tokens"
+        kind: InputKind = "positions" if _POSITION.search(plain.name) else "tokens"
         return replace(plain, kind=kind, bound=max(1, min(tables)))
     # 1 - x, times a large negative number, is how exporters apply a mask.
     masking = any(n.op_type == "Sub" and n.input[1] == given and graph.scalars(n) == [1] for n, given in reached)

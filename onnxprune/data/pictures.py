@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.data.batches import Feed
 from onnxprune.data.inputs import Input
 from onnxprune.data.pixels import Pixels
 from onnxprune.errors import UsageError
+from onnxprune.model import Array
 
-Array = NDArray[Any]
 Decode = Callable[[str], tuple[Pixels, tuple[int, ...]]]
 """Of an input by name, the range of values of its pixels, and its sizes."""
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 from onnx import NodeProto, helper
 
 from onnxprune.data.feed_sizes import sizes
 from onnxprune.data.inputs import Input, consumers
 from onnxprune.data.synthetic import images
 from onnxprune.errors import UsageError
-from onnxprune.model import Model, needs
+from onnxprune.model import Array, Model, needs
 from onnxprune.options import Options
 from onnxprune.run import open_session
 from onnxprune.shapes import Shapes
-
-Array = NDArray[Any]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the pixels of photographs, as a share of white: the normalisation that most image networks are trained with."""

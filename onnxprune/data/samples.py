@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from onnxprune.data.batches import Feed
@@ -22,8 +21,8 @@ from onnxprune.data.inputs import Input
 from onnxprune.data.pictures import PICTURES, Decode, class_numbers, read_pictures
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files import function_of
+from onnxprune.model import Array
 
-Array = NDArray[Any]
 LABELS = "labels"
 FORMS = "an .npz, a folder of .npy, .npz or pictures, ONNX test_data_set folders, or script.py:function"
 

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import EXPRESSIONS, Parameter, parameter
 from onnxprune.fit.linear import Linear, Shift
 from onnxprune.fit.tails import Tail
-from onnxprune.model import Topology, Weight
-
-Array = NDArray[Any]
+from onnxprune.model import Array, Topology, Weight
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What statistics and least squares ask of a layer, whatever operator it is: rows, a matrix, an offset, labels.
 
 out[group] = rows(input)[group] @ matrix[group] + bias[group]. Convolutions and matrix products are such layers
-(`fit.layers`), and so are the gates of a recurrent operator (`fit.recurrent`). Knows rows, matrices and labels; which
-operator it is, `layers` knows.
+(`fit.products`), and so are the gates of a recurrent operator (`fit.recurrent`). Knows rows, matrices and labels; which
+operator it is, `fit.finding` knows.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.walk import Walk
-from onnxprune.model import Model, Weight
+from onnxprune.model import Array, Model, Weight
 from onnxprune.rewrite import take
 from onnxprune.trace import Ids, Mask, Reduction, Trace
-
-Array = NDArray[Any]
 
 
 class Unsolvable(Exception):

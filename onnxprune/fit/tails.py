@@ -8,17 +8,13 @@ clipped away need not be right). Knows the nodes behind a layer, no units.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import attribute
 from onnxprune.fit.linear import Linear, Shift
-from onnxprune.model import Model, Topology
-
-Array = NDArray[Any]
+from onnxprune.model import Array, Model, Topology
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.fit import (
     Fitted,
@@ -30,10 +28,10 @@ from onnxprune.fit import (
     solve,
     tail,
 )
+from onnxprune.model import Array
 from onnxprune.rewrite import Rewritten
 from onnxprune.trace import Mask, Trace
 
-Array = NDArray[Any]
 ROUNDS = 2
 """A layer that reads what it gave before is solved for this often, each time on what its weights make it read."""
 HELD = 0.2
