@@ -176,5 +176,5 @@ def _positions(node: NodeProto, dims: Dims, held: Mapping[str, NDArray[Any]]) ->
     for start, end, step, axis in zip(starts, ends, steps, axes, strict=True):
         size = int(dims[axis] or 0)
         stop = None if step < 0 and end < -size else end
-        found.append((axis, np.arange(size, dtype=np.int64)[start:stop:step]))
+        found.append((axis, np.arange(size)[start:stop:step].astype(np.int64)))
     return found
