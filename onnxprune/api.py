@@ -151,7 +151,7 @@ def _carried_out(groups: Groups, decision: Decision, options: Options, clock: Cl
             after, kept, proof, after_macs = proven(groups, refit.fallback, options, clock)
         else:
             check(groups, kept, after, options, clock)
-        story = refit.story
+        story = refit.reconstruction_report
     elif options.reconstruct == "merge" or decision.merge:
         clock("reconstruct")
         story = merged(groups, decision.removed, after)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from onnxprune.data.inputs import describe, sizes
+from onnxprune.data.batches import Batches, Feed, batched, checked
+from onnxprune.data.feed_sizes import sizes
+from onnxprune.data.inputs import describe
 from onnxprune.data.random import RANGES, random_inputs
-from onnxprune.data.samples import Feed, batched, checked, read
+from onnxprune.data.samples import read
 from onnxprune.data.sources import Calibration, calibration, decoder
 
 __all__ = [
     "RANGES",
+    "Batches",
     "Calibration",
     "Feed",
     "batched",

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 from onnx import NodeProto, helper
 
-from onnxprune.data.inputs import Input, consumers, sizes
+from onnxprune.data.feed_sizes import sizes
+from onnxprune.data.inputs import Input, consumers
 from onnxprune.data.synthetic import images
 from onnxprune.errors import UsageError
-from onnxprune.model import Model, needs
+from onnxprune.model import Array, Model, needs
 from onnxprune.options import Options
 from onnxprune.run import open_session
 from onnxprune.shapes import Shapes
-
-Array = NDArray[Any]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the pixels of photographs, as a share of white: the normalisation that most image networks are trained with."""
@@ -80,6 +78,7 @@ def between(low: float, high: float, channels: int, text: str) -> Pixels:
 
 
 def normalised(text: str) -> Pixels:
+    """The usual normalisation: mean 0 and deviation 1."""
     return Pixels(np.zeros(1), np.ones(1), False, text)
 
 
@@ -247,27 +246,38 @@ def _first_operators(
     while len(users[name]) == 1:
         node = users[name][0]
         if node.op_type == "BatchNormalization" and node.input[0] == name:
-            stored = [_constant(model, shapes, n, channels) for n in node.input[3:5]]
-            if stored[0] is not None and stored[1] is not None:
-                return gain, offset, (stored[0], np.sqrt(stored[1]) + 1e-6)
-            break
-        if node.op_type in _AFFINE:
-            other = _constant(model, shapes, _other(node, name), channels)
-            if other is None or (node.op_type == "Div" and (node.input[0] != name or not other.all())):
+            mean, variance = (_constant(model, shapes, n, channels) for n in node.input[3:5])
+            if mean is None or variance is None:
                 break
-            if node.op_type in ("Mul", "Div"):
-                factor = other if node.op_type == "Mul" else 1 / other
-                if not factor.all():
-                    break
-                gain, offset = gain * factor, offset * factor
-            elif node.op_type == "Add":
-                offset = offset + other
-            else:
-                gain, offset = (gain, offset - other) if node.input[0] == name else (-gain, other - offset)
-        elif node.op_type not in _THROUGH or node.input[0] != name:
+            return gain, offset, (mean, np.sqrt(variance) + 1e-6)
+        step = _affine(model, shapes, node, name, channels)
+        if step is None:
             break
+        gain, offset = gain * step[0], offset * step[0] + step[1]
         name = node.output[0]
     return gain, offset, None
+
+
+def _affine(
+    model: Model, shapes: Shapes, node: NodeProto, name: str, channels: int
+) -> tuple[Array | float, Array | float] | None:
+    """(factor, constant) by which an operator changes `name`, channel by channel; None for what is not affine."""
+    first = node.input[0] == name
+    if node.op_type in _THROUGH:
+        return (1.0, 0.0) if first else None
+    other = _constant(model, shapes, _other(node, name), channels) if node.op_type in _AFFINE else None
+    if other is None:
+        return None
+    match node.op_type:
+        case "Add":
+            return 1.0, other
+        case "Sub":
+            return (1.0, -other) if first else (-1.0, other)
+        case "Mul" if other.all():
+            return other, 0.0
+        case "Div" if first and other.all() and not np.isinf(other).any():
+            return 1 / other, 0.0
+    return None
 
 
 def _other(node: NodeProto, name: str) -> str:

@@ -13,21 +13,21 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.data import sounds, synthetic
-from onnxprune.data.inputs import Input, describe, sizes
+from onnxprune.data.batches import Feed, batched, checked, cut
+from onnxprune.data.feed_sizes import sizes
+from onnxprune.data.inputs import Input, describe
+from onnxprune.data.pictures import Decode
 from onnxprune.data.pixels import Pixels, pixels
 from onnxprune.data.random import random_inputs
-from onnxprune.data.samples import Decode, Feed, batched, checked, cut, read
+from onnxprune.data.samples import read
 from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.model import Model
+from onnxprune.model import Array, Model
 from onnxprune.options import Options
 from onnxprune.run import first_line, open_session
 from onnxprune.shapes import Inputs, Shapes
-
-Array = NDArray[Any]
 
 POOL, POOL_LIMIT = 5, 2500
 """To choose from by the predicted classes, as many times the samples wanted are made ..."""
@@ -64,6 +64,8 @@ def calibration(model: Model, shapes: Shapes, options: Options) -> Calibration:
 
 
 class _Calibrator:
+    """One model, and what is made for it: arrays for each of its inputs, in batches that it runs on."""
+
     def __init__(self, model: Model, shapes: Shapes, options: Options, want: int, batch: int) -> None:
         self.model, self.shapes, self.options, self.want, self.batch = model, shapes, options, want, batch
         self.specs = describe(model, shapes)
@@ -77,6 +79,7 @@ class _Calibrator:
         return {s.name: pixels(self.model, self.shapes, s, self.options) for s in self.specs if s.kind == "image"}
 
     def given(self, data: Any) -> Calibration:
+        """What the user gives, checked, in a random order; UsageError where the model does not run on it."""
         decode = decoder(self.model, self.shapes, self.specs, self.options)
         source = read(data, self.specs, self.want, self.options.seed, decode)
         feeds = [checked(feed, self.specs, source.name) for feed in source.feeds]
@@ -96,9 +99,11 @@ class _Calibrator:
         )
 
     def sizes(self) -> Iterator[Inputs]:
+        """Of all inputs, the most telling first."""
         return sizes(self.model, self.shapes, self.batch, self.options.input_shapes)
 
     def synthetic(self) -> Calibration:
+        """Inputs by their kinds at the first sizes that the model runs at, or else plain random ones."""
         for dims in self.sizes():
             rng = np.random.default_rng(self.options.seed)
             self.fields.clear()
@@ -160,6 +165,7 @@ class _Calibrator:
         return Calibration(tuple(feeds), rows * len(feeds), text, True, self.diversity(feeds, rows * len(feeds)))
 
     def feed(self, dims: Inputs, rng: np.random.Generator) -> Feed:
+        """One batch."""
         return {s.name: self.array(s, dims[s.name], rng) for s in self.specs}
 
     def array(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
@@ -249,6 +255,7 @@ class _Calibrator:
         return None
 
     def diversity(self, feeds: Sequence[Feed], samples: int) -> float | None:
+        """See `Calibration`."""
         first = next((s.name for s in self.specs if s.batch == 0), None)
         scores: list[Array] = []
         for feed in feeds if first else ():

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
 from onnxprune.data import lettering
@@ -235,8 +236,7 @@ def softmax(scores: Array) -> Array:
     """Probabilities (samples, classes); what already is a distribution stays."""
     if (scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-2):
         return scores
-    powers = np.exp(scores - scores.max(1, keepdims=True))
-    return np.asarray(powers / powers.sum(1, keepdims=True))
+    return np.asarray(scipy.special.softmax(scores, axis=1))
 
 
 def entropy(probabilities: Array) -> float:

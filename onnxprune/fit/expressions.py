@@ -12,12 +12,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from onnxprune.model import Model, Weight
+from onnxprune.model import Array, Model, Weight
 
-Array = NDArray[Any]
 EXPRESSIONS = ("Identity", "Cast", "Transpose", "DequantizeLinear")
 """Operators through which a parameter is followed."""
 

@@ -5,19 +5,39 @@ Knows who shares which parameter, no units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Sequence, Set
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import EXPRESSIONS, Parameter, parameter
 from onnxprune.fit.linear import Linear, Shift
 from onnxprune.fit.tails import Tail
-from onnxprune.model import Topology, Weight
+from onnxprune.model import Array, Topology, Weight
 
-Array = NDArray[Any]
+
+@dataclass(frozen=True)
+class _Move:
+    """Add `delta` to what `node` reads as its input `operand`: the parameter `old`, "" where there is none yet."""
+
+    node: NodeProto
+    operand: int
+    old: str
+    delta: Array
+
+    @classmethod
+    def of(cls, its: Tail, moved: Array) -> _Move:
+        """The parameter of a tail that makes up for `moved` [outputs] in the layer's own offset."""
+        shift = its.shift
+        assert shift is not None
+        delta = np.divide(its.scale * moved, shift.factor, where=shift.factor != 0, out=np.zeros_like(moved))
+        return cls(shift.node, shift.operand, _operand(shift.node, shift.operand), shift.laid(delta))
+
+    @property
+    def key(self) -> tuple[str, bytes]:
+        """Equal where one parameter can serve both."""
+        return self.old, self.delta.tobytes()
 
 
 class Fitted:
@@ -45,10 +65,10 @@ class Fitted:
 
     def bias(self, layer: Linear, outputs: int) -> Array | None:
         """The layer's own bias [outputs]; None where it is no parameter."""
-        k = layer.bias
-        if k is None or len(layer.node.input) <= k or not layer.node.input[k]:
+        name = "" if layer.bias is None else _operand(layer.node, layer.bias)
+        if not name:
             return np.zeros(outputs)
-        own = self._parameter(layer.node.input[k])
+        own = self._parameter(name)
         value = None if own is None else own.read(self.graph.model)
         return None if value is None else layer.folded(value, outputs)
 
@@ -56,9 +76,10 @@ class Fitted:
         return parameter(name, self.graph.model, self.graph.makers)
 
     def movable(self, shift: Shift | None) -> bool:
+        """Whether a change of the offset has a parameter to go to."""
         if shift is None:
             return False
-        if len(shift.node.input) <= shift.operand or not shift.node.input[shift.operand]:
+        if not _operand(shift.node, shift.operand):
             return True
         own = self._parameter(shift.node.input[shift.operand])
         return own is not None and (not own.path or len(self.readers(own.root, ())) == 1)
@@ -67,35 +88,37 @@ class Fitted:
         """Change the offset of the layer's output by `moved`, where the tail says; shared parameters are copied."""
         if not moved.any():
             return
-        model, done = self.graph.model, dict[tuple[str, bytes], str]()
-        moves = []
-        for its in tails:
-            assert its.shift is not None
-            node, k, factor = its.shift.node, its.shift.operand, its.shift.factor
-            delta = np.divide(its.scale * moved, factor, where=factor != 0, out=np.zeros_like(moved))
-            moves.append((node, k, node.input[k] if len(node.input) > k else "", its.shift.laid(delta)))
-        for node, k, old, delta in moves:
-            key = (old, delta.tobytes())
-            if key in done:
-                fresh = done[key]
-            elif not old:
-                fresh = model.fresh_name(f"{node.output[0]}_bias")
-                kind = self.types(node.output[0])
-                model.weights[fresh] = Weight.of(delta, kind)
-            else:
-                own = self._parameter(old)
-                assert own is not None
-                alike = {(_made(n), i) for n, i, name, d in moves if (name, d.tobytes()) == key}
-                fresh = old if own.path or self._uses(own.root) <= alike else model.fresh_name(f"{old}_refit")
-                value = own.read(model)
-                value = value if value.size == delta.size else np.broadcast_to(value.ravel(), delta.shape)
-                own.write(model, value + delta.reshape(value.shape), None if fresh == old else fresh)
-                if fresh != old:
-                    self.aliases[fresh] = self.aliases.get(old, old)
-            done[key] = fresh
-            if old != fresh:
-                node.input.extend([""] * (k + 1 - len(node.input)))
-                node.input[k] = fresh
+        moves = [_Move.of(its, moved) for its in tails]
+        done: dict[tuple[str, bytes], str] = {}
+        for move in moves:
+            if move.key not in done:
+                alike = {(_made(m.node), m.operand) for m in moves if m.key == move.key}
+                done[move.key] = self._changed(move, alike) if move.old else self._added(move)
+            fresh = done[move.key]
+            if fresh != move.old:
+                move.node.input.extend([""] * (move.operand + 1 - len(move.node.input)))
+                move.node.input[move.operand] = fresh
+
+    def _added(self, move: _Move) -> str:
+        """A bias for a node that has none."""
+        out = move.node.output[0]
+        fresh = self.graph.model.fresh_name(f"{out}_bias")
+        self.graph.model.weights[fresh] = Weight.of(move.delta, self.types(out))
+        return fresh
+
+    def _changed(self, move: _Move, alike: Set[tuple[str, int]]) -> str:
+        """Change a parameter in place, or a copy of it where others than those `alike` read it."""
+        model, old = self.graph.model, move.old
+        own = self._parameter(old)
+        assert own is not None
+        alone = bool(own.path) or self._uses(own.root) <= alike
+        fresh = old if alone else model.fresh_name(f"{old}_refit")
+        value = own.read(model)
+        value = value if value.size == move.delta.size else np.broadcast_to(value.ravel(), move.delta.shape)
+        own.write(model, value + move.delta.reshape(value.shape), None if alone else fresh)
+        if not alone:
+            self.aliases[fresh] = self.aliases.get(old, old)
+        return fresh
 
     def _uses(self, root: str) -> set[tuple[str, int]]:
         """(what a node makes, input) wherever a parameter is read; input -1 in a body or an expression."""
@@ -103,6 +126,11 @@ class Fitted:
         for node in (self.graph.nodes[r] for r in self.readers(root, ())):
             found |= {(_made(node), i) for i in [i for i, name in enumerate(node.input) if name == root] or [-1]}
         return found
+
+
+def _operand(node: NodeProto, k: int) -> str:
+    """The name of an input that may be absent."""
+    return str(node.input[k]) if k < len(node.input) else ""
 
 
 def _made(node: NodeProto) -> str:

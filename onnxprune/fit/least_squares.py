@@ -35,6 +35,7 @@ class Problem:
     intercept: bool = True
 
     def part(self, where: slice) -> Problem:
+        """Some of the rows."""
         offset = self.offset[where] if self.offset.ndim == 2 else self.offset
         return Problem(self.rows[where], self.wanted[where], self.scale, offset, self.low, self.high, self.intercept)
 
@@ -49,6 +50,7 @@ class Problem:
         return float(np.square(got - np.clip(self.wanted, self.low, self.high), dtype=np.float64).sum())
 
     def energy(self) -> float:
+        """Sum of squares of what is wanted, clipped and less its mean: what errors are relative to."""
         seen = np.clip(self.wanted, self.low, self.high)
         return float(np.square(seen - seen.mean(0), dtype=np.float64).sum())
 
@@ -80,21 +82,25 @@ def solve(p: Problem, start: Array, bias: Array, held: int, ridges: Sequence[flo
         return stays
     tried = []
     for ridge in ridges:
-        matrix, b = goal.kept(normal.solve(start, ridge))
-        tried.append((test.error(matrix, b), ridge, False, matrix, b))
+        found = goal.kept(normal.solve(start, ridge))
+        tried.append(Solution(*found, ridge, test.error(*found), before))
+    best, clipped = min(tried, key=_error), None
     if np.isfinite((p.low, p.high)).any():
-        _, ridge, _, matrix, b = min(tried, key=lambda t: t[0])
-        matrix, b = _clipped(fit, normal, goal, start, ridge, matrix, b)
-        tried.append((test.error(matrix, b), ridge, True, matrix, b))
-    error, ridge, clip, matrix, b = min(tried, key=lambda t: t[0])
-    if not error < before:
+        found = _clipped(fit, normal, goal, start, best.ridge, best.matrix, best.bias)
+        clipped = Solution(*found, best.ridge, test.error(*found), before)
+        best = min(best, clipped, key=_error)
+    if not best.error < before:
         return stays
     rest = Moments.of(test.rows, goal.targets(test, test.wanted), first.shift, first.base)
     normal = Normal(first + rest, p.intercept)
-    matrix, b = goal.kept(normal.solve(start, ridge))
-    if clip:
-        matrix, b = _clipped(p, normal, goal, start, ridge, matrix, b)
-    return Solution(matrix, b, ridge, error, before)
+    matrix, b = goal.kept(normal.solve(start, best.ridge))
+    if best is clipped:
+        matrix, b = _clipped(p, normal, goal, start, best.ridge, matrix, b)
+    return Solution(matrix, b, best.ridge, best.error, before)
+
+
+def _error(solution: Solution) -> float:
+    return solution.error
 
 
 class _Goal:

@@ -64,6 +64,7 @@ class Likeness:
         return Likeness(self.units, self.whole, np.zeros(len(self.units)))
 
     def scaled(self, factor: Array, offset: Array) -> Likeness:
+        """Behind factor * x + offset, both [C]."""
         return Likeness(self.units, self.gram * np.outer(factor, factor), self.constant * factor + offset)
 
     def unscalable(self) -> Likeness:
@@ -155,27 +156,24 @@ class Likenesses:
         return Likeness(units, gram, bias[first].copy())
 
     def _carried(self, node: NodeProto) -> Likeness | None:
-        data = [n for n in node.input if n and n not in self.trace.model.weights]
-        found = [self.known.get(n) for n in data]
-        have = [f for f in found if f is not None]
-        if not have or len(have) < len(found):
+        """What a node that is no layer makes of the likenesses of all that it reads."""
+        weights = self.trace.model.weights
+        data = [n for n in node.input if n and n not in weights]
+        have = [like for n in data if (like := self.known.get(n)) is not None]
+        if not have or len(have) < len(data):
             return None
-        if node.op_type in TOGETHER and len(have) > 1:
-            return reduce(Likeness.beside, have)
-        if node.op_type == "Mul" and len(have) == 2:
-            return have[0].times(have[1])
         if len(have) > 1:
-            return None
-        step = self._affine(node, data[0], have[0])
-        if step is not None:
-            return step
+            return _together(node, have)
+        return self._affine(node, data[0], have[0]) or self._nonlinear(node, have[0])
+
+    def _nonlinear(self, node: NodeProto, before: Likeness) -> Likeness | None:
+        """Behind an operator that treats all channels alike."""
         kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         if kind in EVEN:
-            return have[0].settled()
-        scalars = all(self.trace.model.weights[n].size == 1 for n in node.input if n in self.trace.model.weights)
-        if elementwise(kind) and scalars:
-            return have[0].unscalable()
-        return None
+            return before.settled()
+        weights = self.trace.model.weights
+        scalars = all(weights[n].size == 1 for n in node.input if n in weights)
+        return before.unscalable() if scalars and elementwise(kind) else None
 
     def _affine(self, node: NodeProto, tensor: str, before: Likeness) -> Likeness | None:
         placed, rank = self.places(tensor), self.trace.rank(tensor)
@@ -188,4 +186,11 @@ class Likenesses:
         units, first = np.unique(classes, return_index=True)
         if not np.array_equal(units, before.units):
             return None
-        return before.scaled(step[0][first], step[1][first])
+        return before.scaled(step.factor[first], step.constant[first])
+
+
+def _together(node: NodeProto, have: Sequence[Likeness]) -> Likeness | None:
+    """Of several tensors in one."""
+    if node.op_type in TOGETHER:
+        return reduce(Likeness.beside, have)
+    return have[0].times(have[1]) if node.op_type == "Mul" and len(have) == 2 else None

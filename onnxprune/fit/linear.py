@@ -1,8 +1,8 @@
 """What statistics and least squares ask of a layer, whatever operator it is: rows, a matrix, an offset, labels.
 
 out[group] = rows(input)[group] @ matrix[group] + bias[group]. Convolutions and matrix products are such layers
-(`fit.layers`), and so are the gates of a recurrent operator (`fit.recurrent`). Knows rows, matrices and labels; which
-operator it is, `layers` knows.
+(`fit.products`), and so are the gates of a recurrent operator (`fit.recurrent`). Knows rows, matrices and labels; which
+operator it is, `fit.finding` knows.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.walk import Walk
-from onnxprune.model import Model, Weight
+from onnxprune.model import Array, Model, Weight
 from onnxprune.rewrite import take
 from onnxprune.trace import Ids, Mask, Reduction, Trace
 
-Array = NDArray[Any]
 
-
-class Unfit(Exception):
-    """Why a node that looks like a layer is none."""
+class Unsolvable(Exception):
+    """Why a layer, or a node that looks like one, cannot be solved for."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +38,32 @@ class Shift:
 
 class Linear(Protocol):
     """A layer of one graph. An *input* is what `inputs` gives for a batch, an array or several; only the layer looks
-    inside. feeds_back: what it reads depends on its own weights."""
+    inside."""
 
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """Of its node in the main graph."""
+
     @property
-    def node(self) -> NodeProto: ...
+    def node(self) -> NodeProto:
+        """Whose weights these are."""
+
     @property
-    def groups(self) -> int: ...
+    def groups(self) -> int:
+        """Independent blocks of channels, or directions."""
+
     @property
-    def y_axis(self) -> int: ...
+    def y_axis(self) -> int:
+        """The axis of a compared tensor along which its outputs lie."""
+
     @property
     def bias(self) -> int | None:
         """Input index of the node's own bias, or None where it can have none."""
 
     @property
-    def feeds_back(self) -> bool: ...
+    def feeds_back(self) -> bool:
+        """Whether what it reads depends on its own weights."""
+
     @property
     def out(self) -> str:
         """The tensor that it computes; "" where that is within the operator."""
@@ -99,9 +107,9 @@ class Linear(Protocol):
     def targets(self, y: Array, at: NDArray[np.int64]) -> Array:
         """[groups, rows, outputs]: what stands in a compared tensor, in the order of `rows`."""
 
-    def dense(self, trace: Trace, kept: Mask, walk: Walk, name: str, outputs: int) -> Iterable[Array] | str:
-        """Of every batch, what the compared tensor `name` was at kept positions in the graph that was not cut; a reason
-        where that cannot be said."""
+    def dense(self, trace: Trace, kept: Mask, walk: Walk, name: str, outputs: int) -> Iterable[Array]:
+        """Of every batch, what the compared tensor `name` was at kept positions in the graph that was not cut;
+        Unsolvable where that cannot be said."""
 
     def units(self, reductions: Sequence[Reduction], rank: Callable[[str], int | None]) -> Ids | None:
         """[groups, channels]: the ids of the channels that it sums over; None where they have none."""

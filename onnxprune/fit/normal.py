@@ -38,6 +38,7 @@ class Moments:
         return made
 
     def add(self, rows: Rows, targets: Rows) -> None:
+        """Add rows [S, K] and targets [S, O] to the sums."""
         for k in range(0, len(rows), CHUNK):
             a = rows[k : k + CHUNK].astype(np.float32, copy=False) - self.shift
             t = targets[k : k + CHUNK].astype(np.float32, copy=False) - self.base

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import scipy
@@ -20,12 +19,11 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter, attribute, parameter
-from onnxprune.fit.linear import Shift, Unfit
+from onnxprune.fit.linear import Shift, Unsolvable
 from onnxprune.fit.walk import Walk
-from onnxprune.model import Model
+from onnxprune.model import Array, Model
 from onnxprune.trace import KEPT, Ids, Mask, Reduction, Trace
 
-Array = NDArray[Any]
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 X, H = 0, 1
 """The two sides: what comes from outside (W, first half of B) and what comes back (R, second half)."""
@@ -59,18 +57,22 @@ class Recurrent:
 
     @property
     def title(self) -> str:
+        """The node's name with its gates (z, r, h of a GRU) and, where it is one side only, W or R."""
         kind = "".join("zrh"[g] for g in self.gates) if self.node.op_type == "GRU" else ""
         return f"{self.node.name}{kind and ' ' + kind}{'' if len(self.sides) == 2 else ' ' + 'WR'[self.sides[0]]}"
 
     @property
     def roots(self) -> tuple[str, ...]:
+        """The initializers of W and R, or of the one that these gates sum with."""
         return tuple(self.weights[s].root for s in self.sides)
 
     @property
     def key(self) -> tuple[object, ...]:
+        """Equal for the same gates of the same weights."""
         return (*(w.root for w in self.weights), self.gates, self.sides)
 
     def on(self, node: NodeProto) -> Recurrent:
+        """The same gates of a copy of the graph."""
         return replace(self, node=node)
 
     def _own(self, value: Array, axis: int = 1) -> Array:
@@ -80,10 +82,12 @@ class Recurrent:
         return apart[(slice(None),) * axis + (slice(self.gates[0], self.gates[-1] + 1),)]
 
     def read(self, model: Model) -> Array:
+        """[directions, features + hidden, outputs], float64: W beside R."""
         parts = [self._own(self.weights[s].read(model)) for s in self.sides]
         return np.concatenate([p.reshape(len(p), -1, p.shape[-1]) for p in parts], 2).transpose(0, 2, 1)
 
     def write(self, model: Model, matrix: Array) -> None:
+        """Store what `read` would give back; all other gates stay as they are."""
         start = 0
         for s in self.sides:
             whole = np.ascontiguousarray(self.weights[s].read(model))
@@ -93,10 +97,12 @@ class Recurrent:
             start += self.widths[s]
 
     def folded(self, value: Array, outputs: int) -> Array:
+        """[directions * outputs]: Wb + Rb of these gates."""
         halves = self._own(value.reshape(self.groups, 2, -1), 2)
         return np.asarray(halves[:, list(self.sides)].sum(1)).reshape(outputs)
 
     def shift(self, outputs: int) -> Shift | None:
+        """Wb, where the node has a bias: Rb stays as it is."""
         if not any(self.node.input[3:4]):
             return None
 
@@ -109,6 +115,7 @@ class Recurrent:
         return Shift(self.node, 3, np.ones(outputs), laid)
 
     def inputs(self, walk: Walk) -> list[Steps]:
+        """The steps of every batch; an output sequence that nobody named is tapped."""
         xs, ys = walk.value(self.node.input[0]), walk.value(walk.tap(self.index))
         first = self.node.input[5] if len(self.node.input) > 5 else ""
         starts = walk.value(first) if first else [np.zeros(y.shape[1:], y.dtype) for y in ys]
@@ -144,10 +151,12 @@ class Recurrent:
         return np.asarray(y + b.astype(y.dtype))
 
     def sample(self, x: Steps, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """About `most` steps of all samples."""
         there = len(x.x)
         return np.sort(rng.choice(there, min(there, max(most, 1)), replace=False))
 
     def rows(self, x: Steps, at: NDArray[np.int64]) -> Array:
+        """[directions, rows, features + hidden]: x_t beside h_(t-1), or one of the two."""
         parts = []
         if X in self.sides:
             parts.append(np.broadcast_to(x.x[at], (self.groups, len(at), x.x.shape[1])))
@@ -156,23 +165,27 @@ class Recurrent:
         return np.concatenate(parts, 2)
 
     def targets(self, y: Array, at: NDArray[np.int64]) -> Array:
+        """[directions, rows, outputs]"""
         return np.asarray(y[:, at])
 
-    def dense(self, trace: Trace, kept: Mask, walk: Walk, name: str, outputs: int) -> Iterable[Array] | str:
+    def dense(self, trace: Trace, kept: Mask, walk: Walk, name: str, outputs: int) -> Iterable[Array]:
+        """These gates before their non-linearity, computed with the weights of the graph that was not cut, at the units
+        that were kept; Unsolvable where the cut changed more of them."""
         known = next((o for o in self.node.output if o), "")
         if known not in walk.made_by:
-            return "its output is new in the pruned graph"
+            raise Unsolvable("its output is new in the pruned graph")
         k = walk.made_by[known]
         views = recurrent(k, walk.nodes[k], walk.model, walk.makers)
         twin = next(v for v in views if (v.gates, v.sides) == (self.gates, self.sides))
         alive = kept[twin._ids([r for r in trace.reductions if r.node == k], H)]
         if (alive.sum(1) * len(self.gates) != outputs).any():
-            return "its output has another shape in the pruned graph"
+            raise Unsolvable("its output has another shape in the pruned graph")
         where = [np.flatnonzero(np.tile(row, len(self.gates))) for row in alive]
         every = (twin._computed(steps, walk) for steps in twin.inputs(walk))
         return (np.stack([y[d][:, at] for d, at in enumerate(where)]) for y in every)
 
     def units(self, reductions: Sequence[Reduction], rank: Callable[[str], int | None]) -> Ids:
+        """[directions, features + hidden]: the ids of the last axes of W and R."""
         return np.concatenate([self._ids(reductions, s) for s in self.sides], 1)
 
     def _ids(self, reductions: Sequence[Reduction], side: int) -> Ids:
@@ -189,11 +202,11 @@ def recurrent(index: int, node: NodeProto, model: Model, made_by: Mapping[str, N
     weights = [parameter(name, model, made_by) for name in node.input[1:3]]
     given = [name for name in node.input[3:4] if name]
     if None in weights or any(parameter(name, model, made_by) is None for name in given):
-        raise Unfit("its weights are computed in the graph")
+        raise Unsolvable("its weights are computed in the graph")
     if any(node.input[4:5]):
-        raise Unfit("its sequences are of several lengths")
+        raise Unsolvable("its sequences are of several lengths")
     if attribute(node, "layout", 0):
-        raise Unfit("the batch comes before the steps")
+        raise Unsolvable("the batch comes before the steps")
     w, r = (p for p in weights if p is not None)
     directions, _, features = w.read(model).shape
     own = Recurrent(index, node, (w, r), directions, (features, r.read(model).shape[2]), (0, 1, 2, 3))

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.linear import Linear
 from onnxprune.fit.normal import Moments
-from onnxprune.fit.products import layers, shared
 from onnxprune.fit.tails import tail
 from onnxprune.fit.walk import Walk
-from onnxprune.trace import Groups, Ids, Reduction
+from onnxprune.trace import Groups, Ids, Reduction, Trace
 
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -59,10 +59,7 @@ def collect(
     trace = groups.trace
     walk = Walk(trace.model, feeds, trace.shapes.dtype, providers)
     fitted = Fitted(walk, trace.shapes.dtype, {})
-    sums: dict[int, list[Reduction]] = defaultdict(list)
-    for r in trace.reductions:
-        if r.kind == "sum" and r.block is not None:
-            sums[r.node].append(r)
+    sums = sums_by_node(trace)
     every = shared(layers(trace.model, trace.rank))
     found = []
     for k, members in enumerate(every):
@@ -71,7 +68,7 @@ def collect(
         if k and every[k - 1][-1].index != members[-1].index:  # a node may hold several layers, which read the same
             walk.release()
         layer = members[0]
-        units = units_of(groups, layer, sums.get(layer.index, ()))
+        units = units_of(groups, layer, sums[layer.index])
         if units is None or not fitted.own(members):
             continue
         matrix = layer.read(trace.model)
@@ -83,6 +80,15 @@ def collect(
         if energy > 0:
             found.append(Site(tuple(members), units, gram, mean, matrix, movable, energy))
     return found
+
+
+def sums_by_node(trace: Trace) -> dict[int, list[Reduction]]:
+    """The reductions that sum labelled channels up, by the index of their node; nothing for any other node."""
+    sums: dict[int, list[Reduction]] = defaultdict(list)
+    for r in trace.reductions:
+        if r.kind == "sum" and r.block is not None:
+            sums[r.node].append(r)
+    return sums
 
 
 def units_of(groups: Groups, layer: Linear, reductions: Sequence[Reduction]) -> Ids | None:

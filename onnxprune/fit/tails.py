@@ -8,17 +8,24 @@ clipped away need not be right). Knows the nodes behind a layer, no units.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import attribute
 from onnxprune.fit.linear import Linear, Shift
-from onnxprune.model import Model, Topology
+from onnxprune.model import Array, Model, Topology
 
-Array = NDArray[Any]
+
+@dataclass(frozen=True)
+class Affine:
+    """x -> factor * x + constant, channel by channel, both [channels]. `operand`: the input that is added as it is,
+    times `sign`, if there is one."""
+
+    factor: Array
+    constant: Array
+    operand: int | None = None
+    sign: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,53 +60,63 @@ def tail(layer: Linear, graph: Topology, outputs: int, rank: int | None) -> Tail
         step = affine(node, end, model, layer.y_axis % rank, rank, outputs)
         if step is None:
             break
-        factor, constant, operand, sign = step
-        scale, offset = scale * factor, offset * factor + constant
-        shift = None if shift is None else replace(shift, factor=shift.factor * factor)
-        if operand is not None:
-            shift = Shift(node, operand, np.full(outputs, sign))
+        scale, offset = scale * step.factor, offset * step.factor + step.constant
+        shift = None if shift is None else replace(shift, factor=shift.factor * step.factor)
+        if step.operand is not None:
+            shift = Shift(node, step.operand, np.full(outputs, step.sign))
         end = str(node.output[0])
-    total = other = ""
-    node = graph.reader(end)
-    if node is not None and node.op_type in ("Add", "Sum") and len(node.input) == 2:
-        other = next((str(n) for n in node.input if n != end), "")
-        if other and other not in model.weights:
-            total = str(node.output[0])
-        else:
-            other = ""
+    total, other = _sum(graph.reader(end), end, model)
     low, high = _clips(graph.reader(total or end), model)
     return Tail(end, scale, offset, shift, total, other, low, high)
 
 
-def affine(
-    node: NodeProto, tensor: str, model: Model, axis: int, rank: int, n: int
-) -> tuple[Array, Array, int | None, float] | None:
-    """(factor, constant, input that is added as it is, its sign) of a per-channel affine operator, or None."""
-    if node.op_type == "Identity":
-        return np.ones(n), np.zeros(n), None, 1.0
-    if node.op_type == "BatchNormalization":
-        if axis != 1 or attribute(node, "training_mode", 0) or any(i not in model.weights for i in node.input[1:5]):
-            return None
-        gamma, beta, mean, var = (model.weights[i].array().astype(np.float64) for i in node.input[1:5])
-        factor = gamma / np.sqrt(var + float(attribute(node, "epsilon", 1e-5)))
-        return factor, beta - mean * factor, 2, 1.0
-    if node.op_type not in ("Add", "Sub", "Mul", "Div") or len(node.input) != 2:
+def _sum(node: NodeProto | None, end: str, model: Model) -> tuple[str, str]:
+    """(the sum that `end` goes into, what the graph computes to be added to it); ("", "") where there is none."""
+    if node is None or node.op_type not in ("Add", "Sum") or len(node.input) != 2:
+        return "", ""
+    other = next((str(n) for n in node.input if n != end), "")
+    return (str(node.output[0]), other) if other and other not in model.weights else ("", "")
+
+
+def affine(node: NodeProto, tensor: str, model: Model, axis: int, rank: int, n: int) -> Affine | None:
+    """What a per-channel affine operator does to `tensor`, whose `axis` of `rank` has `n` channels; None for others."""
+    match node.op_type:
+        case "Identity":
+            return Affine(np.ones(n), np.zeros(n))
+        case "BatchNormalization":
+            return _batch_norm(node, model) if axis == 1 else None
+        case "Add" | "Sub" | "Mul" | "Div" if len(node.input) == 2:
+            return _arithmetic(node, tensor, model, axis, rank, n)
+    return None
+
+
+def _batch_norm(node: NodeProto, model: Model) -> Affine | None:
+    if attribute(node, "training_mode", 0) or any(i not in model.weights for i in node.input[1:5]):
         return None
+    gamma, beta, mean, var = (model.weights[i].array().astype(np.float64) for i in node.input[1:5])
+    factor = gamma / np.sqrt(var + float(attribute(node, "epsilon", 1e-5)))
+    return Affine(factor, beta - mean * factor, 2)
+
+
+def _arithmetic(node: NodeProto, tensor: str, model: Model, axis: int, rank: int, n: int) -> Affine | None:
     k = 1 - list(node.input).index(tensor)
-    if node.input[k] not in model.weights or (node.op_type == "Div" and k == 0):
+    if node.input[k] not in model.weights:
         return None
-    value = _channelwise(model.weights[node.input[k]].array(), axis, rank, n)
+    operand = model.weights[node.input[k]]
+    value = _channelwise(operand.array(), axis, rank, n)
     if value is None:
         return None
-    whole = k if model.weights[node.input[k]].size == n else None
+    one, zero, whole = np.ones(n), np.zeros(n), k if operand.size == n else None
     match node.op_type:
         case "Add":
-            return np.ones(n), value, whole, 1.0
+            return Affine(one, value, whole)
         case "Sub":
-            return (np.ones(n), -value, whole, -1.0) if k == 1 else (-np.ones(n), value, whole, 1.0)
+            return Affine(one, -value, whole, -1.0) if k == 1 else Affine(-one, value, whole)
         case "Mul":
-            return value, np.zeros(n), None, 1.0
-    return (1 / value, np.zeros(n), None, 1.0) if value.all() else None
+            return Affine(value, zero)
+        case "Div" if k == 1 and value.all():
+            return Affine(1 / value, zero)
+    return None
 
 
 def _channelwise(value: Array, axis: int, rank: int, n: int) -> Array | None:
@@ -113,14 +130,16 @@ def _channelwise(value: Array, axis: int, rank: int, n: int) -> Array | None:
 
 
 def _clips(node: NodeProto | None, model: Model) -> tuple[float, float]:
-    if node is not None and node.op_type == "Relu":
+    """(low, high) of a Relu or a Clip, as attributes or weights; infinite where nothing is clipped."""
+    nothing = -np.inf, np.inf
+    if node is None or node.op_type not in ("Relu", "Clip"):
+        return nothing
+    if node.op_type == "Relu":
         return 0.0, np.inf
-    if node is not None and node.op_type == "Clip":
-        given = [float(attribute(node, "min", -np.inf)), float(attribute(node, "max", np.inf))]
-        for k, name in enumerate(node.input[1:3]):
-            if name:
-                if name not in model.weights:
-                    return -np.inf, np.inf
-                given[k] = float(model.weights[name].array())
-        return given[0], given[1]
-    return -np.inf, np.inf
+    given = [float(attribute(node, "min", -np.inf)), float(attribute(node, "max", np.inf))]
+    for k, name in enumerate(node.input[1:3]):
+        if name:
+            if name not in model.weights:
+                return nothing
+            given[k] = float(model.weights[name].array())
+    return given[0], given[1]

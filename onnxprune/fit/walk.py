@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from numpy.typing import NDArray
 from onnx import helper
 
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model import Model, Topology
+from onnxprune.model import Array, Model, Topology
 from onnxprune.run import first_line, open_session
-
-Array = NDArray[Any]
 
 
 class Walk(Topology):

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.gradients.explicit import frozen, smoothed
+from onnxprune.gradients.explicit import freeze_sizes, smoothed
 from onnxprune.gradients.gates import insert, sample_axes
 from onnxprune.gradients.losses import OTHERWISE, Seed, head, seeds
-from onnxprune.model import Array, Model, needs
+from onnxprune.model import Array, Model, Weight, needs
 from onnxprune.options import Options
 from onnxprune.run import SMALL, first_line, open_session
 from onnxprune.shapes import Shapes, infer
@@ -71,6 +71,7 @@ def gate_gradients(
 
 
 def samples_of(feed: Mapping[str, Array]) -> int:
+    """How many samples a feed has: the length of its first array with an axis."""
     return next((len(a) for a in feed.values() if a.ndim), 1)
 
 
@@ -103,7 +104,7 @@ class _Differentiated:
         axes = _axes(model, shapes, given, samples) if mode == "together" else {}
         plain = model.copy()
         self.gates = insert(trace, model, shapes, groups.prunable[groups.classes], axes, samples)
-        frozen(model, shapes)
+        freeze_sizes(model, shapes)
         only(plain, self.head.name, shapes)
         only(model, self.head.name, shapes)
         self.kinds = {i.name: helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type)
@@ -203,25 +204,10 @@ def reverse(model: Model, inputs: Sequence[str], output: str) -> Model:
     `inputs` (one trailing axis of size one more): the vector-Jacobian product, differentiated by onnx-ad.
 
     Large weights go in as inputs without values, so that their bytes are neither copied nor looked at."""
-    try:
-        import onnx_ad  # type: ignore[import-untyped]
-    except ImportError:
-        raise UsageError(MISSING) from None
+    onnx_ad = _onnx_ad()
     _standard(model, inputs)
-    model.sync()
-    proto = ModelProto()
-    proto.CopyFrom(model.proto)
-    proto.ir_version = max(proto.ir_version, 8)
-    large = {n for n, w in model.weights.items() if w.nbytes >= SMALL and w.dtype.kind == "f"}
-    small = [t for t in model.proto.graph.initializer if t.name not in large]
-    listed = [i for i in model.proto.graph.input if i.name not in model.weights]
-    del proto.graph.initializer[:], proto.graph.input[:]
-    for tensor in small:
-        model.weights[tensor.name].fill(proto.graph.initializer.add(name=tensor.name))
-    proto.graph.input.extend(listed)
-    for name in large:
-        weight = model.weights[name]
-        proto.graph.input.append(helper.make_tensor_value_info(name, weight.onnx_type, weight.shape))
+    large = {n: w for n, w in model.weights.items() if w.nbytes >= SMALL and w.dtype.kind == "f"}
+    proto = _without_values(model, large)
     try:
         found = onnx_ad.reverse(proto, list(inputs), [output], prefix=PREFIX, dim=PREFIX + "seeds", layout="onnx")
     except Exception as error:  # what it does not support, it says in several ways
@@ -234,8 +220,32 @@ def reverse(model: Model, inputs: Sequence[str], output: str) -> Model:
     del found.graph.input[:]
     found.graph.input.extend(rest)
     out = Model.load(found)
-    out.weights = {n: w for n, w in (out.weights | {n: model.weights[n] for n in large}).items() if n in alive}
+    out.weights = {n: w for n, w in (out.weights | large).items() if n in alive}
     return out
+
+
+def _onnx_ad() -> Any:
+    try:
+        import onnx_ad  # type: ignore[import-untyped]
+    except ImportError:
+        raise UsageError(MISSING) from None
+    return onnx_ad
+
+
+def _without_values(model: Model, large: Mapping[str, Weight]) -> ModelProto:
+    """A copy whose `large` weights are inputs, all others initializers with their values."""
+    model.sync()
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    proto.ir_version = max(proto.ir_version, 8)
+    del proto.graph.initializer[:], proto.graph.input[:]
+    for tensor in model.proto.graph.initializer:
+        if tensor.name not in large:
+            model.weights[tensor.name].fill(proto.graph.initializer.add(name=tensor.name))
+    proto.graph.input.extend(i for i in model.proto.graph.input if i.name not in model.weights)
+    for name, weight in large.items():
+        proto.graph.input.append(helper.make_tensor_value_info(name, weight.onnx_type, weight.shape))
+    return proto
 
 
 def _standard(model: Model, inputs: Sequence[str]) -> None:

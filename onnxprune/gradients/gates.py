@@ -34,9 +34,11 @@ class Gate:
     sample: Ids | None
 
     def ones(self) -> NDArray[Any]:
+        """What leaves everything as it is, [*shape]."""
         return np.ones(self.shape, self.dtype)
 
     def mask(self, kept: Mask) -> Mask:
+        """False where the id is not kept, [*shape]."""
         return np.ascontiguousarray(np.broadcast_to(kept[self.ids], self.shape))
 
     def gathered(self, gradient: NDArray[Any], classes: Ids, samples: int, count: int) -> NDArray[np.float64]:
@@ -93,24 +95,30 @@ def insert(trace: Trace, model: Model, shapes: Shapes, wanted: Mask, axes: Mappi
 def _gate(
     trace: Trace, shapes: Shapes, name: str, gate: str, block: Block, axis: int | None, samples: int, masks: bool
 ) -> Gate:
+    """The gate of one block of the tensor `name`, whose samples lie along `axis`."""
     kind = shapes.dtype(name)
     if not masks and kind not in FLOATS:
         raise UsageError(f"there is no derivative by the integers of {name!r}; use --criterion obs")
-    weight = trace.model.weights.get(name)
-    dims: Dims = tuple(weight.shape) if weight is not None else shapes.probe[0].get(name) or ()
-    static = trace.shapes.static(name) or ()
-    if weight is None:  # periodic axes are written out to the sizes of the run
-        block = block.at([n if k is None else None for k, n in zip(static, dims, strict=True)])
-    ids = block.spread(dims)
-    shape = list(ids.shape)
-    sample = None
-    if axis is not None and samples > 1:
-        size = int(dims[axis] or samples)
-        shape[axis] = size
-        sample = np.arange(size, dtype=np.int64) // (size // samples)
-        sample = sample.reshape([size if k == axis else 1 for k in range(len(shape))])
     dtype = np.dtype(bool) if masks else helper.tensor_dtype_to_np_dtype(kind or TensorProto.FLOAT)
-    return Gate(gate, tuple(shape), dtype, ids, sample)
+    dims, ids = _spread(trace, shapes, name, block)
+    if axis is None or samples < 2:
+        return Gate(gate, ids.shape, dtype, ids, None)
+    size = int(dims[axis] or samples)
+    shape = tuple(size if k == axis else n for k, n in enumerate(ids.shape))
+    sample = np.arange(size, dtype=np.int64) // (size // samples)
+    return Gate(gate, shape, dtype, ids, sample.reshape([size if k == axis else 1 for k in range(ids.ndim)]))
+
+
+def _spread(trace: Trace, shapes: Shapes, name: str, block: Block) -> tuple[Dims, Ids]:
+    """The sizes of a tensor in the run, and the block's ids along all of its axes."""
+    weight = trace.model.weights.get(name)
+    if weight is not None:
+        return weight.shape, block.spread(weight.shape)
+    dims = shapes.probe[0].get(name) or ()
+    static = trace.shapes.static(name) or ()
+    # Periodic axes are written out to the sizes of the run.
+    block = block.at([n if k is None else None for k, n in zip(static, dims, strict=True)])
+    return dims, block.spread(dims)
 
 
 def _zero(model: Model, name: str, kind: int) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
@@ -56,9 +57,7 @@ def _before_softmax(trace: Trace, name: str, rank: int) -> str:
 
 def log_softmax(logits: Array) -> NDArray[np.float64]:
     """[..., C] -> [..., C], in double precision."""
-    x = logits.astype(np.float64)
-    x = x - x.max(-1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(-1, keepdims=True)))
+    return np.asarray(scipy.special.log_softmax(logits.astype(np.float64), axis=-1))
 
 
 def targets(logits: Array, labels: Array | None) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """Reconstruct a proven graph and judge it: the result is never worse, on inputs it has not seen, than weights alone.
 
-Knows what the stages gave; the solving is done by `reconstruct`.
+Knows what the stages gave; the solving is done by `reconstruction`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from onnxprune.trace import Groups, Mask
 
 @dataclass
 class Refitted:
-    """story: for the report. fallback: the units that weights alone would remove, where that is better."""
+    """reconstruction_report: its part of the report. fallback: the units that weights alone would remove, where that
+    is better."""
 
-    story: Mapping[str, Any]
+    reconstruction_report: Mapping[str, Any]
     fallback: Mask | None = None
 
 
@@ -64,9 +65,9 @@ def refitted(
     worse = bool(fast.any()) and (rival < error or not np.isfinite(error))
     restore(work.model, after.model)
     after.model, after.aliases = work.model, work.aliases
-    story = {
+    report = {
         "inputs": inputs.source, "samples": inputs.samples, "diversity": inputs.diversity, "held_out_batches": held,
         "output_error": {"sliced": sliced, "refitted": error, "fast": rival},
         "layers": [vars(r) for r in refits.solved], "skipped": refits.skipped, "fell_back": worse,
     }  # fmt: skip
-    return Refitted(story, fast if worse else None)
+    return Refitted(report, fast if worse else None)

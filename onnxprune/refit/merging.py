@@ -21,10 +21,10 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from onnxprune.fit import Layer, Likeness, Likenesses, layers, shared, units_of
+from onnxprune.fit import Layer, Likeness, Likenesses, layers, shared, sums_by_node, units_of
 from onnxprune.model import Model
 from onnxprune.rewrite import Rewritten, rewrite
-from onnxprune.trace import Groups, Ids, Mask, Reduction
+from onnxprune.trace import Groups, Ids, Mask
 
 Array = NDArray[np.float64]
 LEAST = 0.1
@@ -35,7 +35,7 @@ JITTER = 1e-9
 
 
 def merged(groups: Groups, removed: Mask, after: Rewritten) -> Mapping[str, Any]:
-    """Merge the units of `removed` into what `after` keeps, in place. The story for the report: how many units were
+    """Merge the units of `removed` into what `after` keeps, in place. For the report, how many units were
     merged somewhere, and how similar they were to what stands for them (mean cosine over all layers that read them)."""
     merge = Merge(groups, removed)
     merge.run()
@@ -60,13 +60,11 @@ class Merge:
         self.similar: dict[int, list[float]] = defaultdict(list)
 
     def run(self) -> None:
+        """Merge at every weight that nobody else reads, layer by layer in order."""
         found = [f for f in layers(self.trace.model, self.trace.rank) if isinstance(f, Layer)]
         by_node = {layer.index: layer for layer in found}
         sharing = {members[0].key: members for members in shared(found)}
-        sums: dict[int, list[Reduction]] = defaultdict(list)
-        for r in self.trace.reductions:
-            if r.kind == "sum" and r.block is not None:
-                sums[r.node].append(r)
+        sums = sums_by_node(self.trace)
         likenesses = Likenesses(self.groups, ~self.alive, found)
         reads: dict[str, list[Likeness | None]] = defaultdict(list)  # of one weight, by the layers that share it
         for index in range(len(self.trace.model.proto.graph.node)):

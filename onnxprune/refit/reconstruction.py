@@ -9,17 +9,29 @@ kept, no budget.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxprune.fit import Fitted, Linear, Problem, Solution, Tail, Walk, layers, sample_size, shared, solve, tail
+from onnxprune.fit import (
+    Fitted,
+    Linear,
+    Problem,
+    Solution,
+    Tail,
+    Unsolvable,
+    Walk,
+    layers,
+    sample_size,
+    shared,
+    solve,
+    tail,
+)
+from onnxprune.model import Array
 from onnxprune.rewrite import Rewritten
 from onnxprune.trace import Mask, Trace
 
-Array = NDArray[Any]
 ROUNDS = 2
 """A layer that reads what it gave before is solved for this often, each time on what its weights make it read."""
 HELD = 0.2
@@ -100,6 +112,7 @@ class Reconstruction:
         self.refits = Refits()
 
     def run(self, progress: Callable[[float], None] | None = None) -> Refits:
+        """Solve for all layers in order, changing the weights of `after`; `progress` is told the share that is done."""
         found = layers(self.after.model, self.trace.rank, self.refits.skipped)
         todo = {members[0].key: members for members in shared(found)}
         for k, layer in enumerate(found):
@@ -108,43 +121,49 @@ class Reconstruction:
             members = todo[layer.key]
             self.open = {m.index for later in todo.values() for m in later}
             if members[0] is layer and len(members) > 1:
-                self._refit(members, 1)  # the others must not read what nothing was done about
+                with suppress(Unsolvable):
+                    self._refit(members, 1)  # the others must not read what nothing was done about
             if members[-1] is layer:
-                why = self._refit(members, len(members))
-                if why:
-                    self.refits.skipped[layer.roots[0]] = why
+                try:
+                    self.refits.solved.append(self._refit(members, len(members)))
+                except Unsolvable as why:
+                    self.refits.skipped[layer.roots[0]] = str(why)
                 del todo[layer.key]
                 if k + 1 == len(found) or found[k + 1].index != layer.index:  # or the node's next layer needs it
                     self.current.release()
                     self.dense.release()
         return self.refits
 
-    def _refit(self, members: list[Linear], seen: int) -> str:
-        """Solve for one matrix by the first `seen` of the layers that use it; why not, where it cannot be done."""
+    def _refit(self, members: list[Linear], seen: int) -> Refit:
+        """Solve for one matrix by the first `seen` of the layers that use it; Unsolvable where that cannot be done."""
         here = self._equations(members, seen)
-        if isinstance(here, str):
-            return here
-        loop = members[0].feeds_back
-        report: Refit | None = None
-        for _ in range(ROUNDS if loop else 1):
-            solved, energy = here.solve(), here.energy
-            before, error = (sum(getattr(s, what) for s in solved) / energy for what in ("before", "error"))
-            report = report or Refit(members[0].title, before, before if loop else error, max(s.ridge for s in solved))
-            if not before:
-                break
+        report = self._improve(here)
+        if not report.before:
+            raise Unsolvable("nothing that it reads or gives was cut")
+        if members[0].feeds_back:
+            report.after = self._settle(here, seen, report.before)
+        return report
+
+    def _improve(self, here: Equations) -> Refit:
+        """Solve, and write what was found unless the layers are exact as they are."""
+        solved, energy = here.solve(), here.energy
+        before, after = (sum(getattr(s, what) for s in solved) / energy for what in ("before", "error"))
+        if before:
             self._write(here, np.stack([s.matrix for s in solved]), np.stack([s.bias for s in solved]))
-            then = self._equations(members, seen) if loop else ""
-            if isinstance(then, str):
-                break
-            if not then.error < here.error:  # what it reads with the new weights is worse
+        return Refit(here.members[0].title, before, after, max(s.ridge for s in solved))
+
+    def _settle(self, here: Equations, seen: int, error: float) -> float:
+        """The relative error of a layer that reads what it gave before, with the weights that `here` gave: on what
+        they make it read they are solved for again, and taken back where that is worse."""
+        for left in reversed(range(ROUNDS)):
+            then = self._equations(here.members, seen)
+            if not then.error < here.error:
                 self._write(then, here.matrix, here.bias)
                 break
-            here, report.after = then, then.error / then.energy
-        if report is None or not report.before:
-            return "nothing that it reads or gives was cut"
-        if seen == len(members):
-            self.refits.solved.append(report)
-        return ""
+            here, error = then, then.error / then.energy
+            if not left or not self._improve(here).before:
+                break
+        return error
 
     def _write(self, at: Equations, matrix: Array, bias: Array) -> None:
         """Replace what the layers had when `at` was set up."""
@@ -153,30 +172,31 @@ class Reconstruction:
         self.fitted.move(at.tails, moved if at.movable else np.zeros_like(moved))
         self.current.forget(m.index for m in at.members)
 
-    def _equations(self, members: list[Linear], seen: int) -> Equations | str:
+    def _equations(self, members: list[Linear], seen: int) -> Equations:
         """What the first `seen` of the layers read and should give; a change is for all of them."""
         if not self.fitted.own(members):
-            return "the weight has uses that are no layers"
+            raise Unsolvable("the weight has uses that are no layers")
         matrix = members[0].read(self.after.model)
         groups, outputs = matrix.shape[0], matrix.shape[0] * matrix.shape[2]
         tails = [self._tail(m, outputs) for m in members]
-        biases = [self.fitted.bias(m, outputs) for m in members]
-        alike = all(np.allclose(t.scale, tails[0].scale) for t in tails)
-        if any(b is None for b in biases) or not alike or not all(np.allclose(b, biases[0]) for b in biases):  # type: ignore[arg-type]
-            return "its bias or scale differs from use to use"
-        bias = np.asarray(biases[0]).reshape(groups, -1)
-        gathered = self._gather(members[:seen], tails[:seen], matrix)
-        if isinstance(gathered, str):
-            return gathered
+        bias = self._bias(members, tails, outputs).reshape(groups, -1)
         movable = all(self.fitted.movable(t.shift) for t in tails)
         low, high = min(t.low for t in tails), max(t.high for t in tails)
-        scale = tails[0].scale.reshape(groups, -1)
+        scale, gathered = tails[0].scale.reshape(groups, -1), self._gather(members[:seen], tails[:seen], matrix)
         problems = [
             Problem(rows, wanted, own, offset, low, high, movable)
             for own, (rows, wanted, offset) in zip(scale, gathered, strict=True)
         ]
         held = min(self.held / self.dense.batches or HELD, MOST_HELD)
         return Equations(members, tails, matrix, bias, movable, problems, held)
+
+    def _bias(self, members: list[Linear], tails: list[Tail], outputs: int) -> Array:
+        """[outputs]: what all layers add; they must be scaled alike, too."""
+        biases = [b for m in members if (b := self.fitted.bias(m, outputs)) is not None]
+        alike = len(biases) == len(members) and all(np.allclose(b, biases[0]) for b in biases)
+        if not alike or not all(np.allclose(t.scale, tails[0].scale) for t in tails):
+            raise Unsolvable("its bias or scale differs from use to use")
+        return biases[0]
 
     def _tail(self, layer: Linear, outputs: int) -> Tail:
         """What follows the layer; without the sum it goes into where that cannot be the target yet, or is larger."""
@@ -187,18 +207,15 @@ class Reconstruction:
             return replace(its, total="", other="", low=-np.inf, high=np.inf)
         return its
 
-    def _gather(self, members: list[Linear], tails: list[Tail], matrix: Array) -> list[tuple[Array, ...]] | str:
-        """Of every group (rows, wanted, offset), held-out batches last."""
+    def _gather(self, members: list[Linear], tails: list[Tail], matrix: Array) -> list[tuple[Array, ...]]:
+        """Of every group (rows, wanted, offset) of all `members`, held-out batches last."""
         groups, columns, outputs = matrix.shape
         total = sample_size(groups, columns) // len(members)
         parts: list[list[tuple[Array, Array, Array]]] = [[] for _ in range(self.dense.batches)]
         for layer, its in zip(members, tails, strict=True):
-            name, other = its.compared, its.other
-            dense = layer.dense(self.trace, self.kept, self.dense, name, outputs)
-            if isinstance(dense, str):
-                return dense
+            dense = layer.dense(self.trace, self.kept, self.dense, its.compared, outputs)
             xs = layer.inputs(self.current)
-            others = self.current.value(other) if other else [None] * len(xs)
+            others = self.current.value(its.other) if its.other else [None] * len(xs)
             rng = np.random.default_rng((self.seed, layer.index))
             for batch, (x, y, z) in enumerate(zip(xs, dense, others, strict=True)):
                 at = layer.sample(x, -(-total // len(xs)), rng)

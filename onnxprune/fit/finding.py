@@ -1,0 +1,123 @@
+"""The layers of a graph. Knows operators and weights, no groups.
+
+One small function a family of operators builds the `Layer`; everything after it (statistics, scores, refitting) speaks
+of rows, columns and targets only.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from onnx import NodeProto
+
+from onnxprune.fit.expressions import attribute, parameter
+from onnxprune.fit.linear import Linear, Unsolvable
+from onnxprune.fit.products import Layer, Window
+from onnxprune.fit.recurrent import GATES, recurrent
+from onnxprune.model import Array, Model
+
+AnyLinear = TypeVar("AnyLinear", bound=Linear)
+Nodes = Mapping[str, NodeProto]
+Handle = Callable[[int, NodeProto, Model, Nodes, Callable[[str], int | None]], Layer | None]
+
+
+def _convolution(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any) -> Layer | None:
+    weight = parameter(node.input[1], model, made_by)
+    if weight is None or attribute(node, "activation") is not None or len(node.input) > 3:
+        return None
+    shape = weight.read(model).shape
+    n, groups = len(shape) - 2, int(attribute(node, "group", 1))
+    kernel = tuple(shape[2:])
+    pads = list(attribute(node, "pads", [0] * 2 * n))
+    window = Window(
+        kernel, tuple(attribute(node, "strides", [1] * n)), tuple(attribute(node, "dilations", [1] * n)),
+        tuple(zip(pads[:n], pads[n:], strict=True)), str(attribute(node, "auto_pad", "NOTSET")),
+    )  # fmt: skip
+
+    def matrix(w: Array) -> Array:
+        return w.reshape(groups, w.shape[0] // groups, -1).transpose(0, 2, 1)
+
+    def restore(m: Array, to: tuple[int, ...]) -> Array:
+        return m.transpose(0, 2, 1).reshape(to)
+
+    if node.op_type == "ConvTranspose":
+        if window.auto != "NOTSET" or attribute(node, "output_shape") is not None:
+            return None
+        window = Window(kernel, (1,) * n, window.dilations, window.pads, "NOTSET", window.strides,
+                        tuple(attribute(node, "output_padding", [0] * n)))  # fmt: skip
+        turn = tuple(range(2, 2 + n))
+
+        def matrix(w: Array) -> Array:
+            flipped = np.flip(w, turn).reshape(groups, w.shape[0] // groups, w.shape[1], -1)
+            return flipped.transpose(0, 1, 3, 2).reshape(groups, -1, w.shape[1])
+
+        def restore(m: Array, to: tuple[int, ...]) -> Array:
+            flipped = m.reshape(groups, to[0] // groups, -1, to[1]).transpose(0, 1, 3, 2)
+            return np.flip(flipped.reshape(to), turn)
+
+    return Layer(index, node, node.input[0], weight, matrix, restore, groups, window, 1, 1, 2)
+
+
+def _gemm(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any) -> Layer | None:
+    weight = parameter(node.input[1], model, made_by)
+    alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))
+    if weight is None or attribute(node, "activation") is not None or not alpha or not beta:
+        return None
+    turned = bool(attribute(node, "transB", 0))
+    return Layer(
+        index, node, node.input[0], weight,
+        lambda w: (alpha * (w.T if turned else w))[None],
+        lambda m, to: (m[0].T if turned else m[0]) / alpha,
+        x_axis=0 if attribute(node, "transA", 0) else 1, y_axis=1, bias=2, scale=beta,
+    )  # fmt: skip
+
+
+def _matmul(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any) -> Layer | None:
+    for side in (1, 0):
+        weight = parameter(node.input[side], model, made_by)
+        if weight is None or len(weight.read(model).shape) != 2:
+            continue
+        if parameter(node.input[1 - side], model, made_by) is not None or (rank(node.input[1 - side]) or 0) < 2:
+            return None
+        if side == 1:
+            return Layer(index, node, node.input[0], weight, lambda w: w[None], lambda m, to: m[0])
+        return Layer(
+            index, node, node.input[1], weight, lambda w: w.T[None], lambda m, to: m[0].T, x_axis=-2, y_axis=-2
+        )
+    return None
+
+
+HANDLES: dict[str, Handle] = {
+    "Conv": _convolution, "ConvTranspose": _convolution, "FusedConv": _convolution, "Gemm": _gemm, "FusedGemm": _gemm,
+    "MatMul": _matmul,
+}  # fmt: skip
+
+
+def layers(model: Model, rank: Callable[[str], int | None], skipped: dict[str, str] | None = None) -> list[Linear]:
+    """Every linear map of an activation by a parameter in the main graph, in order. `skipped` collects the nodes that
+    hold one which cannot be told apart, with the reason."""
+    nodes = list(model.proto.graph.node)
+    made_by = {o: n for n in nodes for o in n.output}
+    found: list[Linear] = []
+    for index, node in enumerate(nodes):
+        handle = HANDLES.get(node.op_type)
+        layer = handle(index, node, model, made_by, rank) if handle else None
+        if layer is not None and layer.data not in model.weights:
+            found.append(layer)
+        if node.op_type in GATES:
+            try:
+                found += recurrent(index, node, model, made_by)
+            except Unsolvable as why:
+                (skipped if skipped is not None else {})[node.name] = str(why)
+    return found
+
+
+def shared(found: Sequence[AnyLinear]) -> list[list[AnyLinear]]:
+    """Layers by the matrix that they share, in the order of the last of each."""
+    by_key: dict[Hashable, list[AnyLinear]] = defaultdict(list)
+    for layer in found:
+        by_key[layer.key].append(layer)
+    return sorted(by_key.values(), key=lambda members: members[-1].index)
