@@ -21,15 +21,15 @@ from onnxprune.model.graph import (
 from onnxprune.model.model import SESSION_LIMIT, Model, opset
 from onnxprune.model.normalise import set_nodes, sorted_nodes
 from onnxprune.model.topology import Topology
-from onnxprune.model.weight import FLOATS, HALVES, Array, Part, Weight, dtype_of, nbytes_of
+from onnxprune.model.weight import FLOATS, HALVES, Array, LazySlice, Weight, dtype_of, nbytes_of
 
 __all__ = [
     "FLOATS",
     "HALVES",
     "SESSION_LIMIT",
     "Array",
+    "LazySlice",
     "Model",
-    "Part",
     "Scope",
     "Topology",
     "Weight",

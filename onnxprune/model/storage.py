@@ -15,7 +15,7 @@ from onnx import ModelProto, TensorProto
 
 from onnxprune.errors import UsageError
 from onnxprune.model.weight import BITS, Mapped, Weight, dtype_of, nbytes_of
-from onnxprune.model.wire import Odd, skeleton
+from onnxprune.model.wire import UnsupportedEncoding, skeleton
 
 MAPPED_FILES = 128
 """At most this many external files are kept open as memory maps; the others are read."""
@@ -56,7 +56,7 @@ def parse(path: Path) -> tuple[ModelProto, Inside | None]:
             try:
                 found = skeleton(data)
                 return ModelProto.FromString(found.data), Inside(data, found.held)
-            except (Odd, DecodeError):  # protobuf itself is to say what is wrong, if anything is
+            except (UnsupportedEncoding, DecodeError):  # protobuf itself is to say what is wrong, if anything is
                 data = data[:]
         return ModelProto.FromString(data), None
     except DecodeError as e:

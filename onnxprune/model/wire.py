@@ -23,7 +23,7 @@ _BYTES = 2
 """The wire type of what has a length."""
 
 
-class Odd(Exception):
+class UnsupportedEncoding(Exception):
     """Not what a serialiser of today writes; protobuf itself has to say what it is."""
 
 
@@ -36,7 +36,7 @@ class Skeleton:
 
 
 def skeleton(file: mmap.mmap) -> Skeleton:
-    """Raises Odd."""
+    """Raises UnsupportedEncoding."""
     found = Skeleton()
     seen = 0
 
@@ -79,7 +79,7 @@ def _fields(file: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int,
         if wire == _BYTES:
             length, at = _varint(file, at, end)
             if at + length > end:
-                raise Odd
+                raise UnsupportedEncoding
             yield number, start, at, at + length
             at += length
         elif wire == 0:
@@ -87,9 +87,9 @@ def _fields(file: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int,
         elif wire in (1, 5):
             at += 8 if wire == 1 else 4
         else:
-            raise Odd
+            raise UnsupportedEncoding
         if at > end or not number:
-            raise Odd
+            raise UnsupportedEncoding
 
 
 def _varint(file: mmap.mmap, at: int, end: int) -> tuple[int, int]:
@@ -100,7 +100,7 @@ def _varint(file: mmap.mmap, at: int, end: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 128:
             return value, at
-    raise Odd
+    raise UnsupportedEncoding
 
 
 def _number(value: int) -> bytes:

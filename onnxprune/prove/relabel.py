@@ -91,28 +91,28 @@ class Kept(Labels):
             out[i] = -name if name < FROZEN else self._row_of[name]
         return out.reshape(ids.shape[:-1])
 
-    def columns(self, ids: Ids, why: Reason) -> Ids:
-        return self.derive(ids.T) if ids.ndim == 2 else self.tie(ids, 0, why)
+    def column_ids(self, ids: Ids, why: Reason) -> Ids:
+        return self.derive(ids.T) if ids.ndim == 2 else self.couple_along(ids, 0, why)
 
     def freeze(self, ids: Ids, why: Reason) -> None:
         """What was frozen was kept; nothing to compare."""
 
-    def decide(self, key: Hashable, answer: bool) -> bool:
-        return self.original.decided.get(key, answer)
+    def remember(self, key: Hashable, answer: bool) -> bool:
+        return self.original.remembered.get(key, answer)
 
     def misfit(self, ids: Ids, why: Reason) -> None:
         """What its rule takes in the original it has to take in a rewriting."""
         if why.node not in self.original.unfit:
             self.faults.append((why, why.text))
 
-    def stop(self, ids: Ids, why: Reason) -> None:
+    def end_at(self, ids: Ids, why: Reason) -> None:
         """As `freeze`."""
 
-    def stops(self, ids: Ids, node: str) -> bool:
+    def ended_at(self, ids: Ids, node: str) -> bool:
         names = self._name(ids)  # of rows: with one column left they go by its name
         return any(
             (np.isin(ids, known) | ((names != FROZEN) & np.isin(names, self.canon[known]))).all()
-            for known in self.original.stopped.get(node, ())
+            for known in self.original.ended.get(node, ())
         )
 
     def rectangle(self, ids: Ids) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.model import Part, Weight
+from onnxprune.model import LazySlice, Weight
 from onnxprune.trace import Block, Mask, positions
 
 SLAB = 1 << 18
@@ -30,7 +30,7 @@ def take(weight: Weight, blocks: Sequence[Block], kept: Mask) -> Weight:
         index, dims = _index(weight.shape, blocks, kept)
         cut = partial(_picked, viewed=_viewed(weight.shape, blocks), index=index, dims=dims)
     if weight.nbytes > LARGE and weight.plain and min(dims):
-        return Weight(weight.onnx_type, dims, Part(weight, cut))
+        return Weight(weight.onnx_type, dims, LazySlice(weight, cut))
     return Weight.of(np.ascontiguousarray(cut(weight.array())), weight.onnx_type)
 
 

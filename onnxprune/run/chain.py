@@ -103,19 +103,19 @@ class Chain:
         last = {name: k for k, names in enumerate(reads) for name in names}
         last |= dict.fromkeys(self.outputs, len(nodes))
         starts, held, size = [0], set[str](), 0
-        vague = 0  # how many of the tensors that live here cannot be carried
+        uncarriable = 0  # how many of the tensors that live here cannot be carried
         for k, node in enumerate(nodes):
             own = (reads[k] & weights.keys()) - held
             more = sum(weights[n].nbytes for n in own)
             full = (size and size + more > most) or k - starts[-1] >= NODES
-            if full and not vague:
+            if full and not uncarriable:
                 starts.append(k)
                 held, own = set(), reads[k] & weights.keys()
                 size, more = 0, sum(weights[n].nbytes for n in own)
             held |= own
             size += more
-            vague += sum(last.get(o, -1) > k and self._vague(o) for o in node.output)
-            vague -= sum(last[n] == k and n in self.topology.made_by and self._vague(n) for n in reads[k])
+            uncarriable += sum(last.get(o, -1) > k and self._uncarriable(o) for o in node.output)
+            uncarriable -= sum(last[n] == k and n in self.topology.made_by and self._uncarriable(n) for n in reads[k])
         return self._used([*starts, len(nodes)], last)
 
     def _used(self, cuts: Sequence[int], last: Mapping[str, int]) -> list[Piece]:
@@ -132,7 +132,7 @@ class Chain:
                 start = end
         return pieces
 
-    def _vague(self, name: str) -> bool:
+    def _uncarriable(self, name: str) -> bool:
         return self.types(name) not in CARRIED
 
     def _between(self, start: int, end: int, last: Mapping[str, int]) -> Piece:

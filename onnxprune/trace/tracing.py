@@ -34,9 +34,9 @@ LABELLED = {
     TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2FNUZ, TensorProto.INT16,
     TensorProto.UINT16,
 }  # fmt: skip
-LARGEST = 1 << 22
+MAX_BLOCK_IDS = 1 << 22
 """Positions that one block may have, be it along an axis that an operator makes up or along several axes together."""
-Kind = Literal["sum", "gather"]
+ReductionKind = Literal["sum", "gather"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Reduction:
     gather: the operator sees only kept positions: of inputs `ins`, and of outputs `outs` given back."""
 
     node: int
-    kind: Kind
+    kind: ReductionKind
     operand: int = 0
     block: Block | None = None
     fill: str = ""
@@ -234,7 +234,7 @@ class Trace:
     def born(self, key: Hashable, dims: Sequence[int | None]) -> tuple[Block, ...]:
         """Blocks of a tensor whose axes the operator makes up (zeros of a given shape): static ones may shrink, but not
         one that is longer than anything a layer has."""
-        return self._born(key, [1 if n is None or n > LARGEST else n for n in dims])
+        return self._born(key, [1 if n is None or n > MAX_BLOCK_IDS else n for n in dims])
 
     def own(self, use: tuple[int, int], blocks: tuple[Block, ...]) -> None:
         """Give one use of a parameter its blocks, where the operator knows better than one birth per axis."""
@@ -248,7 +248,7 @@ class Trace:
         """Ask that axes of one parameter be born as one joint block when the trace is run again.
 
         `parts`: 1-D blocks, outermost first, with the number of ids wanted along it (None = all)."""
-        if prod(block.ids.size if n is None else n for block, n in parts) > LARGEST:
+        if prod(block.ids.size if n is None else n for block, n in parts) > MAX_BLOCK_IDS:
             return
         origins = [self.labels.origin(block.ids) for block, _ in parts]
         births = [o for o in origins if isinstance(o, tuple) and len(o) == 2 and isinstance(o[1], tuple)]
