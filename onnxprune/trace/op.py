@@ -303,4 +303,4 @@ class Op:
             rest = [k for k in range(b.ids.ndim) if k not in shared]
             rows = prod(b.ids.shape[k] for k in shared)
             blocks.append(b.ids.transpose(*shared, *rest).reshape(rows, -1) if shared else b.ids.ravel())
-        self.trace.macs[self.index] = (self.trace.times * prod(float(size.get(x, 1)) for x in macs), tuple(blocks))
+        self.trace.macs[self.index] = (self.trace.repeats * prod(float(size.get(x, 1)) for x in macs), tuple(blocks))
