@@ -31,6 +31,7 @@ def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
 
 
 def graphs(a: AttributeProto) -> Sequence[GraphProto]:
+    """The graphs that an attribute holds, mostly none or one."""
     return [a.g] if a.HasField("g") else a.graphs
 
 

@@ -1,25 +1,24 @@
-"""Files: reading a model and its external data. Knows paths and protobuf, no stage."""
+"""Where the values of a model's tensors are: in its own file, in external files, or in the protobuf as lists.
+
+Knows paths and protobuf, no stage.
+"""
 
 from __future__ import annotations
 
 import math
 import mmap
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
-from onnx import ModelProto, TensorProto
+from onnx import TensorProto
 
 from onnxprune.errors import UsageError
 from onnxprune.model.weight import BITS, Mapped, Weight, dtype_of, nbytes_of
-from onnxprune.model.wire import UnsupportedEncoding, skeleton
 
 MAPPED_FILES = 128
 """At most this many external files are kept open as memory maps; the others are read."""
-_CONTROL = {*range(9), *range(14, 27)}
 
 
 @dataclass(frozen=True)
@@ -30,46 +29,8 @@ class Inside:
     at: Mapping[int, tuple[int, int]]
 
 
-def parse(path: Path) -> tuple[ModelProto, Inside | None]:
-    """The model in a file; what is large stays there."""
-    try:
-        with path.open("rb") as file:
-            mapped = path.is_file() and os.fstat(file.fileno()).st_size > 0
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if mapped else file.read()
-    except FileNotFoundError as e:
-        raise UsageError(f"{path} does not exist; check the path") from e
-    except IsADirectoryError as e:
-        raise UsageError(f"{path} is a folder; give the .onnx file inside it") from e
-    except OSError as e:
-        raise UsageError(f"{path} cannot be read ({e.strerror}); check the path and its permissions") from e
-    head = data[:4096]
-    if not head:
-        raise UsageError(f"{path} is empty; export or download the model again")
-    if head.startswith(b"version https://git-lfs"):
-        raise UsageError(f"{path} is a Git LFS pointer, not the model; fetch it with `git lfs pull`")
-    if head.startswith((b"PK\x03\x04", b"\x89HDF")) or head[4:8] in (b"ORTM", b"TFL3"):
-        raise UsageError(f"{path} is a model of another format; export it to ONNX first")
-    if not _CONTROL.intersection(head):
-        raise UsageError(f"{path} is a text file; give a binary ONNX model")
-    try:
-        if isinstance(data, mmap.mmap):
-            try:
-                found = skeleton(data)
-                return ModelProto.FromString(found.data), Inside(data, found.held)
-            except (UnsupportedEncoding, DecodeError):  # protobuf itself is to say what is wrong, if anything is
-                data = data[:]
-        return ModelProto.FromString(data), None
-    except DecodeError as e:
-        if "MaxDepth" in str(e):
-            raise UsageError(
-                f"{path} nests its graphs deeper than protobuf can read; export it with fewer levels"
-            ) from e
-        reason = "is truncated or damaged; export or download it again" if head[0] == 8 else "is not an ONNX model"
-        raise UsageError(f"{path} {reason}") from e
-
-
 class ExternalData:
-    """Reads the tensors of one model, and the external files in its folder."""
+    """Reads the tensors of one model, and the external files in its folder: `files` are those that were opened."""
 
     def __init__(self, model: Path | None, inside: Inside | None = None) -> None:
         self.model, self.inside = model, inside
@@ -77,7 +38,8 @@ class ExternalData:
         self.located: dict[str, mmap.mmap | bytes] = {}
 
     def weight(self, tensor: TensorProto, place: int = -1) -> Weight:
-        """`place`: among the initializers of the main graph."""
+        """The values of a tensor, left where they are if that can be. `place`: among the initializers of the main
+        graph. UsageError where they are not what the shape needs, or not to be found."""
         kind, shape = tensor.data_type, tuple(tensor.dims)
         if any(d < 0 for d in shape):
             raise UsageError(f"weight '{tensor.name}' has the shape {list(shape)}; export the model again")

@@ -36,11 +36,13 @@ class Skeleton:
 
 
 def skeleton(file: mmap.mmap) -> Skeleton:
-    """Raises UnsupportedEncoding."""
+    """The model in a file without the raw data of its large initializers; UnsupportedEncoding where it is not written
+    as a serialiser of today writes it."""
     found = Skeleton()
     seen = 0
 
     def graph(begin: int, end: int) -> bytes:
+        """The bytes of ModelProto.graph, of which there may be several to be merged: initializers are counted on."""
         nonlocal seen
         parts, copied = [], begin
         for number, start, inner, stop in _fields(file, begin, end):
@@ -61,6 +63,7 @@ def skeleton(file: mmap.mmap) -> Skeleton:
 
 
 def _bare(file: mmap.mmap, begin: int, end: int, held: dict[int, tuple[int, int]], index: int) -> bytes:
+    """The bytes of an initializer without its raw data, of which `held` learns where it is."""
     parts, copied = [], begin
     for number, start, inner, stop in _fields(file, begin, end):
         if number == RAW_DATA:
@@ -93,6 +96,7 @@ def _fields(file: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int,
 
 
 def _varint(file: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+    """(a number in base 128, lowest digits first, the high bit says that more follow; where it ends)."""
     value = shift = 0
     while at < end and shift < 64:
         byte = file[at]
@@ -104,6 +108,7 @@ def _varint(file: mmap.mmap, at: int, end: int) -> tuple[int, int]:
 
 
 def _number(value: int) -> bytes:
+    """A number as `_varint` reads it."""
     return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + _number(value >> 7)
 
 
