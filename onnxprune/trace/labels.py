@@ -62,7 +62,14 @@ class Reason:
 
 
 class Labels:
-    """Collects what tracing finds out about ids. Couplings are kept as arrays; `solve` joins them all at once."""
+    """Collects what tracing finds out about ids. Couplings are kept as arrays; `solve` joins them all at once.
+
+    n: ids there are. births: ids by where they are born. pairs: couplings. children: of derived ids. frozen: ids that
+    stay. rectangles: blocks, by shape and ids, that stay full. tables: blocks [rows, columns] of which only whole rows
+    and columns may go, with the ids of their rows. normed: ids that share the statistics of a normalisation.
+    sums: ids of streams that are added to others. maps: ids of heads, each with an attention map of its own.
+    ended: by node, ids that are carried no further. unfit: nodes that their rule does not take.
+    remembered: answers of rules that a rewriting has to repeat. couplings: positions compared."""
 
     def __init__(self) -> None:
         self.n = 1
@@ -124,6 +131,7 @@ class Labels:
             self.pairs.append((a, b, why))
 
     def freeze(self, ids: Ids, why: Reason) -> None:
+        """The ids stay."""
         ids = ids[ids != KEPT]
         if ids.size:
             self.frozen.append((ids, why))
