@@ -16,6 +16,7 @@ from onnxprune.model.graph import (
     nested,
     rearranged,
     renamed,
+    retain,
     scopes,
 )
 from onnxprune.model.model import SESSION_LIMIT, Model, opset
@@ -45,6 +46,7 @@ __all__ = [
     "opset",
     "rearranged",
     "renamed",
+    "retain",
     "scopes",
     "set_nodes",
     "sorted_nodes",

@@ -19,12 +19,12 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from onnxprune.errors import UsageError
 from onnxprune.files import check_outputs, created, disk_errors, replacing, same_file
-from onnxprune.model.graph import defined, every_node, scopes, told_apart
+from onnxprune.model.graph import defined, every_node, make_names_distinct, retain, scopes
 from onnxprune.model.loading import source_of
 from onnxprune.model.normalise import (
     FILLED_LIMIT,
     constant,
-    count_from_first,
+    count_axes_from_first,
     dense_of,
     filled,
     inlined,
@@ -213,13 +213,13 @@ class Model:
         model = self.copy()
         if model.proto.functions:
             model.proto = inlined(model.proto)
-        told_apart(model.graph, model.fresh_name)
+        make_names_distinct(model.graph, model.fresh_name)
         room = FILLED_LIMIT
         for scope in reversed(scopes(model.graph)):  # an outer graph is copied with what it holds
             room = model._lift(scope.graph, room)
             set_nodes(scope.graph, sorted_nodes(scope.graph.node))
         name_nodes(every_node(model.graph))
-        count_from_first(every_node(model.graph))
+        count_axes_from_first(every_node(model.graph))
         return model
 
     def _lift(self, graph: GraphProto, room: int) -> int:
@@ -236,14 +236,11 @@ class Model:
 
     def _lift_initializers(self, graph: GraphProto, fixed: set[str]) -> None:
         """Of a body, all but those that stay where they are because the body takes or gives them by name."""
-        store, stay = ExternalData(None), []
+        store = ExternalData(None)
         for tensor in graph.initializer:
-            if tensor.name in fixed:
-                stay.append(TensorProto.FromString(tensor.SerializeToString()))
-            else:
+            if tensor.name not in fixed:
                 self._add(tensor.name, store.weight(tensor))
-        del graph.initializer[:]
-        graph.initializer.extend(stay)
+        retain(graph.initializer, lambda tensor: tensor.name in fixed)
 
     def _lift_nodes(self, graph: GraphProto, fixed: set[str], room: int) -> int:
         """Constant nodes, then those that are filled with one value and of a size that is constant now."""

@@ -153,7 +153,7 @@ def name_nodes(nodes: Iterable[NodeProto]) -> None:
         used.add(node.name)
 
 
-def count_from_first(nodes: Iterable[NodeProto]) -> None:
+def count_axes_from_first(nodes: Iterable[NodeProto]) -> None:
     """A Transpose numbers its axes from the first; an exporter of torch writes them as torch takes them, from the last,
     and no runtime loads that. What is meant is clear."""
     for node in nodes:

@@ -85,13 +85,7 @@ def _reads(model: Model, nodes: Sequence[NodeProto]) -> Counter[str]:
 
 def _forget_shapes(trace: Trace, kept: Mask, model: Model) -> None:
     """Value_info of tensors that changed or went is dropped; that of the others stays."""
-    graph = model.proto.graph
-    made = {o for n in every_node(graph) for o in n.output}
+    made = {o for n in every_node(model.proto.graph) for o in n.output}
     changed = {o for n in trace.nodes for o in n.output if o not in made}
     changed |= {name for name, blocks in trace.blocks.items() if any(not kept[b.ids].all() for b in blocks)}
-    stay = [v for v in graph.value_info if v.name not in changed]
-    if len(stay) != len(graph.value_info):
-        stay = [type(v).FromString(v.SerializeToString()) for v in stay]
-        del graph.value_info[:]
-        graph.value_info.extend(stay)
-    forget_shapes(graph, changed)
+    forget_shapes(model.proto.graph, changed)

@@ -126,18 +126,19 @@ class Chain:
         starts, held, size = [0], set[str](), 0
         uncarriable = 0  # how many of the tensors that live here cannot be carried
         for k, node in enumerate(nodes):
-            own = (reads[k] & weights.keys()) - held
-            more = sum(weights[n].nbytes for n in own)
-            full = (size and size + more > most) or k - starts[-1] >= NODES
+            own = reads[k] & weights.keys()
+            full = (size and size + self._bytes(own - held) > most) or k - starts[-1] >= NODES
             if full and not uncarriable:
                 starts.append(k)
-                held, own = set(), reads[k] & weights.keys()
-                size, more = 0, sum(weights[n].nbytes for n in own)
+                held, size = set(), 0
+            size += self._bytes(own - held)
             held |= own
-            size += more
             uncarriable += sum(last.get(o, -1) > k and self._uncarriable(o) for o in node.output)
             uncarriable -= sum(last[n] == k and n in self.topology.made_by and self._uncarriable(n) for n in reads[k])
         return self._used([*starts, len(nodes)], last)
+
+    def _bytes(self, names: Collection[str]) -> int:
+        return sum(self.model.weights[n].nbytes for n in names)
 
     def _used(self, cuts: Sequence[int], last: Mapping[str, int]) -> list[Piece]:
         """Nodes of which nothing is used stay with others: they are not run, but have to load."""
@@ -157,6 +158,7 @@ class Chain:
         return self.types(name) not in CARRIED
 
     def _between(self, start: int, end: int, last: Mapping[str, int]) -> Piece:
+        """The piece of these nodes; `last`: which node reads a tensor last."""
         inside = range(start, end)
         made = [o for k in inside for o in self.topology.nodes[k].output if o]
         read = {n for k in inside for n in self.topology.reads[k]}

@@ -18,7 +18,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnxprune import guard
 from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.model import Array, Model, needs
+from onnxprune.model import Array, Model, needs, retain
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 """Short names of ONNX Runtime's execution providers."""
@@ -106,7 +106,7 @@ def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
 
 def _refuse(missing: Sequence[str]) -> None:
     if missing:
-        raise RuntimeFailure(f"{', '.join(missing)} cannot be used here; {_mend()}, or use --providers cpu")
+        raise RuntimeFailure(f"{', '.join(missing)} cannot be used here; {_how_to_install()}, or use --providers cpu")
 
 
 def threads() -> int:
@@ -180,14 +180,13 @@ class Session:
 
 def _as_inputs(proto: ModelProto, arrays: Mapping[str, Array]) -> None:
     """These initializers become inputs of the graph."""
-    fed = [t for t in proto.graph.initializer if t.name in arrays]
-    stay = [TensorProto.FromString(t.SerializeToString()) for t in proto.graph.initializer if t.name not in arrays]
     listed = {i.name for i in proto.graph.input}
     proto.graph.input.extend(
-        helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in fed if t.name not in listed
+        helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+        for t in proto.graph.initializer
+        if t.name in arrays and t.name not in listed
     )
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(stay)
+    retain(proto.graph.initializer, lambda tensor: tensor.name not in arrays)
 
 
 def shared(model: Model) -> tuple[ModelProto, dict[str, Array]]:
@@ -213,14 +212,9 @@ def shared(model: Model) -> tuple[ModelProto, dict[str, Array]]:
 def _without_unread(proto: ModelProto) -> None:
     """Drop the initializers that no node, no body and no output reads, and the inputs that declare them."""
     read = {o.name for o in proto.graph.output}.union(*map(needs, proto.graph.node))
-    stay = [TensorProto.FromString(t.SerializeToString()) for t in proto.graph.initializer if t.name in read]
-    if len(stay) == len(proto.graph.initializer):
-        return
     unread = {t.name for t in proto.graph.initializer} - read
-    inputs = [type(i).FromString(i.SerializeToString()) for i in proto.graph.input if i.name not in unread]
-    del proto.graph.initializer[:], proto.graph.input[:]
-    proto.graph.initializer.extend(stay)
-    proto.graph.input.extend(inputs)
+    retain(proto.graph.initializer, lambda tensor: tensor.name in read)
+    retain(proto.graph.input, lambda info: info.name not in unread)
 
 
 def first_line(error: Exception) -> str:
@@ -229,7 +223,7 @@ def first_line(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def _mend() -> str:
+def _how_to_install() -> str:
     """How to get a missing provider: the two distributions of ONNX Runtime overwrite each other."""
     names = {str(found.metadata["Name"]).lower() for found in metadata.distributions()}
     if {"onnxruntime", "onnxruntime-gpu"} <= names:
