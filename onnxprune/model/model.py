@@ -153,12 +153,8 @@ class Model:
                     write(text.encode())
             if external:
                 proto = self._write_data(files.temporary[data])
-                for place, location in ((files.bridge, files.tagged.name), (files.temporary[target], data.name)):
-                    for tensor in proto.graph.initializer:
-                        if tensor.data_location == TensorProto.EXTERNAL:
-                            tensor.external_data[0].value = location
-                    with created(place) as write:
-                        write(proto.SerializeToString())
+                self._write_around(proto, files.tagged.name, files.bridge)
+                self._write_around(proto, data.name, files.temporary[target])
             else:
                 self._write_whole(files.temporary[target])
         return files.removed
@@ -193,6 +189,15 @@ class Model:
                     tensor.external_data.add(key=key, value=str(value))
                 offset += padding + len(raw)
         return proto
+
+    @staticmethod
+    def _write_around(proto: ModelProto, location: str, path: Path) -> None:
+        """Write what `_write_data` returned as a model that reads its weights at `location`."""
+        for tensor in proto.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                tensor.external_data[0].value = location
+        with created(path) as write:
+            write(proto.SerializeToString())
 
     def session_source(self, folder: str | os.PathLike[str] | None = None) -> bytes | str:
         """What an ONNX Runtime session takes: bytes, or above 1.5 GB a file in `folder` (by default in a temporary one

@@ -20,6 +20,13 @@ from onnxprune.model.weight import BITS, Mapped, Weight, dtype_of, nbytes_of
 MAPPED_FILES = 128
 """At most this many external files are kept open as memory maps; the others are read."""
 
+_FIELDS: dict[int, str] = {
+    TensorProto.STRING: "string_data", TensorProto.FLOAT: "float_data", TensorProto.COMPLEX64: "float_data",
+    TensorProto.DOUBLE: "double_data", TensorProto.COMPLEX128: "double_data", TensorProto.INT64: "int64_data",
+    TensorProto.UINT32: "uint64_data", TensorProto.UINT64: "uint64_data",
+}  # fmt: skip
+"""Where the values of a type are that has a list of its own; those of the others are in int32_data."""
+
 
 @dataclass(frozen=True)
 class Inside:
@@ -47,14 +54,12 @@ class ExternalData:
             buffer, offset = self._open(tensor)
         elif self.inside is not None and place in self.inside.at:
             buffer, (offset, end) = self.inside.file, self.inside.at[place]
-            self._fits(tensor, end - offset)
+            _check_length(tensor, end - offset, nbytes_of(kind, shape))
         elif tensor.HasField("raw_data"):
             buffer, offset = tensor.raw_data, 0
-            self._fits(tensor, len(buffer))
+            _check_length(tensor, len(buffer), nbytes_of(kind, shape))
         else:
-            if _listed(tensor) != _needed(kind, shape):
-                raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(shape)} needs; "
-                                 "the file is damaged, export it again")  # fmt: skip
+            _check_length(tensor, _listed(tensor), _needed(kind, shape))
             bare = TensorProto()
             bare.CopyFrom(tensor)
             return Weight(kind, shape, bare)
@@ -66,12 +71,6 @@ class ExternalData:
         if isinstance(buffer, mmap.mmap):
             return Weight(kind, shape, Mapped(buffer, offset, dtype_of(kind), shape))
         return Weight(kind, shape, np.frombuffer(buffer, dtype_of(kind), math.prod(shape), offset).reshape(shape))
-
-    @staticmethod
-    def _fits(tensor: TensorProto, length: int) -> None:
-        if length != nbytes_of(tensor.data_type, tensor.dims):
-            raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(tensor.dims)} needs; "
-                             "the file is damaged, export it again")  # fmt: skip
 
     def _open(self, tensor: TensorProto) -> tuple[mmap.mmap | bytes, int]:
         """The file that holds an external tensor, and where in it."""
@@ -90,6 +89,7 @@ class ExternalData:
         return file, offset
 
     def _file(self, location: str, name: str) -> mmap.mmap | bytes:
+        """An external file, which has to be in the folder of the model; `name`: of the weight, for errors."""
         if self.model is None:
             raise UsageError(f"{name} is external data in '{location}'; load the model from its path instead")
         parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
@@ -117,18 +117,15 @@ class ExternalData:
         return self.files[path]
 
 
+def _check_length(tensor: TensorProto, found: int, needed: int) -> None:
+    if found != needed:
+        raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(tensor.dims)} needs; "
+                         "the file is damaged, export it again")  # fmt: skip
+
+
 def _listed(tensor: TensorProto) -> int:
-    """How many values the typed fields of a tensor hold."""
-    kind = tensor.data_type
-    if kind == TensorProto.STRING:
-        return len(tensor.string_data)
-    if kind in (TensorProto.FLOAT, TensorProto.COMPLEX64):
-        return len(tensor.float_data)
-    if kind in (TensorProto.DOUBLE, TensorProto.COMPLEX128):
-        return len(tensor.double_data)
-    if kind == TensorProto.INT64:
-        return len(tensor.int64_data)
-    return len(tensor.uint64_data if kind in (TensorProto.UINT32, TensorProto.UINT64) else tensor.int32_data)
+    """How many values the typed field of a tensor holds."""
+    return len(getattr(tensor, _FIELDS.get(tensor.data_type, "int32_data")))
 
 
 def _needed(kind: int, shape: tuple[int, ...]) -> int:
