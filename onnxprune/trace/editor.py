@@ -155,17 +155,11 @@ class Editor(NodeEditor):
         if len(self.original.input) < 2:
             self._bounds_in_attributes(axis, start, end)
             return
-        axes, spelled = self._sliced_axes()
-        mask = np.array([a == axis for a in axes])
+        mask = np.array([a == axis for a in self._sliced_axes()])
         self.override(1, mask, start)
         self.override(2, mask, end)
-        if len(self.node.input) <= 4:
-            if step == 1:
-                return
-            if not spelled:
-                self.const(3, np.array(axes, np.int64))
-            self.const(4, np.ones(len(axes), np.int64))
-        self.override(4, mask, step)
+        if any(self.original.input[4:]):  # without steps it takes runs, of which runs are left
+            self.override(4, mask, step)
 
     def _bounds_in_attributes(self, axis: int, start: int, end: int) -> None:
         """Slice before opset 10 knows no steps: positions are as regular after pruning, or a Gather picks them."""
@@ -176,14 +170,14 @@ class Editor(NodeEditor):
         self.attr("starts", bounds["starts"])
         self.attr("ends", bounds["ends"])
 
-    def _sliced_axes(self) -> tuple[list[int], bool]:
-        """The axes that a Slice cuts, and whether an input spells them: else they are the first ones."""
+    def _sliced_axes(self) -> list[int]:
+        """The axes that a Slice cuts: those that an input spells, else the first ones."""
         given, rank = self.original.input, len(self.in_shape(0))
         value = self.trace.shapes.value(given[3]) if len(given) > 3 and given[3] else None
         if value is not None:
-            return [int(a) % rank for a in value.ravel()], True
+            return [int(a) % rank for a in value.ravel()]
         dims = self.trace.shapes.static(given[1]) or (rank,)
-        return list(range(dims[0] or rank)), False
+        return list(range(dims[0] or rank))
 
     def gather(self, axis: int, block: Block, index: Array) -> None:
         """Constant indices along a labelled axis become positions among what is kept."""
