@@ -35,7 +35,8 @@ PATIENCE = 10.0
 
 
 def check_outputs(outputs: Iterable[Path]) -> None:
-    """Refuses, before any work, to write where it cannot. That a folder can be written to shows only by doing so."""
+    """Refuses, before any work, to write where it cannot (UsageError). That a folder can be written to shows only by
+    doing so."""
     folders = set[Path]()
     for path in outputs:
         if path.is_dir():
@@ -55,7 +56,7 @@ def check_outputs(outputs: Iterable[Path]) -> None:
 
 @contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """Turn what the disk says into one line."""
+    """Turn what the disk says (OSError) into one line: a UsageError that a better path mends, else a RuntimeFailure."""
     try:
         yield
     except OnnxPruneError:
@@ -70,7 +71,7 @@ def disk_errors(target: Path) -> Iterator[None]:
 
 @contextmanager
 def created(path: Path) -> Iterator[Callable[[bytes | memoryview], Any]]:
-    """Write a file of `replacing`; it is on the disk when the block ends."""
+    """Write a file of `replacing`: gives the function that writes bytes; they are on the disk when the block ends."""
     with path.open("wb") as file:
         yield file.write
         file.flush()
@@ -110,7 +111,7 @@ def replacing(outputs: Sequence[Path], pair: bool = False) -> Iterator[Files]:
                 _claim(path, held)
         yield files
         with _locked(outputs) as alone:
-            _place(list(outputs), files, tag, pair)
+            _Placing(outputs, files, tag, pair).run()
             _unlink(files.spent)
             if alone:
                 files.removed += _swept(outputs, ("data",))
@@ -126,33 +127,57 @@ def _unlink(paths: Sequence[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _place(outputs: list[Path], files: Files, tag: str, pair: bool) -> None:
-    target, data = outputs[-1], outputs[-2] if pair else None
-    backups = {o: _hidden(o, tag, "old") for o in outputs if os.path.lexists(o)}
-    bridged = data is not None and {data, target} <= backups.keys()
-    placed: list[Path] = []
-    try:
-        for output in backups.keys() - {data}:
-            _link(output, backups[output])
-        if bridged:
-            shutil.copyfile(files.temporary[outputs[-2]], files.tagged)
-            placed.append(target)
-            os.replace(files.bridge, target)
-        for output in outputs:
-            if output == data and output in backups:  # nobody reads it now, and a second link to it nobody would read
-                os.replace(output, backups[output])
-            placed.append(output)
-            os.replace(files.temporary[output], output)
-    except BaseException:
-        for output in outputs:  # data before the model that reads it
-            if output in backups and (output == data or output in placed):
-                if backups[output].exists() and not _same(output, backups[output]):
-                    os.replace(backups[output], output)
-            elif output in placed:
-                output.unlink(missing_ok=True)
-        files.spent += [files.tagged, *backups.values()]
-        raise
-    files.spent += [files.tagged, *backups.values()]
+class _Placing:
+    """Outputs on their way to their places, the last two of a `pair` data and the model that reads it. What was there
+    is kept as `backups` until all of them are there. placed: names that may hold something new by now."""
+
+    def __init__(self, outputs: Sequence[Path], files: Files, tag: str, pair: bool) -> None:
+        self.outputs, self.files, self.target = outputs, files, outputs[-1]
+        self.data = outputs[-2] if pair else None
+        self.backups = {o: _hidden(o, tag, "old") for o in outputs if os.path.lexists(o)}
+        self.placed: list[Path] = []
+
+    def run(self) -> None:
+        """Put everything in its place; after an error everything is as it was."""
+        try:
+            for output in self.backups.keys() - {self.data}:
+                _link(output, self.backups[output])
+            if self.data is not None and {self.data, self.target} <= self.backups.keys():
+                self._bridge(self.data)
+            for output in self.outputs:
+                self._put(output)
+        except BaseException:
+            for output in self.outputs:  # data before the model that reads it
+                self._undo(output)
+            self._spend()
+            raise
+        self._spend()
+
+    def _spend(self) -> None:
+        """The backups may go: not before everything new, or everything old, is in its place."""
+        self.files.spent += [self.files.tagged, *self.backups.values()]
+
+    def _bridge(self, data: Path) -> None:
+        """The model of the new pair is in its place and reads a copy of its data, so that the old data can go."""
+        shutil.copyfile(self.files.temporary[data], self.files.tagged)
+        self.placed.append(self.target)
+        os.replace(self.files.bridge, self.target)
+
+    def _put(self, output: Path) -> None:
+        if output == self.data and output in self.backups:
+            # nobody reads it now, and had it a second link onnx would refuse to read it
+            os.replace(output, self.backups[output])
+        self.placed.append(output)
+        os.replace(self.files.temporary[output], output)
+
+    def _undo(self, output: Path) -> None:
+        """What was there, if anything was, is there again."""
+        backup = self.backups.get(output)
+        if backup is not None and (output == self.data or output in self.placed):
+            if backup.exists() and not _same(output, backup):
+                os.replace(backup, output)
+        elif output in self.placed:
+            output.unlink(missing_ok=True)
 
 
 def _same(a: Path, b: Path) -> bool:
@@ -227,6 +252,7 @@ def _swept(outputs: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
 
 
 def _ownerless(path: Path) -> bool:
+    """Whether the process that wrote a temporary file has ended: the system has let go of its lock."""
     file = os.open(path, os.O_RDWR)
     try:
         return _taken(file)

@@ -20,7 +20,7 @@ def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
 
 
 def check_distinct(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
-    """Refuses to write over what is read, or twice to one file."""
+    """Refuses to write over what is read, or twice to one file (UsageError)."""
     for i, path in enumerate(outputs):
         if any(same_file(path, other) for other in inputs):
             raise UsageError(f"{path} would be both read and written; give another name to write to")
@@ -29,15 +29,17 @@ def check_distinct(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:
 
 
 def json_text(value: dict[str, Any]) -> str:
+    """How plans and reports are written: indented by two, with a line end."""
     return json.dumps(value, indent=2) + "\n"
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write it as `json_text`, whole or not at all."""
     write_texts({path: json_text(value)})
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
-    """All of it or nothing."""
+    """Write several files (UTF-8), all of them or none."""
     from onnxprune.files.atomic import created, disk_errors, replacing
 
     for path in list(texts)[:1]:

@@ -16,20 +16,21 @@ from onnxprune.model.graph import (
     nested,
     rearranged,
     renamed,
+    retain,
     scopes,
 )
 from onnxprune.model.model import SESSION_LIMIT, Model, opset
 from onnxprune.model.normalise import set_nodes, sorted_nodes
 from onnxprune.model.topology import Topology
-from onnxprune.model.weight import FLOATS, HALVES, Array, Part, Weight, dtype_of, nbytes_of
+from onnxprune.model.weight import FLOATS, HALVES, Array, LazySlice, Weight, dtype_of, nbytes_of
 
 __all__ = [
     "FLOATS",
     "HALVES",
     "SESSION_LIMIT",
     "Array",
+    "LazySlice",
     "Model",
-    "Part",
     "Scope",
     "Topology",
     "Weight",
@@ -45,6 +46,7 @@ __all__ = [
     "opset",
     "rearranged",
     "renamed",
+    "retain",
     "scopes",
     "set_nodes",
     "sorted_nodes",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from onnx import AttributeProto, GraphProto, NodeProto
 
@@ -31,6 +32,7 @@ def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
 
 
 def graphs(a: AttributeProto) -> Sequence[GraphProto]:
+    """The graphs that an attribute holds, mostly none or one."""
     return [a.g] if a.HasField("g") else a.graphs
 
 
@@ -115,7 +117,7 @@ def renamed(graph: GraphProto, names: Mapping[str, str]) -> None:
         info.name = names.get(info.name, info.name)
 
 
-def told_apart(graph: GraphProto, fresh: Callable[[str], str]) -> None:
+def make_names_distinct(graph: GraphProto, fresh: Callable[[str], str]) -> None:
     """Give every tensor in a body a name that no other graph uses: exporters repeat names in the branches of an If."""
     seen = defined(graph)
     for scope in scopes(graph)[1:]:
@@ -124,14 +126,21 @@ def told_apart(graph: GraphProto, fresh: Callable[[str], str]) -> None:
         seen |= defined(scope.graph)
 
 
+def retain(entries: Any, stays: Callable[[Any], bool]) -> None:
+    """Drop the entries of a repeated field of messages that do not stay. A field that keeps all is not touched."""
+    left = [e for e in entries if stays(e)]
+    if len(left) < len(entries):
+        copies = [type(e).FromString(e.SerializeToString()) for e in left]
+        del entries[:]
+        entries.extend(copies)
+
+
 def forget_shapes(graph: GraphProto, changed: Collection[str]) -> None:
-    """Drop the sizes that the bodies declare of tensors that changed, but for their number: runtimes ask for that."""
+    """Drop the sizes that a graph and its bodies declare of tensors that changed. What goes into and out of a body
+    keeps its number of axes: runtimes ask for that."""
+    for scope in scopes(graph):
+        retain(scope.graph.value_info, lambda v: v.name not in changed)
     for scope in scopes(graph)[1:]:
-        stay = [v for v in scope.graph.value_info if v.name not in changed]
-        if len(stay) != len(scope.graph.value_info):
-            stay = [type(v).FromString(v.SerializeToString()) for v in stay]
-            del scope.graph.value_info[:]
-            scope.graph.value_info.extend(stay)
         for info in (*scope.graph.input, *scope.graph.output):
             if info.name in changed:
                 for dim in info.type.tensor_type.shape.dim:

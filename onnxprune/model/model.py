@@ -19,11 +19,12 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from onnxprune.errors import UsageError
 from onnxprune.files import check_outputs, created, disk_errors, replacing, same_file
-from onnxprune.model.graph import defined, every_node, scopes, told_apart
+from onnxprune.model.graph import defined, every_node, make_names_distinct, retain, scopes
+from onnxprune.model.loading import source_of
 from onnxprune.model.normalise import (
     FILLED_LIMIT,
     constant,
-    count_from_first,
+    count_axes_from_first,
     dense_of,
     filled,
     inlined,
@@ -32,15 +33,14 @@ from onnxprune.model.normalise import (
     set_nodes,
     sorted_nodes,
 )
-from onnxprune.model.storage import ExternalData, parse
-from onnxprune.model.weight import Array, Weight, described
+from onnxprune.model.storage import ExternalData
+from onnxprune.model.weight import Weight, described
 from onnxprune.model.wire import stream
-
-__all__ = ["Array", "Model", "Weight"]
 
 PROTOBUF_LIMIT = (1 << 31) - (1 << 20)
 """A protobuf file ends at 2 GiB; the margin covers what an estimate misses."""
 SESSION_LIMIT = 1_500_000_000
+"""Models of more bytes are handed to a runtime as a file."""
 INLINE_LIMIT = 1024
 """Tensors smaller than this stay in the model file: runtimes need shape constants before they open external data."""
 
@@ -58,37 +58,18 @@ class Model:
 
     @property
     def graph(self) -> GraphProto:
+        """The main graph."""
         return self.proto.graph
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | ModelProto | Any) -> Model:
-        """Load a path, a ModelProto, an onnx_graphsurgeon Graph or a Model; the source is never modified."""
+        """Load a path, a ModelProto, an onnx_graphsurgeon Graph or a Model; the source is never modified. UsageError
+        where it is no whole ONNX model."""
         if isinstance(source, cls):
             return source.copy()
-        path = inside = None
-        if isinstance(source, (str, os.PathLike)):
-            path = Path(source)
-            proto, inside = parse(path)
-        elif isinstance(source, ModelProto):
-            proto = ModelProto()
-            proto.CopyFrom(source)
-        elif type(source).__module__.startswith("onnx_graphsurgeon"):
-            import onnx_graphsurgeon as gs
-
-            proto = gs.export_onnx(source)
-        else:
-            raise UsageError(f"cannot load a {type(source).__name__}; give a path, a ModelProto or a gs.Graph")
-        name = str(path) if path else "the model"
-        if not proto.HasField("graph") or not proto.opset_import:
-            raise UsageError(f"{name} is not a complete ONNX model (no graph or no opset); export or download it again")
-        if not proto.graph.node:
-            raise UsageError(f"{name} has no nodes, so there is nothing to prune; give a model with layers")
-        versions = (proto.ir_version, *(o.version for o in proto.opset_import))
-        if not all(0 <= v < 1 << 31 for v in versions):
-            raise UsageError(
-                f"{name} says it is of version {max(versions, key=abs)} of ONNX; export or download it again"
-            )
-        store = ExternalData(path, inside)
+        given = source_of(source)
+        proto = given.proto
+        store = ExternalData(given.path, given.inside)
         weights = {t.name: store.weight(t, k) for k, t in enumerate(proto.graph.initializer)}
         for tensor in inner_tensors(proto):
             if tensor.data_location == TensorProto.EXTERNAL:
@@ -98,7 +79,7 @@ class Model:
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(bare)
         # A second, small parse lets go of the memory that held the weights.
-        return cls(ModelProto.FromString(proto.SerializeToString()), weights, path, tuple(store.files))
+        return cls(ModelProto.FromString(proto.SerializeToString()), weights, given.path, tuple(store.files))
 
     def fresh_name(self, base: str) -> str:
         """`base`, numbered where a tensor or node has that name; never given twice."""
@@ -172,12 +153,8 @@ class Model:
                     write(text.encode())
             if external:
                 proto = self._write_data(files.temporary[data])
-                for place, location in ((files.bridge, files.tagged.name), (files.temporary[target], data.name)):
-                    for tensor in proto.graph.initializer:
-                        if tensor.data_location == TensorProto.EXTERNAL:
-                            tensor.external_data[0].value = location
-                    with created(place) as write:
-                        write(proto.SerializeToString())
+                self._write_around(proto, files.tagged.name, files.bridge)
+                self._write_around(proto, data.name, files.temporary[target])
             else:
                 self._write_whole(files.temporary[target])
         return files.removed
@@ -213,6 +190,15 @@ class Model:
                 offset += padding + len(raw)
         return proto
 
+    @staticmethod
+    def _write_around(proto: ModelProto, location: str, path: Path) -> None:
+        """Write what `_write_data` returned as a model that reads its weights at `location`."""
+        for tensor in proto.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                tensor.external_data[0].value = location
+        with created(path) as write:
+            write(proto.SerializeToString())
+
     def session_source(self, folder: str | os.PathLike[str] | None = None) -> bytes | str:
         """What an ONNX Runtime session takes: bytes, or above 1.5 GB a file in `folder` (by default in a temporary one
         that lives as long as this model)."""
@@ -232,48 +218,53 @@ class Model:
         model = self.copy()
         if model.proto.functions:
             model.proto = inlined(model.proto)
-        told_apart(model.graph, model.fresh_name)
+        make_names_distinct(model.graph, model.fresh_name)
         room = FILLED_LIMIT
         for scope in reversed(scopes(model.graph)):  # an outer graph is copied with what it holds
             room = model._lift(scope.graph, room)
             set_nodes(scope.graph, sorted_nodes(scope.graph.node))
         name_nodes(every_node(model.graph))
-        count_from_first(every_node(model.graph))
+        count_axes_from_first(every_node(model.graph))
         return model
 
     def _lift(self, graph: GraphProto, room: int) -> int:
         """What is constant in a graph becomes a weight, but for what it gives out itself; what is filled with one value
         as long as there is `room` for it, in elements. Returns what room is left."""
-        fixed = {o.name for o in graph.output}
         for sparse in graph.sparse_initializer:
             self._add(sparse.values.name, Weight.of(dense_of(sparse), sparse.values.data_type))
         del graph.sparse_initializer[:]
+        fixed = {o.name for o in graph.output}
         if graph is not self.graph:
             fixed |= {i.name for i in graph.input}
-            store = ExternalData(None)
-            stay = []
-            for tensor in graph.initializer:
-                if tensor.name in fixed:
-                    stay.append(TensorProto.FromString(tensor.SerializeToString()))
-                else:
-                    self._add(tensor.name, store.weight(tensor))
-            del graph.initializer[:]
-            graph.initializer.extend(stay)
+            self._lift_initializers(graph, fixed)
+        return self._lift_nodes(graph, fixed, room)
+
+    def _lift_initializers(self, graph: GraphProto, fixed: set[str]) -> None:
+        """Of a body, all but those that stay where they are because the body takes or gives them by name."""
+        store = ExternalData(None)
+        for tensor in graph.initializer:
+            if tensor.name not in fixed:
+                self._add(tensor.name, store.weight(tensor))
+        retain(graph.initializer, lambda tensor: tensor.name in fixed)
+
+    def _lift_nodes(self, graph: GraphProto, fixed: set[str], room: int) -> int:
+        """Constant nodes, then those that are filled with one value and of a size that is constant now."""
         for as_weight in (constant, filled):
-            nodes = []
+            stay = []
             for node in graph.node:
                 weight = None if fixed.intersection(node.output) else as_weight(node, self.weights)
                 if weight is not None and as_weight is filled:
                     room -= weight.size
                 if weight is None or room < 0 or not node.output:
-                    nodes.append(node)
+                    stay.append(node)
                 else:
                     self._add(node.output[0], weight)
-            if len(nodes) < len(graph.node):
-                set_nodes(graph, nodes)
+            if len(stay) < len(graph.node):
+                set_nodes(graph, stay)
         return room
 
     def _add(self, name: str, weight: Weight) -> None:
+        """A weight as an initializer of the main graph."""
         self.weights[name] = weight
         self.graph.initializer.append(described(TensorProto(name=name), weight))
         if self.proto.ir_version < 4 and all(i.name != name for i in self.graph.input):

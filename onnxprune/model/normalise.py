@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
@@ -14,7 +14,7 @@ from onnx.inliner import inline_local_functions
 from onnxprune.errors import UsageError
 from onnxprune.model.graph import bodies, graphs, needs
 from onnxprune.model.storage import ExternalData
-from onnxprune.model.weight import Array, Weight
+from onnxprune.model.weight import FLOATS, Array, Weight
 
 FILLED_LIMIT = 1 << 26
 """Elements that all ConstantOfShape of a model may have together to be taken for weights."""
@@ -22,7 +22,6 @@ INLINED_LIMIT = 1_000_000
 """Nodes that a model may have once its functions are written out."""
 DENSE_LIMIT = 1 << 31
 """Bytes of a sparse weight that is written out."""
-_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 
 
 def constant(node: NodeProto, _: Mapping[str, Weight]) -> Weight | None:
@@ -58,12 +57,13 @@ def filled(node: NodeProto, weights: Mapping[str, Weight]) -> Weight | None:
     value = next((a.t for a in node.attribute if a.name == "value"), None)
     if value is None:
         return Weight.of(np.zeros(shape, np.float32))
-    if value.data_type not in _FLOATS:
+    if value.data_type not in FLOATS:
         return None
     return Weight.of(np.broadcast_to(numpy_helper.to_array(value).reshape(-1), shape).copy(), value.data_type)
 
 
 def dense_of(sparse: SparseTensorProto) -> Array:
+    """The tensor with its zeros; indices are flat or one row a value. UsageError where they do not fit the shape."""
     store, dims = ExternalData(None), tuple(sparse.dims)
     values, indices = store.weight(sparse.values).array(), store.weight(sparse.indices).array()
     shape = dims if indices.ndim == 2 else (math.prod(dims),)
@@ -104,6 +104,7 @@ def inlined(proto: ModelProto) -> ModelProto:
 
 
 def set_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
+    """Make these the nodes of the graph; a graph that has them already is not touched."""
     if len(nodes) == len(graph.node) and all(a is b for a, b in zip(nodes, graph.node, strict=True)):
         return
     del graph.node[:]
@@ -111,28 +112,32 @@ def set_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
 
 
 def sorted_nodes(nodes: Iterable[NodeProto]) -> list[NodeProto]:
-    """Topological order, as close to the given one as can be: a depth-first walk that emits producers first."""
+    """Topological order, as close to the given one as can be; UsageError where there is a cycle."""
     nodes = list(nodes)
     producer = {o: i for i, n in enumerate(nodes) for o in n.output if o}
     sources = [[producer[name] for name in needs(n) if name in producer] for n in nodes]
-    order: list[int] = []
-    state = [0] * len(nodes)  # 1: its producers are being placed, 2: placed
+    return [nodes[i] for i in _producers_first(nodes, sources)]
+
+
+def _producers_first(nodes: Sequence[NodeProto], sources: Sequence[Sequence[int]]) -> Iterator[int]:
+    """A depth-first walk that gives a node, by index, once all of its `sources` were given."""
+    entered, placed = bytearray(len(nodes)), bytearray(len(nodes))
     for start in range(len(nodes)):
         stack = [start]
         while stack:
             i = stack[-1]
-            waiting = [j for j in sources[i] if state[j] != 2] if state[i] != 2 else []
-            if any(state[j] == 1 for j in waiting):
+            if placed[i]:
+                stack.pop()
+                continue
+            waiting = [j for j in sources[i] if not placed[j]]
+            if any(entered[j] for j in waiting):
                 raise UsageError(f"the graph has a cycle through node '{nodes[i].name}'; export the model again")
             if waiting:
-                state[i] = 1
+                entered[i] = True
                 stack.extend(reversed(waiting))
-                continue
-            if state[i] != 2:
-                state[i] = 2
-                order.append(i)
-            stack.pop()
-    return [nodes[i] for i in order]
+            else:
+                placed[i] = True
+                yield stack.pop()
 
 
 def name_nodes(nodes: Iterable[NodeProto]) -> None:
@@ -148,7 +153,7 @@ def name_nodes(nodes: Iterable[NodeProto]) -> None:
         used.add(node.name)
 
 
-def count_from_first(nodes: Iterable[NodeProto]) -> None:
+def count_axes_from_first(nodes: Iterable[NodeProto]) -> None:
     """A Transpose numbers its axes from the first; an exporter of torch writes them as torch takes them, from the last,
     and no runtime loads that. What is meant is clear."""
     for node in nodes:

@@ -1,25 +1,31 @@
-"""Files: reading a model and its external data. Knows paths and protobuf, no stage."""
+"""Where the values of a model's tensors are: in its own file, in external files, or in the protobuf as lists.
+
+Knows paths and protobuf, no stage.
+"""
 
 from __future__ import annotations
 
 import math
 import mmap
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
-from onnx import ModelProto, TensorProto
+from onnx import TensorProto
 
 from onnxprune.errors import UsageError
 from onnxprune.model.weight import BITS, Mapped, Weight, dtype_of, nbytes_of
-from onnxprune.model.wire import Odd, skeleton
 
 MAPPED_FILES = 128
 """At most this many external files are kept open as memory maps; the others are read."""
-_CONTROL = {*range(9), *range(14, 27)}
+
+_FIELDS: dict[int, str] = {
+    TensorProto.STRING: "string_data", TensorProto.FLOAT: "float_data", TensorProto.COMPLEX64: "float_data",
+    TensorProto.DOUBLE: "double_data", TensorProto.COMPLEX128: "double_data", TensorProto.INT64: "int64_data",
+    TensorProto.UINT32: "uint64_data", TensorProto.UINT64: "uint64_data",
+}  # fmt: skip
+"""Where the values of a type are that has a list of its own; those of the others are in int32_data."""
 
 
 @dataclass(frozen=True)
@@ -30,46 +36,8 @@ class Inside:
     at: Mapping[int, tuple[int, int]]
 
 
-def parse(path: Path) -> tuple[ModelProto, Inside | None]:
-    """The model in a file; what is large stays there."""
-    try:
-        with path.open("rb") as file:
-            mapped = path.is_file() and os.fstat(file.fileno()).st_size > 0
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if mapped else file.read()
-    except FileNotFoundError as e:
-        raise UsageError(f"{path} does not exist; check the path") from e
-    except IsADirectoryError as e:
-        raise UsageError(f"{path} is a folder; give the .onnx file inside it") from e
-    except OSError as e:
-        raise UsageError(f"{path} cannot be read ({e.strerror}); check the path and its permissions") from e
-    head = data[:4096]
-    if not head:
-        raise UsageError(f"{path} is empty; export or download the model again")
-    if head.startswith(b"version https://git-lfs"):
-        raise UsageError(f"{path} is a Git LFS pointer, not the model; fetch it with `git lfs pull`")
-    if head.startswith((b"PK\x03\x04", b"\x89HDF")) or head[4:8] in (b"ORTM", b"TFL3"):
-        raise UsageError(f"{path} is a model of another format; export it to ONNX first")
-    if not _CONTROL.intersection(head):
-        raise UsageError(f"{path} is a text file; give a binary ONNX model")
-    try:
-        if isinstance(data, mmap.mmap):
-            try:
-                found = skeleton(data)
-                return ModelProto.FromString(found.data), Inside(data, found.held)
-            except (Odd, DecodeError):  # protobuf itself is to say what is wrong, if anything is
-                data = data[:]
-        return ModelProto.FromString(data), None
-    except DecodeError as e:
-        if "MaxDepth" in str(e):
-            raise UsageError(
-                f"{path} nests its graphs deeper than protobuf can read; export it with fewer levels"
-            ) from e
-        reason = "is truncated or damaged; export or download it again" if head[0] == 8 else "is not an ONNX model"
-        raise UsageError(f"{path} {reason}") from e
-
-
 class ExternalData:
-    """Reads the tensors of one model, and the external files in its folder."""
+    """Reads the tensors of one model, and the external files in its folder: `files` are those that were opened."""
 
     def __init__(self, model: Path | None, inside: Inside | None = None) -> None:
         self.model, self.inside = model, inside
@@ -77,7 +45,8 @@ class ExternalData:
         self.located: dict[str, mmap.mmap | bytes] = {}
 
     def weight(self, tensor: TensorProto, place: int = -1) -> Weight:
-        """`place`: among the initializers of the main graph."""
+        """The values of a tensor, left where they are if that can be. `place`: among the initializers of the main
+        graph. UsageError where they are not what the shape needs, or not to be found."""
         kind, shape = tensor.data_type, tuple(tensor.dims)
         if any(d < 0 for d in shape):
             raise UsageError(f"weight '{tensor.name}' has the shape {list(shape)}; export the model again")
@@ -85,14 +54,12 @@ class ExternalData:
             buffer, offset = self._open(tensor)
         elif self.inside is not None and place in self.inside.at:
             buffer, (offset, end) = self.inside.file, self.inside.at[place]
-            self._fits(tensor, end - offset)
+            _check_length(tensor, end - offset, nbytes_of(kind, shape))
         elif tensor.HasField("raw_data"):
             buffer, offset = tensor.raw_data, 0
-            self._fits(tensor, len(buffer))
+            _check_length(tensor, len(buffer), nbytes_of(kind, shape))
         else:
-            if _listed(tensor) != _needed(kind, shape):
-                raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(shape)} needs; "
-                                 "the file is damaged, export it again")  # fmt: skip
+            _check_length(tensor, _listed(tensor), _needed(kind, shape))
             bare = TensorProto()
             bare.CopyFrom(tensor)
             return Weight(kind, shape, bare)
@@ -104,12 +71,6 @@ class ExternalData:
         if isinstance(buffer, mmap.mmap):
             return Weight(kind, shape, Mapped(buffer, offset, dtype_of(kind), shape))
         return Weight(kind, shape, np.frombuffer(buffer, dtype_of(kind), math.prod(shape), offset).reshape(shape))
-
-    @staticmethod
-    def _fits(tensor: TensorProto, length: int) -> None:
-        if length != nbytes_of(tensor.data_type, tensor.dims):
-            raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(tensor.dims)} needs; "
-                             "the file is damaged, export it again")  # fmt: skip
 
     def _open(self, tensor: TensorProto) -> tuple[mmap.mmap | bytes, int]:
         """The file that holds an external tensor, and where in it."""
@@ -128,6 +89,7 @@ class ExternalData:
         return file, offset
 
     def _file(self, location: str, name: str) -> mmap.mmap | bytes:
+        """An external file, which has to be in the folder of the model; `name`: of the weight, for errors."""
         if self.model is None:
             raise UsageError(f"{name} is external data in '{location}'; load the model from its path instead")
         parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
@@ -155,18 +117,15 @@ class ExternalData:
         return self.files[path]
 
 
+def _check_length(tensor: TensorProto, found: int, needed: int) -> None:
+    if found != needed:
+        raise UsageError(f"weight '{tensor.name}' does not hold what its shape {list(tensor.dims)} needs; "
+                         "the file is damaged, export it again")  # fmt: skip
+
+
 def _listed(tensor: TensorProto) -> int:
-    """How many values the typed fields of a tensor hold."""
-    kind = tensor.data_type
-    if kind == TensorProto.STRING:
-        return len(tensor.string_data)
-    if kind in (TensorProto.FLOAT, TensorProto.COMPLEX64):
-        return len(tensor.float_data)
-    if kind in (TensorProto.DOUBLE, TensorProto.COMPLEX128):
-        return len(tensor.double_data)
-    if kind == TensorProto.INT64:
-        return len(tensor.int64_data)
-    return len(tensor.uint64_data if kind in (TensorProto.UINT32, TensorProto.UINT64) else tensor.int32_data)
+    """How many values the typed field of a tensor holds."""
+    return len(getattr(tensor, _FIELDS.get(tensor.data_type, "int32_data")))
 
 
 def _needed(kind: int, shape: tuple[int, ...]) -> int:

@@ -13,7 +13,8 @@ from onnxprune.model.model import Model
 
 
 class Topology:
-    """Who makes and who reads which tensor of the main graph, by index of node."""
+    """Who makes and who reads which tensor of the main graph, by index of node. reads: of every node, with what its
+    bodies take from outside; `made_by`, `readers`: of every tensor."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

@@ -28,7 +28,8 @@ FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, *HALVES}
 class Stored(Protocol):
     """Values that are somewhere else: in a file, or a part of another weight."""
 
-    def load(self) -> Array: ...
+    def load(self) -> Array:
+        """The values, read-only."""
 
     def release(self) -> None:
         """Let go of the memory that holds what was read; it may be read again."""
@@ -44,6 +45,7 @@ class Mapped:
     shape: tuple[int, ...]
 
     def load(self) -> Array:
+        """A view of the file."""
         count = math.prod(self.shape)
         return np.frombuffer(self.buffer, self.dtype, count, self.offset).reshape(self.shape)
 
@@ -55,7 +57,7 @@ class Mapped:
             self.buffer.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
-class Part:
+class LazySlice:
     """What `cut` makes of another weight, made anew whenever nobody holds it any more."""
 
     def __init__(self, source: Weight, cut: Callable[[Array], Array]) -> None:
@@ -63,6 +65,7 @@ class Part:
         self._known: weakref.ref[Array] | None = None
 
     def load(self) -> Array:
+        """The values, made anew unless somebody still has those of the last time."""
         array = self._known() if self._known is not None else None
         if array is None:
             array = np.ascontiguousarray(self.cut(self.source.array()))
@@ -72,6 +75,7 @@ class Part:
         return array
 
     def release(self) -> None:
+        """What was made goes with its last user; the source may be let go of."""
         self.source.release()
 
 
@@ -102,10 +106,12 @@ class Weight:
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """The numpy type of an element."""
         return dtype_of(self.onnx_type)
 
     @property
     def size(self) -> int:
+        """Elements."""
         return math.prod(self.shape)
 
     @property
@@ -167,6 +173,7 @@ class Weight:
 
 
 def dtype_of(onnx_type: int) -> np.dtype[Any]:
+    """The numpy type of an element type (TensorProto.DataType); UsageError for one that onnx does not know."""
     try:
         return np.dtype(helper.tensor_dtype_to_np_dtype(onnx_type))
     except KeyError as e:
@@ -174,6 +181,7 @@ def dtype_of(onnx_type: int) -> np.dtype[Any]:
 
 
 def nbytes_of(onnx_type: int, shape: Iterable[int]) -> int:
+    """Bytes of a tensor in a file, packed."""
     return -(-math.prod(shape) * bits_of(onnx_type) // 8)
 
 

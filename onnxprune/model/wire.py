@@ -23,7 +23,7 @@ _BYTES = 2
 """The wire type of what has a length."""
 
 
-class Odd(Exception):
+class UnsupportedEncoding(Exception):
     """Not what a serialiser of today writes; protobuf itself has to say what it is."""
 
 
@@ -36,11 +36,13 @@ class Skeleton:
 
 
 def skeleton(file: mmap.mmap) -> Skeleton:
-    """Raises Odd."""
+    """The model in a file without the raw data of its large initializers; UnsupportedEncoding where it is not written
+    as a serialiser of today writes it."""
     found = Skeleton()
     seen = 0
 
     def graph(begin: int, end: int) -> bytes:
+        """The bytes of ModelProto.graph, of which there may be several to be merged: initializers are counted on."""
         nonlocal seen
         parts, copied = [], begin
         for number, start, inner, stop in _fields(file, begin, end):
@@ -61,6 +63,7 @@ def skeleton(file: mmap.mmap) -> Skeleton:
 
 
 def _bare(file: mmap.mmap, begin: int, end: int, held: dict[int, tuple[int, int]], index: int) -> bytes:
+    """The bytes of an initializer without its raw data, of which `held` learns where it is."""
     parts, copied = [], begin
     for number, start, inner, stop in _fields(file, begin, end):
         if number == RAW_DATA:
@@ -79,7 +82,7 @@ def _fields(file: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int,
         if wire == _BYTES:
             length, at = _varint(file, at, end)
             if at + length > end:
-                raise Odd
+                raise UnsupportedEncoding
             yield number, start, at, at + length
             at += length
         elif wire == 0:
@@ -87,12 +90,13 @@ def _fields(file: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int,
         elif wire in (1, 5):
             at += 8 if wire == 1 else 4
         else:
-            raise Odd
+            raise UnsupportedEncoding
         if at > end or not number:
-            raise Odd
+            raise UnsupportedEncoding
 
 
 def _varint(file: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+    """(a number in base 128, lowest digits first, the high bit says that more follow; where it ends)."""
     value = shift = 0
     while at < end and shift < 64:
         byte = file[at]
@@ -100,10 +104,11 @@ def _varint(file: mmap.mmap, at: int, end: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 128:
             return value, at
-    raise Odd
+    raise UnsupportedEncoding
 
 
 def _number(value: int) -> bytes:
+    """A number as `_varint` reads it."""
     return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + _number(value >> 7)
 
 

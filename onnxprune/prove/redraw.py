@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.model import FLOATS, Model, Part, Weight, every_node
+from onnxprune.model import FLOATS, LazySlice, Model, Weight, every_node
 from onnxprune.prove.rounding import POOL
 from onnxprune.prove.slices import Source, kept_of
 from onnxprune.trace import Block, Mask, Trace
@@ -82,7 +82,9 @@ def redrawn(
         weight = trace.model.weights[name]
         made = _drawn(weight, uses[name], zlib.crc32(name.encode(), seed), gain, quantised)
         if made is not None:
-            drawn[name] = original.weights[name] = Weight(weight.onnx_type, weight.shape, Part(weight, made.instead))
+            drawn[name] = original.weights[name] = Weight(
+                weight.onnx_type, weight.shape, LazySlice(weight, made.instead)
+            )
     for name, weight in after.weights.items():
         source = sources.get(name)
         if source is not None and source.parameter in drawn:
@@ -98,7 +100,9 @@ def redrawn(
 def _slice(own: Weight, blocks: tuple[Block, ...], kept: Mask, like: Weight) -> Weight:
     if not blocks:
         return own
-    return Weight(like.onnx_type, like.shape, Part(own, lambda array: kept_of(array, blocks, kept).reshape(like.shape)))
+    return Weight(
+        like.onnx_type, like.shape, LazySlice(own, lambda array: kept_of(array, blocks, kept).reshape(like.shape))
+    )
 
 
 def _uses(trace: Trace) -> Mapping[str, list[tuple[NodeProto, int]]]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.model import FLOATS, Model, Part, Weight, bodies, captured, needs, renamed
+from onnxprune.model import FLOATS, LazySlice, Model, Weight, bodies, captured, needs, renamed
 
 Array = NDArray[Any]
 NUDGED = (np.float16, np.float32, np.float64)
@@ -45,7 +45,9 @@ def nudged(model: Model, feeds: Mapping[str, Array], seed: int) -> tuple[Model, 
     for name, weight in sorted(model.weights.items()):
         if weight.dtype in NUDGED and weight.size >= SHORT:
             own = int(rng.integers(1 << 32))
-            model.weights[name] = Weight(weight.onnx_type, weight.shape, Part(weight, partial(_reseeded, seed=own)))
+            model.weights[name] = Weight(
+                weight.onnx_type, weight.shape, LazySlice(weight, partial(_reseeded, seed=own))
+            )
     return model, moved
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.model import Part, Weight
+from onnxprune.model import Array, LazySlice, Weight
 from onnxprune.trace import Block, Mask, positions
 
 SLAB = 1 << 18
@@ -19,28 +20,29 @@ LARGE = 1 << 20
 
 
 def take(weight: Weight, blocks: Sequence[Block], kept: Mask) -> Weight:
-    """The kept positions of a parameter, along all of its blocks at once."""
-    cut: Callable[[NDArray[Any]], NDArray[Any]]
+    """The kept positions of a parameter, along all of its blocks at once: now, or of a large one when its values are
+    asked for."""
+    cut: Callable[[Array], Array]
     if all(b.ids.ndim == 1 and b.ids.size == weight.shape[b.axes[0]] for b in blocks):
         masks = ((b.axes[0], kept[b.ids]) for b in blocks)
         at = {axis: np.flatnonzero(mask) for axis, mask in masks if not mask.all()}
         dims = [len(at[k]) if k in at else n for k, n in enumerate(weight.shape)]
         cut = partial(_cut, at=at)
     else:
-        index, dims = _index(weight.shape, blocks, kept)
-        cut = partial(_picked, viewed=_viewed(weight.shape, blocks), index=index, dims=dims)
+        views = _views(weight.shape, blocks)
+        index, dims = _index(views, blocks, kept)
+        cut = partial(_picked, viewed=list(chain(*views)), index=index, dims=dims)
     if weight.nbytes > LARGE and weight.plain and min(dims):
-        return Weight(weight.onnx_type, dims, Part(weight, cut))
+        return Weight(weight.onnx_type, dims, LazySlice(weight, cut))
     return Weight.of(np.ascontiguousarray(cut(weight.array())), weight.onnx_type)
 
 
-def _picked(
-    array: NDArray[Any], viewed: Sequence[int], index: Sequence[NDArray[Any]], dims: Sequence[int]
-) -> NDArray[Any]:
+def _picked(array: Array, viewed: Sequence[int], index: Sequence[Array], dims: Sequence[int]) -> Array:
+    """Positions of nested or coarse blocks: `index` over the axes as they are `viewed`, the result of size `dims`."""
     return np.asarray(array.reshape(viewed)[tuple(index)].reshape(dims))
 
 
-def _cut(array: NDArray[Any], at: Mapping[int, NDArray[np.int64]]) -> NDArray[Any]:
+def _cut(array: Array, at: Mapping[int, NDArray[np.int64]]) -> Array:
     """Positions `at` some axes, a few rows at a time: what is cut along one axis only stays in the processor's cache,
     and of arrays that are not aligned (see `weight.Mapped`) numpy copies no more than these."""
     inner = sorted(at.keys() - {0})
@@ -57,50 +59,38 @@ def _cut(array: NDArray[Any], at: Mapping[int, NDArray[np.int64]]) -> NDArray[An
     return out
 
 
-def _viewed(shape: Sequence[int], blocks: Sequence[Block]) -> list[int]:
-    """The shape in which every coarse axis is split into (runs, run length)."""
-    out: list[int] = []
+def _views(shape: Sequence[int], blocks: Sequence[Block]) -> list[list[int]]:
+    """Of every axis its size, or (runs, run length) where a coarse block names whole runs of it."""
+    out: list[list[int]] = []
     for axis, n in enumerate(shape):
-        runs = _coarse(axis, n, blocks)
-        out += [runs, n // runs] if runs else [n]
+        runs = next((b.ids.shape[0] for b in blocks if b.axes[0] == axis and b.ids.shape[0] < n), n)
+        out.append([n] if runs == n else [runs, n // runs])
     return out
 
 
-def _coarse(axis: int, n: int, blocks: Sequence[Block]) -> int:
-    return next((b.ids.shape[0] for b in blocks if b.axes[0] == axis and b.ids.shape[0] < n), 0)
-
-
-def _index(shape: Sequence[int], blocks: Sequence[Block], kept: Mask) -> tuple[list[NDArray[Any]], list[int]]:
+def _index(views: Sequence[Sequence[int]], blocks: Sequence[Block], kept: Mask) -> tuple[list[Array], list[int]]:
     """Index arrays over the viewed axes, broadcastable to the sliced shape, and the final dims."""
-    first: list[int] = []
-    viewed: list[int] = []
-    for axis, n in enumerate(shape):
-        first.append(len(viewed))
-        runs = _coarse(axis, n, blocks)
-        viewed += [runs, n // runs] if runs else [n]
-    rank = len(viewed)
-    index: list[NDArray[Any]] = [
-        np.arange(n).reshape([-1 if k == j else 1 for j in range(rank)]) for k, n in enumerate(viewed)
-    ]
+    first = [0, *accumulate(map(len, views))]
+    viewed = list(chain(*views))
+    index = [_spread(np.arange(n), [k], len(viewed)) for k, n in enumerate(viewed)]
     for b in blocks:
-        view_axes: list[int] = []
+        axes: list[int] = []
         dims: list[int] = []
         for axis, n in zip(b.axes, b.ids.shape, strict=True):
-            split = _coarse(axis, shape[axis], blocks)
-            if not split or n == split:
-                view_axes, dims = [*view_axes, first[axis]], [*dims, n]
-            else:
-                view_axes, dims = [*view_axes, first[axis], first[axis] + 1], [*dims, split, n // split]
-        for axis, where in zip(view_axes, positions(b.ids.reshape(dims), kept), strict=True):
-            full = np.expand_dims(where, tuple(range(where.ndim, len(view_axes))))
-            order = sorted(range(len(view_axes)), key=lambda k: view_axes[k])
-            spread = [1] * rank
-            for k in order:
-                spread[view_axes[k]] = full.shape[k]
-            index[axis] = full.transpose(order).reshape(spread)
+            runs, inner = views[axis][0], first[axis] + 1
+            whole = len(views[axis]) == 1 or n == runs
+            axes += [first[axis]] if whole else [first[axis], inner]
+            dims += [n] if whole else [runs, n // runs]
+        for axis, where in zip(axes, positions(b.ids.reshape(dims), kept), strict=True):
+            index[axis] = _spread(np.expand_dims(where, tuple(range(where.ndim, len(axes)))), axes, len(viewed))
     sizes = np.broadcast_shapes(*(i.shape for i in index))
-    dims_out: list[int] = []
-    for axis, n in enumerate(shape):
-        k = first[axis]
-        dims_out.append(sizes[k] * sizes[k + 1] if _coarse(axis, n, blocks) else sizes[k])
-    return index, dims_out
+    return index, [math.prod(sizes[a:b]) for a, b in pairwise(first)]
+
+
+def _spread(array: Array, axes: Sequence[int], rank: int) -> Array:
+    """An array over some axes as one that is broadcast over all of them."""
+    order = sorted(range(len(axes)), key=lambda k: axes[k])
+    shape = [1] * rank
+    for k in order:
+        shape[axes[k]] = array.shape[k]
+    return array.transpose(order).reshape(shape)

@@ -12,11 +12,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model import Model, Topology, Weight, set_nodes, sorted_nodes
+from onnxprune.model import Array, Model, Topology, Weight, set_nodes, sorted_nodes
 from onnxprune.options import Options
 from onnxprune.run import repeatable
 from onnxprune.run.runtime import Session
@@ -32,7 +31,7 @@ CARRIED = {
     TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
 }  # fmt: skip
 """Types that numpy has, too."""
-Feeds = Mapping[str, NDArray[Any]]
+Feeds = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,34 @@ class Piece:
     outs: Sequence[str]
 
 
+@dataclass
+class _Run:
+    """One feed on its way through the pieces. values: the tensors that somebody still waits for; asked: the outputs
+    that are wanted of it; weights: in the place of the model's own."""
+
+    values: dict[str, Any]
+    asked: Sequence[str]
+    weights: Mapping[str, Weight]
+
+    def through(self, session: Session, piece: Piece, model: Model, waiting: Mapping[str, int]) -> None:
+        """Run a piece, of which `model` holds the weights, as far as somebody wants what it makes."""
+        weights = {n: self.weights[n].array() for n in self.weights.keys() & model.weights.keys()}
+        if not session.holds(weights):
+            raise RuntimeFailure("an operator takes its weights as constants only")
+        outs = [n for n in session.outputs if waiting[n] or n in self.asked]
+        if outs:
+            made = session.run({n: self.values[n] for n in piece.ins}, outs, weights)
+            self.values |= zip(outs, made, strict=True)
+
+    def forget(self, waiting: Mapping[str, int]) -> None:
+        """Let go of what no piece waits for."""
+        for name in [n for n in self.values if not waiting[n] and n not in self.asked]:
+            del self.values[name]
+
+
 class Chain:
-    """`types` gives the element type of a tensor, or None. used: the providers, known once something was run. The nodes
-    of `model` are put in order."""
+    """A model in pieces of at most `most` bytes of weights. `types` gives the element type of a tensor, or None. used:
+    the providers, known once something was run. The nodes of `model` are put in order."""
 
     def __init__(self, model: Model, providers: Sequence[str], types: Callable[[str], int | None], most: int) -> None:
         self.model, self.providers, self.types = model, providers, types
@@ -68,55 +92,53 @@ class Chain:
     ) -> list[list[Any]]:  # fmt: skip
         """The outputs for each of several feeds; `names`: which ones of each, `weights`: others in the place of the
         model's own, for the last of the feeds. Every piece is opened once."""
-        given: list[Mapping[str, Weight]] = [{}] * (len(feeds) - len(weights)) + list(weights)
-        free = {n for own in given for n in own}
-        values: list[dict[str, Any]] = [dict(feed) for feed in feeds]
-        wanted = [self.outputs] * len(feeds) if names is None else names
+        others: list[Mapping[str, Weight]] = [{}] * (len(feeds) - len(weights)) + list(weights)
+        asked = [self.outputs] * len(feeds) if names is None else names
+        runs = [_Run(dict(f), n, w) for f, n, w in zip(feeds, asked, others, strict=True)]
         waiting = Counter(name for piece in self.pieces for name in piece.ins)
         for piece in self.pieces:
             waiting.subtract(piece.ins)
-            ins = [self._info(n, [getattr(own[n], "shape", ()) for own in values]) for n in piece.ins]
-            model = self.topology.piece(piece.nodes, ins, map(self._info, piece.outs))
-            session = Session(model, self.providers, free)
-            self.used = session.used
-            for own, others, asked in zip(values, given, wanted, strict=True):
-                new = {n: others[n].array() for n in others.keys() & model.weights.keys()}
-                if not session.holds(new):
-                    raise RuntimeFailure("an operator takes its weights as constants only")
-                outs = [n for n in session.outputs if waiting[n] or n in asked]
-                if outs:
-                    own |= zip(outs, session.run({n: own[n] for n in piece.ins}, outs, new), strict=True)
-                del new
-            del session
-            for weight in model.weights.values():
-                weight.release()
-            for own, asked in zip(values, wanted, strict=True):
-                for name in [n for n in own if not waiting[n] and n not in asked]:
-                    del own[name]
-        return [[self._value(name, own) for name in asked] for own, asked in zip(values, wanted, strict=True)]
+            self._pass(piece, runs, waiting)
+            for run in runs:
+                run.forget(waiting)
+        return [[self._value(name, run.values) for name in run.asked] for run in runs]
+
+    def _pass(self, piece: Piece, runs: Sequence[_Run], waiting: Mapping[str, int]) -> None:
+        """Open a piece, take every run through it, and let go of it and of the weights that it read."""
+        ins = [self._info(n, [getattr(run.values[n], "shape", ()) for run in runs]) for n in piece.ins]
+        model = self.topology.piece(piece.nodes, ins, map(self._info, piece.outs))
+        session = Session(model, self.providers, {n for run in runs for n in run.weights})
+        self.used = session.used
+        for run in runs:
+            run.through(session, piece, model, waiting)
+        del session
+        for weight in model.weights.values():
+            weight.release()
 
     def _value(self, name: str, values: Mapping[str, Any]) -> Any:
         return values[name] if name in values else self.model.weights[name].array()
 
     def _cut(self, most: int) -> list[Piece]:
+        """Pieces of at most `most` bytes of weights, where everything that crosses can be carried."""
         nodes, reads, weights = self.topology.nodes, self.topology.reads, self.model.weights
         last = {name: k for k, names in enumerate(reads) for name in names}
         last |= dict.fromkeys(self.outputs, len(nodes))
         starts, held, size = [0], set[str](), 0
-        vague = 0  # how many of the tensors that live here cannot be carried
+        uncarriable = 0  # how many of the tensors that live here cannot be carried
         for k, node in enumerate(nodes):
-            own = (reads[k] & weights.keys()) - held
-            more = sum(weights[n].nbytes for n in own)
-            full = (size and size + more > most) or k - starts[-1] >= NODES
-            if full and not vague:
+            own = reads[k] & weights.keys()
+            full = (size and size + self._bytes(own - held) > most) or k - starts[-1] >= NODES
+            if full and not uncarriable:
                 starts.append(k)
-                held, own = set(), reads[k] & weights.keys()
-                size, more = 0, sum(weights[n].nbytes for n in own)
+                held, size = set(), 0
+            size += self._bytes(own - held)
             held |= own
-            size += more
-            vague += sum(last.get(o, -1) > k and self._vague(o) for o in node.output)
-            vague -= sum(last[n] == k and n in self.topology.made_by and self._vague(n) for n in reads[k])
+            uncarriable += sum(last.get(o, -1) > k and self._uncarriable(o) for o in node.output)
+            uncarriable -= sum(last[n] == k and n in self.topology.made_by and self._uncarriable(n) for n in reads[k])
         return self._used([*starts, len(nodes)], last)
+
+    def _bytes(self, names: Collection[str]) -> int:
+        return sum(self.model.weights[n].nbytes for n in names)
 
     def _used(self, cuts: Sequence[int], last: Mapping[str, int]) -> list[Piece]:
         """Nodes of which nothing is used stay with others: they are not run, but have to load."""
@@ -132,10 +154,11 @@ class Chain:
                 start = end
         return pieces
 
-    def _vague(self, name: str) -> bool:
+    def _uncarriable(self, name: str) -> bool:
         return self.types(name) not in CARRIED
 
     def _between(self, start: int, end: int, last: Mapping[str, int]) -> Piece:
+        """The piece of these nodes; `last`: which node reads a tensor last."""
         inside = range(start, end)
         made = [o for k in inside for o in self.topology.nodes[k].output if o]
         read = {n for k in inside for n in self.topology.reads[k]}

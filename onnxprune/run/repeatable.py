@@ -36,12 +36,14 @@ def settled(model: Model, types: Callable[[str], int | None]) -> Model:
 
 
 def _draws(node: NodeProto) -> bool:
+    """Whether a node draws at random; a Dropout does only where it may be told to train."""
     if node.domain not in ("", "ai.onnx"):
         return False
     return node.op_type in LIKE | ALONE | {"Bernoulli"} or (node.op_type == "Dropout" and len(node.input) > 2)
 
 
 def _trains(node: NodeProto) -> bool:
+    """Whether a node is a BatchNormalization that writes new statistics."""
     return node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i for a in node.attribute)
 
 

@@ -11,24 +11,23 @@ from contextlib import redirect_stdout
 from functools import cache
 from importlib import metadata
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from onnxprune import guard
 from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.model import needs
-
-if TYPE_CHECKING:
-    from onnxprune.model import Model
+from onnxprune.model import Array, Model, needs, retain
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+"""Short names of ONNX Runtime's execution providers."""
 SHARED = (np.float32, np.float64, np.float16, np.int8, np.uint8)
+"""Types of the weights that a session reads where they are."""
 SMALL = 1024
 """Weights of fewer bytes go into the session's own copy of the graph."""
 FED = (np.float32, np.float64, np.float16, np.int8, np.uint8, np.int32, np.int16, np.uint16)
+"""Types of the weights that a session may be fed beside its inputs."""
 LARGE = 1 << 16
 """Weights of more bytes are fed to a lean session."""
 FOLDED = 1 << 20
@@ -107,7 +106,7 @@ def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
 
 def _refuse(missing: Sequence[str]) -> None:
     if missing:
-        raise RuntimeFailure(f"{', '.join(missing)} cannot be used here; {_mend()}, or use --providers cpu")
+        raise RuntimeFailure(f"{', '.join(missing)} cannot be used here; {_how_to_install()}, or use --providers cpu")
 
 
 def threads() -> int:
@@ -126,7 +125,7 @@ class Session:
     def __init__(self, model: Model, providers: Sequence[str], free: Collection[str] = ()) -> None:
         self.model, self._wanted = model, _usable(providers)
         self._free = {n for n in free if n in model.weights and model.weights[n].dtype in FED}
-        self._fed: dict[str, NDArray[Any]] = {}
+        self._fed: dict[str, Array] = {}
         try:
             self._open(LARGE)
         except RuntimeFailure:  # a few operators take constants only
@@ -160,8 +159,8 @@ class Session:
         return self._fed.keys() >= set(names)
 
     def run(
-        self, feeds: Mapping[str, NDArray[Any]], names: Sequence[str] | None = None,
-        weights: Mapping[str, NDArray[Any]] | None = None,
+        self, feeds: Mapping[str, Array], names: Sequence[str] | None = None,
+        weights: Mapping[str, Array] | None = None,
     ) -> list[Any]:  # fmt: skip
         """All outputs, or those of `names`. weights: others, in the place of its own."""
         try:
@@ -173,32 +172,31 @@ class Session:
             return list(self._session.run(names, dict(feeds)))
 
     def run_all(
-        self, feeds: Sequence[Mapping[str, NDArray[Any]]], names: Sequence[Sequence[str]] | None = None
+        self, feeds: Sequence[Mapping[str, Array]], names: Sequence[Sequence[str]] | None = None
     ) -> list[list[Any]]:
         """The outputs for each of several feeds; `names`: which ones of each."""
         return [self.run(feed, None if names is None else names[k]) for k, feed in enumerate(feeds)]
 
 
-def _as_inputs(proto: ModelProto, arrays: Mapping[str, NDArray[Any]]) -> None:
+def _as_inputs(proto: ModelProto, arrays: Mapping[str, Array]) -> None:
     """These initializers become inputs of the graph."""
-    fed = [t for t in proto.graph.initializer if t.name in arrays]
-    stay = [TensorProto.FromString(t.SerializeToString()) for t in proto.graph.initializer if t.name not in arrays]
     listed = {i.name for i in proto.graph.input}
     proto.graph.input.extend(
-        helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in fed if t.name not in listed
+        helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+        for t in proto.graph.initializer
+        if t.name in arrays and t.name not in listed
     )
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(stay)
+    retain(proto.graph.initializer, lambda tensor: tensor.name not in arrays)
 
 
-def shared(model: Model) -> tuple[ModelProto, dict[str, NDArray[Any]]]:
+def shared(model: Model) -> tuple[ModelProto, dict[str, Array]]:
     """The graph with its large weights marked as external, and these weights. What nobody reads is left out: a runtime
     drops it as it loads the graph, and then finds no place for the weight that it is handed."""
     model.sync()
     proto = ModelProto()
     proto.CopyFrom(model.proto)
     _without_unread(proto)
-    held: dict[str, NDArray[Any]] = {}
+    held: dict[str, Array] = {}
     for tensor in proto.graph.initializer:
         weight = model.weights[tensor.name]
         if weight.nbytes < SMALL or weight.dtype not in SHARED or weight.nbytes != weight.size * weight.dtype.itemsize:
@@ -214,14 +212,9 @@ def shared(model: Model) -> tuple[ModelProto, dict[str, NDArray[Any]]]:
 def _without_unread(proto: ModelProto) -> None:
     """Drop the initializers that no node, no body and no output reads, and the inputs that declare them."""
     read = {o.name for o in proto.graph.output}.union(*map(needs, proto.graph.node))
-    stay = [TensorProto.FromString(t.SerializeToString()) for t in proto.graph.initializer if t.name in read]
-    if len(stay) == len(proto.graph.initializer):
-        return
     unread = {t.name for t in proto.graph.initializer} - read
-    inputs = [type(i).FromString(i.SerializeToString()) for i in proto.graph.input if i.name not in unread]
-    del proto.graph.initializer[:], proto.graph.input[:]
-    proto.graph.initializer.extend(stay)
-    proto.graph.input.extend(inputs)
+    retain(proto.graph.initializer, lambda tensor: tensor.name in read)
+    retain(proto.graph.input, lambda info: info.name not in unread)
 
 
 def first_line(error: Exception) -> str:
@@ -230,7 +223,7 @@ def first_line(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def _mend() -> str:
+def _how_to_install() -> str:
     """How to get a missing provider: the two distributions of ONNX Runtime overwrite each other."""
     names = {str(found.metadata["Name"]).lower() for found in metadata.distributions()}
     if {"onnxruntime", "onnxruntime-gpu"} <= names:

@@ -6,31 +6,14 @@ Knows shapes and models, no importance.
 from __future__ import annotations
 
 from onnxprune.trace.dependencies import dependencies
-from onnxprune.trace.editor import Editor, new_dims
+from onnxprune.trace.editor import Editor
 from onnxprune.trace.equation import Dims
 from onnxprune.trace.groups import Groups, build
 from onnxprune.trace.labels import KEPT, Block, Ids, Labels, Mask, Reason, joined, kept_shape, positions, take_kept
+from onnxprune.trace.node_editor import new_dims
 from onnxprune.trace.tracing import LABELLED, Reduction, Slice, Trace
 
 __all__ = [
-    "KEPT",
-    "LABELLED",
-    "Block",
-    "Dims",
-    "Editor",
-    "Groups",
-    "Ids",
-    "Labels",
-    "Mask",
-    "Reason",
-    "Reduction",
-    "Slice",
-    "Trace",
-    "build",
-    "dependencies",
-    "joined",
-    "kept_shape",
-    "new_dims",
-    "positions",
-    "take_kept",
+    "KEPT", "LABELLED", "Block", "Dims", "Editor", "Groups", "Ids", "Labels", "Mask", "Reason", "Reduction",
+    "Slice", "Trace", "build", "dependencies", "joined", "kept_shape", "new_dims", "positions", "take_kept",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What an operator's edit may do to its own node in the rewritten graph: sizes, bounds, indices, attributes.
+"""What an operator's edit may do to its own node in the rewritten graph, where it encodes sizes, bounds or indices.
 
 Knows that node and the kept ids of its tensors, no importance.
 """
@@ -6,119 +6,61 @@ Knows that node and the kept ids of its tensors, no importance.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import helper
 
-from onnxprune.model import Model, Weight, opset
+from onnxprune.model import Array, opset
+from onnxprune.trace import computed
 from onnxprune.trace.labels import Block, Ids, Mask, kept_shape, positions
-from onnxprune.trace.tracing import Trace
+from onnxprune.trace.node_editor import NodeEditor
+
+INT32_MAX, INT32_MIN = (1 << 31) - 1, -(1 << 31)
+"""Bounds of a slice that mean up to the end and, of one that runs backwards, past the first position."""
+SAME = (1, 1)
+"""A share of everything, as (new, old)."""
 
 
-def new_dims(dims: Sequence[int | None], blocks: Sequence[Block], kept: Mask) -> list[int | None]:
-    """The static dims of a tensor after pruning."""
-    out = list(dims)
-    for b in blocks:
-        shape = kept_shape(b.ids, kept)
-        for axis, n, m in zip(b.axes, b.ids.shape, shape or b.ids.shape, strict=True):
-            if out[axis] == n or dims[axis] == n:
-                out[axis] = m
-    return out
-
-
-@dataclass
-class Editor:
-    """What an operator's edit may do to its own node: sizes of its tensors after pruning, and small changes."""
-
-    trace: Trace
-    mask: Mask
-    model: Model
-    index: int
-    node: NodeProto
-    before: list[NodeProto]
-    after: list[NodeProto]
-    gone: set[int] = field(default_factory=set)
-
-    def kept(self, ids: Ids) -> Mask:
-        return self.mask[ids]
-
-    def _original(self) -> NodeProto:
-        return self.trace.nodes[self.index]
-
-    def in_shape(self, i: int) -> list[int | None]:
-        name = self._original().input[i]
-        return new_dims(self.trace.shapes.static(name) or (), self.trace.of(name, (self.index, i)), self.mask)
-
-    def out_shape(self, i: int) -> list[int | None]:
-        name = self._original().output[i]
-        return new_dims(self.trace.shapes.static(name) or (), self.trace.blocks.get(name, ()), self.mask)
-
-    def in_size(self, i: int, axis: int) -> int:
-        size = self.in_shape(i)[axis]
-        assert size is not None, "a labelled axis is static"
-        return size
-
-    def attr(self, name: str, value: Any) -> None:
-        for k, a in enumerate(self.node.attribute):
-            if a.name == name:
-                if helper.get_attribute_value(a) == value:
-                    return
-                del self.node.attribute[k]
-                break
-        self.node.attribute.append(helper.make_attribute(name, value))
-
-    def const(self, i: int, array: NDArray[Any], onnx_type: int | None = None) -> None:
-        """Input `i` becomes a constant of this node's own."""
-        name = self.model.fresh_name(f"{self.node.name}_{i}_pruned")
-        self.model.weights[name] = Weight.of(array, onnx_type)
-        while len(self.node.input) <= i:
-            self.node.input.append("")
-        self.node.input[i] = name
-
-    def where(self, i: int, mask: NDArray[np.bool_], new: NDArray[np.int64]) -> None:
-        """Input `i`, computed at run time, is overridden where `mask` is set."""
-        base = self.model.fresh_name(f"{self.node.name}_{i}_pruned")
-        for suffix, array in (("_mask", mask), ("_new", new)):
-            self.model.weights[base + suffix] = Weight.of(array)
-        self.before.append(
-            helper.make_node("Where", [base + "_mask", base + "_new", self.node.input[i]], [base], name=base)
-        )
-        self.node.input[i] = base
+class Editor(NodeEditor):
+    """The edits that operators ask for, by what an input or an attribute of theirs says."""
 
     def sizes(self, i: int, out: int, axes: Sequence[int] | None = None, one_fits: bool = False) -> None:
-        """Input `i` lists the sizes of output `out` (of its `axes`): write the new ones."""
-        name = self._original().output[out]
-        old = list(self.trace.shapes.static(name) or ())
-        new = self.out_shape(out)
-        scale = self._scale(name, old)
-        if old == new and not scale:
+        """Input `i` lists the sizes of output `out` (of its `axes`): write the new ones. `one_fits`: a size of one is
+        written for any (Expand)."""
+        name = self.original.output[out]
+        old, new = self.dims(name), self.out_shape(out)
+        shares = self._shares(name, old)
+        if old == new and not shares:
             return
-        source = self._original().input[i]
+        source = self.original.input[i]
         value = self.trace.shapes.value(source)
-        dims = self.trace.shapes.static(source) or (None,)
-        many = value.size if value is not None else dims[0] if dims[0] is not None else len(old)
-        shift = len(old) - many if axes is None else 0
-        where = list(axes) if axes is not None else [k + shift for k in range(many)]
-        mask = np.array([old[a] != new[a] for a in where], bool)
+        listed = self._last_axes(source, value, len(old)) if axes is None else list(axes)
+        changed = np.array([old[a] != new[a] for a in listed], bool)
+        sizes = np.array([new[a] or 0 for a in listed], np.int64)
         if value is not None:
-            fits = one_fits & (np.asarray(value).ravel() == 1)
-            sizes = np.array(
-                [new[a] or 0 if m and not f else v for a, m, f, v in zip(where, mask, fits, value.ravel(), strict=True)]
-            )
-            self.const(i, sizes.astype(np.int64))
+            fits = one_fits & (value.ravel() == 1)
+            self.const(i, np.where(changed & ~fits, sizes, value.ravel()).astype(np.int64))
             return
-        known = self.trace.shapes.partial(source)
-        inferred = [known is not None and bool(known[1][k]) and known[0][k] <= 0 for k in range(many)]
-        factors = [(1, 1) if skip else scale.get(a, (1, 1)) for a, skip in zip(where, inferred, strict=True)]
-        if any(f != (1, 1) for f in factors):
+        left_open = self._left_open(source, len(listed))
+        factors = [SAME if skip else shares.get(a, SAME) for a, skip in zip(listed, left_open, strict=True)]
+        if any(f != SAME for f in factors):
             self.times(i, factors)
-        if mask.any():
-            self.where(i, mask, np.array([new[a] or 0 for a in where], np.int64))
+        if changed.any():
+            self.where(i, changed, sizes)
 
-    def _scale(self, name: str, dims: Sequence[int | None]) -> dict[int, tuple[int, int]]:
+    def _last_axes(self, source: str, value: Array | None, rank: int) -> list[int]:
+        """The axes of which a list tells the sizes: the last ones, as many as it has entries."""
+        dims = self.trace.shapes.static(source) if value is None else [value.size]
+        count = rank if not dims or dims[0] is None else dims[0]
+        return list(range(rank - count, rank))
+
+    def _left_open(self, source: str, count: int) -> Mask:
+        """Of a list of sizes that is computed at run time, the entries 0 (as it was) and -1 (whatever is left)."""
+        entries = self.trace.shapes.partial(source)
+        return np.zeros(count, bool) if entries is None else entries[1] & (entries[0] <= 0)
+
+    def _shares(self, name: str, dims: Sequence[int | None]) -> dict[int, tuple[int, int]]:
         """Of a tensor's axes of run-time size: by what a periodic block shrinks them, as (new, old)."""
         out: dict[int, tuple[int, int]] = {}
         for b in self.trace.of(name):
@@ -128,100 +70,54 @@ class Editor:
 
     def times(self, i: int, factors: Sequence[tuple[int, int]]) -> None:
         """Input `i`, computed at run time, is multiplied by the fractions (numerator, denominator)."""
-        self.node.input[i] = self._fraction(self.node.input[i], f"{self.node.name}_{i}_scaled", factors, self.before)
+        name = self.fresh(i, "scaled")
+        self.before += computed.scaled(self.model, name, self.node.input[i], factors)
+        self.node.input[i] = name
 
     def reindex(self, i: int, axis: int, kept: Ids, places: Ids, period: int) -> None:
         """Of input `i`, indices into an axis that repeats `places.size` positions, those that are `kept` along `axis`;
         a position moves to that in `places`, and `period` of them repeat from now on."""
-        base = self.model.fresh_name(f"{self.node.name}_{i}_reindexed")
-        values = {"_kept": kept, "_old": np.int64(places.size), "_new": np.int64(period), "_places": places}
-        for suffix, array in values.items():
-            self.model.weights[base + suffix] = Weight.of(np.asarray(array, np.int64))
-        steps: Sequence[tuple[str, list[str], str, dict[str, Any]]] = (
-            ("Gather", [self.node.input[i], base + "_kept"], "_picked", {"axis": axis}),
-            ("Cast", [base + "_picked"], "_long", {"to": TensorProto.INT64}),
-            ("Mod", [base + "_long", base + "_old"], "_place", {}),
-            ("Gather", [base + "_places", base + "_place"], "_moved", {}),
-            ("Div", [base + "_long", base + "_old"], "_turn", {}),
-            ("Mul", [base + "_turn", base + "_new"], "_start", {}),
-            ("Add", [base + "_start", base + "_moved"], "", {}),
-        )
-        for op_type, inputs, suffix, attributes in steps:
-            self.before.append(
-                helper.make_node(op_type, inputs, [base + suffix], name=base + (suffix or "_sum"), **attributes)
-            )
-        self.node.input[i] = base
-
-    def _fraction(self, source: str, base: str, factors: Sequence[tuple[int, int]], nodes: list[NodeProto]) -> str:
-        base = self.model.fresh_name(base)
-        for suffix, part in (("_by", 0), ("_over", 1)):
-            self.model.weights[base + suffix] = Weight.of(np.array([f[part] for f in factors], np.int64))
-        nodes.append(helper.make_node("Mul", [source, base + "_by"], [base + "_wide"], name=base + "_wide"))
-        nodes.append(helper.make_node("Div", [base + "_wide", base + "_over"], [base], name=base))
-        return base
+        name = self.fresh(i, "reindexed")
+        self.before += computed.reindexed(self.model, name, self.node.input[i], axis, kept, places, period)
+        self.node.input[i] = name
 
     def pin(self, out: int, mask: Mask, sizes: NDArray[np.int64]) -> None:
         """Output `out` (of Shape) keeps telling the original's sizes where `mask` is set."""
-        source = self._original().input[0]
-        old = list(self.trace.shapes.static(source) or ())
-        start = next((a.i for a in self.node.attribute if a.name == "start"), 0)
-        end = next((a.i for a in self.node.attribute if a.name == "end"), len(old))
-        axes = range(len(old))[start:end]
-        scale = {a: (n, m) for a, (m, n) in self._scale(source, old).items() if a in axes}
-        if old == self.in_shape(0) and not scale:
+        source = self.original.input[0]
+        old = self.dims(source)
+        bounds = {a.name: a.i for a in self.node.attribute}
+        axes = range(len(old))[bounds.get("start", 0) : bounds.get("end", len(old))]
+        shares = {a: (n, m) for a, (m, n) in self._shares(source, old).items() if a in axes}
+        if old == self.in_shape(0) and not shares:
             return
         name = self.node.output[out]
-        base = self.model.fresh_name(f"{name}_pinned")
-        self.node.output[out] = base
+        base = self.node.output[out] = self.model.fresh_name(f"{name}_pinned")
         told = base
-        if scale:
-            told = self._fraction(base, base + "_scaled", [scale.get(a, (1, 1)) for a in axes], self.after)
-        for suffix, array in (("_mask", mask), ("_old", sizes)):
-            self.model.weights[base + suffix] = Weight.of(array)
-        self.after.append(
-            helper.make_node("Where", [base + "_mask", base + "_old", told], [name], name=base + "_where")
-        )
+        if shares:
+            told = self.model.fresh_name(base + "_scaled")
+            self.after += computed.scaled(self.model, told, base, [shares.get(a, SAME) for a in axes])
+        self.after.append(computed.pinned(self.model, name, told, base, mask, sizes))
 
     def squeeze_axes(self, axes: Sequence[int]) -> None:
         """Axes that were implied by their size one are spelled out: after pruning others may have that size."""
-        if self.in_shape(0) != list(self.trace.shapes.static(self._original().input[0]) or ()):
+        if self.in_shape(0) != self.dims(self.original.input[0]):
             if opset(self.model) >= 13:
                 self.const(1, np.array(axes, np.int64))
             else:
                 self.attr("axes", list(axes))
 
     def split(self, axis: int) -> None:
-        old = [(self.trace.shapes.static(n) or ())[axis] for n in self._original().output]
-        new = [self.out_shape(k)[axis] if n else 0 for k, n in enumerate(self._original().output)]
+        """Write the new sizes of the outputs of a Split: an input from opset 13 on, an attribute before."""
+        old = [self.dims(n)[axis] for n in self.original.output]
+        new = [self.out_shape(k)[axis] if n else 0 for k, n in enumerate(self.original.output)]
         if old == new:
             return
         sizes = [int(n or 0) for n in new]
         if opset(self.model) >= 13:
-            self._drop("num_outputs")
+            self.drop("num_outputs")
             self.const(1, np.array(sizes, np.int64))
         else:
             self.attr("split", sizes)
-
-    def replace(self, nodes: Sequence[int], op_type: str, source: str, array: NDArray[np.int64], **attrs: Any) -> None:
-        """`op_type` of `source` and a constant takes the place of `nodes`, of which this is the last: name, output and
-        documentation are its own."""
-        self.gone.update(nodes)
-        node = NodeProto()
-        node.CopyFrom(self.node)
-        self.node = node
-        self.after.append(node)
-        node.op_type = op_type
-        del node.attribute[:], node.input[1:]
-        for name, value in attrs.items():
-            self.attr(name, value)
-        node.input[0] = source
-        self.const(1, array)
-
-    def _drop(self, name: str) -> None:
-        for k, a in enumerate(self.node.attribute):
-            if a.name == name:
-                del self.node.attribute[k]
-                return
 
     def along(self, block: Block, axis: int) -> NDArray[np.int64]:
         """Kept positions of a block along one axis (of the first kept row, where it is an inner one)."""
@@ -238,52 +134,52 @@ class Editor:
         if at.size > 1 and at[0] > at[-1]:
             picked = picked[::-1]
         gaps = np.diff(picked)
-        if picked.size and (gaps == gaps[:1]).all() if gaps.size else picked.size:
+        if picked.size and (gaps == gaps[:1]).all():
             step = int(gaps[0]) if gaps.size else 1
             end = int(picked[-1]) + (1 if step > 0 else -1)
-            self._bounds(axis, int(picked[0]), end if end >= 0 else -(1 << 31), step)
+            self._bounds(axis, int(picked[0]), end if end >= 0 else INT32_MIN, step)
         else:
-            self._bounds(axis, 0, (1 << 31) - 1, 1)
-            name = self.node.output[0]
-            base = self.model.fresh_name(f"{self.node.name}_picked")
-            self.model.weights[base + "_at"] = Weight.of(picked)
-            self.node.output[0] = base
-            for later in self.after:
-                later.input[:] = [base if x == name else x for x in later.input]
-            self.after.insert(0, helper.make_node("Gather", [base, base + "_at"], [name], name=base, axis=axis))
+            self._bounds(axis, 0, INT32_MAX, 1)
+            self._pick(axis, picked)
+
+    def _pick(self, axis: int, at: NDArray[np.int64]) -> None:
+        """What the node gave, it gives now through a Gather of positions `at`."""
+        name = self.node.output[0]
+        base = self.node.output[0] = self.model.fresh_name(f"{self.node.name}_picked")
+        for later in self.after:
+            later.input[:] = [base if x == name else x for x in later.input]
+        self.after.insert(0, computed.picked(self.model, name, base, axis, at))
 
     def _bounds(self, axis: int, start: int, end: int, step: int) -> None:
-        node = self._original()
-        if len(node.input) < 2:
-            bounds = {a.name: list(helper.get_attribute_value(a)) for a in self.node.attribute}
-            axes = [a % len(self.in_shape(0)) for a in bounds.get("axes", range(len(bounds["starts"])))]
-            k = axes.index(axis)
-            bounds["starts"][k], bounds["ends"][k] = start, end
-            self.attr("starts", bounds["starts"])
-            self.attr("ends", bounds["ends"])
+        """Bounds of a Slice along one axis; those along others stay."""
+        if len(self.original.input) < 2:
+            self._bounds_in_attributes(axis, start, end)
             return
-        axes_value = self.trace.shapes.value(node.input[3]) if len(node.input) > 3 and node.input[3] else None
-        rank = len(self.in_shape(0))
-        dims = self.trace.shapes.static(node.input[1]) or (rank,)
-        axes = [int(a) % rank for a in axes_value.ravel()] if axes_value is not None else list(range(dims[0] or rank))
-        mask = np.array([a == axis for a in axes])
-        for i, new in ((1, start), (2, end), (4, step)):
-            if i == 4 and (len(node.input) <= 4 or not node.input[4]) and step == 1 and len(self.node.input) <= 4:
-                continue
-            if i == 4 and len(self.node.input) <= 4:
-                if axes_value is None:
-                    self.const(3, np.array(axes, np.int64))
-                self.const(4, np.ones(len(axes), np.int64))
-            source = self.node.input[i]
-            held = self.model.weights.get(source)
-            known = held.array() if held is not None else self.trace.shapes.value(source)
-            if known is not None:
-                kind = TensorProto.INT32 if known.dtype == np.int32 else TensorProto.INT64
-                self.const(i, np.where(mask, new, known.ravel()).astype(known.dtype), kind)
-            else:
-                self.where(i, mask, np.where(mask, new, 0).astype(np.int64))
+        mask = np.array([a == axis for a in self._sliced_axes()])
+        self.override(1, mask, start)
+        self.override(2, mask, end)
+        if any(self.original.input[4:]):  # without steps it takes runs, of which runs are left
+            self.override(4, mask, step)
 
-    def gather(self, axis: int, block: Block, index: NDArray[Any]) -> None:
+    def _bounds_in_attributes(self, axis: int, start: int, end: int) -> None:
+        """Slice before opset 10 knows no steps: positions are as regular after pruning, or a Gather picks them."""
+        bounds = {a.name: list(helper.get_attribute_value(a)) for a in self.node.attribute}
+        axes = [a % len(self.in_shape(0)) for a in bounds.get("axes", range(len(bounds["starts"])))]
+        k = axes.index(axis)
+        bounds["starts"][k], bounds["ends"][k] = start, end
+        self.attr("starts", bounds["starts"])
+        self.attr("ends", bounds["ends"])
+
+    def _sliced_axes(self) -> list[int]:
+        """The axes that a Slice cuts: those that an input spells, else the first ones."""
+        given, rank = self.original.input, len(self.in_shape(0))
+        value = self.trace.shapes.value(given[3]) if len(given) > 3 and given[3] else None
+        if value is not None:
+            return [int(a) % rank for a in value.ravel()]
+        dims = self.trace.shapes.static(given[1]) or (rank,)
+        return list(range(dims[0] or rank))
+
+    def gather(self, axis: int, block: Block, index: Array) -> None:
         """Constant indices along a labelled axis become positions among what is kept."""
         alive = self.along(block, axis)
         n = block.ids.shape[block.axes.index(axis)]
@@ -296,20 +192,15 @@ class Editor:
         self.const(1, new[new >= 0].reshape([k or 1 for k in shape]).astype(index.dtype) if new.ndim else new)
 
     def pads(self, axes: Sequence[int], axis: int, lo: int, hi: int) -> None:
+        """A Pad of `axes` adds `lo` positions before and `hi` after those of one axis."""
         k, n = list(axes).index(axis), len(axes)
-        if len(self._original().input) < 2:
+        if len(self.original.input) < 2:
             name = "pads" if any(a.name == "pads" for a in self.node.attribute) else "paddings"
             pads = [int(p) for a in self.node.attribute if a.name == name for p in a.ints]
             pads[k], pads[k + n] = lo, hi
             self.attr(name, pads)
             return
-        mask = np.zeros(2 * n, bool)
+        mask, new = np.zeros(2 * n, bool), np.zeros(2 * n, np.int64)
         mask[[k, k + n]] = True
-        new = np.zeros(2 * n, np.int64)
-        new[k], new[k + n] = lo, hi
-        held = self.model.weights.get(self.node.input[1])
-        known = held.array() if held is not None else self.trace.shapes.value(self._original().input[1])
-        if known is not None:
-            self.const(1, np.where(mask, new, known.ravel()).astype(np.int64))
-        else:
-            self.where(1, mask, new)
+        new[[k, k + n]] = lo, hi
+        self.override(1, mask, new)

@@ -89,7 +89,7 @@ class Equation:
                         self.labels.freeze(b.ids, self.why)
                     for x in b.letters:
                         if x not in o.letters:  # what they share is coupled already
-                            self.labels.tie(b.ids, b.letters.index(x), self.why)
+                            self.labels.couple_along(b.ids, b.letters.index(x), self.why)
                     break
             else:
                 out.append(b)
@@ -112,7 +112,7 @@ class Equation:
         if not left:
             return Lettered((), ids, block.operand)
         for letter in [x for x in left if x not in letters]:
-            ids = self.labels.tie(ids, left.index(letter), self.why)
+            ids = self.labels.couple_along(ids, left.index(letter), self.why)
             left.remove(letter)
         return Lettered(tuple(left), ids, block.operand)
 
@@ -134,7 +134,7 @@ class Equation:
                 dims += full
             if coarse or len(letters) != len(dims):
                 # its runs repeat what the full block of that axis says; what is inside is the same in every run
-                inner = self.labels.tie(block.ids, 0, self.why) if len(block.axes) == 2 else None
+                inner = self.labels.couple_along(block.ids, 0, self.why) if len(block.axes) == 2 else None
                 spelled = operand.spelling[block.axes[-1]]
                 if inner is not None and len(spelled) == 1:
                     out.append(Lettered((spelled,), inner, index))
@@ -157,7 +157,7 @@ class Equation:
         for letter in pinned:
             if len(left) == 1:
                 self.labels.freeze(ids, replace(self.why, text="") if letter in self.silent else self.why)
-            ids = self.labels.tie(ids, left.index(letter), self.why)
+            ids = self.labels.couple_along(ids, left.index(letter), self.why)
             left.remove(letter)
         return Lettered(tuple(left), ids, block.operand)
 
@@ -190,13 +190,13 @@ class Equation:
     def _met(self, block: Lettered, letters: Sequence[str]) -> Lettered:
         """A block as another one sees it that has these letters only. Along an inner letter it meets whole columns."""
         if block.letters[1:] == tuple(letters):
-            return Lettered(tuple(letters), self.labels.columns(block.ids, self.why), block.operand)
+            return Lettered(tuple(letters), self.labels.column_ids(block.ids, self.why), block.operand)
         return self.project(block, letters)
 
     def _tie_all(self, block: Lettered) -> None:
         ids = block.ids
         while ids.ndim > 1:
-            ids = self.labels.tie(ids, 0, self.why)
+            ids = self.labels.couple_along(ids, 0, self.why)
 
     def _freeze_fixed(self, free: Set[str]) -> None:
         carried = {x for b in self.main for x in b.letters}.difference(self.pinned, free)
@@ -215,7 +215,7 @@ class Equation:
         if k == 0:
             self.labels.freeze(self.project(block, [letter]).ids, self.why)
         else:
-            self.labels.tie(block.ids, k, self.why)
+            self.labels.couple_along(block.ids, k, self.why)
 
     def _statistics(self, block: Lettered) -> Lettered:
         """Statistics over an outer letter alone tie what is inside; over inner letters any kept set will do."""

@@ -62,7 +62,14 @@ class Reason:
 
 
 class Labels:
-    """Collects what tracing finds out about ids. Couplings are kept as arrays; `solve` joins them all at once."""
+    """Collects what tracing finds out about ids. Couplings are kept as arrays; `solve` joins them all at once.
+
+    n: ids there are. births: ids by where they are born. pairs: couplings. children: of derived ids. frozen: ids that
+    stay. rectangles: blocks, by shape and ids, that stay full. tables: blocks [rows, columns] of which only whole rows
+    and columns may go, with the ids of their rows. normed: ids that share the statistics of a normalisation.
+    sums: ids of streams that are added to others. maps: ids of heads, each with an attention map of its own.
+    ended: by node, ids that are carried no further. unfit: nodes that their rule does not take.
+    remembered: answers of rules that a rewriting has to repeat. couplings: positions compared."""
 
     def __init__(self) -> None:
         self.n = 1
@@ -78,9 +85,9 @@ class Labels:
         self.normed: list[Ids] = []
         self.sums: list[Ids] = []
         self.maps: list[Ids] = []
-        self.stopped: dict[str, list[Ids]] = {}
+        self.ended: dict[str, list[Ids]] = {}
         self.unfit: set[str] = set()
-        self.decided: dict[Hashable, bool] = {}
+        self.remembered: dict[Hashable, bool] = {}
         self.couplings = 0
 
     def fresh(self, key: Hashable, shape: Iterable[int]) -> Ids:
@@ -132,6 +139,7 @@ class Labels:
             self.pairs.append((a, b, why))
 
     def freeze(self, ids: Ids, why: Reason) -> None:
+        """The ids stay."""
         ids = ids[ids != KEPT]
         if ids.size:
             self.frozen.append((ids, why))
@@ -141,18 +149,18 @@ class Labels:
         self.unfit.add(why.node)
         self.freeze(ids, why)
 
-    def stop(self, ids: Ids, why: Reason) -> None:
+    def end_at(self, ids: Ids, why: Reason) -> None:
         """The ids are carried no further than to this node, and stay."""
-        self.stopped.setdefault(why.node, []).append(ids)
+        self.ended.setdefault(why.node, []).append(ids)
         self.freeze(ids, why)
 
-    def stops(self, ids: Ids, node: str) -> bool:
+    def ended_at(self, ids: Ids, node: str) -> bool:
         """Whether the graph that this is a rewriting of carried these ids no further than to this node."""
         return False
 
-    def decide(self, key: Hashable, answer: bool) -> bool:
+    def remember(self, key: Hashable, answer: bool) -> bool:
         """What a rule makes of positions. In a rewriting, where fewer may look like something else, it is as it was."""
-        self.decided[key] = answer
+        self.remembered[key] = answer
         return answer
 
     def derive(self, ids: Ids) -> Ids:
@@ -174,7 +182,7 @@ class Labels:
         self.n += 1
         return self.n - 1
 
-    def tie(self, ids: Ids, axis: int, why: Reason) -> Ids:
+    def couple_along(self, ids: Ids, axis: int, why: Reason) -> Ids:
         """Positions along `axis` are removed together; returns the ids without that axis."""
         first: Ids = np.take(ids, 0, axis)
         if ids.shape[axis] > 1:
@@ -189,11 +197,11 @@ class Labels:
             return
         self.rectangles.setdefault((ids.shape, ids.tobytes()), ids)
 
-    def columns(self, ids: Ids, why: Reason) -> Ids:
+    def column_ids(self, ids: Ids, why: Reason) -> Ids:
         """Column ids of [rows, columns], where something lies along the columns that all rows share (the sines of a
         rotary embedding, the gain of a norm inside heads): from now on only whole rows and whole columns may go."""
         if ids.ndim != 2:
-            return self.tie(ids, 0, why)
+            return self.couple_along(ids, 0, why)
         key = (ids.shape, np.ascontiguousarray(ids).tobytes())
         if key not in self.tables:
             self.tables[key] = ids, self.derive(ids), why
@@ -224,7 +232,7 @@ class Labels:
         """Tie the rows of tables: whole columns may go, and no row."""
         for key in tables:
             ids, _, why = self.tables.pop(key)
-            self.tie(ids, 0, why)
+            self.couple_along(ids, 0, why)
 
     def _joined(self) -> Ids:
         one, two = side_by_side([a for a, _, _ in self.pairs]), side_by_side([b for _, b, _ in self.pairs])

@@ -19,7 +19,7 @@ from onnxprune.model import bodies, captured, opset
 from onnxprune.shapes import Dim
 from onnxprune.trace.equation import Dims, Equation, Lettered, Operand
 from onnxprune.trace.labels import Block, Ids, Reason
-from onnxprune.trace.tracing import LARGEST, Edit, Kind, Reduction, Trace
+from onnxprune.trace.tracing import MAX_BLOCK_IDS, Edit, Reduction, ReductionKind, Trace
 
 
 class Unfit(Exception):
@@ -148,11 +148,11 @@ class Op:
 
     def _too_large(self, block: Block) -> bool:
         """Ids of a block that is no layer's any more stay: every step on would copy it."""
-        if block.ids.size <= LARGEST:
+        if block.ids.size <= MAX_BLOCK_IDS:
             return False
         held = np.zeros(self.trace.labels.n, bool)
         held[block.ids] = True
-        self.trace.labels.freeze(np.flatnonzero(held), self.why(f"over {LARGEST:,} positions are not followed"))
+        self.trace.labels.freeze(np.flatnonzero(held), self.why(f"over {MAX_BLOCK_IDS:,} positions are not followed"))
         return True
 
     def couple(self, a: Ids, b: Ids) -> None:
@@ -202,7 +202,7 @@ class Op:
 
     def eq(
         self, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]], *,
-        sizes: Mapping[str, int] | None = None, pinned: str = "", stat: str = "", kind: Kind = "sum",
+        sizes: Mapping[str, int] | None = None, pinned: str = "", stat: str = "", kind: ReductionKind = "sum",
         fills: Mapping[int, int] | None = None, text: str = "", macs: str = "", silent: str = "",
         summed: Mapping[str, int] | None = None,
     ) -> Equation:  # fmt: skip
@@ -256,7 +256,7 @@ class Op:
         self.trace.demand(parts)
 
     def _note_sums(
-        self, eq: Equation, used: list[int], ins: Mapping[int, Sequence[str]], kept: Set[str], kind: Kind,
+        self, eq: Equation, used: list[int], ins: Mapping[int, Sequence[str]], kept: Set[str], kind: ReductionKind,
         fills: Mapping[int, int], summed: Mapping[str, int],
     ) -> None:  # fmt: skip
         for main in eq.main:
@@ -303,4 +303,4 @@ class Op:
             rest = [k for k in range(b.ids.ndim) if k not in shared]
             rows = prod(b.ids.shape[k] for k in shared)
             blocks.append(b.ids.transpose(*shared, *rest).reshape(rows, -1) if shared else b.ids.ravel())
-        self.trace.macs[self.index] = (self.trace.times * prod(float(size.get(x, 1)) for x in macs), tuple(blocks))
+        self.trace.macs[self.index] = (self.trace.repeats * prod(float(size.get(x, 1)) for x in macs), tuple(blocks))

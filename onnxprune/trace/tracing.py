@@ -18,6 +18,7 @@ from onnx import NodeProto, TensorProto
 from onnxprune.errors import RuleFailed
 from onnxprune.model import Model, Scope, bodies, defined, every_node, needs, scopes
 from onnxprune.shapes import Shapes, misfit
+from onnxprune.trace.births import Axes, Demands, born
 from onnxprune.trace.labels import Block, Ids, Labels, Reason
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from onnxprune.trace.op import Op
 
 Edit = Callable[["Editor"], None]
-Axes = tuple[tuple[int, int], ...]
-"""(axis, number of ids along it), outermost first: how a parameter's axes are born as one block."""
+Use = tuple[int, int]
+"""(node index, input index) of a parameter."""
 
 LABELLED = {
     TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8,
@@ -34,9 +35,10 @@ LABELLED = {
     TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2FNUZ, TensorProto.INT16,
     TensorProto.UINT16,
 }  # fmt: skip
-LARGEST = 1 << 22
+"""Element types of the parameters whose positions get ids."""
+MAX_BLOCK_IDS = 1 << 22
 """Positions that one block may have, be it along an axis that an operator makes up or along several axes together."""
-Kind = Literal["sum", "gather"]
+ReductionKind = Literal["sum", "gather"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Reduction:
     gather: the operator sees only kept positions: of inputs `ins`, and of outputs `outs` given back."""
 
     node: int
-    kind: Kind
+    kind: ReductionKind
     operand: int = 0
     block: Block | None = None
     fill: str = ""
@@ -57,17 +59,25 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Slice:
-    """Where ids live in a parameter. `uses`: (node index, input index) of the uses it stands for; () = all of them."""
+    """Where ids live in a parameter. `uses`: those that it stands for; () = all of them."""
 
     parameter: str
     key: Hashable
     blocks: tuple[Block, ...]
-    uses: tuple[tuple[int, int], ...]
+    uses: tuple[Use, ...]
 
 
 @dataclass
 class Trace:
-    """Everything that tracing found out about one graph; see `trace()`."""
+    """Everything that tracing finds out about one graph.
+
+    structures: axes of parameters that are born as one block, by key; `demands`: those that this trace asks for.
+    aliases, retraced, original: of a rewritten graph, what its new parameters were called, that it is one, and the keys
+    that the parameters of the graph before had.
+    blocks: of tensors, by name; slices: of parameters, by key; owned: of uses that know better than the parameter.
+    edits: by node, what to change in it; macs: by node, its multiply-accumulates and the ids that cut them.
+    passed: nodes that another one's rule has dealt with; fixed: tensors that depend on no input.
+    repeats: how often the nodes of the graph that is being traced run, as far as that is known."""
 
     model: Model
     shapes: Shapes
@@ -82,12 +92,12 @@ class Trace:
     reductions: list[Reduction] = field(default_factory=list)
     edits: list[tuple[int, Edit]] = field(default_factory=list)
     macs: dict[int, tuple[float, tuple[Ids, ...]]] = field(default_factory=dict)
-    demands: dict[Hashable, list[Axes]] = field(default_factory=dict)
-    owned: dict[tuple[int, int], tuple[Block, ...]] = field(default_factory=dict)
-    _seen: dict[tuple[str, tuple[int, int] | None], tuple[Block, ...]] = field(default_factory=dict, repr=False)
+    demands: Demands = field(default_factory=Demands)
+    owned: dict[Use, tuple[Block, ...]] = field(default_factory=dict)
+    _seen: dict[tuple[str, Use | None], tuple[Block, ...]] = field(default_factory=dict, repr=False)
     passed: set[int] = field(default_factory=set)
     rules: Mapping[str, Callable[[Op], None]] = field(default_factory=dict, repr=False)
-    times: float = 1.0
+    repeats: float = 1.0
     fixed: set[str] = field(default_factory=set)
 
     @cached_property
@@ -106,6 +116,7 @@ class Trace:
 
     @cached_property
     def scopes(self) -> list[Scope]:
+        """The main graph and the bodies in it, outer before inner."""
         return scopes(self.model.proto.graph)
 
     @cached_property
@@ -123,6 +134,7 @@ class Trace:
         return None if dims is None else len(dims)
 
     def run(self, rules: Mapping[str, Callable[[Op], None]]) -> None:
+        """Trace the whole graph; `rules`: by operator type. What the graph gives out keeps its shape."""
         self.rules = rules
         self.enter(self.scopes[0])
         for out in self.model.proto.graph.output:
@@ -132,29 +144,32 @@ class Trace:
     def enter(self, scope: Scope, times: float = 1.0) -> None:
         """Trace the nodes of a graph, each once. `times`: how often they run whenever their owner does, as far as
         that is known."""
+        around, self.repeats = self.repeats, self.repeats * times
+        for index in scope.numbers:
+            self._node(index)
+        self.repeats = around
+
+    def _node(self, index: int) -> None:
         from onnxprune.trace.op import Op
         from onnxprune.trace.shuffle import shuffle
 
-        around, self.times = self.times, self.times * times
-        for index in scope.numbers:
-            node = self.nodes[index]
-            op = Op(self, index, node)
-            if index in self.passed or shuffle(op):
-                continue
-            normed = len(self.labels.normed)
-            rule = self.rules.get(op.type)
-            if rule is not None:
-                self._apply(rule, op)
-            elif next(bodies(node), None) is not None:
-                op.freeze("its body sees the whole tensor")
-            else:
-                op.freeze("no rule for this operator")
-            if self.excluded(node):
-                op.freeze("excluded by the user", outputs=True)
-            if all(i in self.fixed or i in self.model.weights for i in needs(node)):
-                self.fixed.update(node.output)
-                del self.labels.normed[normed:]  # a weight that is standardised is no stream that is normalised
-        self.times = around
+        node = self.nodes[index]
+        op = Op(self, index, node)
+        if index in self.passed or shuffle(op):
+            return
+        normed = len(self.labels.normed)
+        rule = self.rules.get(op.type)
+        if rule is not None:
+            self._apply(rule, op)
+        elif next(bodies(node), None) is not None:
+            op.freeze("its body sees the whole tensor")
+        else:
+            op.freeze("no rule for this operator")
+        if self.excluded(node):
+            op.freeze("excluded by the user", outputs=True)
+        if all(i in self.fixed or i in self.model.weights for i in needs(node)):
+            self.fixed.update(node.output)
+            del self.labels.normed[normed:]  # a weight that is standardised is no stream that is normalised
 
     def _apply(self, rule: Callable[[Op], None], op: Op) -> None:
         """A node that its rule does not take is held with all that reaches it, and with what the rule made until then.
@@ -163,7 +178,7 @@ class Trace:
         whoever uses it loses no more than what meets the node."""
         from onnxprune.trace.op import Unfit
 
-        edits, reductions, born = len(self.edits), len(self.reductions), self.labels.n
+        edits, reductions, first = len(self.edits), len(self.reductions), self.labels.n
         try:
             if text := misfit(op.node, op.opset):
                 raise Unfit(text)
@@ -178,9 +193,9 @@ class Trace:
             text = f"does not fit its operator ({what})"
         del self.edits[edits:], self.reductions[reductions:]
         op.freeze(text, outputs=True)
-        self.labels.misfit(np.arange(born, self.labels.n), op.why(text))
+        self.labels.misfit(np.arange(first, self.labels.n), op.why(text))
 
-    def of(self, name: str, use: tuple[int, int] | None = None) -> tuple[Block, ...]:
+    def of(self, name: str, use: Use | None = None) -> tuple[Block, ...]:
         """The blocks of a tensor; of a parameter, as seen by the use (node index, input index)."""
         if use in self.owned:
             return self.owned[use]
@@ -192,51 +207,33 @@ class Trace:
             self._seen[name, use] = self._of_parameter(name, use)
         return self._seen[name, use]
 
-    def _of_parameter(self, name: str, use: tuple[int, int] | None) -> tuple[Block, ...]:
+    def _of_parameter(self, name: str, use: Use | None) -> tuple[Block, ...]:
+        """Exporters share equal vectors between unrelated layers, so that each use of a vector has ids of its own; a
+        shared matrix is tied on purpose."""
         weight = self.model.weights[name]
         if weight.onnx_type not in LABELLED:
             return ()
-        dims = weight.shape
         root = self.aliases.get(name, name)
-        # Exporters share equal vectors between unrelated layers; a shared matrix is tied on purpose.
-        vector = sum(n > 1 for n in dims) <= 1
+        vector = sum(n > 1 for n in weight.shape) <= 1
         if vector and use is None:
             return ()  # as an output of the graph, or where only its size is asked for: nobody's own
-        node = self.nodes[use[0]].name if use else ""
         if self.retraced:  # by what the parameter was before it was sliced
             vector = (root,) not in self.original
-        key: Hashable = (root, node, use[1]) if vector and use else (root,)
+        apart = use if vector else None
+        key: Hashable = (root, self.nodes[apart[0]].name, apart[1]) if apart else (root,)
         if key not in self.slices:
-            self.slices[key] = Slice(name, key, self._born(key, dims), (use,) if vector and use else ())
+            self.slices[key] = Slice(name, key, self._born(key, weight.shape), (apart,) if apart else ())
         return self.slices[key].blocks
 
     def _born(self, key: Hashable, dims: Sequence[int]) -> tuple[Block, ...]:
-        joint = self.structures.get(key, [])
-        if () in joint:
-            return ()
-        covered = {axis for axes in joint for axis, n in axes if n == -1}
-        specs = [*joint, *(((axis, -1),) for axis in range(len(dims)) if axis not in covered)]
-        blocks = []
-        for axes in specs:
-            shape = [dims[axis] if n == -1 else n for axis, n in axes]
-            if self.retraced and len(axes) > 1:
-                shape = [dims[axis] if n == -1 else -1 for axis, n in axes]
-            if prod(shape) == 1:
-                continue
-            ids = self.labels.fresh((key, axes), shape)
-            self.labels.rectangle(ids)
-            big = [k for k, n in enumerate(ids.shape) if n > 1]
-            if big:
-                coarse = axes[big[0]][1] != -1
-                blocks.append(Block(tuple(axes[k][0] for k in big), ids.reshape([ids.shape[k] for k in big]), coarse))
-        return tuple(blocks)
+        return born(self.labels, key, dims, self.structures.get(key, ()), self.retraced)
 
     def born(self, key: Hashable, dims: Sequence[int | None]) -> tuple[Block, ...]:
         """Blocks of a tensor whose axes the operator makes up (zeros of a given shape): static ones may shrink, but not
         one that is longer than anything a layer has."""
-        return self._born(key, [1 if n is None or n > LARGEST else n for n in dims])
+        return self._born(key, [1 if n is None or n > MAX_BLOCK_IDS else n for n in dims])
 
-    def own(self, use: tuple[int, int], blocks: tuple[Block, ...]) -> None:
+    def own(self, use: Use, blocks: tuple[Block, ...]) -> None:
         """Give one use of a parameter its blocks, where the operator knows better than one birth per axis."""
         node = self.nodes[use[0]]
         name = node.input[use[1]]
@@ -245,33 +242,6 @@ class Trace:
         self.owned[use] = blocks
 
     def demand(self, parts: Sequence[tuple[Block, int | None]], merged: bool = False) -> None:
-        """Ask that axes of one parameter be born as one joint block when the trace is run again.
-
-        `parts`: 1-D blocks, outermost first, with the number of ids wanted along it (None = all)."""
-        if prod(block.ids.size if n is None else n for block, n in parts) > LARGEST:
-            return
-        origins = [self.labels.origin(block.ids) for block, _ in parts]
-        births = [o for o in origins if isinstance(o, tuple) and len(o) == 2 and isinstance(o[1], tuple)]
-        keys = {born[0] for born in births}
-        if len(keys) > 1 or len(births) < len(parts):
-            for key in keys:
-                if merged and isinstance(key, tuple) and key[0] is None:  # made up: better without labels
-                    self.demands.setdefault(key, []).append(())
-            if not merged and len(parts) == 2:
-                self._nest(parts[0][0], parts[1][0], origins[1])
-            return
-        if not keys or any(len(born[1]) != 1 for born in births):
-            return
-        axes = tuple((born[1][0][0], -1 if n is None else n) for born, (_, n) in zip(births, parts, strict=True))
-        if len({a for a, _ in axes}) == len(axes) > 1:
-            wanted = self.demands.setdefault(keys.pop(), [])
-            taken = {a for other in wanted for a, n in other if n == -1}
-            if not taken & {a for a, n in axes if n == -1} and axes not in wanted:
-                wanted.append(axes)
-
-    def _nest(self, outer: Block, inner: Block, origin: Hashable) -> None:
-        """Ask that an axis that an operator made up be born inside another one: it may differ from row to row."""
-        if isinstance(origin, tuple) and isinstance(origin[0], tuple) and origin[0][0] is None:
-            axes = ((outer.axes[0], -1), (inner.axes[0], -1))
-            if origin[1] == axes[1:] and () not in (wanted := self.demands.setdefault(origin[0], [])):
-                wanted.append(axes)
+        """Ask that axes of one parameter be born as one joint block when the trace is run again; see `Demands.ask`."""
+        if prod(block.ids.size if n is None else n for block, n in parts) <= MAX_BLOCK_IDS:
+            self.demands.ask(self.labels, parts, merged)

@@ -193,7 +193,9 @@ def grouped_query(op: Op) -> None:
         labels.rectangle(block)
     whole = op.attr("do_rotary", 0) or depth % 8  # the rotation knows its pairs: heads go whole
     for ids in (q, k, v):
-        labels.tie(ids.reshape(len(ids), -1, depth if whole else 8), 2, op.why("head sizes are multiples of eight"))
+        labels.couple_along(
+            ids.reshape(len(ids), -1, depth if whole else 8), 2, op.why("head sizes are multiples of eight")
+        )
     _scale(op, depth)
     op.edit(lambda e: e.attr("num_heads", int(e.kept(q).any(axis=1).sum())))
     op.edit(lambda e: e.attr("kv_num_heads", int(e.kept(k).any(axis=1).sum())))

@@ -118,11 +118,11 @@ def picked(
     if k > 0:
         lo, hi = int(at.min()), int(at.max()) + 1
         run = at.size == hi - lo and bool((np.diff(at) == 1).all())
-        if labels.decide(("run", op.node.name, block.axes), run):
+        if labels.remember(("run", op.node.name, block.axes), run):
             inner_parts(op, block, axis, [c for c in (lo, hi) if 0 < c < n])
         else:
             for j in range(k):  # other than a run of positions: the same ones in every row
-                labels.tie(block.ids, j, op.why("picks the same positions of every row"))
+                labels.couple_along(block.ids, j, op.why("picks the same positions of every row"))
     ids = np.take(block.ids, at, axis=k)
     labels.rectangle(ids)
     grown = ids.reshape((*ids.shape[:k], *(shape if shape is not None else (at.size,)), *ids.shape[k + 1 :]))
@@ -219,7 +219,7 @@ def depth_to_space(op: Op) -> None:
         each = b.ids.size // size**2
         ids = b.ids.reshape((size, size, each) if mode == "DCR" else (each, size, size))
         for _ in range(2):
-            ids = op.trace.labels.tie(ids, 0 if mode == "DCR" else 1, op.why("pixels of one channel"))
+            ids = op.trace.labels.couple_along(ids, 0 if mode == "DCR" else 1, op.why("pixels of one channel"))
         blocks += [Block((1,), ids)] if each > 1 else []
         if each == 1:
             op.trace.labels.freeze(b.ids, op.why("the only channel"))

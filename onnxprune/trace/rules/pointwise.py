@@ -12,7 +12,7 @@ import numpy as np
 from onnxprune.trace.labels import KEPT
 from onnxprune.trace.op import Op
 from onnxprune.trace.rules.base import LETTERS, axes_of, axis_of, own_axis, ranks_known, spell, unary
-from onnxprune.trace.tracing import Kind
+from onnxprune.trace.tracing import ReductionKind
 
 
 def pool(op: Op) -> None:
@@ -170,7 +170,7 @@ def reduce(op: Op) -> None:
         axes = [] if op.attr("noop_with_empty_axes", 0) else list(range(rank))
     keep = op.attr("keepdims", 1)
     out = ["" if k in axes else s for k, s in enumerate(spelled) if keep or k not in axes]
-    kind: Kind = "sum" if op.type in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare") else "gather"
+    kind: ReductionKind = "sum" if op.type in ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare") else "gather"
     before = {b.axes: b for b in op.blocks(0)}
     op.eq({0: spelled}, {0: out}, kind=kind)
     if op.type not in ("ReduceSum", "ReduceL1"):

@@ -57,4 +57,4 @@ def recurrent(op: Op) -> None:
     op.set(2, _over((0, 2), units))
     op.edit(lambda e: e.attr("hidden_size", e.in_size(2, 2)))
     steps = float((op.trace.shapes.probe[0].get(op.node.input[0]) or (1,))[0] or 1)
-    op.trace.macs[op.index] = (op.trace.times * steps * directions * gates * hidden * (hidden + features), (units,))
+    op.trace.macs[op.index] = (op.trace.repeats * steps * directions * gates * hidden * (hidden + features), (units,))

@@ -55,13 +55,13 @@ def _together(op: Op, segments: Sequence[Segment], a: Shape, b: Shape) -> list[B
     """Blocks to move; several that a segment merges are asked to be born as one. Where they are not, the outer ones
     stay: heads whose values are shared go no more, but the width of all of them may. Of that one unit may be left: in
     the re-trace the outer ones are alone, and would go on."""
-    left = [b for b in op.blocks(0) if not op.trace.labels.stops(b.ids, op.node.name)]
+    left = [b for b in op.blocks(0) if not op.trace.labels.ended_at(b.ids, op.node.name)]
     for ins, outs in segments:
         inside = sorted((b for b in left if set(b.axes) & set(ins)), key=lambda b: b.axes)
         if len(inside) > 1 and a[ins.start : ins.stop] != b[outs.start : outs.stop]:
             op.trace.demand([(b, None) for b in inside], merged=True)
             for block in inside[:-1]:
-                op.trace.labels.stop(block.ids, op.why("merges two labelled axes into one"))
+                op.trace.labels.end_at(block.ids, op.why("merges two labelled axes into one"))
             left = [b for b in left if b not in inside[:-1]]
     return left
 
@@ -85,7 +85,7 @@ def _move(op: Op, block: Block, segments: Sequence[Segment], a: Shape, b: Shape)
     ids = block.ids
     if list(block.axes) != sorted(block.axes):
         while ids.ndim > 1:  # a merge in the other order than the nesting's
-            ids = op.trace.labels.tie(ids, 0, op.why("merges axes in another order"))
+            ids = op.trace.labels.couple_along(ids, 0, op.why("merges axes in another order"))
         ids = block.ids
     order = sorted(range(ids.ndim), key=lambda k: block.axes[k])
     ids = ids.transpose(order)
