@@ -35,7 +35,7 @@ class Run:
     feeds: dict[str, NDArray[Any]]
     values: dict[str, Any]
     sizes: Mapping[str, Dims]
-    told: str
+    open_sizes: str
     blocks: int
     deep: bool = False
 
@@ -94,7 +94,7 @@ class Original:
             got = lent.run(run.feeds, names, weights) if lent is not None else session.run(run.feeds, names)
         except Exception as e:
             raise RuntimeFailure(first_line(e)) from e
-        return Run(run.feeds, dict(zip(names, got, strict=True)), run.sizes, run.told, session.blocks, True)
+        return Run(run.feeds, dict(zip(names, got, strict=True)), run.sizes, run.open_sizes, session.blocks, True)
 
     def _opened(self, sizes: Mapping[str, Dims]) -> Session | Chain:
         model = self.at(sizes)
@@ -128,12 +128,12 @@ class Original:
                     *results, drawn = session.run_all([*feeds, feeds[0]], [*names, names[0]], [self.free])
                     self.extra = [
                         Run(feeds[0], dict(zip(names[0], drawn, strict=True)), shapes.probe[ks[0]],
-                            self._told(shapes.inputs[ks[0]]), session.blocks, True)
+                            self._open_sizes(shapes.inputs[ks[0]]), session.blocks, True)
                     ]  # fmt: skip
                 else:
                     results = session.run_all(feeds, names)
                 every = [
-                    Run(feed, dict(zip(own, got, strict=True)), shapes.probe[k], self._told(shapes.inputs[k]),
+                    Run(feed, dict(zip(own, got, strict=True)), shapes.probe[k], self._open_sizes(shapes.inputs[k]),
                         session.blocks, deep and k == ks[0])
                     for k, feed, own, got in zip(ks, feeds, names, results, strict=True)
                 ]  # fmt: skip
@@ -163,13 +163,13 @@ class Original:
     ) -> Run:  # fmt: skip
         names = self._names(deep)
         feeds, got = _on_random_inputs(session, self.trace.model, shapes, self.options.seed + k, names)
-        return Run(feeds, dict(zip(names, got, strict=True)), sizes, self._told(shapes), session.blocks, deep)
+        return Run(feeds, dict(zip(names, got, strict=True)), sizes, self._open_sizes(shapes), session.blocks, deep)
 
     def _names(self, deep: bool) -> list[str]:
         outputs = [o.name for o in self.trace.model.proto.graph.output]
         return [*dict.fromkeys((*outputs, *(self.taps if deep else ())))]
 
-    def _told(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    def _open_sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
         sizes: dict[str, int] = {}
         for info in self.trace.model.proto.graph.input:
             for axis, dim in enumerate(info.type.tensor_type.shape.dim):

@@ -12,27 +12,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.model import FLOATS, Model, Weight
 from onnxprune.options import Options
 from onnxprune.prove import rounding
-from onnxprune.prove.difference import difference, finite, hollow, largest
+from onnxprune.prove.difference import finite, hollow
 from onnxprune.prove.original import Original, Run
 from onnxprune.prove.places import Places, with_outputs
-from onnxprune.prove.slices import kept_of
+from onnxprune.prove.scale import NEAR, Scale
 from onnxprune.run import Chain, Session, first_line, opened
 from onnxprune.trace import Trace
-
-FAR = 100
-"""Times the tolerance: what rounding may move a tensor inside a graph, or one of random weights, where it is shown that
-it does."""
-MANY = 16
-"""Values that a channel has at least to be measured by its own scale: of a few all may be near zero."""
-NEAR = 10
-"""The same of an output of the real model; and of tensors inside and random weights, what they may be in any case."""
 
 
 @dataclass
@@ -53,12 +44,29 @@ class Findings:
     hollow: dict[str, str] = field(default_factory=dict)
     tensors: set[str] = field(default_factory=set)
 
+    def add(
+        self, run: Run, errors: Mapping[str, float], allowed: Mapping[str, float], outputs: Collection[str]
+    ) -> None:
+        """What one more run shows, of which nothing differs by more than it may."""
+        self.batches.append(run.batch)
+        self.sizes.append(run.open_sizes)
+        self.allowed = max([self.allowed, *(allowed[n] for n in allowed if n in outputs)])
+        for name, error in errors.items():
+            why = hollow(run.values[name])
+            if name not in outputs:
+                self.inner = max(self.inner, error)
+                self.tensors |= set() if why else {name}
+            else:
+                self.error = max(self.error, error)
+                self.seen |= set() if why else {name}
+                self.hollow |= {name: why} if why else {}
+
 
 @dataclass
 class Pair:
     """The original and the rewritten model `after`. `form`: what is done to both before they are run, `types` the
     element types of the tensors then. tolerance: of every tensor, by its own scale. rounds: operators whose rounding
-    is a decision; exact: the tolerance once they are told, where it is another. free: weights that may be
+    is a decision; exact: the tolerance once they are fed, where it is another. free: weights that may be
     given in the place of either model's own; lender: a pair of the same graphs with other weights, whose sessions serve
     where they can, and drawn: whether the weights are random. extra: the first run with the free weights, where it came
     with the others. finite: tensors that the real weights make finite, and random ones are to make so, too."""
@@ -151,107 +159,59 @@ class Pair:
             raise CheckFailed(f"the pruned model does not load: {e}") from e
 
     def _where(self, runs: Sequence[Run]) -> str:
-        told = "; ".join(r.told for r in runs if r.told)
-        return f" at {told}" if told else ""
+        sizes = "; ".join(r.open_sizes for r in runs if r.open_sizes)
+        return f" at {sizes}" if sizes else ""
 
     def _judge(self, run: Run, got: Mapping[str, Any], found: Findings) -> None:
-        whole = {name for name, value in run.values.items() if finite(value)}
-        if not self.drawn:
-            self.finite = whole if self.finite is None else self.finite & (whole | (self.finite - run.values.keys()))
-        elif self.finite is not None and not whole >= self.finite & run.values.keys():
-            raise RuntimeFailure("what they make is not finite")
-        errors = {name: self._error(name, value, got[name]) for name, value in run.values.items()}
-        allowed = {name: self._tolerance(name) for name in errors}
-        if self._beyond(errors, allowed, run) and self.options.check_rtol is None:
-            noise = self._noise(run)
-            allowed = {n: max(a, min(self._far(n), 4 * noise[n])) for n, a in allowed.items()}
-        if self._beyond(errors, allowed, run):
-            told = self._told(run)
-            if told is not None:
-                errors = told
-                allowed = {n: self.exact or allowed.get(n, self._tolerance(n)) for n in told}
-        bad = self._beyond(errors, allowed, run)
+        """CheckFailed where the results of a run differ by more than they may; what was found otherwise."""
+        self._check_finite(run)
+        errors, allowed = self._verdict(run, got)
+        bad = self._scale.beyond(errors, allowed, run.values)
         if bad:
             name = bad[0]
             raise CheckFailed(
                 f"the pruned model differs from the masked original by {errors[name]:.1e} (allowed {allowed[name]:.0e})"
                 f" in '{name}'{self._where([run])}{self._parting(run, allowed[name])}"
             )
-        found.batches.append(run.batch)
-        found.sizes.append(run.told)
-        found.allowed = max([found.allowed, *(allowed[n] for n in allowed if n in self._outputs)])
-        for name, error in errors.items():
-            why = hollow(run.values[name])
-            if name not in self._outputs:
-                found.inner = max(found.inner, error)
-                found.tensors |= set() if why else {name}
-            else:
-                found.error = max(found.error, error)
-                found.seen |= set() if why else {name}
-                found.hollow |= {name: why} if why else {}
+        found.add(run, errors, allowed, self._scale.outputs)
+
+    def _check_finite(self, run: Run) -> None:
+        """RuntimeFailure where drawn weights make something infinite that the real ones do not."""
+        whole = {name for name, value in run.values.items() if finite(value)}
+        if not self.drawn:
+            self.finite = whole if self.finite is None else self.finite & (whole | (self.finite - run.values.keys()))
+        elif self.finite is not None and not whole >= self.finite & run.values.keys():
+            raise RuntimeFailure("what they make is not finite")
+
+    def _verdict(self, run: Run, got: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+        """How far each tensor is off, and how far it may be: where that is too far, once rounding is measured; where it
+        still is, once both models decide from the same values."""
+        scale = self._scale
+        errors = {name: scale.error(name, value, got[name]) for name, value in run.values.items()}
+        allowed = {name: scale.tolerance_of(name) for name in errors}
+        if scale.beyond(errors, allowed, run.values) and self.options.check_rtol is None:
+            noise = self._noise(run)
+            allowed = {n: max(a, min(scale.farthest(n), 4 * noise[n])) for n, a in allowed.items()}
+        if scale.beyond(errors, allowed, run.values):
+            fed = self._errors_with_decisions_fed(run)
+            if fed is not None:
+                errors = fed
+                allowed = {n: self.exact or allowed.get(n, scale.tolerance_of(n)) for n in fed}
+        return errors, allowed
 
     @cached_property
-    def _outputs(self) -> set[str]:
-        return {o.name for o in self.trace.model.proto.graph.output}
-
-    @cached_property
-    def _levelled(self) -> set[str]:
-        """What a saturating operator gives the outputs, whose input is looked at."""
-        return set().union(*(outs for made, outs in self.places.ends.items() if self._reads(made)))
-
-    def _reads(self, made: str) -> bool:
-        return any(
-            n.input[0] in self.taps for n in self.trace.model.proto.graph.node if n.output and n.output[0] == made
-        )
-
-    def _tolerance(self, name: str) -> float:
-        """Of outputs that the user sees; sums inside, and of random weights, cancel out more often."""
-        return self.tolerance * (1 if name in self._outputs and not self.drawn else NEAR)
-
-    def _far(self, name: str) -> float:
-        """What it may be where rounding is shown to make as much."""
-        return self.tolerance * (self.far if name in self._outputs else FAR)
-
-    def _beyond(self, errors: Mapping[str, float], allowed: Mapping[str, float], run: Run) -> list[str]:
-        """What differs by more than is allowed, outputs first."""
-        return [
-            name for name, error in errors.items()
-            if error > allowed[name] and not error * largest([run.values[name]]) <= self.options.check_atol
-        ]  # fmt: skip
-
-    def _error(self, name: str, value: Any, got: Any) -> float:
-        floor = 1e-2 if name in self._levelled else 1e-6
-        if isinstance(value, np.ndarray) and isinstance(got, np.ndarray) and value.shape != got.shape:
-            part = self._kept(name, value)
-            if part.size != got.size:
-                return np.inf
-            value = part.reshape(got.shape)
-        return difference(value, got, floor, self._channels(name, value))
-
-    def _channels(self, name: str, value: Any) -> int | None:
-        """The axis of a tensor's channels, where each has enough values to have a scale of its own."""
-        if not isinstance(value, np.ndarray):
-            return None
-        axes = (a for b in self.trace.blocks.get(name, ()) for a in b.axes[-1:])
-        return next((a for a in axes if a < value.ndim and value.size >= MANY * value.shape[a]), None)
-
-    def _kept(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
-        """What the rewritten graph holds of a tensor of the original, flat."""
-        static = self.trace.shapes.static(name) or ()
-        dims = [n if k is None else None for k, n in zip(static, value.shape, strict=False)]
-        blocks = [b.at(dims) for b in self.trace.blocks.get(name, ())]
-        kept = self.places.kept
-        return kept_of(value, [b for b in blocks if not kept[b.ids].all()], kept)
+    def _scale(self) -> Scale:
+        return Scale(self.trace, self.places, self.taps, self.options.check_atol, self.tolerance, self.far, self.drawn)
 
     def _noise(self, run: Run) -> dict[str, float]:
         """How far rounding alone moves each tensor of the masked original."""
         names = list(run.values)
         again, moved = rounding.nudged(self._original(run, names), run.feeds, self.options.seed)
         got = self._values(again, moved, names)
-        return {n: self._error(n, run.values[n], got[n]) for n in names}
+        return {n: self._scale.error(n, run.values[n], got[n]) for n in names}
 
-    def _told(self, run: Run) -> dict[str, float] | None:
-        """The errors once the pruned model is told what the original decides and rounds from, with those of what that
+    def _errors_with_decisions_fed(self, run: Run) -> dict[str, float] | None:
+        """The errors once the pruned model is fed what the original decides and rounds from, with those of what that
         is; None where nothing is decided."""
         wanted = list(run.values)
         after = self.form(self.after)
@@ -260,17 +220,18 @@ class Pair:
         try:
             mine = self._values(with_outputs(self.types, after, names), run.feeds, names)
             expected = self._values(self._original(run, every), run.feeds, every)
-            parts = {n: self._kept(n, expected[n]) for n in names}
+            parts = {n: self._scale.kept_part(n, expected[n]) for n in names}
             decided = {n: p.reshape(mine[n].shape) for n, p in parts.items() if p.size == mine[n].size}
             if not decided:
                 return None
             answers = {f"{n}_told": x for n, x in decided.items()}
-            model = rounding.told(self.types, with_outputs(self.types, after, every), decided, self.rounds)
+            open_graph = with_outputs(self.types, after, every)
+            model = rounding.with_decisions_fed(self.types, open_graph, decided, self.rounds)
             got = self._values(model, {**run.feeds, **answers}, every)
-        except Exception:  # decisions that it was not told do not fit these: a runtime has many ways to say so
+        except Exception:  # decisions that it was not fed do not fit these: a runtime has many ways to say so
             return None
         run.values.update(expected)
-        return {n: self._error(n, expected[n], got[n]) for n in every}
+        return {n: self._scale.error(n, expected[n], got[n]) for n in every}
 
     def _parting(self, run: Run, tolerance: float) -> str:
         """The first node, in order, at whose output the two models part."""
@@ -283,7 +244,7 @@ class Pair:
         except Exception:  # an error message must not fail for want of more to say
             return ""
         for name in names:
-            if self._error(name, left[name], right[name]) > tolerance:
+            if self._scale.error(name, left[name], right[name]) > tolerance:
                 return f"; they part at {producer[name].op_type} '{producer[name].name}'"
         return ""
 

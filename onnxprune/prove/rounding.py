@@ -71,7 +71,7 @@ def deciding(types: Types, original: Model, after: Model, also: Collection[str] 
     ]  # fmt: skip
 
 
-def told(types: Types, model: Model, values: Mapping[str, Array], also: Collection[str] = ()) -> Model:
+def with_decisions_fed(types: Types, model: Model, values: Mapping[str, Array], also: Collection[str] = ()) -> Model:
     """The model with its decisions made from inputs `<name>_told`, of the shapes of `values`, instead of its own
     values: where a runtime knows no shape, it may take sizes that are decided for none at all."""
     model = model.copy()

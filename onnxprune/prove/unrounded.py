@@ -37,9 +37,11 @@ class Unrounded:
     was: dict[str, int] = field(default_factory=dict)
 
     def types(self, name: str) -> int | None:
+        """The element type of a tensor as it is written."""
         return FLOAT if name in self.floats else self.known(name)
 
     def kind(self, name: str, model: Model) -> int | None:
+        """The element type of a parameter of `model` or of a tensor of the graph as it was."""
         weight = model.weights.get(name)
         return weight.onnx_type if weight is not None else self.known(name)
 
@@ -79,17 +81,24 @@ class Unrounded:
 
     def _other(self, step: Step) -> list[NodeProto]:
         """A node that does not round: what it gives is of the kind that it is given."""
-        node, model = step.node, step.model
+        node = step.node
         read = [n for n in needs(node) if n in self.floats]
+        if any(True for _ in bodies(node)):
+            self._as_its_bodies(node, read)
+            return [node]
+        return self._on_floats(step, read) if read else [node]
+
+    def _as_its_bodies(self, node: NodeProto, read: Sequence[str]) -> None:
+        """What an If gives is float where both branches give floats; any other owner of bodies has to stay as it is."""
         outs = [[o.name in self.floats for o in body.output] for _, body in bodies(node)]
-        if outs:
-            if node.op_type == "If" and all(o == outs[0] for o in outs):
-                self._became(dict(zip(node.output, outs[0], strict=False)), read)
-            elif any(map(any, outs)) or not self.floats.isdisjoint(node.input):
-                raise Whole("it carries integers in and out of its bodies")
-            return [node]
-        if not read:
-            return [node]
+        if node.op_type == "If" and all(o == outs[0] for o in outs):
+            self._became(dict(zip(node.output, outs[0], strict=False)), read)
+        elif any(map(any, outs)) or not self.floats.isdisjoint(node.input):
+            raise Whole("it carries integers in and out of its bodies")
+
+    def _on_floats(self, step: Step, read: Sequence[str]) -> list[NodeProto]:
+        """The node, given floats (`read`) in place of integers: all that it is given are floats then."""
+        node, model = step.node, step.model
         for i, name in enumerate(node.input):
             if name not in self.floats and self.kind(name, model) in LIMITS:
                 node.input[i] = step.cast(name)
