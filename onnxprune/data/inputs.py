@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto
 
-from onnxprune.model import FLOATS, Model, dtype_of, every_node
+from onnxprune.model import FLOATS, Model, dtype_of, every_node, traits
 from onnxprune.shapes import Inputs, Shapes, plan
 
 Array = NDArray[Any]
@@ -32,11 +32,7 @@ WAVES = (4096, 512)
 """Lengths of sound to try where the model leaves it open."""
 TIMES = 1000
 """One integer a sample that is used as a number is nearly always a time step; there are mostly this many."""
-_THROUGH = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Tile", "Slice",
-            "Clip", "Gather", "Split"}  # fmt: skip
-"""What hands integers on as they are."""
-_MIXING = {"Concat", "Add", "Mul", "Where", "Max", "Min"}
-"""What hands on integers of which an index may be made: wrapped from negative ones, shifted, or joined."""
+_INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 _INDEXED = {"Gather": (1, 0), "GatherElements": (1, 0), "ScatterElements": (1, 0), "Scatter": (1, 0)}
 """Which input holds indices, and which one they index."""
 _STATE = re.compile(r"(^|[_.:/])(h|c|hn|cn|hx|cx|state)[_.]?(in)?\d*([_.:/]|$)", re.IGNORECASE)
@@ -105,7 +101,7 @@ def _describe(model: Model, shapes: Shapes, users: Mapping[str, list[NodeProto]]
     elif channel:
         kind = "image"
     elif tensor.elem_type in FLOATS:
-        state = any(name in n.input[5:7] for n in users[name] if n.op_type in ("LSTM", "GRU", "RNN"))
+        state = any(name in n.input[5:7] for n in users[name] if n.op_type in traits.GATES)
         kind = "state" if state or _STATE.search(name) else "sound" if _is_sound(axes, shape) else "features"
         batch = 1 if kind == "state" and len(axes) == 3 else batch
     else:
@@ -138,8 +134,8 @@ def _reached(users: Mapping[str, list[NodeProto]], shapes: Shapes, name: str) ->
         name = names.pop()
         for node in users[name]:
             yield node, name
-            mixes = node.op_type in _MIXING and shapes.dtype(node.output[0]) in (TensorProto.INT32, TensorProto.INT64)
-            if mixes or (node.op_type in _THROUGH and node.input[0] == name):
+            mixes = node.op_type in traits.MIXING_INTEGERS and shapes.dtype(node.output[0]) in _INTEGERS
+            if mixes or (node.op_type in traits.CARRYING_INTEGERS and node.input[0] == name):
                 names += [o for o in node.output if o not in seen]
                 seen.update(node.output)
 

@@ -18,7 +18,7 @@ from onnx import NodeProto, helper
 from onnxprune.data.inputs import Input, consumers, sizes
 from onnxprune.data.synthetic import images
 from onnxprune.errors import UsageError
-from onnxprune.model import Model, needs
+from onnxprune.model import Model, needs, traits
 from onnxprune.options import Options
 from onnxprune.run import open_session
 from onnxprune.shapes import Shapes
@@ -30,8 +30,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLES, LAYERS = 12, 48
 """Synthetic images on which layers are looked at, and at most how many layers."""
 CLEARLY, FAINT = 0.92, 0.1
-_AFFINE = {"Sub", "Add", "Mul", "Div"}
-_THROUGH = {"Cast", "Identity", "Transpose", "Dropout", "Resize"}
 
 
 @dataclass(frozen=True)
@@ -251,7 +249,7 @@ def _first_operators(
             if stored[0] is not None and stored[1] is not None:
                 return gain, offset, (stored[0], np.sqrt(stored[1]) + 1e-6)
             break
-        if node.op_type in _AFFINE:
+        if node.op_type in traits.ARITHMETIC:
             other = _constant(model, shapes, _other(node, name), channels)
             if other is None or (node.op_type == "Div" and (node.input[0] != name or not other.all())):
                 break
@@ -264,7 +262,7 @@ def _first_operators(
                 offset = offset + other
             else:
                 gain, offset = (gain, offset - other) if node.input[0] == name else (-gain, other - offset)
-        elif node.op_type not in _THROUGH or node.input[0] != name:
+        elif node.op_type not in traits.CARRYING_PIXELS or node.input[0] != name:
             break
         name = node.output[0]
     return gain, offset, None

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxprune.fit.expressions import EXPRESSIONS, Parameter, parameter
+from onnxprune.fit.expressions import Parameter, parameter
 from onnxprune.fit.linear import Linear, Shift
 from onnxprune.fit.tails import Tail
-from onnxprune.model import Topology, Weight
+from onnxprune.model import Topology, Weight, traits
 
 Array = NDArray[Any]
 
@@ -32,7 +32,7 @@ class Fitted:
         while todo:
             for k in self.graph.readers[todo.pop()]:
                 node = self.graph.nodes[k]
-                if k not in members and node.op_type in EXPRESSIONS:
+                if k not in members and node.op_type in traits.CARRYING_PARAMETERS:
                     todo += node.output
                 else:
                     found.add(k)

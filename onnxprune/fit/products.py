@@ -20,9 +20,9 @@ from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter, attribute, parameter
 from onnxprune.fit.linear import Linear, Shift, Unfit, restricted
-from onnxprune.fit.recurrent import GATES, recurrent
+from onnxprune.fit.recurrent import recurrent
 from onnxprune.fit.walk import Walk
-from onnxprune.model import Model
+from onnxprune.model import Model, traits
 from onnxprune.trace import Ids, Mask, Reduction, Trace
 
 Array = NDArray[Any]
@@ -271,7 +271,7 @@ def layers(model: Model, rank: Callable[[str], int | None], skipped: dict[str, s
         layer = handle(index, node, model, made_by, rank) if handle else None
         if layer is not None and layer.data not in model.weights:
             found.append(layer)
-        if node.op_type in GATES:
+        if node.op_type in traits.GATES:
             try:
                 found += recurrent(index, node, model, made_by)
             except Unfit as why:

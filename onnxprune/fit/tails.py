@@ -16,7 +16,7 @@ from onnx import NodeProto
 
 from onnxprune.fit.expressions import attribute
 from onnxprune.fit.linear import Linear, Shift
-from onnxprune.model import Model, Topology
+from onnxprune.model import Model, Topology, traits
 
 Array = NDArray[Any]
 
@@ -61,7 +61,7 @@ def tail(layer: Linear, graph: Topology, outputs: int, rank: int | None) -> Tail
         end = str(node.output[0])
     total = other = ""
     node = graph.reader(end)
-    if node is not None and node.op_type in ("Add", "Sum") and len(node.input) == 2:
+    if node is not None and node.op_type in traits.ADDING and len(node.input) == 2:
         other = next((str(n) for n in node.input if n != end), "")
         if other and other not in model.weights:
             total = str(node.output[0])
@@ -83,7 +83,7 @@ def affine(
         gamma, beta, mean, var = (model.weights[i].array().astype(np.float64) for i in node.input[1:5])
         factor = gamma / np.sqrt(var + float(attribute(node, "epsilon", 1e-5)))
         return factor, beta - mean * factor, 2, 1.0
-    if node.op_type not in ("Add", "Sub", "Mul", "Div") or len(node.input) != 2:
+    if node.op_type not in traits.ARITHMETIC or len(node.input) != 2:
         return None
     k = 1 - list(node.input).index(tensor)
     if node.input[k] not in model.weights or (node.op_type == "Div" and k == 0):

@@ -13,14 +13,13 @@ from math import prod
 from onnx import TensorProto
 
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model import Model, Weight
+from onnxprune.model import Model, Weight, traits
 from onnxprune.options import Options
 from onnxprune.prove.branches import Decided, forced, ways
 from onnxprune.prove.original import Run
 from onnxprune.prove.pair import Findings, Pair
 from onnxprune.prove.places import Places
 from onnxprune.prove.redraw import redrawn
-from onnxprune.prove.rounding import ROUNDING
 from onnxprune.prove.scale import FAR, NEAR
 from onnxprune.prove.slices import Source
 from onnxprune.prove.unrounded import Unrounded
@@ -119,7 +118,7 @@ class Comparison:
         real = replace(plain, tolerance=exact, form=form, types=form.types, far=FAR, extra=[])
         plain = replace(plain, taps=places.taps, free=({}, {}))
         if exact < STEPS / 127:
-            plain = replace(plain, tolerance=STEPS / 127, far=1, rounds=ROUNDING, exact=NEAR * exact)
+            plain = replace(plain, tolerance=STEPS / 127, far=1, rounds=traits.ROUNDING, exact=NEAR * exact)
         return plain, real
 
     def _redrawn(self, gain: float = 1.0) -> tuple[Model, Model]:

@@ -12,15 +12,9 @@ from math import prod
 
 from onnx import NodeProto, helper
 
-from onnxprune.model import FLOATS, Model, bodies, defined, needs, nested
+from onnxprune.model import FLOATS, Model, bodies, defined, needs, nested, traits
 from onnxprune.prove.rounding import decides_from
 from onnxprune.trace import Dims, Mask, Trace
-
-SATURATING = {"Sigmoid", "Softmax", "LogSoftmax", "Tanh", "HardSigmoid"}
-MOVING = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Slice", "Gather", "Concat",
-          "Split", "ReduceMean", "Constant", "Shape", "Equal", "If"}  # fmt: skip
-"""What hands values on, averages them, or asks for no more than their sizes."""
-
 
 COUNT = 128
 """Tensors inside the graph that are compared at most."""
@@ -34,11 +28,11 @@ def saturating_ends(trace: Trace) -> dict[str, set[str]]:
     users = defaultdict(list)
     for node in trace.model.proto.graph.node:
         for name in {*needs(node)}:
-            users[name].append((node, all(n.op_type in MOVING for n in (node, *nested(node)))))
+            users[name].append((node, all(n.op_type in traits.AFTER_SATURATING for n in (node, *nested(node)))))
     outputs = {o.name for o in trace.model.proto.graph.output}
     found: dict[str, set[str]] = {}
     for node in trace.model.proto.graph.node:
-        if node.op_type in SATURATING:
+        if node.op_type in traits.SATURATING:
             reached, moving, todo = set(node.output), True, list(node.output)
             while todo and moving:
                 name = todo.pop()
@@ -111,7 +105,7 @@ class Places:
 
     def _levelled_or_decided_from(self) -> list[str]:
         nodes = self.trace.model.proto.graph.node
-        levelled = [n.input[0] for n in nodes if n.op_type in SATURATING]
+        levelled = [n.input[0] for n in nodes if n.op_type in traits.SATURATING]
         return [*levelled, *(x for n in nodes for x in decides_from(self.trace.shapes.dtype, n))]
 
     def _comparable(self, after: Model) -> set[str]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.model import FLOATS, Model, Part, Weight, every_node
+from onnxprune.model import FLOATS, Model, Part, Weight, every_node, traits
 from onnxprune.prove.rounding import POOL
 from onnxprune.prove.slices import Source, kept_of
 from onnxprune.trace import Block, Mask, Trace
@@ -26,17 +26,10 @@ from onnxprune.trace import Block, Mask, Trace
 Shape = tuple[int, ...]
 MAX_REDRAWN = 64 << 20
 """Bytes: weights of more keep their values, which are read from their file a few rows at a time."""
-FIXED = {"Resize", "Upsample", "Pad", "Clip", "OneHot", "RoiAlign", "MaxRoiPool", "NonMaxSuppression", "Range", "Pow",
-         "Mod", "Trilu", "ConstantOfShape", "GridSample"}  # fmt: skip
-"""What these read beside their first input says how they work."""
 INTEGERS = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT4,
             TensorProto.UINT4}  # fmt: skip
-HANDED_ON = ("Transpose", "Reshape", "Cast", "Identity", "Einsum", "Attention", "Unsqueeze", "Squeeze", "Concat")
-"""Whoever reads what these make of a parameter sums over one of its axes: the longest, at most."""
 SIGNS = (-1, 1, 1, 1)
 """Of biases: a unit that a rectifier silences for every input shows nothing."""
-BIASED = {"QLinearConv", "QGemm", "DequantizeLinear"}
-"""What reads a bias of 32 bits."""
 LEAST_BIAS = 512
 """Steps over which a bias of 32 bits is drawn at least: many are all zeros."""
 
@@ -124,13 +117,14 @@ class Drawing:
     def drawn(self) -> Drawn | None:
         """How; None where the weight is to stay."""
         weight, kind = self.weight, self.weight.onnx_type
-        if weight.nbytes > MAX_REDRAWN or not weight.size or any(n.op_type in FIXED and i for n, i in self.uses):
+        configures = any(n.op_type in traits.CONFIGURED and i for n, i in self.uses)
+        if configures or weight.nbytes > MAX_REDRAWN or not weight.size:
             return None
         if kind in FLOATS:
             return self._floats()
         if kind in INTEGERS and (not self._vector or all(n.op_type == "DequantizeLinear" for n, _ in self.uses)):
             return self._stored()
-        if kind == TensorProto.INT32 and all(n.op_type in BIASED and i != 2 for n, i in self.uses):
+        if kind == TensorProto.INT32 and all(n.op_type in traits.INTEGER_BIASED and i != 2 for n, i in self.uses):
             return self._long_bias()
         return None
 
@@ -190,10 +184,10 @@ def _gemm_terms(node: NodeProto, i: int, shape: Shape) -> int:
 TERMS: Mapping[str, Callable[[NodeProto, int, Shape], int]] = {
     **dict.fromkeys(("Conv", "FusedConv", "DeformConv"), lambda node, i, shape: prod(shape[1:])),
     "ConvTranspose": lambda node, i, shape: shape[0],
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), lambda node, i, shape: shape[-1]),
+    **dict.fromkeys(traits.GATES, lambda node, i, shape: shape[-1]),
     **dict.fromkeys(("Gemm", "FusedGemm"), _gemm_terms),
     **dict.fromkeys(("MatMul", "FusedMatMul"), lambda node, i, shape: shape[-2] if i and len(shape) > 1 else shape[-1]),
-    **dict.fromkeys(HANDED_ON, lambda node, i, shape: max(shape)),
+    **dict.fromkeys(traits.MOVING_PARAMETERS, lambda node, i, shape: max(shape)),
 }
 """How many terms an operator sums for one output when it is given a parameter of this shape as this input."""
 

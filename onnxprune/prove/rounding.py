@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.model import FLOATS, Model, Part, Weight, bodies, captured, needs, renamed
+from onnxprune.model import FLOATS, Model, Part, Weight, bodies, captured, needs, renamed, traits
 
 Array = NDArray[Any]
 NUDGED = (np.float16, np.float32, np.float64)
@@ -28,12 +28,6 @@ POOL = 100_003
 Types = Callable[[str], int | None]
 """The element type of a tensor, where it is known."""
 DECIDED = {TensorProto.BOOL, TensorProto.INT32, TensorProto.INT64}
-SAMPLING = {"RoiAlign", "MaxRoiPool", "GridSample"}
-"""Input 1 is where they look: a millionth of an image's width may be much of a step from one pixel to the next."""
-
-STEPS = {"Hardmax", "Sign", "Floor", "Ceil", "Round"}
-"""Floats in, floats out, and a jump between them."""
-ROUNDING = {"QuantizeLinear", "DynamicQuantizeLinear"}
 
 
 def nudged(model: Model, feeds: Mapping[str, Array], seed: int) -> tuple[Model, dict[str, Array]]:
@@ -90,9 +84,9 @@ def with_decisions_fed(types: Types, model: Model, values: Mapping[str, Array], 
 
 def decides_from(types: Types, node: NodeProto, also: Collection[str] = ()) -> Iterable[str]:
     """What a node reads to decide: of one with bodies what they read from outside, where they decide for others."""
-    if node.op_type in SAMPLING:
+    if node.op_type in traits.SAMPLING:
         return list(node.input)[1:2]
-    if node.op_type in also or node.op_type in STEPS:
+    if node.op_type in also or node.op_type in traits.JUMPING:
         return list(node.input)[:1]
     decides = node.op_type != "Shape" and any(types(o) in DECIDED for o in node.output if o)
     return needs(node) if decides else ()

@@ -11,18 +11,17 @@ from dataclasses import dataclass, field
 
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from onnxprune.model import Model, bodies, needs
+from onnxprune.model import Model, bodies, needs, traits
 from onnxprune.prove.reals import FLOAT, FORMS, LIMITS, Step, Whole
 
 WHOLE = {*LIMITS, TensorProto.INT32}
 """Types of tensors that are floats afterwards."""
-STILL = {"QAttention", "DynamicQuantizeLSTM", "QEmbedLayerNormalization"}
-"""Operators that round inside, and are not taken apart."""
 
 
 def rounding(nodes: Sequence[NodeProto]) -> bool:
     """Whether any of the nodes rounds to integers."""
-    return any((n.op_type in FORMS and n.op_type != "DequantizeLinear") or n.op_type in STILL for n in nodes)
+    kinds = {n.op_type for n in nodes}
+    return not kinds.isdisjoint((FORMS.keys() - {"DequantizeLinear"}) | traits.ROUNDING_INSIDE)
 
 
 @dataclass
@@ -68,7 +67,7 @@ class Unrounded:
     def _node(self, model: Model, node: NodeProto) -> list[NodeProto]:
         step, before = Step(self, model, node), set(self.floats)
         try:
-            if node.op_type in STILL:
+            if node.op_type in traits.ROUNDING_INSIDE:
                 raise Whole("it rounds inside")
             if node.op_type in FORMS:
                 FORMS[node.op_type](step)
@@ -105,7 +104,7 @@ class Unrounded:
         if node.op_type == "Cast" and step.attr("to") in WHOLE:
             node.attribute[0].i = FLOAT
         kinds = {name: self.known(name) for name in node.output if name}
-        made = node.op_type not in ("Shape", "Size")
+        made = node.op_type not in traits.SIZES
         self._became({n: kind in WHOLE or (kind is None and made) for n, kind in kinds.items()}, read)
         return [*step.made, node]
 
