@@ -18,7 +18,7 @@ from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.model import Model
 from onnxprune.options import Options, Progress, Proof
 from onnxprune.planning import criteria, profile
-from onnxprune.prove import equivalence, finite, retrace
+from onnxprune.prove import check_finite, equivalence, retrace
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.run import opened
 from onnxprune.shapes import Shapes, declare, footprint, hazards, infer
@@ -166,7 +166,7 @@ def ran(groups: Groups, after: Model, feeds: Sequence[Mapping[str, Any]], option
     numbers."""
     clock("run")
     trace = groups.trace
-    finite(opened(after, options, trace.shapes.dtype), after, trace.model, feeds, options, trace.shapes.dtype)
+    check_finite(opened(after, options, trace.shapes.dtype), after, trace.model, feeds, options, trace.shapes.dtype)
 
 
 def _valid(model: Model) -> bool:

@@ -16,9 +16,9 @@ from onnxprune.model import Model, Weight
 from onnxprune.options import Options
 from onnxprune.planning import select
 from onnxprune.prove import proofs as verify
-from onnxprune.prove.branches import forced, ways
+from onnxprune.prove.branches import branch_choices, with_choices_forced
 from onnxprune.prove.comparison import Comparison
-from onnxprune.prove.difference import difference, hollow
+from onnxprune.prove.difference import difference, incomparable
 from onnxprune.prove.original import Original
 from onnxprune.prove.places import Places
 from onnxprune.prove.redraw import redrawn
@@ -218,7 +218,7 @@ def test_every_channel_counts_by_its_own_scale() -> None:
 
 
 def test_what_says_nothing() -> None:
-    assert [hollow(np.array(x)) for x in ([], [np.nan, np.inf], [np.nan, 1.0], [True])] == ["empty", "not finite", "", ""]
+    assert [incomparable(np.array(x)) for x in ([], [np.nan, np.inf], [np.nan, 1.0], [True])] == ["empty", "not finite", "", ""]
 
 
 NESTED = """h = MatMul(x, w0) r = Relu(h) y = If(use) <
@@ -238,11 +238,11 @@ def nested() -> ModelProto:
 @pytest.mark.parametrize(("use", "more"), [(True, True), (False, True), (False, False)])
 def test_every_if_goes_the_way_that_it_is_told(use: bool, more: bool) -> None:
     model = Model.load(nested()).normalised()
-    assert len(ways(model)) == 4
+    assert len(branch_choices(model)) == 4
     feeds = {"x": inputs(nested(), 2)["x"]}
     expected = Session(model, ["cpu"]).run(feeds | {"use": np.array(use), "more": np.array(more)})
     for other in (True, False):
-        got = Session(forced(model, (use, more)), ["cpu"]).run(feeds | {"use": np.array(other), "more": np.array(other)})
+        got = Session(with_choices_forced(model, (use, more)), ["cpu"]).run(feeds | {"use": np.array(other), "more": np.array(other)})
         np.testing.assert_array_equal(got[0], expected[0])
 
 
@@ -287,8 +287,8 @@ def test_a_channel_that_dies_for_one_input_is_found_and_its_node_named(monkeypat
         wa=np.abs(np.random.default_rng(3).standard_normal((4, 16)).astype(np.float32)) * signs, last=np.array([1]),
         wc=np.ones((16, 3), np.float32) * np.abs(signs)[:, None],
     )  # fmt: skip
-    monkeypatch.setattr(verify, "made_up", lambda *given: [{"x": np.ones((2, 4), np.float32)}])
+    monkeypatch.setattr(verify, "ordinary_inputs", lambda *given: [{"x": np.ones((2, 4), np.float32)}])
     assert api.prune(model, fast=True, ratio=0.5)
-    monkeypatch.setattr(verify, "made_up", lambda *given: [{"x": -np.ones((2, 4), np.float32)}])
+    monkeypatch.setattr(verify, "ordinary_inputs", lambda *given: [{"x": -np.ones((2, 4), np.float32)}])
     with pytest.raises(CheckFailed, match=r"no finite 'y' .*\(Div\) is the first"):
         api.prune(model, fast=True, ratio=0.5)

@@ -19,13 +19,13 @@ Decided = Callable[[str], bool]
 sizes that no other way gives."""
 
 
-def ways(model: Model, decided: Decided = lambda condition: False) -> list[tuple[bool, ...]]:
+def branch_choices(model: Model, decided: Decided = lambda condition: False) -> list[tuple[bool, ...]]:
     """All ways in which every If of a level can go; none without an If."""
     depth = min(DEEPEST, max((d for _, d in _ifs(model.proto.graph, 1, decided)), default=0))
     return list(product((True, False), repeat=depth)) if depth else []
 
 
-def forced(model: Model, way: tuple[bool, ...], decided: Decided = lambda condition: False) -> Model:
+def with_choices_forced(model: Model, way: tuple[bool, ...], decided: Decided = lambda condition: False) -> Model:
     """A copy in which the Ifs of level k go as `way[k]` says. A condition stays one that is computed: ONNX Runtime puts
     a branch whose condition is a constant into the graph around it, and has crashed at that."""
     model = model.copy()

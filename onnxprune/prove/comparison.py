@@ -15,15 +15,14 @@ from onnx import TensorProto
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model, Weight, traits
 from onnxprune.options import Options
-from onnxprune.prove.branches import Decided, forced, ways
+from onnxprune.prove.branches import Decided, branch_choices, with_choices_forced
 from onnxprune.prove.original import Run
 from onnxprune.prove.pair import Findings, Pair
 from onnxprune.prove.places import Places
 from onnxprune.prove.redraw import redrawn
 from onnxprune.prove.scale import FAR, NEAR
 from onnxprune.prove.slices import Source
-from onnxprune.prove.unrounded import Unrounded
-from onnxprune.prove.unrounded import rounding as rounds
+from onnxprune.prove.unrounded import Unrounded, rounds
 from onnxprune.trace import Trace
 
 TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
@@ -69,15 +68,15 @@ class Comparison:
     def on_drawn_weights(self, pair: Pair, run: Run) -> Shown:
         """The pair with weights that are drawn anew, on the inputs of one run; where there are none that run, why.
         CheckFailed where they differ."""
-        left = pair.form.left.values() if isinstance(pair.form, Unrounded) else ()
+        left = pair.transform.still_rounding.values() if isinstance(pair.transform, Unrounded) else ()
         note = f"compared with the rounding of {', '.join(left)}" if left else ""
         why = "there is none that can be drawn"
         for gain in GAINS if pair.free[0] else ():
             original, new = self._redrawn(gain)
             trace = replace(pair.trace, model=original)
-            drawn = replace(pair, trace=trace, after=new, far=FAR, lender=pair, drawn=True, extra=[])
+            drawn = replace(pair, trace=trace, after=new, largest_noise=FAR, lender=pair, drawn=True, free_runs=[])
             if gain == GAINS[-1]:
-                drawn = replace(drawn, finite=None)
+                drawn = replace(drawn, finite_tensors=None)
             found, failed = _both_ways(drawn, run)
             if any(f.seen or f.tensors for f in found):
                 return Shown(found, "; ".join(filter(None, (note, *failed))))
@@ -111,14 +110,18 @@ class Comparison:
         plain = Pair(trace, places, after, names, options, exact, lambda model: model, trace.shapes.dtype, free=free)
         if not rounds(trace.nodes):
             return plain, None
-        form = Unrounded(trace.shapes.dtype, trace.rank)
-        form(trace.model)  # which says what is left
+        transform = Unrounded(trace.shapes.dtype, trace.rank)
+        transform(trace.model)  # which says what still rounds
         if options.check_rtol is None:
-            exact = max(exact, min(len(form.left), STEPS) / 127)
-        real = replace(plain, tolerance=exact, form=form, types=form.types, far=FAR, extra=[])
+            exact = max(exact, min(len(transform.still_rounding), STEPS) / 127)
+        real = replace(
+            plain, tolerance=exact, transform=transform, types=transform.types, largest_noise=FAR, free_runs=[]
+        )
         plain = replace(plain, taps=places.taps, free=({}, {}))
         if exact < STEPS / 127:
-            plain = replace(plain, tolerance=STEPS / 127, far=1, rounds=traits.ROUNDING, exact=NEAR * exact)
+            plain = replace(
+                plain, tolerance=STEPS / 127, largest_noise=1, rounding=traits.ROUNDING, tolerance_when_fed=NEAR * exact
+            )
         return plain, real
 
     def _redrawn(self, gain: float = 1.0) -> tuple[Model, Model]:
@@ -136,19 +139,21 @@ def _both_ways(pair: Pair, run: Run) -> tuple[list[Findings], list[str]]:
     """What was found with every If going each way, and which way does not run."""
     found, failed = [], []
     decided: Decided = lambda condition: pair.trace.shapes.value(condition) is not None  # noqa: E731
-    every = ways(pair.trace.model, decided)
+    every = branch_choices(pair.trace.model, decided)
     for way in every or [()]:
-        form = partial(_with_ifs_forced, form=pair.form, way=way, decided=decided)
+        transform = partial(_with_ifs_forced, transform=pair.transform, way=way, decided=decided)
         try:
-            found.append(replace(pair, form=form, lender=None if way else pair.lender).again(run))
+            found.append(replace(pair, transform=transform, lender=None if way else pair.lender).again(run))
         except RuntimeFailure as failure:
             branches = " in ".join("then" if truth else "else" for truth in reversed(way))
             failed.append(f"branches that do not run on drawn weights: {branches}" if way else failure.message)
     return found, failed
 
 
-def _with_ifs_forced(model: Model, form: Callable[[Model], Model], way: tuple[bool, ...], decided: Decided) -> Model:
-    return form(forced(model, way, decided) if way else model)
+def _with_ifs_forced(
+    model: Model, transform: Callable[[Model], Model], way: tuple[bool, ...], decided: Decided
+) -> Model:
+    return transform(with_choices_forced(model, way, decided) if way else model)
 
 
 def _assignments(trace: Trace) -> list[int]:

@@ -24,7 +24,7 @@ def difference(a: Any, b: Any, floor: float = 1e-6, axis: int | None = None) -> 
     `axis`, also of every channel along it by itself, which counts a tenth. Infinite where shapes differ, or one has a
     NaN, an infinity or a number where the other has not the same."""
     if isinstance(a, list):
-        return worst(a, b, [floor] * len(a)) if isinstance(b, list) and len(a) == len(b) else np.inf
+        return worst_difference(a, b, [floor] * len(a)) if isinstance(b, list) and len(a) == len(b) else np.inf
     if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.dtype == object:
         return 0.0 if np.array_equal(a, b) else np.inf
     if a.shape != b.shape:
@@ -58,22 +58,22 @@ def _by_channel(
     return deviation, magnitude
 
 
-def worst(expected: Sequence[Any], got: Sequence[Any], floors: Sequence[float]) -> float:
+def worst_difference(expected: Sequence[Any], got: Sequence[Any], floors: Sequence[float]) -> float:
     """The largest `difference` of two lists of values, each with a floor of its own; 0 of empty ones."""
     return max((difference(x, y, floor) for x, y, floor in zip(expected, got, floors, strict=True)), default=0.0)
 
 
-def largest(values: Sequence[Any]) -> float:
+def largest_magnitude(values: Sequence[Any]) -> float:
     """The largest finite magnitude of the numbers among `values`."""
     numbers = (x for x in values if isinstance(x, np.ndarray) and x.dtype.kind in "fiu")
     parts = (np.abs(part[np.isfinite(part)]) for x in numbers for part in _doubles(x, None))
     return max((float(part.max()) for part in parts if part.size), default=0.0)
 
 
-def hollow(value: Any) -> str:
+def incomparable(value: Any) -> str:
     """Why a value says nothing that could be compared: "empty", "not finite", or "" where it does."""
     if isinstance(value, list):
-        return "empty" if not value else next((why for x in value if (why := hollow(x))), "")
+        return "empty" if not value else next((why for x in value if (why := incomparable(x))), "")
     if not isinstance(value, np.ndarray) or (value.dtype.kind not in "fiub" and value.dtype != object):
         value = np.asarray(value)
     if not value.size:
@@ -82,7 +82,7 @@ def hollow(value: Any) -> str:
     return "" if plain or any(np.isfinite(part).any() for part in _doubles(value, None)) else "not finite"
 
 
-def finite(value: Any) -> bool:
+def all_finite(value: Any) -> bool:
     """Whether all numbers of a value are."""
     floats = isinstance(value, np.ndarray) and value.dtype.kind not in "iubO"
     return not floats or all(np.isfinite(part).all() for part in _doubles(value, None))

@@ -16,7 +16,7 @@ from onnxprune.data import random_inputs
 from onnxprune.errors import CheckFailed
 from onnxprune.model import FLOATS, Model
 from onnxprune.options import Options
-from onnxprune.prove.difference import finite as all_finite
+from onnxprune.prove.difference import all_finite
 from onnxprune.prove.places import with_outputs
 from onnxprune.run import Chain, Session, opened
 from onnxprune.shapes import Inputs
@@ -26,7 +26,7 @@ FEEDS = 8
 """Batches that are run at most."""
 
 
-def made_up(model: Model, shapes: Inputs, seed: int) -> list[Feed]:
+def ordinary_inputs(model: Model, shapes: Inputs, seed: int) -> list[Feed]:
     """A handful of inputs: normal floats, those of pixels (0 to 1), weak ones, and strong ones off their mean."""
     out: list[Feed] = []
     for k, (scale, offset) in enumerate(((1.0, 0.0), (0.25, 0.5), (0.05, 0.0), (3.0, -1.0))):
@@ -35,7 +35,7 @@ def made_up(model: Model, shapes: Inputs, seed: int) -> list[Feed]:
     return out
 
 
-def finite(
+def check_finite(
     session: Session | Chain, pruned: Model, dense: Model, feeds: Sequence[Feed], options: Options,
     types: Callable[[str], int | None],
 ) -> None:  # fmt: skip

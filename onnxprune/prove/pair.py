@@ -18,7 +18,7 @@ from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.model import FLOATS, Model, Weight
 from onnxprune.options import Options
 from onnxprune.prove import rounding
-from onnxprune.prove.difference import finite, hollow
+from onnxprune.prove.difference import all_finite, incomparable
 from onnxprune.prove.original import Original, Run
 from onnxprune.prove.places import Places, with_outputs
 from onnxprune.prove.scale import NEAR, Scale
@@ -28,9 +28,9 @@ from onnxprune.trace import Trace
 
 @dataclass
 class Findings:
-    """What a comparison found. run: the first one; error: of outputs, inner: of tensors inside; allowed: what an output
-    may have been. seen: the outputs of which something could be compared; hollow: why some could not, at some size.
-    tensors: those inside that were."""
+    """What a comparison found. run: the first one, without its values. error: of outputs, inner: of tensors inside, as
+    `difference` has it; allowed: what an output may have been. batches, sizes: of each run. seen: the outputs of which
+    something could be compared; incomparable: why some could not, at some size. tensors: those inside that were."""
 
     run: Run | None = None
     error: float = 0.0
@@ -41,7 +41,7 @@ class Findings:
     providers: tuple[str, ...] = ()
     blocks: int = 1
     seen: set[str] = field(default_factory=set)
-    hollow: dict[str, str] = field(default_factory=dict)
+    incomparable: dict[str, str] = field(default_factory=dict)
     tensors: set[str] = field(default_factory=set)
 
     def add(
@@ -52,24 +52,26 @@ class Findings:
         self.sizes.append(run.open_sizes)
         self.allowed = max([self.allowed, *(allowed[n] for n in allowed if n in outputs)])
         for name, error in errors.items():
-            why = hollow(run.values[name])
+            why = incomparable(run.values[name])
             if name not in outputs:
                 self.inner = max(self.inner, error)
                 self.tensors |= set() if why else {name}
             else:
                 self.error = max(self.error, error)
                 self.seen |= set() if why else {name}
-                self.hollow |= {name: why} if why else {}
+                self.incomparable |= {name: why} if why else {}
 
 
 @dataclass
 class Pair:
-    """The original and the rewritten model `after`. `form`: what is done to both before they are run, `types` the
-    element types of the tensors then. tolerance: of every tensor, by its own scale. rounds: operators whose rounding
-    is a decision; exact: the tolerance once they are fed, where it is another. free: weights that may be
-    given in the place of either model's own; lender: a pair of the same graphs with other weights, whose sessions serve
-    where they can, and drawn: whether the weights are random. extra: the first run with the free weights, where it came
-    with the others. finite: tensors that the real weights make finite, and random ones are to make so, too."""
+    """The original and the rewritten model `after`.
+
+    taps: tensors inside that are compared. tolerance: of every tensor, by its own scale; largest_noise: as `Scale` has
+    it. transform: what is done to both before they are run; types: the element types of their tensors then. rounding:
+    operators whose rounding is a decision; tolerance_when_fed: once these are fed, where it is another. free: weights
+    that may be given in the place of either model's own; free_runs: the first run with them, where it came with the
+    others. lender: a pair of the same graphs with other weights, whose sessions serve where they can; drawn: whether
+    the weights are random. finite_tensors: those that the real weights make finite, and random ones have to."""
 
     trace: Trace
     places: Places
@@ -77,23 +79,23 @@ class Pair:
     taps: Sequence[str]
     options: Options
     tolerance: float
-    form: Callable[[Model], Model]
+    transform: Callable[[Model], Model]
     types: Callable[[str], int | None]
-    far: int = NEAR
-    rounds: Collection[str] = ()
-    exact: float = 0.0
+    largest_noise: int = NEAR
+    rounding: Collection[str] = ()
+    tolerance_when_fed: float = 0.0
     free: tuple[Mapping[str, Weight], Mapping[str, Weight]] = field(default_factory=lambda: ({}, {}))
     lender: Pair | None = None
     drawn: bool = False
-    finite: set[str] | None = None
-    extra: list[tuple[Run, list[Any]]] = field(default_factory=list)
+    finite_tensors: set[str] | None = None
+    free_runs: list[tuple[Run, list[Any]]] = field(default_factory=list)
 
     def compared(self, ks: Sequence[int], deep: bool) -> Findings:
         """Run both at the sizes of the assignments `ks`, with the tensors inside at the first one that runs if `deep`;
         CheckFailed where they differ, RuntimeFailure where the original runs nowhere."""
         pruned, found = self.pruned, Findings()
         several: Iterable[list[Run]] = self._masked.runs(ks, deep)
-        if isinstance(pruned, Chain) and self._masked.fit(ks):  # which is read once for all of them
+        if isinstance(pruned, Chain) and self._masked.fits_in_memory(ks):  # which is read once for all of them
             several = [[run for runs in several for run in runs]]
         for runs in several:
             self._judged(runs, pruned, partial(self._results, runs, pruned), found)
@@ -101,8 +103,8 @@ class Pair:
 
     def again(self, run: Run) -> Findings:
         """Run both on the inputs of an earlier run, with the tensors inside."""
-        if self.lender is not None and self.lender.extra:
-            masked_run, got = self.lender.extra.pop()
+        if self.lender is not None and self.lender.free_runs:
+            masked_run, got = self.lender.free_runs.pop()
             return self._judged([masked_run], self.lender.pruned, lambda: [got], Findings())
         lent = self.lender._lent(run) if self.lender is not None else None
         if lent is None:
@@ -116,19 +118,19 @@ class Pair:
 
     def _lent(self, run: Run) -> tuple[Session, Session] | None:
         """The sessions of a run of this pair, where other weights can be given to them."""
-        masked, pruned = self._masked.held.get(id(run.sizes)), self.pruned
+        masked, pruned = self._masked.first_session.get(id(run.sizes)), self.pruned
         if not isinstance(masked, Session) or not isinstance(pruned, Session):
             return None
         return (masked, pruned) if masked.holds(self.free[0]) and pruned.holds(self.free[1]) else None
 
     def _results(self, runs: Sequence[Run], pruned: Session | Chain) -> list[list[Any]]:
-        """What the rewritten model gives on the inputs of the runs, and of the extra one of the original."""
-        every = [*runs, *self._masked.extra] if isinstance(pruned, Chain) and not self.extra else runs
+        """What the rewritten model gives on the inputs of the runs, and on those of its run with free weights."""
+        every = [*runs, *self._masked.free_runs] if isinstance(pruned, Chain) and not self.free_runs else runs
         feeds, names = [r.feeds for r in every], [[*r.values] for r in every]
         if len(every) > len(runs) and isinstance(pruned, Chain):
             with suppress(Exception):  # what a runtime does not take is run apart
                 *results, got = pruned.run_all(feeds, names, [self.free[1]])
-                self.extra.append((every[-1], got))
+                self.free_runs.append((every[-1], got))
                 return results
         return pruned.run_all(feeds[: len(runs)], names[: len(runs)])
 
@@ -147,15 +149,18 @@ class Pair:
 
     @cached_property
     def _masked(self) -> Original:
-        return Original(self.trace, self.places.kept, self.taps, self.options, self.form, self.types, self.free[0])
+        return Original(self.trace, self.places.kept, self.taps, self.options, self.transform, self.types, self.free[0])
 
     @cached_property
     def pruned(self) -> Session | Chain:
-        model = with_outputs(self.types, self.form(self.after), self.taps)
+        """The session of the rewritten model. CheckFailed where it does not load and the original does."""
+        model = with_outputs(self.types, self.transform(self.after), self.taps)
         try:
             return opened(model, self.options, self.types, self.free[1])
         except RuntimeFailure as e:
-            self._opened(self.form(self.trace.model))  # if it does not load either, that is what the user should hear
+            self._opened(
+                self.transform(self.trace.model)
+            )  # raises where that does not load either: the user should hear
             raise CheckFailed(f"the pruned model does not load: {e}") from e
 
     def _where(self, runs: Sequence[Run]) -> str:
@@ -177,10 +182,10 @@ class Pair:
 
     def _check_finite(self, run: Run) -> None:
         """RuntimeFailure where drawn weights make something infinite that the real ones do not."""
-        whole = {name for name, value in run.values.items() if finite(value)}
+        whole, known = {name for name, value in run.values.items() if all_finite(value)}, self.finite_tensors
         if not self.drawn:
-            self.finite = whole if self.finite is None else self.finite & (whole | (self.finite - run.values.keys()))
-        elif self.finite is not None and not whole >= self.finite & run.values.keys():
+            self.finite_tensors = whole if known is None else known & (whole | (known - run.values.keys()))
+        elif known is not None and not whole >= known & run.values.keys():
             raise RuntimeFailure("what they make is not finite")
 
     def _verdict(self, run: Run, got: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
@@ -196,12 +201,14 @@ class Pair:
             fed = self._errors_with_decisions_fed(run)
             if fed is not None:
                 errors = fed
-                allowed = {n: self.exact or allowed.get(n, scale.tolerance_of(n)) for n in fed}
+                allowed = {n: self.tolerance_when_fed or allowed.get(n, scale.tolerance_of(n)) for n in fed}
         return errors, allowed
 
     @cached_property
     def _scale(self) -> Scale:
-        return Scale(self.trace, self.places, self.taps, self.options.check_atol, self.tolerance, self.far, self.drawn)
+        return Scale(
+            self.trace, self.places, self.taps, self.options.check_atol, self.tolerance, self.largest_noise, self.drawn
+        )
 
     def _noise(self, run: Run) -> dict[str, float]:
         """How far rounding alone moves each tensor of the masked original."""
@@ -214,8 +221,8 @@ class Pair:
         """The errors once the pruned model is fed what the original decides and rounds from, with those of what that
         is; None where nothing is decided."""
         wanted = list(run.values)
-        after = self.form(self.after)
-        names = rounding.deciding(self.types, self.form(self.trace.model), after, self.rounds)
+        after = self.transform(self.after)
+        names = rounding.deciding(self.types, self.transform(self.trace.model), after, self.rounding)
         every = list(dict.fromkeys((*wanted, *names)))
         try:
             mine = self._values(with_outputs(self.types, after, names), run.feeds, names)
@@ -224,9 +231,9 @@ class Pair:
             decided = {n: p.reshape(mine[n].shape) for n, p in parts.items() if p.size == mine[n].size}
             if not decided:
                 return None
-            answers = {f"{n}_told": x for n, x in decided.items()}
+            answers = {rounding.fed_name(n): x for n, x in decided.items()}
             open_graph = with_outputs(self.types, after, every)
-            model = rounding.with_decisions_fed(self.types, open_graph, decided, self.rounds)
+            model = rounding.with_decisions_fed(self.types, open_graph, decided, self.rounding)
             got = self._values(model, {**run.feeds, **answers}, every)
         except Exception:  # decisions that it was not fed do not fit these: a runtime has many ways to say so
             return None
@@ -240,7 +247,7 @@ class Pair:
         names = [o for o in producer if o in ours and self.types(o) in FLOATS]
         try:
             left = self._values(self._original(run, names), run.feeds, names)
-            right = self._values(with_outputs(self.types, self.form(self.after), names), run.feeds, names)
+            right = self._values(with_outputs(self.types, self.transform(self.after), names), run.feeds, names)
         except Exception:  # an error message must not fail for want of more to say
             return ""
         for name in names:
@@ -249,8 +256,7 @@ class Pair:
         return ""
 
     def _original(self, run: Run, names: Sequence[str]) -> Model:
-        model = self._masked.at(run.sizes)
-        return with_outputs(self.types, model, names)
+        return with_outputs(self.types, self._masked.at(run.sizes), names)
 
     def _opened(self, model: Model) -> Session | Chain:
         return opened(model, self.options, self.types)

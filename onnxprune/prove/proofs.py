@@ -12,7 +12,7 @@ from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.model import Model
 from onnxprune.options import Options, Proof
 from onnxprune.prove.comparison import Comparison, Shown
-from onnxprune.prove.finiteness import finite, made_up
+from onnxprune.prove.finiteness import check_finite, ordinary_inputs
 from onnxprune.prove.pair import Findings
 from onnxprune.prove.places import Places
 from onnxprune.prove.relabel import Kept
@@ -49,8 +49,8 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
     run = real.found[0].run
     assert run is not None, "it ran at one size at least"
     plain = comparison.as_it_rounds
-    feeds = made_up(trace.model, {n: x.shape for n, x in run.feeds.items()}, options.seed)
-    finite(plain.pruned, after, trace.model, feeds, options, plain.types)
+    feeds = ordinary_inputs(trace.model, {n: x.shape for n, x in run.feeds.items()}, options.seed)
+    check_finite(plain.pruned, after, trace.model, feeds, options, plain.types)
     return _proof(comparison.places, account, real, comparison.on_drawn_weights(pair, run))
 
 
@@ -83,13 +83,13 @@ def _proof(places: Places, account: Compared, real: Shown, drawn: Shown) -> Proo
 
 def _uncompared(places: Places, found: list[Findings], seen: set[str]) -> tuple[str, ...]:
     """Why each output of which nothing was `seen` could not be compared."""
-    hollow = {name: text for f in found for name, text in f.hollow.items()}
+    reasons = {name: text for f in found for name, text in f.incomparable.items()}
+
+    def why(name: str) -> str:
+        return reasons.get(name, "not run") if name in places.reached else "nothing that was removed reaches it"
+
     outputs = dict.fromkeys(o.name for o in places.trace.model.proto.graph.output)
-    return tuple(
-        f"{name}: {hollow.get(name, 'not run') if name in places.reached else 'nothing that was removed reaches it'}"
-        for name in outputs
-        if name not in seen
-    )
+    return tuple(f"{name}: {why(name)}" for name in outputs if name not in seen)
 
 
 def _nothing_compared(places: Places, why: tuple[str, ...]) -> CheckFailed | NothingToPrune:

@@ -65,11 +65,16 @@ def deciding(types: Types, original: Model, after: Model, also: Collection[str] 
     ]  # fmt: skip
 
 
+def fed_name(name: str) -> str:
+    """The input that stands for a tensor where decisions are made from it."""
+    return f"{name}_fed"
+
+
 def with_decisions_fed(types: Types, model: Model, values: Mapping[str, Array], also: Collection[str] = ()) -> Model:
-    """The model with its decisions made from inputs `<name>_told`, of the shapes of `values`, instead of its own
+    """The model with its decisions made from inputs (`fed_name`) of the shapes of `values`, instead of its own
     values: where a runtime knows no shape, it may take sizes that are decided for none at all."""
     model = model.copy()
-    names = {n: f"{n}_told" for n in values}
+    names = {n: fed_name(n) for n in values}
     for node in model.proto.graph.node:
         here = {i: names[i] for i in decides_from(types, node, also) if i in names}
         node.input[:] = [here.get(i, i) for i in node.input]

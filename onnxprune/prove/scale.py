@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.prove.difference import difference, largest
+from onnxprune.prove.difference import difference, largest_magnitude
 from onnxprune.prove.places import Places
 from onnxprune.prove.slices import kept_of
 from onnxprune.trace import Trace
@@ -58,7 +58,7 @@ class Scale:
         """What differs by more than is allowed, outputs first; `values` are those of the original."""
         return [
             name for name, error in errors.items()
-            if error > allowed[name] and not error * largest([values[name]]) <= self.absolute
+            if error > allowed[name] and not error * largest_magnitude([values[name]]) <= self.absolute
         ]  # fmt: skip
 
     def error(self, name: str, value: Any, got: Any) -> float:

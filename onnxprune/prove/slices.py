@@ -63,7 +63,7 @@ def compared(trace: Trace, kept: Mask, model: Model) -> Compared:
             source = found[name] = Source(name, ())
         own = trace.model.weights[source.parameter]
         if weight is not own or source.blocks:
-            _fits(name, weight, own, source, kept)
+            _check_shape(name, weight, own, source, kept)
             if not _equal(weight, own, source.blocks, kept):
                 differing.append(name)
                 continue
@@ -123,7 +123,7 @@ class _Reads:
         """One parameter may be read in many places, which all have to need the same of it."""
         known = self.sources.setdefault(name, source)
         shape = self.trace.model.weights[source.parameter].shape
-        if known.parameter != source.parameter or not _same(known.blocks, source.blocks, shape, self.kept):
+        if known.parameter != source.parameter or not _keep_the_same(known.blocks, source.blocks, shape, self.kept):
             raise CheckFailed(f"{DIFFERS}: its parameter '{name}' is read where other positions are needed, too")
 
     def expected(self, name: str) -> bool:
@@ -143,7 +143,7 @@ def _blocks(trace: Trace) -> tuple[dict[tuple[int, int], tuple[Block, ...]], dic
     return uses | trace.owned, everywhere
 
 
-def _same(one: Sequence[Block], two: Sequence[Block], shape: Sequence[int], kept: Mask) -> bool:
+def _keep_the_same(one: Sequence[Block], two: Sequence[Block], shape: Sequence[int], kept: Mask) -> bool:
     """Whether two sets of blocks keep the same positions; most are the same blocks."""
     if len(one) == len(two) and all(a.axes == b.axes and a.ids is b.ids for a, b in zip(one, two, strict=True)):
         return True
@@ -160,7 +160,7 @@ def _same(one: Sequence[Block], two: Sequence[Block], shape: Sequence[int], kept
     return np.array_equal(masks[0], masks[1])
 
 
-def _fits(name: str, weight: Weight, own: Weight, source: Source, kept: Mask) -> None:
+def _check_shape(name: str, weight: Weight, own: Weight, source: Source, kept: Mask) -> None:
     expected = list(own.shape)
     vectors, _ = _masks(source.blocks, own.shape, kept)
     for b in source.blocks:
@@ -180,7 +180,7 @@ def _equal(weight: Weight, own: Weight, blocks: Sequence[Block], kept: Mask) -> 
     """Byte by byte, and a few rows at a time; what was read of files is let go of."""
     ours, theirs = weight.array().reshape(-1), own.array()
     at, equal = 0, True
-    for part in parts(theirs, blocks, kept):
+    for part in kept_slabs(theirs, blocks, kept):
         mine = ours[at : at + part.size]
         if mine.size != part.size or not _same_bytes(mine, part):
             equal = False
@@ -198,7 +198,7 @@ def _same_bytes(a: NDArray[Any], b: NDArray[Any]) -> bool:
     return a.dtype == b.dtype and bool((a.view(np.uint8) == np.ascontiguousarray(b).view(np.uint8)).all())
 
 
-def parts(array: NDArray[Any], blocks: Sequence[Block], kept: Mask) -> Iterator[NDArray[Any]]:
+def kept_slabs(array: NDArray[Any], blocks: Sequence[Block], kept: Mask) -> Iterator[NDArray[Any]]:
     """What is kept of `blocks` in `array`, in order and flat, a few rows at a time."""
     vectors, others = _masks(blocks, array.shape, kept)
     rows = max(1, SLAB // max(1, array[:1].nbytes)) if array.ndim else 1
@@ -216,8 +216,8 @@ def parts(array: NDArray[Any], blocks: Sequence[Block], kept: Mask) -> Iterator[
 
 
 def kept_of(array: NDArray[Any], blocks: Sequence[Block], kept: Mask) -> NDArray[Any]:
-    """As `parts`, all of it."""
-    return np.concatenate([np.zeros(0, array.dtype), *parts(array, blocks, kept)])
+    """As `kept_slabs`, all of it."""
+    return np.concatenate([np.zeros(0, array.dtype), *kept_slabs(array, blocks, kept)])
 
 
 def _masks(blocks: Sequence[Block], shape: Sequence[int], kept: Mask) -> tuple[dict[int, Mask], list[Mask]]:
