@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onnxprune.auditing import audited
-from onnxprune.blame import answered
+from onnxprune.blame import blame_model
 from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.model import Model
 from onnxprune.options import Compared, Inspection, Options, Progress, Report, Verified
@@ -36,7 +36,7 @@ class Result:
     report: Report
 
 
-@answered
+@blame_model
 def prune(
     model: Any, options: Options | None = None, *, plan: Plan | None = None, force_plan: bool = False,
     progress: Progress | None = None, **kw: Any,
@@ -58,7 +58,7 @@ def prune(
     return _carried_out(groups, decision, options, clock, plan)
 
 
-@answered
+@blame_model
 def largest(
     model: Any, holds: Callable[[Result], bool], options: Options | None = None, *, progress: Progress | None = None,
     **kw: Any,
@@ -135,7 +135,7 @@ def _reconstructed(story: Mapping[str, Any] | None) -> Literal["ls", "merge", "n
     return "merge" if story.get("method") == "merge" else "ls"
 
 
-@answered
+@blame_model
 def inspect(model: Any, options: Options | None = None, **kw: Any) -> Inspection:
     """The groups of coupled channels of a model, what is frozen and why."""
     groups = analysed(Model.load(model), checked(replace(options or Options(), **kw)), Clock())
@@ -144,7 +144,7 @@ def inspect(model: Any, options: Options | None = None, **kw: Any) -> Inspection
     return Inspection(infos(groups, kept), frozen(groups), cost, notes.of(groups))
 
 
-@answered
+@blame_model
 def compare(
     a: Any, b: Any, data: Any = None, options: Options | None = None, *, metric: str = "", gates: Any = None,
     samples: int | None = None, **kw: Any,
@@ -160,7 +160,7 @@ def compare(
     return Compared(costs[0], costs[1], asdict(quality))
 
 
-@answered
+@blame_model
 def plan(model: Any, options: Options | None = None, **kw: Any) -> Plan:
     """The plan that `prune` would apply."""
     options = checked(replace(options or Options(), **kw))
@@ -169,14 +169,14 @@ def plan(model: Any, options: Options | None = None, **kw: Any) -> Plan:
     return plan_of(groups, groups.kept_ids(decide(groups, options).removed), options)
 
 
-@answered
+@blame_model
 def apply(model: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False, **kw: Any) -> Model:
     """`model` without what `plan` removes. Unproven: `verify` proves it, `prune(plan=...)` does both."""
     groups = analysed(Model.load(model), checked(replace(options or Options(), **kw)), Clock())
     return rewrite(groups.trace, groups.kept_ids(removed_by(groups, plan, force_plan))).model
 
 
-@answered
+@blame_model
 def completed(
     model: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False, **kw: Any
 ) -> tuple[Model, Plan]:
@@ -188,7 +188,7 @@ def completed(
     return groups.trace.model, replace(plan, groups=found.groups, fingerprint=found.fingerprint)
 
 
-@answered
+@blame_model
 def verify(
     model: Any, pruned: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False,
     refitted: bool | None = None, **kw: Any,
@@ -205,7 +205,7 @@ def verify(
     return audited(groups, kept, given, free, options)
 
 
-@answered
+@blame_model
 def trace(model: Any, options: Options | None = None, **kw: Any) -> Trace:
     """Labels, couplings, reductions and edits of a model (see `onnxprune.trace`)."""
     return analysed(Model.load(model), checked(replace(options or Options(), **kw)), Clock()).trace

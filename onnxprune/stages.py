@@ -87,7 +87,7 @@ def analysed(source: Model, options: Options, clock: Clock) -> Groups:
     with rehearsal.begun(source, options) as tried:
         working = source.normalised()
         clock("shapes")
-        tried.inferred(len(working.graph.node))
+        tried.wait_until_inferred(len(working.graph.node))
         shapes = infer(working, options.input_shapes, options.memory)
         declare(working, shapes.plan)
         footprint.check(working, shapes.passes[0], options.memory)
@@ -97,7 +97,7 @@ def analysed(source: Model, options: Options, clock: Clock) -> Groups:
         guard.wait_for(profile.macs(traced), sum(w.nbytes for w in working.weights.values()))
         clock("group")
         groups = build(traced, options.heads)
-        tried.ran()
+        tried.wait_until_run()
     return groups
 
 
