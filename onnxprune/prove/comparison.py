@@ -27,7 +27,7 @@ from onnxprune.trace import Trace
 
 TOLERANCE = {TensorProto.FLOAT16: 1e-2, TensorProto.BFLOAT16: 5e-2}
 STEPS = 4
-"""By which the outputs of a graph that rounds may differ, unless it is shown that rounding alone makes more."""
+"""Of 8 bits, by which the outputs of a graph that rounds may differ, unless rounding alone is shown to make more."""
 GAINS = (1.0, 0.3, 0.05)
 """Spreads of the weights that are drawn, until what they make is finite."""
 

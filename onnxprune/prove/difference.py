@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 STEP = 1 << 20
 """Elements compared at once: in double precision a whole output would take twice its memory and more."""
 CHANNEL = 1e-3
-"""A channel whose values are this small a part of the largest of the tensor, or a smaller one, counts as so large: sums
-that cancel out leave no more."""
+"""The smallest scale of a channel, as a share of the largest value of its tensor: sums that cancel leave no more."""
 
 FINER = 10
 """How many times less exact a channel may be by its own scale than a tensor by that of all channels."""

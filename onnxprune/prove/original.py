@@ -18,7 +18,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
 from onnxprune.prove.masking import masked
-from onnxprune.prove.places import with_outputs
+from onnxprune.prove.outputs import Types, with_outputs
 from onnxprune.run import Chain, Session, first_line, opened
 from onnxprune.shapes import footprint, infer, symbol
 from onnxprune.trace import Dims, Mask, Trace
@@ -58,7 +58,7 @@ class Original:
     taps: Sequence[str]
     options: Options
     transform: Callable[[Model], Model]
-    types: Callable[[str], int | None]
+    types: Types
     free: Mapping[str, Weight] = field(default_factory=dict)
     first_session: dict[int, Session | Chain] = field(default_factory=dict)
     free_runs: list[Run] = field(default_factory=list)

@@ -20,7 +20,8 @@ from onnxprune.options import Options
 from onnxprune.prove import rounding
 from onnxprune.prove.difference import all_finite, incomparable
 from onnxprune.prove.original import Original, Run
-from onnxprune.prove.places import Places, with_outputs
+from onnxprune.prove.outputs import Types, with_outputs
+from onnxprune.prove.places import Places
 from onnxprune.prove.scale import NEAR, Scale
 from onnxprune.run import Chain, Session, first_line, opened
 from onnxprune.trace import Trace
@@ -80,7 +81,7 @@ class Pair:
     options: Options
     tolerance: float
     transform: Callable[[Model], Model]
-    types: Callable[[str], int | None]
+    types: Types
     largest_noise: int = NEAR
     rounding: Collection[str] = ()
     tolerance_when_fed: float = 0.0

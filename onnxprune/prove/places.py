@@ -5,20 +5,20 @@ at tensors inside the graph, so that every coupling is seen. Knows nodes and ten
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
 from onnxprune.model import FLOATS, Model, bodies, defined, needs, nested, traits
 from onnxprune.prove.rounding import decides_from
 from onnxprune.trace import Dims, Mask, Trace
 
-COUNT = 128
+MAX_TENSORS = 128
 """Tensors inside the graph that are compared at most."""
-BYTES = 32 << 20
+MAX_BYTES = 32 << 20
 """And what they may take together."""
 
 
@@ -92,7 +92,7 @@ class Places:
         by_use = {index for index, i in uses if i < len(trace.nodes[index].input)}
         return by_use | {k for k, node in enumerate(trace.nodes) if not everywhere.isdisjoint(needs(node))}
 
-    def interior(self, after: Model, sizes: Mapping[str, Dims], most: int = BYTES) -> list[str]:
+    def interior(self, after: Model, sizes: Mapping[str, Dims], most: int = MAX_BYTES) -> list[str]:
         """Float tensors that both graphs make and that something that goes has reached: first what levels or decides
         reads, then one for every set of units, then others, spread over the graph; as many as fit in `most` bytes."""
         nodes, comparable = self.trace.model.proto.graph.node, self._comparable(after)
@@ -131,22 +131,13 @@ def _made_inside(node: NodeProto) -> set[str]:
 
 def _fitting(names: Sequence[str], sizes: Mapping[str, Dims], most: int) -> list[str]:
     """The first of the names that fit; where there are more than that, evenly spread ones."""
-    if len(names) > COUNT:
-        names = [names[k * len(names) // COUNT] for k in range(COUNT)]
+    if len(names) > MAX_TENSORS:
+        names = [names[k * len(names) // MAX_TENSORS] for k in range(MAX_TENSORS)]
     out = []
     for name in names:
         dims = sizes.get(name)
-        size = 4 * prod(n or 1 for n in dims) if dims is not None else most // COUNT
+        size = 4 * prod(n or 1 for n in dims) if dims is not None else most // MAX_TENSORS
         if size <= most:
             most -= size
             out.append(name)
     return out
-
-
-def with_outputs(types: Callable[[str], int | None], model: Model, names: Sequence[str]) -> Model:
-    """The model with more outputs; `types` gives the element type of a tensor, or None."""
-    model = model.copy()
-    have = {o.name for o in model.proto.graph.output}
-    made = (helper.make_tensor_value_info(n, types(n) or 1, None) for n in names if n not in have)
-    model.proto.graph.output.extend(made)
-    return model

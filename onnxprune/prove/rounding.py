@@ -9,7 +9,7 @@ importance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.model import FLOATS, Model, Part, Weight, bodies, captured, needs, renamed, traits
+from onnxprune.prove.outputs import Types
 
 Array = NDArray[Any]
 NUDGED = (np.float16, np.float32, np.float64)
-SHORT = 8
-"""Elements, from which on a weight is nudged."""
+LEAST_NUDGED = 8
+"""Elements of the smallest weight that is nudged."""
 POOL = 100_003
 """Random numbers that are drawn for an array; a larger one repeats them. A prime, so that no two rows are alike."""
-Types = Callable[[str], int | None]
-"""The element type of a tensor, where it is known."""
 DECIDED = {TensorProto.BOOL, TensorProto.INT32, TensorProto.INT64}
 
 
@@ -37,7 +36,7 @@ def nudged(model: Model, feeds: Mapping[str, Array], seed: int) -> tuple[Model, 
     moved = {n: _nudge(x, rng) for n, x in feeds.items()}
     model = model.copy()
     for name, weight in sorted(model.weights.items()):
-        if weight.dtype in NUDGED and weight.size >= SHORT:
+        if weight.dtype in NUDGED and weight.size >= LEAST_NUDGED:
             own = int(rng.integers(1 << 32))
             model.weights[name] = Weight(weight.onnx_type, weight.shape, Part(weight, partial(_reseeded, seed=own)))
     return model, moved

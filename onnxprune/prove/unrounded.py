@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from onnxprune.model import Model, bodies, needs, traits
+from onnxprune.prove.outputs import Types
 from onnxprune.prove.reals import FLOAT, LIMITS, REAL_FORMS, CannotUnround, Step
 
 INTEGERS = {*LIMITS, TensorProto.INT32}
@@ -29,7 +30,7 @@ class Unrounded:
     """Writes graphs in real numbers. known: element types of tensors; rank: how many axes one has. floats: what was an
     integer and is none now; types_before: of which type. still_rounding: nodes by name, and why."""
 
-    known: Callable[[str], int | None]
+    known: Types
     rank: Callable[[str], int | None]
     floats: set[str] = field(default_factory=set)
     still_rounding: dict[str, str] = field(default_factory=dict)
