@@ -53,17 +53,22 @@ def _sources(given: Model, expected: Model) -> dict[str, str]:
             raise CheckFailed(f"the plan leaves no {node.op_type} '{node.name}', which the pruned model has")
         for i, name in enumerate(node.input):
             source = twin.input[i] if i < len(twin.input) else ""
-            parameter = name in given.weights and (not source or source in expected.weights)
-            fresh = parameter and name not in expected.weights and found.get(name, source) == source
-            if parameter and (fresh or name == source):
+            if _may_stand_for(source, name, given, expected, found):
                 found[name] = source
             elif name != source:
                 raise CheckFailed(
                     f"{node.op_type} '{node.name}' of the pruned model reads '{name}' where the plan leaves '{source}'"
                 )
-    for scope in scopes(given.proto.graph):
-        found |= {o.name: o.name for o in scope.graph.output if o.name in given.weights and o.name in expected.weights}
-    return found
+    outputs = [o.name for scope in scopes(given.proto.graph) for o in scope.graph.output]
+    return found | {name: name for name in outputs if name in given.weights and name in expected.weights}
+
+
+def _may_stand_for(source: str, name: str, given: Model, expected: Model, found: Mapping[str, str]) -> bool:
+    """Whether `name` is a parameter that may be in the place of `source`: by that name, or by a new one that stands for
+    nothing else."""
+    if name not in given.weights or (source and source not in expected.weights):
+        return False
+    return name == source or (name not in expected.weights and found.get(name, source) == source)
 
 
 def _made_tensor(node: NodeProto) -> str:
