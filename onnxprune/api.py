@@ -14,7 +14,7 @@ from typing import Any, Literal, Unpack
 import numpy as np
 
 from onnxprune.auditing import audited
-from onnxprune.blame import answered
+from onnxprune.blame import blame_model
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.measure import Comparison, Gates, compared
 from onnxprune.model import Model
@@ -60,7 +60,7 @@ class Result:
         return report_html(self.report)
 
 
-@answered
+@blame_model
 def prune(
     model: Any, options: Options | None = None, *, plan: Plan | None = None, force_plan: bool = False,
     validate: Any = None, metric: Any = "", gates: Gates | None = None, progress: Progress | None = None,
@@ -96,7 +96,7 @@ def _measured(result: Result, comparison: Comparison, gates: Gates | None, optio
     return replace(result, report=replace(result.report, validation=asdict(quality)))
 
 
-@answered
+@blame_model
 def largest(
     model: Any, holds: Callable[[Result], bool], options: Options | None = None, *, progress: Progress | None = None,
     **keywords: Unpack[OptionKeywords],
@@ -177,7 +177,7 @@ def _reconstructed(story: Mapping[str, Any] | None) -> Literal["ls", "merge", "n
     return "merge" if story.get("method") == "merge" else "ls"
 
 
-@answered
+@blame_model
 def inspect(model: Any, options: Options | None = None, **keywords: Unpack[OptionKeywords]) -> Inspection:
     """The groups of coupled channels of a model, what is frozen and why."""
     groups = analysed(Model.load(model), _asked(options, keywords), Clock())
@@ -186,7 +186,7 @@ def inspect(model: Any, options: Options | None = None, **keywords: Unpack[Optio
     return Inspection(infos(groups, kept), frozen(groups), cost, notes.of(groups), dependencies(groups))
 
 
-@answered
+@blame_model
 def compare(
     a: Any, b: Any, data: Any = None, options: Options | None = None, *, metric: Any = "",
     gates: Gates | None = None, samples: int | None = None, **keywords: Unpack[OptionKeywords],
@@ -200,7 +200,7 @@ def compare(
     return Compared(costs[0], costs[1], asdict(quality))
 
 
-@answered
+@blame_model
 def plan(model: Any, options: Options | None = None, **keywords: Unpack[OptionKeywords]) -> Plan:
     """The plan that `prune` would apply."""
     options = _asked(options, keywords)
@@ -209,7 +209,7 @@ def plan(model: Any, options: Options | None = None, **keywords: Unpack[OptionKe
     return plan_of(groups, groups.kept_ids(decide(groups, options).removed), options)
 
 
-@answered
+@blame_model
 def apply(
     model: Any,
     plan: Plan,
@@ -223,7 +223,7 @@ def apply(
     return rewrite(groups.trace, groups.kept_ids(removed_by(groups, plan, force_plan))).model
 
 
-@answered
+@blame_model
 def completed(
     model: Any,
     plan: Plan,
@@ -240,7 +240,7 @@ def completed(
     return groups.trace.model, replace(plan, groups=found.groups, fingerprint=found.fingerprint)
 
 
-@answered
+@blame_model
 def verify(
     model: Any, pruned: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False,
     refitted: bool | None = None, **keywords: Unpack[OptionKeywords],
@@ -257,7 +257,7 @@ def verify(
     return audited(groups, kept, small, free, options)
 
 
-@answered
+@blame_model
 def trace(model: Any, options: Options | None = None, **keywords: Unpack[OptionKeywords]) -> Trace:
     """Labels, couplings, reductions and edits of a model (see `onnxprune.trace`)."""
     return analysed(Model.load(model), _asked(options, keywords), Clock()).trace

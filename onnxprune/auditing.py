@@ -36,37 +36,42 @@ def audited(groups: Groups, kept: Mask, given: Model, refitted: bool, options: O
             f"parameter '{differing[0]}' of the pruned model{others} of the original's; the plan does not say that "
             "weights were refitted (--refitted does)"
         )
-    bare = _bare(given, {name: slices.get(sources[name]) for name in differing})
+    sliced = _with_slices(given, {name: slices.get(sources[name]) for name in differing})
     aliases = {n: expected.aliases.get(s, s) for n, s in sources.items() if s and s != n} | expected.aliases
-    proof = prove(groups, kept, Rewritten(bare, aliases), options, Clock())[0]
-    told = Verified(**{f.name: getattr(proof, f.name) for f in fields(Proof)}, refitted=tuple(differing))
-    return _measured(groups, kept, given, told, options) if differing else told
+    proof = prove(groups, kept, Rewritten(sliced, aliases), options, Clock())[0]
+    verified = Verified(**{f.name: getattr(proof, f.name) for f in fields(Proof)}, refitted=tuple(differing))
+    return _measured(groups, kept, given, verified, options) if differing else verified
 
 
 def _sources(given: Model, expected: Model) -> dict[str, str]:
     """The expected parameter that each given one stands for, by where it is read; "" for a bias where none was."""
-    twins = {_made(node): node for node in every_node(expected.proto.graph)}
+    twins = {_made_tensor(node): node for node in every_node(expected.proto.graph)}
     found: dict[str, str] = {}
     for node in every_node(given.proto.graph):
-        twin = twins.get(_made(node))
+        twin = twins.get(_made_tensor(node))
         if twin is None or twin.op_type != node.op_type:
             raise CheckFailed(f"the plan leaves no {node.op_type} '{node.name}', which the pruned model has")
         for i, name in enumerate(node.input):
             source = twin.input[i] if i < len(twin.input) else ""
-            parameter = name in given.weights and (not source or source in expected.weights)
-            fresh = parameter and name not in expected.weights and found.get(name, source) == source
-            if parameter and (fresh or name == source):
+            if _may_stand_for(source, name, given, expected, found):
                 found[name] = source
             elif name != source:
                 raise CheckFailed(
                     f"{node.op_type} '{node.name}' of the pruned model reads '{name}' where the plan leaves '{source}'"
                 )
-    for scope in scopes(given.proto.graph):
-        found |= {o.name: o.name for o in scope.graph.output if o.name in given.weights and o.name in expected.weights}
-    return found
+    outputs = [o.name for scope in scopes(given.proto.graph) for o in scope.graph.output]
+    return found | {name: name for name in outputs if name in given.weights and name in expected.weights}
 
 
-def _made(node: NodeProto) -> str:
+def _may_stand_for(source: str, name: str, given: Model, expected: Model, found: Mapping[str, str]) -> bool:
+    """Whether `name` is a parameter that may be in the place of `source`: by that name, or by a new one that stands for
+    nothing else."""
+    if name not in given.weights or (source and source not in expected.weights):
+        return False
+    return name == source or (name not in expected.weights and found.get(name, source) == source)
+
+
+def _made_tensor(node: NodeProto) -> str:
     """What tells a node from any other, whatever it reads."""
     return next((str(o) for o in node.output if o), "")
 
@@ -92,7 +97,7 @@ def _is_slice(name: str, weight: Weight, own: Weight) -> bool:
     return False
 
 
-def _bare(given: Model, values: Mapping[str, Weight | None]) -> Model:
+def _with_slices(given: Model, values: Mapping[str, Weight | None]) -> Model:
     """`given` with other values of parameters, and without those that have none."""
     model = given.copy()
     added = {name for name, weight in values.items() if weight is None}
@@ -107,7 +112,7 @@ def _bare(given: Model, values: Mapping[str, Weight | None]) -> Model:
     return model
 
 
-def _measured(groups: Groups, kept: Mask, given: Model, told: Verified, options: Options) -> Verified:
+def _measured(groups: Groups, kept: Mask, given: Model, verified: Verified, options: Options) -> Verified:
     """With the error of the outputs, as a run that refits tells it: on inputs that nothing was fitted to, BatchNorms
     with the moments of made-up ones; with the values as they are, and with slices instead."""
     try:
@@ -118,7 +123,7 @@ def _measured(groups: Groups, kept: Mask, given: Model, told: Verified, options:
         restore(written, sliced)
         errors = {"written": judge.error(written), "sliced": judge.error(sliced)}
     except RuntimeFailure as failure:
-        return replace(told, inputs=f"not measured: {failure.message}")
+        return replace(verified, inputs=f"not measured: {failure.message}")
     if not np.isfinite(errors["written"]):
         raise CheckFailed("the outputs of the pruned model are not finite where those of the original are")
-    return replace(told, output_error=errors, inputs=inputs.source)
+    return replace(verified, output_error=errors, inputs=inputs.source)

@@ -20,7 +20,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def answered(job: Callable[P, T]) -> Callable[P, T]:
+def blame_model(job: Callable[P, T]) -> Callable[P, T]:
     """`job(model, ...)`, where an error that nobody meant to raise is one about the model if ONNX Runtime cannot load
     or run that model either. Where it can, the error is a bug, and comes through as it is."""
 

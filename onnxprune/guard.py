@@ -24,7 +24,7 @@ TWICE = 1.0
 """Seconds in which a second Ctrl-C is the first one again: a terminal sends it to parent and child."""
 POLL = 0.5
 FAILED, INTERRUPTED, SIGNALLED = 4, 130, 128
-_told: list[tuple[float, str, str]] = [(inf, "", "the run")]
+_bounds: list[tuple[float, str, str]] = [(inf, "", "the run")]
 """What goes on, the innermost last: until when it may, the line for when it has not ended then, and what it is."""
 _pipe = -1
 patience = 60.0
@@ -43,20 +43,20 @@ def bounded(what: str, seconds: float | None = None) -> Iterator[None]:
     """What is done inside may take so many seconds (`patience` by default); after that a guarded process is ended, and
     the line that is printed says `what` did not end."""
     seconds = patience if seconds is None else seconds
-    _told.append((time.monotonic() + seconds, late(what, seconds), what))
-    _tell()
+    _bounds.append((time.monotonic() + seconds, late(what, seconds), what))
+    _announce()
     try:
         yield
     finally:
-        _told.pop()
-        _tell()
+        _bounds.pop()
+        _announce()
 
 
-def _tell() -> None:
+def _announce() -> None:
     if _pipe >= 0:
-        deadline, too_late = min((deadline, too_late) for deadline, too_late, _ in _told)
+        deadline, too_late = min((deadline, too_late) for deadline, too_late, _ in _bounds)
         with suppress(OSError):
-            os.write(_pipe, f"{deadline} {too_late}|{_told[-1][2]}\n".encode())
+            os.write(_pipe, f"{deadline} {too_late}|{_bounds[-1][2]}\n".encode())
 
 
 def late(what: str, seconds: float) -> str:
@@ -97,11 +97,11 @@ def supervised(job: Callable[[], int]) -> int:
 
 
 def _guarded(pipe: int, parent: int) -> None:
-    """This process is the child."""
+    """From here on this process is the child: it announces its bounds to the parent, and ends with it."""
     global _pipe
     _pipe = pipe
     os.environ[UNGUARDED] = "1"
-    signal.signal(signal.SIGINT, _once())
+    signal.signal(signal.SIGINT, _interrupted_once())
     if sys.platform == "linux":  # whoever kills the parent means the run
         with suppress(ImportError, OSError, AttributeError):
             import ctypes
@@ -111,7 +111,8 @@ def _guarded(pipe: int, parent: int) -> None:
             os._exit(INTERRUPTED)
 
 
-def _once() -> Callable[[int, FrameType | None], None]:
+def _interrupted_once() -> Callable[[int, FrameType | None], None]:
+    """A handler that raises KeyboardInterrupt once for a Ctrl-C that comes twice."""
     last = -inf
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -131,7 +132,7 @@ def _send(pid: int, number: int) -> None:
 
 def _outcome(pid: int, pipe: int) -> int:
     """Waits for the child, and ends it where it is late."""
-    deadline, told, code, ended_late = inf, f"|{_told[0][2]}", None, False
+    deadline, announced, code, ended_late = inf, f"|{_bounds[0][2]}", None, False
     rest = b""
     while True:
         before = time.monotonic()
@@ -145,7 +146,7 @@ def _outcome(pid: int, pipe: int) -> int:
                 if first == "exit":
                     code = int(text)
                 else:
-                    deadline, told = float(first), text
+                    deadline, announced = float(first), text
             continue
         done, status = os.waitpid(pid, 0 if data == b"" else os.WNOHANG)
         if done:
@@ -153,23 +154,23 @@ def _outcome(pid: int, pipe: int) -> int:
         if time.monotonic() > deadline:
             ended_late = True
             _send(pid, signal.SIGKILL)
-    too_late, _, what = told.partition("|")
-    return _told_apart(os.waitstatus_to_exitcode(status), code, what, too_late if ended_late else "")
+    too_late, _, what = announced.partition("|")
+    return _exit_code(os.waitstatus_to_exitcode(status), code, what, too_late if ended_late else "")
 
 
-def _told_apart(ended: int, code: int | None, what: str, late: str) -> int:
+def _exit_code(ended: int, code: int | None, what: str, late: str) -> int:
     """The exit code, and the line for what ended in another way. A process that had done its work (`code`) may crash
     when its libraries are unloaded."""
     if ended >= 0 or code is not None:
         return ended if ended >= 0 else int(code or 0)
     if -ended == signal.SIGINT:
-        return _said("interrupted", INTERRUPTED)
+        return _complained("interrupted", INTERRUPTED)
     if -ended in (signal.SIGTERM, signal.SIGHUP):
         return SIGNALLED - ended
-    return _said(late or crashed(what, -ended), FAILED)
+    return _complained(late or crashed(what, -ended), FAILED)
 
 
-def _said(message: str, code: int) -> int:
+def _complained(message: str, code: int) -> int:
     shown = "\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else ""  # the bar is gone, the cursor is back
     print(f"{shown}onnxprune: error: {message}", file=sys.stderr)
     return code

@@ -52,19 +52,19 @@ class Trial:
     number: int = 0
     size: int = 0
 
-    def inferred(self, nodes: int) -> None:
+    def wait_until_inferred(self, nodes: int) -> None:
         """Waits until the shapes of the model were inferred; RuntimeFailure where that ended the helper."""
-        self._until(INFERRED, STARTING + nodes / 100, "shape inference")
+        self._wait(INFERRED, STARTING + nodes / 100, "shape inference")
 
-    def ran(self) -> None:
+    def wait_until_run(self) -> None:
         """Waits until the model was loaded and run once, for as long as `guard.patience` has it."""
-        self._until(RUN, guard.patience, "running the model in ONNX Runtime")
+        self._wait(RUN, guard.patience, "running the model in ONNX Runtime")
 
-    def _until(self, stage: str, seconds: float, what: str) -> None:
+    def _wait(self, stage: str, seconds: float, what: str) -> None:
         if self.helper is not None:
             self.helper.wait(f"{self.number} {stage}", seconds, what)
 
-    def over(self) -> bool:
+    def reusable(self) -> bool:
         """Whether the helper may be asked again."""
         return self.helper is not None and f"{self.number} {RUN}" in self.helper.heard and self.size <= LARGE
 
@@ -109,6 +109,7 @@ class Helper:
             self.process.stdin.flush()
 
     def begin(self, model: Model, options: Options) -> Trial:
+        """Have it try a model, whose bytes are sent while others work."""
         self.trials += 1
         data = b"" if model.path is not None else model.to_proto().SerializeToString()
         asked = {
@@ -120,7 +121,7 @@ class Helper:
         return Trial(self, self.trials, sum(w.nbytes for w in model.weights.values()))
 
     def wait(self, line: str, seconds: float, what: str) -> None:
-        """RuntimeFailure where the helper ended, or the line was not said in time."""
+        """Wait until it says the line. RuntimeFailure where the helper ended, or the line was not said in time."""
         deadline = time.monotonic() + seconds
         while line not in self.heard:
             try:
@@ -141,6 +142,7 @@ class Helper:
         raise RuntimeFailure(guard.crashed(what, -code) if code < 0 else f"{what} ended the process that tried it")
 
     def end(self) -> None:
+        """Kill the process, where it is this one's; a fork leaves it to its parent."""
         atexit.unregister(self.end)
         if self.owner == os.getpid():
             self.process.kill()
@@ -161,19 +163,19 @@ def begun(model: Model, options: Options) -> Iterator[Trial]:
     from onnxprune.model import SESSION_LIMIT
 
     in_memory = model.path is None and model.size() > SESSION_LIMIT
-    helper = _taken() if trials_wanted() and not in_memory else None
+    helper = _idle_or_new() if trials_wanted() and not in_memory else None
     tried = Trial() if helper is None else helper.begin(model, options)
     try:
         yield tried
     finally:
         with _lock:
-            if helper is not None and tried.over() and not _idle:
+            if helper is not None and tried.reusable() and not _idle:
                 _idle.append(helper)
             elif helper is not None:  # busy with what nobody waits for any more, or one of several
                 helper.end()
 
 
-def _taken() -> Helper | None:
+def _idle_or_new() -> Helper | None:
     """A helper that is idle and of this process, or a new one."""
     with _lock:
         while _idle:
@@ -185,20 +187,20 @@ def _taken() -> Helper | None:
 
 def serve() -> None:
     """The helper: tries what it is asked to, one model after the other, until nobody asks any more."""
-    asked, told = sys.stdin.buffer, os.fdopen(os.dup(1), "w")
+    asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no answer
 
     def say(line: str) -> None:
-        print(line, file=told, flush=True)
+        print(line, file=answers, flush=True)
 
     from onnxprune import blame  # noqa: F401
 
     say("ready")
     while line := asked.readline():
-        _tried(json.loads(line), asked, say)
+        _try(json.loads(line), asked, say)
 
 
-def _tried(asked: dict[str, Any], data: BinaryIO, say: Callable[[str], None]) -> None:
+def _try(asked: dict[str, Any], data: BinaryIO, say: Callable[[str], None]) -> None:
     from onnx import ModelProto
 
     from onnxprune.blame import run_once

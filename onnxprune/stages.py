@@ -16,7 +16,7 @@ from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.model import Model
 from onnxprune.options import Options, Progress, Proof
 from onnxprune.planning import criteria, profile
-from onnxprune.prove import equivalence, finite, retrace
+from onnxprune.prove import check_finite, equivalence, retrace
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.run import opened
 from onnxprune.shapes import Shapes, declare, footprint, hazards, infer
@@ -71,7 +71,7 @@ def analysed(source: Model, options: Options, clock: Clock) -> Groups:
     with rehearsal.begun(source, options) as tried:
         working = source.normalised()
         clock("shapes")
-        tried.inferred(len(working.graph.node))
+        tried.wait_until_inferred(len(working.graph.node))
         shapes = infer(working, options.input_shapes, options.memory)
         declare(working, shapes.plan)
         footprint.check(working, shapes.passes[0], options.memory)
@@ -81,7 +81,7 @@ def analysed(source: Model, options: Options, clock: Clock) -> Groups:
         guard.wait_for(profile.macs(traced), sum(w.nbytes for w in working.weights.values()))
         clock("group")
         groups = build(traced, options.heads)
-        tried.ran()
+        tried.wait_until_run()
     return groups
 
 
@@ -140,7 +140,7 @@ def ran(groups: Groups, after: Model, feeds: Sequence[Mapping[str, Any]], option
     numbers."""
     clock("run")
     trace = groups.trace
-    finite(opened(after, options, trace.shapes.dtype), after, trace.model, feeds, options, trace.shapes.dtype)
+    check_finite(opened(after, options, trace.shapes.dtype), after, trace.model, feeds, options, trace.shapes.dtype)
 
 
 def _valid(model: Model) -> bool:

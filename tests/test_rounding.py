@@ -113,14 +113,14 @@ def test_what_branches_decide_and_positions_count_as_decisions(
 @pytest.mark.usefixtures("rounded")
 @pytest.mark.parametrize("wrong", ["close", "table", "w2"])
 def test_a_wrong_weight_before_or_after_a_decision_is_found(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Pair._told
+    right = Pair._errors_with_decisions_fed
 
     def tampered(both: Pair, run: Run) -> Any:
         weights = both.after.weights
         weights[wrong] = Weight.of(weights[wrong].array() * np.float32(1.01))
         return right(both, run)
 
-    monkeypatch.setattr(Pair, "_told", tampered)
+    monkeypatch.setattr(Pair, "_errors_with_decisions_fed", tampered)
     with pytest.raises(CheckFailed, match="differs from the masked original"):
         pruned(ranked(), batches=(1,))
 

@@ -12,7 +12,7 @@ from onnx import ModelProto
 from onnxprune import api, stages
 from onnxprune.errors import CheckFailed
 from onnxprune.model import Model, Weight
-from onnxprune.prove.unrounded import Unrounded, rounding
+from onnxprune.prove.unrounded import Unrounded, rounds
 from onnxprune.shapes import infer
 
 RNG = np.random.default_rng(5)
@@ -66,10 +66,10 @@ def test_an_operator_in_real_numbers(body: str, step: float) -> None:
     source = quantised(body)
     model = Model.load(source).normalised()
     shapes = infer(model)
-    assert rounding(model.proto.graph.node)
+    assert rounds(model.proto.graph.node)
     form = Unrounded(shapes.dtype, lambda name: None if shapes.static(name) is None else len(shapes.static(name) or ()))
     real = form(model)
-    assert not form.left
+    assert not form.still_rounding
     assert not any(n.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") or "QLinear" in n.op_type or "Integer" in n.op_type
                    for n in real.proto.graph.node)  # fmt: skip
     feeds = inputs(source, 2)
@@ -86,7 +86,7 @@ def test_what_cannot_be_taken_apart_still_rounds_and_is_named() -> None:
     model = Model.load(source).normalised()
     form = Unrounded(infer(model).dtype, lambda name: 3)
     form(model)
-    assert list(form.left.values()) == ["QuantizeLinear 'QuantizeLinear_0' (it has a scale for every block)"]
+    assert list(form.still_rounding.values()) == ["QuantizeLinear 'QuantizeLinear_0' (it has a scale for every block)"]
 
 
 def layers(depth: int, seed: int) -> ModelProto:

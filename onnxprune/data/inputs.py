@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from onnx import NodeProto, TensorProto, ValueInfoProto
 
-from onnxprune.model import FLOATS, Model, dtype_of, every_node
+from onnxprune.model import FLOATS, Model, dtype_of, every_node, traits
 from onnxprune.shapes import Shapes
 
 InputKind = Literal["image", "sound", "features", "tokens", "positions", "integers", "mask", "state", "text"]
@@ -25,11 +25,6 @@ CHANNELS = (1, 3, 4)
 """Of an image: grey, coloured, coloured with transparency."""
 TIMES = 1000
 """One integer a sample that is used as a number is nearly always a time step; there are mostly this many."""
-_KEEPING = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Tile", "Slice",
-            "Clip", "Gather", "Split"}  # fmt: skip
-"""Operators that hand integers on as they are."""
-_MIXING = {"Concat", "Add", "Mul", "Where", "Max", "Min"}
-"""Operators that make an index of integers: wrap negative ones, shift them, or join them with others."""
 _INDEXED = {"Gather": (1, 0), "GatherElements": (1, 0), "ScatterElements": (1, 0), "Scatter": (1, 0)}
 """Which input holds the indices, and which one they index."""
 _STATE = re.compile(r"(^|[_.:/])(h|c|hn|cn|hx|cx|state)[_.]?(in)?\d*([_.:/]|$)", re.IGNORECASE)
@@ -97,13 +92,13 @@ class _Graph:
             name = names.pop()
             for node in self.users[name]:
                 yield node, name
-                if self._makes_indices(node) or (node.op_type in _KEEPING and node.input[0] == name):
+                if self._makes_indices(node) or (node.op_type in traits.CARRYING_INTEGERS and node.input[0] == name):
                     names += [o for o in node.output if o not in seen]
                     seen.update(node.output)
 
     def _makes_indices(self, node: NodeProto) -> bool:
         integers = (TensorProto.INT32, TensorProto.INT64)
-        return node.op_type in _MIXING and self.shapes.dtype(node.output[0]) in integers
+        return node.op_type in traits.MIXING_INTEGERS and self.shapes.dtype(node.output[0]) in integers
 
     def entries(self, node: NodeProto, given: str) -> int | None:
         """How many entries the axis has that these values index; None where they index nothing."""
@@ -162,7 +157,7 @@ def _channel_axis(graph: _Graph, plain: Input, element: int) -> int:
 
 def _of_floats(graph: _Graph, plain: Input) -> Input:
     """A recurrent state, sound, or any other vectors."""
-    recurrent = graph.read_as(plain.name, ("LSTM", "GRU", "RNN"), slice(5, 7))
+    recurrent = graph.read_as(plain.name, traits.GATES, slice(5, 7))
     if recurrent or _STATE.search(plain.name):
         return replace(plain, kind="state", batch=1 if len(plain.axes) == 3 else plain.batch)
     shape = graph.shapes.inputs[0].get(plain.name, plain.axes)

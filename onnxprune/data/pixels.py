@@ -18,7 +18,7 @@ from onnxprune.data.feed_sizes import sizes
 from onnxprune.data.inputs import Input, consumers
 from onnxprune.data.synthetic import images
 from onnxprune.errors import UsageError
-from onnxprune.model import Array, Model, needs
+from onnxprune.model import Array, Model, needs, traits
 from onnxprune.options import Options
 from onnxprune.run import open_session
 from onnxprune.shapes import Shapes
@@ -28,8 +28,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLES, LAYERS = 12, 48
 """Synthetic images on which layers are looked at, and at most how many layers."""
 CLEARLY, FAINT = 0.92, 0.1
-_AFFINE = {"Sub", "Add", "Mul", "Div"}
-_THROUGH = {"Cast", "Identity", "Transpose", "Dropout", "Resize"}
 
 
 @dataclass(frozen=True)
@@ -263,9 +261,9 @@ def _affine(
 ) -> tuple[Array | float, Array | float] | None:
     """(factor, constant) by which an operator changes `name`, channel by channel; None for what is not affine."""
     first = node.input[0] == name
-    if node.op_type in _THROUGH:
+    if node.op_type in traits.CARRYING_PIXELS:
         return (1.0, 0.0) if first else None
-    other = _constant(model, shapes, _other(node, name), channels) if node.op_type in _AFFINE else None
+    other = _constant(model, shapes, _other(node, name), channels) if node.op_type in traits.ARITHMETIC else None
     if other is None:
         return None
     match node.op_type:

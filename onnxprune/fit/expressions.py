@@ -14,10 +14,7 @@ import ml_dtypes
 import numpy as np
 from onnx import NodeProto, helper
 
-from onnxprune.model import Array, Model, Weight
-
-EXPRESSIONS = ("Identity", "Cast", "Transpose", "DequantizeLinear")
-"""Operators through which a parameter is followed."""
+from onnxprune.model import Array, Model, Weight, traits
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def parameter(name: str, model: Model, made_by: Mapping[str, NodeProto]) -> Para
     tensor = name
     while tensor not in model.weights:
         node = made_by.get(tensor)
-        if node is None or node.op_type not in EXPRESSIONS:
+        if node is None or node.op_type not in traits.CARRYING_PARAMETERS:
             return None
         if node.op_type == "DequantizeLinear" and any(n and n not in model.weights for n in node.input[1:]):
             return None

@@ -16,8 +16,8 @@ from onnx import NodeProto
 from onnxprune.fit.expressions import attribute, parameter
 from onnxprune.fit.linear import Linear, Unsolvable
 from onnxprune.fit.products import Layer, Window
-from onnxprune.fit.recurrent import GATES, recurrent
-from onnxprune.model import Array, Model
+from onnxprune.fit.recurrent import recurrent
+from onnxprune.model import Array, Model, traits
 
 AnyLinear = TypeVar("AnyLinear", bound=Linear)
 Nodes = Mapping[str, NodeProto]
@@ -107,7 +107,7 @@ def layers(model: Model, rank: Callable[[str], int | None], skipped: dict[str, s
         layer = handle(index, node, model, made_by, rank) if handle else None
         if layer is not None and layer.data not in model.weights:
             found.append(layer)
-        if node.op_type in GATES:
+        if node.op_type in traits.GATES:
             try:
                 found += recurrent(index, node, model, made_by)
             except Unsolvable as why:

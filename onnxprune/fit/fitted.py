@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.fit.expressions import EXPRESSIONS, Parameter, parameter
+from onnxprune.fit.expressions import Parameter, parameter
 from onnxprune.fit.linear import Linear, Shift
 from onnxprune.fit.tails import Tail
-from onnxprune.model import Array, Topology, Weight
+from onnxprune.model import Array, Topology, Weight, traits
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Fitted:
         while todo:
             for k in self.graph.readers[todo.pop()]:
                 node = self.graph.nodes[k]
-                if k not in members and node.op_type in EXPRESSIONS:
+                if k not in members and node.op_type in traits.CARRYING_PARAMETERS:
                     todo += node.output
                 else:
                     found.add(k)

@@ -21,19 +21,13 @@ from onnx import NodeProto
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.products import Layer
 from onnxprune.fit.tails import affine
-from onnxprune.model import Topology
+from onnxprune.model import Topology, traits
 from onnxprune.trace import Groups, Ids, Mask
 from onnxprune.trace.rules import elementwise
 
 Array = NDArray[np.float64]
-TOGETHER = {"Add", "Sum", "Concat"}
+TOGETHER = traits.ADDING | {"Concat"}
 """Several tensors in one: what describes their channels is put side by side."""
-EVEN = {
-    "Identity", "Cast", "Dropout", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Pad",
-    "Resize", "Upsample", "DepthToSpace", "SpaceToDepth", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum",
-    "Relu", "LeakyRelu", "MaxPool", "GlobalMaxPool", "ReduceMax",
-}  # fmt: skip
-"""f(s x) = s f(x) for s > 0."""
 MOST = 1 << 13
 """Units of one layer that are compared with each other: 512 MiB of inner products."""
 
@@ -169,7 +163,7 @@ class Likenesses:
     def _nonlinear(self, node: NodeProto, before: Likeness) -> Likeness | None:
         """Behind an operator that treats all channels alike."""
         kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        if kind in EVEN:
+        if kind in traits.HOMOGENEOUS:
             return before.settled()
         weights = self.trace.model.weights
         scalars = all(weights[n].size == 1 for n in node.input if n in weights)

@@ -21,10 +21,9 @@ from onnx import NodeProto
 from onnxprune.fit.expressions import Parameter, attribute, parameter
 from onnxprune.fit.linear import Shift, Unsolvable
 from onnxprune.fit.walk import Walk
-from onnxprune.model import Array, Model
+from onnxprune.model import Array, Model, traits
 from onnxprune.trace import KEPT, Ids, Mask, Reduction, Trace
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 X, H = 0, 1
 """The two sides: what comes from outside (W, first half of B) and what comes back (R, second half)."""
 
@@ -78,7 +77,7 @@ class Recurrent:
     def _own(self, value: Array, axis: int = 1) -> Array:
         """The positions of these gates on an axis of all gates, as a view [.., gates, hidden, ..]."""
         shape = value.shape
-        apart = value.reshape(*shape[:axis], GATES[self.node.op_type], -1, *shape[axis + 1 :])
+        apart = value.reshape(*shape[:axis], traits.GATES[self.node.op_type], -1, *shape[axis + 1 :])
         return apart[(slice(None),) * axis + (slice(self.gates[0], self.gates[-1] + 1),)]
 
     def read(self, model: Model) -> Array:
@@ -107,7 +106,7 @@ class Recurrent:
             return None
 
         def laid(moved: Array) -> Array:
-            wide = np.zeros((self.groups, 2, GATES[self.node.op_type] * self.widths[H]))
+            wide = np.zeros((self.groups, 2, traits.GATES[self.node.op_type] * self.widths[H]))
             own = self._own(wide, 2)[:, self.sides[0]]
             own[...] = moved.reshape(own.shape)
             return wide.reshape(self.groups, -1)
@@ -211,7 +210,7 @@ def recurrent(index: int, node: NodeProto, model: Model, made_by: Mapping[str, N
     directions, _, features = w.read(model).shape
     own = Recurrent(index, node, (w, r), directions, (features, r.read(model).shape[2]), (0, 1, 2, 3))
     if node.op_type != "GRU":
-        return [replace(own, gates=tuple(range(GATES[node.op_type])))]
+        return [replace(own, gates=tuple(range(traits.GATES[node.op_type])))]
     views = [replace(own, gates=(0, 1))]
     if attribute(node, "linear_before_reset", 0):
         return [*views, replace(own, gates=(2,), sides=(X,), feeds_back=False), replace(own, gates=(2,), sides=(H,))]

@@ -14,7 +14,7 @@ from onnx import NodeProto
 
 from onnxprune.fit.expressions import attribute
 from onnxprune.fit.linear import Linear, Shift
-from onnxprune.model import Array, Model, Topology
+from onnxprune.model import Array, Model, Topology, traits
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def tail(layer: Linear, graph: Topology, outputs: int, rank: int | None) -> Tail
 
 def _sum(node: NodeProto | None, end: str, model: Model) -> tuple[str, str]:
     """(the sum that `end` goes into, what the graph computes to be added to it); ("", "") where there is none."""
-    if node is None or node.op_type not in ("Add", "Sum") or len(node.input) != 2:
+    if node is None or node.op_type not in traits.ADDING or len(node.input) != 2:
         return "", ""
     other = next((str(n) for n in node.input if n != end), "")
     return (str(node.output[0]), other) if other and other not in model.weights else ("", "")

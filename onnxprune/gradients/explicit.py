@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.model import HALVES, Model, Weight
+from onnxprune.model import HALVES, Model, Weight, traits
 from onnxprune.shapes import Shapes
 from onnxprune.trace import Dims
 
-WINDOWS = ("Conv", "MaxPool", "AveragePool", "LpPool")
+WINDOWS = traits.POOLS | {"Conv"}
 
 
 def smoothed(source: Model) -> Model:

@@ -22,14 +22,14 @@ from onnxprune.model.graph import (
 from onnxprune.model.model import SESSION_LIMIT, Model, opset
 from onnxprune.model.normalise import set_nodes, sorted_nodes
 from onnxprune.model.topology import Topology
-from onnxprune.model.weight import FLOATS, HALVES, Array, LazySlice, Weight, dtype_of, nbytes_of
+from onnxprune.model.weight import FLOATS, HALVES, Array, Derived, Weight, dtype_of, nbytes_of
 
 __all__ = [
     "FLOATS",
     "HALVES",
     "SESSION_LIMIT",
     "Array",
-    "LazySlice",
+    "Derived",
     "Model",
     "Scope",
     "Topology",

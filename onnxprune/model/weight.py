@@ -57,7 +57,7 @@ class Mapped:
             self.buffer.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
-class LazySlice:
+class Derived:
     """What `cut` makes of another weight, made anew whenever nobody holds it any more."""
 
     def __init__(self, source: Weight, cut: Callable[[Array], Array]) -> None:

@@ -5,9 +5,10 @@ Knows the trace and what was kept, not how that was chosen.
 
 from __future__ import annotations
 
-from onnxprune.prove.finiteness import finite
+from onnxprune.prove.finiteness import check_finite
 from onnxprune.prove.masking import masked
-from onnxprune.prove.places import Places, with_outputs
+from onnxprune.prove.outputs import with_outputs
+from onnxprune.prove.places import Places
 from onnxprune.prove.proofs import equivalence, retrace
 
-__all__ = ["Places", "equivalence", "finite", "masked", "retrace", "with_outputs"]
+__all__ = ["Places", "check_finite", "equivalence", "masked", "retrace", "with_outputs"]

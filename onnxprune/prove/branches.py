@@ -1,4 +1,4 @@
-"""Every If told which way to go, so that a proof sees both of its branches. Knows bodies and conditions, no ids."""
+"""Every If made to go a given way, so that a proof sees both of its branches. Knows bodies and conditions, no ids."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ Decided = Callable[[str], bool]
 sizes that no other way gives."""
 
 
-def ways(model: Model, decided: Decided = lambda condition: False) -> list[tuple[bool, ...]]:
+def branch_choices(model: Model, decided: Decided = lambda condition: False) -> list[tuple[bool, ...]]:
     """All ways in which every If of a level can go; none without an If."""
     depth = min(DEEPEST, max((d for _, d in _ifs(model.proto.graph, 1, decided)), default=0))
     return list(product((True, False), repeat=depth)) if depth else []
 
 
-def forced(model: Model, way: tuple[bool, ...], decided: Decided = lambda condition: False) -> Model:
+def with_choices_forced(model: Model, way: tuple[bool, ...], decided: Decided = lambda condition: False) -> Model:
     """A copy in which the Ifs of level k go as `way[k]` says. A condition stays one that is computed: ONNX Runtime puts
     a branch whose condition is a constant into the graph around it, and has crashed at that."""
     model = model.copy()
-    known = {truth: model.fresh_name(f"every_if_{str(truth).lower()}") for truth in set(way)}
-    for truth, name in known.items():
+    constants = {truth: model.fresh_name(f"every_if_{str(truth).lower()}") for truth in set(way)}
+    for truth, name in constants.items():
         model.weights[name] = Weight.of(np.array(truth))
     ifs = [*_ifs(model.proto.graph, 1, decided)]
-    told = {id(node): way[(depth - 1) % len(way)] for node, depth in ifs}
+    choices = {id(node): way[(depth - 1) % len(way)] for node, depth in ifs}
     for scope in reversed(scopes(model.proto.graph)):  # what is inside first: nodes are copied when others come in
         nodes: list[NodeProto] = []
         for node in scope.graph.node:
-            if id(node) in told:
-                truth, condition = told[id(node)], model.fresh_name(f"{node.input[0]}_told")
-                nodes.append(helper.make_node("Or" if truth else "And", [node.input[0], known[truth]], [condition]))
+            if id(node) in choices:
+                truth, condition = choices[id(node)], model.fresh_name(f"{node.input[0]}_forced")
+                nodes.append(helper.make_node("Or" if truth else "And", [node.input[0], constants[truth]], [condition]))
                 node.input[0] = condition
             nodes.append(node)
         if len(nodes) > len(scope.graph.node):

@@ -6,7 +6,7 @@ normalised. Knows models and inputs, not what was removed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,17 +16,17 @@ from onnxprune.data import random_inputs
 from onnxprune.errors import CheckFailed
 from onnxprune.model import FLOATS, Model
 from onnxprune.options import Options
-from onnxprune.prove.difference import finite as all_finite
-from onnxprune.prove.places import with_outputs
+from onnxprune.prove.difference import all_finite
+from onnxprune.prove.outputs import Types, with_outputs
 from onnxprune.run import Chain, Session, opened
 from onnxprune.shapes import Inputs
 
 Feed = Mapping[str, NDArray[Any]]
-FEEDS = 8
+MAX_FEEDS = 8
 """Batches that are run at most."""
 
 
-def made_up(model: Model, shapes: Inputs, seed: int) -> list[Feed]:
+def ordinary_inputs(model: Model, shapes: Inputs, seed: int) -> list[Feed]:
     """A handful of inputs: normal floats, those of pixels (0 to 1), weak ones, and strong ones off their mean."""
     out: list[Feed] = []
     for k, (scale, offset) in enumerate(((1.0, 0.0), (0.25, 0.5), (0.05, 0.0), (3.0, -1.0))):
@@ -35,9 +35,9 @@ def made_up(model: Model, shapes: Inputs, seed: int) -> list[Feed]:
     return out
 
 
-def finite(
+def check_finite(
     session: Session | Chain, pruned: Model, dense: Model, feeds: Sequence[Feed], options: Options,
-    types: Callable[[str], int | None],
+    types: Types,
 ) -> None:  # fmt: skip
     """CheckFailed where `session`, of the model `pruned`, gives what is no number, or infinite, of inputs of which
     `dense` gives numbers."""
@@ -76,11 +76,11 @@ def _each(session: Session | Chain, feeds: Sequence[Feed], names: Sequence[str])
 
 
 def _spread(feeds: Sequence[Feed]) -> Iterator[Feed]:
-    count = min(len(feeds), FEEDS)
+    count = min(len(feeds), MAX_FEEDS)
     return (feeds[k * len(feeds) // count] for k in range(count))
 
 
-def _where(model: Model, feed: Feed, options: Options, types: Callable[[str], int | None]) -> str:
+def _where(model: Model, feed: Feed, options: Options, types: Types) -> str:
     """The first node that makes what is not finite."""
     nodes = model.proto.graph.node
     names = [o for n in nodes for o in n.output if types(o) in FLOATS]

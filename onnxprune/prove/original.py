@@ -18,7 +18,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
 from onnxprune.prove.masking import masked
-from onnxprune.prove.places import with_outputs
+from onnxprune.prove.outputs import Types, with_outputs
 from onnxprune.run import Chain, Session, first_line, opened
 from onnxprune.shapes import footprint, infer, symbol
 from onnxprune.trace import Dims, Mask, Trace
@@ -30,39 +30,42 @@ TRIAL_LIMIT = 1 << 29
 @dataclass(frozen=True)
 class Run:
     """One run of the masked original: what went in, what came out by name, the sizes of all tensors, and those of the
-    open dimensions in words. `deep`: with all that is compared inside the graph, too."""
+    open dimensions in words. blocks: pieces in which it was run. deep: with all that is compared inside the graph."""
 
     feeds: dict[str, NDArray[Any]]
     values: dict[str, Any]
     sizes: Mapping[str, Dims]
-    told: str
+    open_sizes: str
     blocks: int
     deep: bool = False
 
     @property
     def batch(self) -> int:
+        """How many samples went in: the first axis of the first input that has one."""
         return next((int(x.shape[0]) for x in self.feeds.values() if x.ndim), 1)
 
 
 @dataclass
 class Original:
-    """The masked original, to be run at several sizes. `taps`: tensors that are outputs of deep runs, too. `form`: what
-    is done to the graph before it is run, `types` what the tensors are then; `free`: weights that may be given in the
-    place of its own. held: the session of the first run, by the `id` of its sizes; extra: the first run with the free
-    weights, where it came with the others."""
+    """The masked original, to be run at several sizes.
+
+    taps: tensors that are outputs of deep runs, too. transform: what is done to the graph before it is run; types: the
+    element types of its tensors then. free: weights that may be given in the place of its own. first_session: by the
+    `id` of the sizes of the first run. free_runs: the first one with the free weights, where it came with others."""
 
     trace: Trace
     kept: Mask
     taps: Sequence[str]
     options: Options
-    form: Callable[[Model], Model]
-    types: Callable[[str], int | None]
+    transform: Callable[[Model], Model]
+    types: Types
     free: Mapping[str, Weight] = field(default_factory=dict)
-    held: dict[int, Session | Chain] = field(default_factory=dict)
-    extra: list[Run] = field(default_factory=list)
+    first_session: dict[int, Session | Chain] = field(default_factory=dict)
+    free_runs: list[Run] = field(default_factory=list)
 
     def at(self, sizes: Mapping[str, Dims]) -> Model:
-        return self.form(masked(self.trace, self.kept, sizes))
+        """The graph for a run in which the tensors have these sizes."""
+        return self.transform(masked(self.trace, self.kept, sizes))
 
     def runs(self, ks: Sequence[int], deep: bool = False) -> Iterator[list[Run]]:
         """At the sizes of those of the assignments `ks` at which it runs, the first of these deep; where it runs at
@@ -70,10 +73,10 @@ class Original:
         there, either."""
         shapes, ran = self.trace.shapes, False
         failed: RuntimeFailure | None = None
-        for same in self._alike(ks):
+        for same in self._sharing_a_graph(ks):
             try:
                 session = self._opened(shapes.probe[same[0]])
-                for some in self._several(session, same, deep and not ran):
+                for some in self._run_together(session, same, deep and not ran):
                     ran = True
                     yield some
             except RuntimeFailure as why:
@@ -94,16 +97,16 @@ class Original:
             got = lent.run(run.feeds, names, weights) if lent is not None else session.run(run.feeds, names)
         except Exception as e:
             raise RuntimeFailure(first_line(e)) from e
-        return Run(run.feeds, dict(zip(names, got, strict=True)), run.sizes, run.told, session.blocks, True)
+        return Run(run.feeds, dict(zip(names, got, strict=True)), run.sizes, run.open_sizes, session.blocks, True)
 
     def _opened(self, sizes: Mapping[str, Dims]) -> Session | Chain:
         model = self.at(sizes)
         session = opened(with_outputs(self.types, model, self.taps), self.options, self.types, self.free)
-        if not self.held:
-            self.held[id(sizes)] = session
+        if not self.first_session:
+            self.first_session[id(sizes)] = session
         return session
 
-    def _alike(self, ks: Sequence[int]) -> list[list[int]]:
+    def _sharing_a_graph(self, ks: Sequence[int]) -> list[list[int]]:
         """The assignments in lists for which one masked graph serves: it differs where a block is repeated along an
         axis of open size."""
         shapes, found = self.trace.shapes, dict[Any, list[int]]()
@@ -116,27 +119,13 @@ class Original:
             found.setdefault(tuple(shapes.probe[k].get(name) for name in sorted(names)), []).append(k)
         return list(found.values())
 
-    def _several(self, session: Session | Chain, ks: Sequence[int], deep: bool) -> Iterator[list[Run]]:
+    def _run_together(self, session: Session | Chain, ks: Sequence[int], deep: bool) -> Iterator[list[Run]]:
         """A large model is read once for all of them, where the memory holds what each of them makes."""
         shapes = self.trace.shapes
-        if isinstance(session, Chain) and self.fit(ks):
-            feeds = [random_inputs(self.trace.model, shapes.inputs[k], self.options.seed + k) for k in ks]
-            names = [self._names(deep and k == ks[0]) for k in ks]
+        if isinstance(session, Chain) and self.fits_in_memory(ks):
             every: list[Run] = []
             with suppress(Exception):  # what fails at one of them is tried one by one
-                if deep and self.free:
-                    *results, drawn = session.run_all([*feeds, feeds[0]], [*names, names[0]], [self.free])
-                    self.extra = [
-                        Run(feeds[0], dict(zip(names[0], drawn, strict=True)), shapes.probe[ks[0]],
-                            self._told(shapes.inputs[ks[0]]), session.blocks, True)
-                    ]  # fmt: skip
-                else:
-                    results = session.run_all(feeds, names)
-                every = [
-                    Run(feed, dict(zip(own, got, strict=True)), shapes.probe[k], self._told(shapes.inputs[k]),
-                        session.blocks, deep and k == ks[0])
-                    for k, feed, own, got in zip(ks, feeds, names, results, strict=True)
-                ]  # fmt: skip
+                every = self._in_one_pass(session, ks, deep)
             if every:
                 yield every
                 return
@@ -152,7 +141,25 @@ class Original:
         if failed is not None:
             raise failed
 
-    def fit(self, ks: Sequence[int]) -> bool:
+    def _in_one_pass(self, session: Chain, ks: Sequence[int], deep: bool) -> list[Run]:
+        """The runs at all of these sizes, and, with the first one deep, one on its inputs with the free weights."""
+        shapes = self.trace.shapes
+        feeds = [random_inputs(self.trace.model, shapes.inputs[k], self.options.seed + k) for k in ks]
+        names = [self._names(deep and k == ks[0]) for k in ks]
+
+        def run(at: int, got: list[Any], with_taps: bool) -> Run:
+            k, values = ks[at], dict(zip(names[at], got, strict=True))
+            told = self._open_sizes(shapes.inputs[k])
+            return Run(feeds[at], values, shapes.probe[k], told, session.blocks, with_taps)
+
+        if deep and self.free:
+            *results, drawn = session.run_all([*feeds, feeds[0]], [*names, names[0]], [self.free])
+            self.free_runs = [run(0, drawn, True)]
+        else:
+            results = session.run_all(feeds, names)
+        return [run(at, got, deep and k == ks[0]) for at, (k, got) in enumerate(zip(ks, results, strict=True))]
+
+    def fits_in_memory(self, ks: Sequence[int]) -> bool:
         """Whether the memory holds what runs at all of these assignments make."""
         passes = (self.trace.shapes.passes[k] for k in ks)
         return footprint.within(self.trace.model, passes, self.options.memory // 3)
@@ -163,13 +170,13 @@ class Original:
     ) -> Run:  # fmt: skip
         names = self._names(deep)
         feeds, got = _on_random_inputs(session, self.trace.model, shapes, self.options.seed + k, names)
-        return Run(feeds, dict(zip(names, got, strict=True)), sizes, self._told(shapes), session.blocks, deep)
+        return Run(feeds, dict(zip(names, got, strict=True)), sizes, self._open_sizes(shapes), session.blocks, deep)
 
     def _names(self, deep: bool) -> list[str]:
         outputs = [o.name for o in self.trace.model.proto.graph.output]
         return [*dict.fromkeys((*outputs, *(self.taps if deep else ())))]
 
-    def _told(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    def _open_sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
         sizes: dict[str, int] = {}
         for info in self.trace.model.proto.graph.input:
             for axis, dim in enumerate(info.type.tensor_type.shape.dim):

@@ -5,34 +5,34 @@ at tensors inside the graph, so that every coupling is seen. Knows nodes and ten
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from onnx import helper
+from onnx import NodeProto
 
-from onnxprune.model import FLOATS, Model, bodies, defined, needs, nested
+from onnxprune.model import FLOATS, Model, bodies, defined, needs, nested, traits
 from onnxprune.prove.rounding import decides_from
 from onnxprune.trace import Dims, Mask, Trace
 
-SATURATING = {"Sigmoid", "Softmax", "LogSoftmax", "Tanh", "HardSigmoid"}
-MOVING = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Slice", "Gather", "Concat",
-          "Split", "ReduceMean", "Constant", "Shape", "Equal", "If"}  # fmt: skip
-"""What hands values on, averages them, or asks for no more than their sizes."""
+MAX_TENSORS = 128
+"""Tensors inside the graph that are compared at most."""
+MAX_BYTES = 32 << 20
+"""And what they may take together."""
 
 
-def last(trace: Trace) -> dict[str, set[str]]:
+def saturating_ends(trace: Trace) -> dict[str, set[str]]:
     """What each saturating operator at the end of the graph gives, and the graph outputs that it gives it to, be it
     through operators that only move values."""
     users = defaultdict(list)
     for node in trace.model.proto.graph.node:
         for name in {*needs(node)}:
-            users[name].append((node, all(n.op_type in MOVING for n in (node, *nested(node)))))
+            users[name].append((node, all(n.op_type in traits.AFTER_SATURATING for n in (node, *nested(node)))))
     outputs = {o.name for o in trace.model.proto.graph.output}
     found: dict[str, set[str]] = {}
     for node in trace.model.proto.graph.node:
-        if node.op_type in SATURATING:
+        if node.op_type in traits.SATURATING:
             reached, moving, todo = set(node.output), True, list(node.output)
             while todo and moving:
                 name = todo.pop()
@@ -45,12 +45,6 @@ def last(trace: Trace) -> dict[str, set[str]]:
     return found
 
 
-COUNT = 128
-"""Tensors inside the graph that are compared at most."""
-BYTES = 32 << 20
-"""And what they may take together."""
-
-
 @dataclass(frozen=True)
 class Places:
     """Where what is kept of a traced model is looked at; each is worked out once."""
@@ -60,7 +54,8 @@ class Places:
 
     @cached_property
     def ends(self) -> dict[str, set[str]]:
-        return last(self.trace)
+        """As `saturating_ends`."""
+        return saturating_ends(self.trace)
 
     @cached_property
     def taps(self) -> list[str]:
@@ -74,71 +69,75 @@ class Places:
     @cached_property
     def reached(self) -> set[str]:
         """The tensors that depend on a parameter of which something goes."""
-        trace, kept = self.trace, self.kept
-        cuts = [s for s in trace.slices.values() if any(not kept[b.ids].all() for b in s.blocks)]
-        cut, whole = {use for s in cuts for use in s.uses}, {s.parameter for s in cuts if not s.uses}
+        readers = self._readers_of_what_is_cut
+        flows = [
+            (index in readers, {*needs(node), *_made_inside(node)}, [o for o in node.output if o])
+            for index, node in enumerate(self.trace.nodes) if node.op_type != "Shape"
+        ]  # fmt: skip
         found: set[str] = set()
-        changed = True
-        while changed:  # what a body makes reaches its owner, which comes before it in the count
-            changed = False
-            for index, node in enumerate(trace.nodes):
-                if node.op_type == "Shape" or all(o in found for o in node.output if o):
-                    continue
-                inside = {n for _, body in bodies(node) for n in (*defined(body), *(o.name for o in body.output))}
-                if (
-                    any((index, i) in cut for i in range(len(node.input)))
-                    or any(name in whole or name in found for name in needs(node))
-                    or inside & found
-                ):
-                    found.update(o for o in node.output if o)
-                    changed = True
+        before = -1
+        while len(found) > before:  # again: what a body makes reaches its owner, which comes before it in the count
+            before = len(found)
+            for cut, reads, outputs in flows:
+                if cut or not found.isdisjoint(reads):
+                    found.update(outputs)
         return found
 
-    def interior(self, after: Model, sizes: Mapping[str, Dims], most: int = BYTES) -> list[str]:
+    @cached_property
+    def _readers_of_what_is_cut(self) -> set[int]:
+        """The nodes that read a parameter of which something goes, by number."""
+        trace, kept = self.trace, self.kept
+        cuts = [s for s in trace.slices.values() if any(not kept[b.ids].all() for b in s.blocks)]
+        uses, everywhere = {use for s in cuts for use in s.uses}, {s.parameter for s in cuts if not s.uses}
+        by_use = {index for index, i in uses if i < len(trace.nodes[index].input)}
+        return by_use | {k for k, node in enumerate(trace.nodes) if not everywhere.isdisjoint(needs(node))}
+
+    def interior(self, after: Model, sizes: Mapping[str, Dims], most: int = MAX_BYTES) -> list[str]:
         """Float tensors that both graphs make and that something that goes has reached: first what levels or decides
         reads, then one for every set of units, then others, spread over the graph; as many as fit in `most` bytes."""
-        trace, affected = self.trace, self.reached
+        nodes, comparable = self.trace.model.proto.graph.node, self._comparable(after)
+        telling = dict.fromkeys(name for name in self._levelled_or_decided_from() if name in comparable)
+        rest = [o for n in nodes for o in n.output if o in comparable and o not in telling]
+        of_units = self._one_for_every_set_of_units(rest)
+        reduced = {o for r in self.trace.reductions if r.node < len(nodes) for o in nodes[r.node].output}
+        others = sorted((name for name in rest if name not in of_units), key=lambda name: name not in reduced)
+        return _fitting([*telling, *of_units, *others], sizes, most)
+
+    def _levelled_or_decided_from(self) -> list[str]:
+        nodes = self.trace.model.proto.graph.node
+        levelled = [n.input[0] for n in nodes if n.op_type in traits.SATURATING]
+        return [*levelled, *(x for n in nodes for x in decides_from(self.trace.shapes.dtype, n))]
+
+    def _comparable(self, after: Model) -> set[str]:
+        """The float tensors inside both graphs that something that goes has reached."""
         made = {o for n in after.proto.graph.node for o in n.output}
-        outputs = {o.name for o in trace.model.proto.graph.output}
+        inside = (made & self.reached) - {o.name for o in self.trace.model.proto.graph.output}
+        return {name for name in inside if self.trace.shapes.dtype(name) in FLOATS}
 
-        def good(name: str) -> bool:
-            return name in made and name in affected and name not in outputs and trace.shapes.dtype(name) in FLOATS
-
-        nodes = trace.model.proto.graph.node
-        levelled = [n.input[0] for n in nodes if n.op_type in SATURATING]
-        judged = [x for n in nodes for x in decides_from(trace.shapes.dtype, n)]
-        first, seen = dict.fromkeys(x for x in (*levelled, *judged) if good(x)), set[tuple[bytes, ...]]()
-        rest = [o for n in nodes for o in n.output if o and good(o) and o not in first]
-        reduced = {o for r in trace.reductions if r.node < len(nodes) for o in nodes[r.node].output}
-        for name in rest:
-            blocks = [b for b in trace.blocks.get(name, ()) if not self.kept[b.ids].all()]
-            key = tuple(b.ids.tobytes() for b in blocks)
-            if blocks and key not in seen:
-                seen.add(key)
-                first[name] = None
-        others = [n for n in rest if n not in first]
-        others.sort(key=lambda n: n not in reduced)
-        return _fitting(trace, [*first, *others], sizes, most)
+    def _one_for_every_set_of_units(self, names: Sequence[str]) -> dict[str, None]:
+        """The first of the names with each set of units of which some go, in order."""
+        found: dict[tuple[bytes, ...], str] = {}
+        for name in names:
+            blocks = [b for b in self.trace.blocks.get(name, ()) if not self.kept[b.ids].all()]
+            if blocks:
+                found.setdefault(tuple(b.ids.tobytes() for b in blocks), name)
+        return dict.fromkeys(found.values())
 
 
-def _fitting(trace: Trace, names: Sequence[str], sizes: Mapping[str, Dims], most: int) -> list[str]:
+def _made_inside(node: NodeProto) -> set[str]:
+    """Names of the tensors in the bodies of a node, and of what these give."""
+    return {name for _, body in bodies(node) for name in (*defined(body), *(o.name for o in body.output))}
+
+
+def _fitting(names: Sequence[str], sizes: Mapping[str, Dims], most: int) -> list[str]:
     """The first of the names that fit; where there are more than that, evenly spread ones."""
-    if len(names) > COUNT:
-        names = [names[k * len(names) // COUNT] for k in range(COUNT)]
+    if len(names) > MAX_TENSORS:
+        names = [names[k * len(names) // MAX_TENSORS] for k in range(MAX_TENSORS)]
     out = []
     for name in names:
         dims = sizes.get(name)
-        size = 4 * prod(n or 1 for n in dims) if dims is not None else most // COUNT
+        size = 4 * prod(n or 1 for n in dims) if dims is not None else most // MAX_TENSORS
         if size <= most:
             most -= size
             out.append(name)
     return out
-
-
-def with_outputs(types: Callable[[str], int | None], model: Model, names: Sequence[str]) -> Model:
-    """The model with more outputs; `types` gives the element type of a tensor, or None."""
-    model = model.copy()
-    have = {o.name for o in model.proto.graph.output}
-    made = (helper.make_tensor_value_info(n, types(n) or 1, None) for n in names if n not in have)
-    model.proto.graph.output.extend(made)
-    return model

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,22 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.model import FLOATS, LazySlice, Model, Weight, every_node
+from onnxprune.model import FLOATS, Derived, Model, Weight, every_node, traits
 from onnxprune.prove.rounding import POOL
 from onnxprune.prove.slices import Source, kept_of
 from onnxprune.trace import Block, Mask, Trace
 
-LARGEST = 64 << 20
+Shape = tuple[int, ...]
+MAX_REDRAWN = 64 << 20
 """Bytes: weights of more keep their values, which are read from their file a few rows at a time."""
-FIXED = {"Resize", "Upsample", "Pad", "Clip", "OneHot", "RoiAlign", "MaxRoiPool", "NonMaxSuppression", "Range", "Pow",
-         "Mod", "Trilu", "ConstantOfShape", "GridSample"}  # fmt: skip
-"""What these read beside their first input says how they work."""
 INTEGERS = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT4,
             TensorProto.UINT4}  # fmt: skip
 SIGNS = (-1, 1, 1, 1)
 """Of biases: a unit that a rectifier silences for every input shows nothing."""
-SUMS = {"QLinearConv", "QGemm", "DequantizeLinear"}
-"""What reads a bias of 32 bits."""
 LEAST_BIAS = 512
 """Steps over which a bias of 32 bits is drawn at least: many are all zeros."""
 
@@ -52,6 +48,7 @@ class Drawn:
     times: float = 1.0
 
     def instead(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The new values, in place of these."""
         rng, size = np.random.default_rng(self.seed), prod(self.shape)
         count = min(size, POOL)
         drawn: NDArray[Any]
@@ -71,28 +68,22 @@ class Drawn:
 def redrawn(
     trace: Trace, kept: Mask, sources: Mapping[str, Source], after: Model, seed: int, gain: float = 1.0
 ) -> tuple[Model, Model]:
-    """The original and the rewritten graph with new weights. Parameters of `after` without a source, such as biases
-    that a refit added, are zero. gain: factor on the spread of all that is drawn; with less of it, deep graphs stay
-    finite."""
+    """The original and the rewritten graph with new weights, those of the latter as their sources have it. gain: factor
+    on the spread of all that is drawn; with less of it, deep graphs stay finite."""
     original, new = trace.model.copy(), after.copy()
-    drawn: dict[str, Weight] = {}
     uses = _uses(trace)
     quantised = any(n.op_type.endswith("QuantizeLinear") or n.op_type.startswith("QLinear") for n in trace.nodes)
     for name in {s.parameter for s in trace.slices.values() if s.blocks}:
         weight = trace.model.weights[name]
-        made = _drawn(weight, uses[name], zlib.crc32(name.encode(), seed), gain, quantised)
-        if made is not None:
-            drawn[name] = original.weights[name] = Weight(
-                weight.onnx_type, weight.shape, LazySlice(weight, made.instead)
-            )
+        how = Drawing(weight, uses[name], zlib.crc32(name.encode(), seed), gain, quantised).drawn()
+        if how is not None:
+            original.weights[name] = Weight(weight.onnx_type, weight.shape, Derived(weight, how.instead))
     for name, weight in after.weights.items():
         source = sources.get(name)
-        if source is not None and source.parameter in drawn:
-            new.weights[name] = _slice(drawn[source.parameter], source.blocks, kept, weight)
-        elif source is None and weight.onnx_type in FLOATS:
-            new.weights[name] = Weight.of(np.zeros(weight.shape), weight.onnx_type)
-        elif source is not None and weight is not trace.model.weights[source.parameter]:
-            own = trace.model.weights[source.parameter]  # a refit may have changed the values
+        if source is None:  # sizes or positions, which an edit wrote
+            continue
+        own = original.weights[source.parameter]
+        if weight is not own:
             new.weights[name] = _slice(own, source.blocks, kept, weight)
     return original, new
 
@@ -101,7 +92,7 @@ def _slice(own: Weight, blocks: tuple[Block, ...], kept: Mask, like: Weight) -> 
     if not blocks:
         return own
     return Weight(
-        like.onnx_type, like.shape, LazySlice(own, lambda array: kept_of(array, blocks, kept).reshape(like.shape))
+        like.onnx_type, like.shape, Derived(own, lambda array: kept_of(array, blocks, kept).reshape(like.shape))
     )
 
 
@@ -114,65 +105,94 @@ def _uses(trace: Trace) -> Mapping[str, list[tuple[NodeProto, int]]]:
     return uses
 
 
-def _drawn(
-    weight: Weight, uses: Iterable[tuple[NodeProto, int]], seed: int, gain: float, quantised: bool
-) -> Drawn | None:
-    """How a weight is drawn; None where it is to stay."""
-    uses = list(uses)
-    kind, shape, dtype = weight.onnx_type, weight.shape, weight.dtype
-    if weight.nbytes > LARGEST or not weight.size or any(n.op_type in FIXED and i for n, i in uses):
+@dataclass(frozen=True)
+class Drawing:
+    """How a weight is to be drawn, by its values and by its `uses` (this input of that node). quantised: whether the
+    graph rounds anywhere."""
+
+    weight: Weight
+    uses: Sequence[tuple[NodeProto, int]]
+    seed: int
+    gain: float
+    quantised: bool
+
+    def drawn(self) -> Drawn | None:
+        """How; None where the weight is to stay."""
+        weight, kind = self.weight, self.weight.onnx_type
+        configures = any(n.op_type in traits.CONFIGURED and i for n, i in self.uses)
+        if configures or weight.nbytes > MAX_REDRAWN or not weight.size:
+            return None
+        if kind in FLOATS:
+            return self._floats()
+        if kind in INTEGERS and (not self._vector or all(n.op_type == "DequantizeLinear" for n, _ in self.uses)):
+            return self._stored()
+        if kind == TensorProto.INT32 and all(n.op_type in traits.INTEGER_BIASED and i != 2 for n, i in self.uses):
+            return self._long_bias()
         return None
-    vector = sum(n > 1 for n in shape) <= 1
-    if kind in FLOATS:
-        values = weight.array()
+
+    def _as(self, kind: str, low: float = 0.5, high: float = 1.5, times: float = 1.0) -> Drawn:
+        return Drawn(kind, self.seed, self.weight.shape, self.weight.dtype, low, high, times)
+
+    def _floats(self) -> Drawn | None:
+        values = self.weight.array()
         least, most = float(values.min()), float(values.max())
-        weight.release()
+        self.weight.release()
         if not np.isfinite([least, most]).all():
             return None
-        alike = least >= 0 or most <= 0  # of one sign: a gain, a variance, a scale, or zeros
+        one_sign = least >= 0 or most <= 0  # a gain, a variance, a scale, or zeros
         sign = -1.0 if most <= 0 and least < 0 else 1.0
-        fan = max((_terms(node, i, shape) for node, i in uses), default=1)
-        spread = 0.5 * min(gain, 1.0)
-        if not vector and fan > 1:
-            times = gain / np.sqrt(fan)
-            return Drawn("positive", seed, shape, dtype, times=sign / fan) if alike and least < most else Drawn(
-                "normal", seed, shape, dtype, times=times
-            )  # fmt: skip
-        if (alike and quantised and least < most) or _is_scale(uses):
-            return Drawn("around", seed, shape, dtype, 1 - spread, 1 + spread)
-        if alike:
-            return Drawn("positive", seed, shape, dtype, 1 - spread, 1 + spread, sign)
-        return Drawn("signed", seed, shape, dtype, 0.05, 0.5, gain)
-    if kind in INTEGERS and (not vector or all(n.op_type == "DequantizeLinear" for n, _ in uses)):
-        values = weight.array().astype(np.int64)
+        fan = max((_terms(node, i, self.weight.shape) for node, i in self.uses), default=1)
+        if not self._vector and fan > 1:
+            if one_sign and least < most:
+                return self._as("positive", times=sign / fan)
+            return self._as("normal", times=self.gain / np.sqrt(fan))
+        spread = 0.5 * min(self.gain, 1.0)
+        if (one_sign and self.quantised and least < most) or self._scale:
+            return self._as("around", 1 - spread, 1 + spread)
+        if one_sign:
+            return self._as("positive", 1 - spread, 1 + spread, sign)
+        return self._as("signed", 0.05, 0.5, self.gain)
+
+    def _stored(self) -> Drawn:
+        """Integers of a quantised graph: any between the least and the most that are there; of zero points, which may
+        be all alike, of some around these."""
+        values = self.weight.array().astype(np.int64)
         least, most = int(values.min()), int(values.max())
-        if vector:  # zero points
-            limits = np.iinfo(dtype) if dtype.kind in "iu" else None
-            least, most = (max(least - 4, limits.min), min(most + 4, limits.max)) if limits else (least, most)
-        return Drawn("integers", seed, shape, dtype, least, most)
-    if kind == TensorProto.INT32 and all(n.op_type in SUMS and i != 2 for n, i in uses):
-        most = max(LEAST_BIAS, int(np.abs(weight.array().astype(np.int64)).max()))
-        return Drawn("integers", seed, shape, dtype, -most, most)
-    return None
+        if self._vector and self.weight.dtype.kind in "iu":
+            limits = np.iinfo(self.weight.dtype)
+            least, most = max(least - 4, limits.min), min(most + 4, limits.max)
+        return self._as("integers", least, most)
+
+    def _long_bias(self) -> Drawn:
+        most = max(LEAST_BIAS, int(np.abs(self.weight.array().astype(np.int64)).max()))
+        return self._as("integers", -most, most)
+
+    @property
+    def _vector(self) -> bool:
+        return sum(n > 1 for n in self.weight.shape) <= 1
+
+    @property
+    def _scale(self) -> bool:
+        """Whether it says how large a step of a quantised tensor is."""
+        return any((n.op_type in ("QuantizeLinear", "DequantizeLinear") and i == 1) or "QLinear" in n.op_type
+                   or n.op_type in ("QGemm", "MatMulIntegerToFloat") for n, i in self.uses)  # fmt: skip
 
 
-def _is_scale(uses: Iterable[tuple[NodeProto, int]]) -> bool:
-    return any((n.op_type in ("QuantizeLinear", "DequantizeLinear") and i == 1) or "QLinear" in n.op_type
-               or n.op_type in ("QGemm", "MatMulIntegerToFloat") for n, i in uses)  # fmt: skip
+def _gemm_terms(node: NodeProto, i: int, shape: Shape) -> int:
+    turned = any(a.name == ("transB" if i else "transA") and helper.get_attribute_value(a) for a in node.attribute)
+    return shape[0] if turned != bool(i) else shape[-1]
 
 
-def _terms(node: NodeProto, i: int, shape: tuple[int, ...]) -> int:
-    """How many terms an operator sums for one output when it is given a parameter of this shape as input `i`."""
-    kind = node.op_type
-    if kind in ("Conv", "FusedConv", "LSTM", "GRU", "RNN", "DeformConv"):
-        return prod(shape[1:]) if "Conv" in kind else shape[-1]
-    if kind == "ConvTranspose":
-        return shape[0]
-    if kind in ("Gemm", "FusedGemm"):
-        turned = any(a.name == ("transB" if i else "transA") and helper.get_attribute_value(a) for a in node.attribute)
-        return shape[0] if turned != bool(i) else shape[-1]
-    if kind in ("MatMul", "FusedMatMul"):
-        return shape[-2] if i and len(shape) > 1 else shape[-1]
-    if kind in ("Transpose", "Reshape", "Cast", "Identity", "Einsum", "Attention", "Unsqueeze", "Squeeze", "Concat"):
-        return max(shape)
-    return 1
+TERMS: Mapping[str, Callable[[NodeProto, int, Shape], int]] = {
+    **dict.fromkeys(("Conv", "FusedConv", "DeformConv"), lambda node, i, shape: prod(shape[1:])),
+    "ConvTranspose": lambda node, i, shape: shape[0],
+    **dict.fromkeys(traits.GATES, lambda node, i, shape: shape[-1]),
+    **dict.fromkeys(("Gemm", "FusedGemm"), _gemm_terms),
+    **dict.fromkeys(("MatMul", "FusedMatMul"), lambda node, i, shape: shape[-2] if i and len(shape) > 1 else shape[-1]),
+    **dict.fromkeys(traits.MOVING_PARAMETERS, lambda node, i, shape: max(shape)),
+}
+"""How many terms an operator sums for one output when it is given a parameter of this shape as this input."""
+
+
+def _terms(node: NodeProto, i: int, shape: Shape) -> int:
+    return TERMS[node.op_type](node, i, shape) if node.op_type in TERMS else 1

@@ -9,7 +9,7 @@ importance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,23 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.model import FLOATS, LazySlice, Model, Weight, bodies, captured, needs, renamed
+from onnxprune.model import FLOATS, Derived, Model, Weight, bodies, captured, needs, renamed, traits
+from onnxprune.prove.outputs import Types
 
 Array = NDArray[Any]
 NUDGED = (np.float16, np.float32, np.float64)
-SHORT = 8
-"""Elements, from which on a weight is nudged."""
+LEAST_NUDGED = 8
+"""Elements of the smallest weight that is nudged."""
 POOL = 100_003
 """Random numbers that are drawn for an array; a larger one repeats them. A prime, so that no two rows are alike."""
-Types = Callable[[str], int | None]
-"""The element type of a tensor, where it is known."""
 DECIDED = {TensorProto.BOOL, TensorProto.INT32, TensorProto.INT64}
-SAMPLING = {"RoiAlign", "MaxRoiPool", "GridSample"}
-"""Input 1 is where they look: a millionth of an image's width may be much of a step from one pixel to the next."""
-
-STEPS = {"Hardmax", "Sign", "Floor", "Ceil", "Round"}
-"""Floats in, floats out, and a jump between them."""
-ROUNDING = {"QuantizeLinear", "DynamicQuantizeLinear"}
 
 
 def nudged(model: Model, feeds: Mapping[str, Array], seed: int) -> tuple[Model, dict[str, Array]]:
@@ -43,11 +36,9 @@ def nudged(model: Model, feeds: Mapping[str, Array], seed: int) -> tuple[Model, 
     moved = {n: _nudge(x, rng) for n, x in feeds.items()}
     model = model.copy()
     for name, weight in sorted(model.weights.items()):
-        if weight.dtype in NUDGED and weight.size >= SHORT:
+        if weight.dtype in NUDGED and weight.size >= LEAST_NUDGED:
             own = int(rng.integers(1 << 32))
-            model.weights[name] = Weight(
-                weight.onnx_type, weight.shape, LazySlice(weight, partial(_reseeded, seed=own))
-            )
+            model.weights[name] = Weight(weight.onnx_type, weight.shape, Derived(weight, partial(_reseeded, seed=own)))
     return model, moved
 
 
@@ -73,11 +64,16 @@ def deciding(types: Types, original: Model, after: Model, also: Collection[str] 
     ]  # fmt: skip
 
 
-def told(types: Types, model: Model, values: Mapping[str, Array], also: Collection[str] = ()) -> Model:
-    """The model with its decisions made from inputs `<name>_told`, of the shapes of `values`, instead of its own
+def fed_name(name: str) -> str:
+    """The input that stands for a tensor where decisions are made from it."""
+    return f"{name}_fed"
+
+
+def with_decisions_fed(types: Types, model: Model, values: Mapping[str, Array], also: Collection[str] = ()) -> Model:
+    """The model with its decisions made from inputs (`fed_name`) of the shapes of `values`, instead of its own
     values: where a runtime knows no shape, it may take sizes that are decided for none at all."""
     model = model.copy()
-    names = {n: f"{n}_told" for n in values}
+    names = {n: fed_name(n) for n in values}
     for node in model.proto.graph.node:
         here = {i: names[i] for i in decides_from(types, node, also) if i in names}
         node.input[:] = [here.get(i, i) for i in node.input]
@@ -92,9 +88,9 @@ def told(types: Types, model: Model, values: Mapping[str, Array], also: Collecti
 
 def decides_from(types: Types, node: NodeProto, also: Collection[str] = ()) -> Iterable[str]:
     """What a node reads to decide: of one with bodies what they read from outside, where they decide for others."""
-    if node.op_type in SAMPLING:
+    if node.op_type in traits.SAMPLING:
         return list(node.input)[1:2]
-    if node.op_type in also or node.op_type in STEPS:
+    if node.op_type in also or node.op_type in traits.JUMPING:
         return list(node.input)[:1]
     decides = node.op_type != "Shape" and any(types(o) in DECIDED for o in node.output if o)
     return needs(node) if decides else ()

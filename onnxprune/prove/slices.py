@@ -7,12 +7,12 @@ parameters and indices: what one of them gets wrong the other does not. Knows a 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import NodeProto, TensorProto
 
 from onnxprune.errors import CheckFailed
 from onnxprune.model import Model, Weight, every_node, scopes
@@ -50,58 +50,85 @@ def compared(trace: Trace, kept: Mask, model: Model) -> Compared:
 
     CheckFailed where one has not the shape or type of its slice, stands for uses that need different positions, or is
     nobody's."""
-    found, edited, added = _sources(trace, kept, model)
+    reads = _Reads.of(trace, kept, model)
+    found = reads.sources
     same, differing = 0, []
     for name, weight in model.weights.items():
         source = found.get(name)
         if source is None:
-            if name in edited or name in added or (name not in trace.model.weights and weight.onnx_type in SIZES):
+            if reads.expected(name):
                 continue
             if name not in trace.model.weights:
                 raise CheckFailed(f"{DIFFERS}: its parameter '{name}' is none of it")
             source = found[name] = Source(name, ())
         own = trace.model.weights[source.parameter]
         if weight is not own or source.blocks:
-            _fits(name, weight, own, source, kept)
-            if _equal(weight, own, source.blocks, kept):
-                same += 1
-            else:
+            _check_shape(name, weight, own, source, kept)
+            if not _equal(weight, own, source.blocks, kept):
                 differing.append(name)
-        else:
-            same += 1
-    return Compared(found, same, tuple(differing), tuple(sorted(added)))
-
-
-def _sources(trace: Trace, kept: Mask, model: Model) -> tuple[dict[str, Source], set[str], set[str]]:
-    """The source of every parameter that a node reads where the original reads one; the names of constants that edits
-    wrote; those of float parameters that nodes read where they read nothing in the original."""
-    uses, everywhere = _blocks(trace)
-    originals = {node.name: (index, node) for index, node in enumerate(trace.nodes)}
-    held = trace.model.weights
-    found: dict[str, Source] = {}
-    edited: set[str] = set()
-    added: set[str] = set()
-    for node in every_node(model.proto.graph):
-        index, before = originals.get(node.name, (-1, None))
-        for i, name in enumerate(node.input):
-            if name not in model.weights:
                 continue
-            was = before.input[i] if before is not None and i < len(before.input) else ""
-            blocks = tuple(b for b in uses.get((index, i), everywhere.get(was, ())) if not kept[b.ids].all())
-            written = name not in held and model.weights[name].onnx_type in SIZES and not blocks
-            if was in held and not written:
-                _note(found, name, Source(was, blocks), trace, kept)
-            elif written:
-                edited.add(name)
-            elif before is not None and not was:
-                added.add(name)
-            elif name not in held:
-                raise CheckFailed(f"{DIFFERS}: its node '{node.name}' reads '{name}', which is none of its parameters")
-    for scope in scopes(model.proto.graph):
-        for out in scope.graph.output:
-            if out.name in model.weights and out.name in held:
-                _note(found, out.name, Source(out.name, ()), trace, kept)
-    return found, edited, added
+        same += 1
+    return Compared(found, same, tuple(differing), tuple(sorted(reads.added)))
+
+
+@dataclass
+class _Reads:
+    """Where each parameter of a rewritten graph is read, beside what the original reads there. sources: of every
+    parameter that a node reads where the original reads one. edited: names of the constants that edits wrote. added:
+    those of float parameters that nodes read where they read nothing in the original."""
+
+    trace: Trace
+    kept: Mask
+    model: Model
+    sources: dict[str, Source] = field(default_factory=dict)
+    edited: set[str] = field(default_factory=set)
+    added: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, trace: Trace, kept: Mask, model: Model) -> _Reads:
+        """Those of every node, and of what is an output as it is."""
+        found = cls(trace, kept, model)
+        uses, everywhere = _blocks(trace)
+        originals = {node.name: (index, node) for index, node in enumerate(trace.nodes)}
+        for node in every_node(model.proto.graph):
+            index, before = originals.get(node.name, (-1, None))
+            for i, name in enumerate(node.input):
+                if name in model.weights:
+                    was = before.input[i] if before is not None and i < len(before.input) else ""
+                    blocks = uses.get((index, i), everywhere.get(was, ()))
+                    found._read(node, name, was, tuple(b for b in blocks if not kept[b.ids].all()), before is None)
+        for scope in scopes(model.proto.graph):
+            for out in scope.graph.output:
+                if out.name in model.weights and out.name in trace.model.weights:
+                    found._note(out.name, Source(out.name, ()))
+        return found
+
+    def _read(self, node: NodeProto, name: str, was: str, blocks: tuple[Block, ...], new: bool) -> None:
+        """`node` reads parameter `name` where the original reads `was`, of which `blocks` lose something; new: the
+        original has no such node."""
+        held = self.trace.model.weights
+        if self._written(name) and not blocks:
+            self.edited.add(name)
+        elif was in held:
+            self._note(name, Source(was, blocks))
+        elif not new and not was:
+            self.added.add(name)
+        elif name not in held:
+            raise CheckFailed(f"{DIFFERS}: its node '{node.name}' reads '{name}', which is none of its parameters")
+
+    def _written(self, name: str) -> bool:
+        return name not in self.trace.model.weights and self.model.weights[name].onnx_type in SIZES
+
+    def _note(self, name: str, source: Source) -> None:
+        """One parameter may be read in many places, which all have to need the same of it."""
+        known = self.sources.setdefault(name, source)
+        shape = self.trace.model.weights[source.parameter].shape
+        if known.parameter != source.parameter or not _keep_the_same(known.blocks, source.blocks, shape, self.kept):
+            raise CheckFailed(f"{DIFFERS}: its parameter '{name}' is read where other positions are needed, too")
+
+    def expected(self, name: str) -> bool:
+        """Whether a parameter without a source may be there."""
+        return name in self.edited or name in self.added or self._written(name)
 
 
 def _blocks(trace: Trace) -> tuple[dict[tuple[int, int], tuple[Block, ...]], dict[str, tuple[Block, ...]]]:
@@ -116,15 +143,7 @@ def _blocks(trace: Trace) -> tuple[dict[tuple[int, int], tuple[Block, ...]], dic
     return uses | trace.owned, everywhere
 
 
-def _note(found: dict[str, Source], name: str, source: Source, trace: Trace, kept: Mask) -> None:
-    """One parameter may be read in many places, which all have to need the same of it."""
-    known = found.setdefault(name, source)
-    shape = trace.model.weights[source.parameter].shape
-    if known.parameter != source.parameter or not _same(known.blocks, source.blocks, shape, kept):
-        raise CheckFailed(f"{DIFFERS}: its parameter '{name}' is read where other positions are needed, too")
-
-
-def _same(one: Sequence[Block], two: Sequence[Block], shape: Sequence[int], kept: Mask) -> bool:
+def _keep_the_same(one: Sequence[Block], two: Sequence[Block], shape: Sequence[int], kept: Mask) -> bool:
     """Whether two sets of blocks keep the same positions; most are the same blocks."""
     if len(one) == len(two) and all(a.axes == b.axes and a.ids is b.ids for a, b in zip(one, two, strict=True)):
         return True
@@ -141,7 +160,7 @@ def _same(one: Sequence[Block], two: Sequence[Block], shape: Sequence[int], kept
     return np.array_equal(masks[0], masks[1])
 
 
-def _fits(name: str, weight: Weight, own: Weight, source: Source, kept: Mask) -> None:
+def _check_shape(name: str, weight: Weight, own: Weight, source: Source, kept: Mask) -> None:
     expected = list(own.shape)
     vectors, _ = _masks(source.blocks, own.shape, kept)
     for b in source.blocks:
@@ -161,7 +180,7 @@ def _equal(weight: Weight, own: Weight, blocks: Sequence[Block], kept: Mask) -> 
     """Byte by byte, and a few rows at a time; what was read of files is let go of."""
     ours, theirs = weight.array().reshape(-1), own.array()
     at, equal = 0, True
-    for part in parts(theirs, blocks, kept):
+    for part in kept_slabs(theirs, blocks, kept):
         mine = ours[at : at + part.size]
         if mine.size != part.size or not _same_bytes(mine, part):
             equal = False
@@ -179,7 +198,7 @@ def _same_bytes(a: NDArray[Any], b: NDArray[Any]) -> bool:
     return a.dtype == b.dtype and bool((a.view(np.uint8) == np.ascontiguousarray(b).view(np.uint8)).all())
 
 
-def parts(array: NDArray[Any], blocks: Sequence[Block], kept: Mask) -> Iterator[NDArray[Any]]:
+def kept_slabs(array: NDArray[Any], blocks: Sequence[Block], kept: Mask) -> Iterator[NDArray[Any]]:
     """What is kept of `blocks` in `array`, in order and flat, a few rows at a time."""
     vectors, others = _masks(blocks, array.shape, kept)
     rows = max(1, SLAB // max(1, array[:1].nbytes)) if array.ndim else 1
@@ -197,8 +216,8 @@ def parts(array: NDArray[Any], blocks: Sequence[Block], kept: Mask) -> Iterator[
 
 
 def kept_of(array: NDArray[Any], blocks: Sequence[Block], kept: Mask) -> NDArray[Any]:
-    """As `parts`, all of it."""
-    return np.concatenate([np.zeros(0, array.dtype), *parts(array, blocks, kept)])
+    """As `kept_slabs`, all of it."""
+    return np.concatenate([np.zeros(0, array.dtype), *kept_slabs(array, blocks, kept)])
 
 
 def _masks(blocks: Sequence[Block], shape: Sequence[int], kept: Mask) -> tuple[dict[int, Mask], list[Mask]]:

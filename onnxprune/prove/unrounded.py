@@ -11,35 +11,37 @@ from dataclasses import dataclass, field
 
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from onnxprune.model import Model, bodies, needs
-from onnxprune.prove.reals import FLOAT, FORMS, LIMITS, Step, Whole
+from onnxprune.model import Model, bodies, needs, traits
+from onnxprune.prove.outputs import Types
+from onnxprune.prove.reals import FLOAT, LIMITS, REAL_FORMS, CannotUnround, Step
 
-WHOLE = {*LIMITS, TensorProto.INT32}
+INTEGERS = {*LIMITS, TensorProto.INT32}
 """Types of tensors that are floats afterwards."""
-STILL = {"QAttention", "DynamicQuantizeLSTM", "QEmbedLayerNormalization"}
-"""Operators that round inside, and are not taken apart."""
 
 
-def rounding(nodes: Sequence[NodeProto]) -> bool:
+def rounds(nodes: Sequence[NodeProto]) -> bool:
     """Whether any of the nodes rounds to integers."""
-    return any((n.op_type in FORMS and n.op_type != "DequantizeLinear") or n.op_type in STILL for n in nodes)
+    kinds = {n.op_type for n in nodes}
+    return not kinds.isdisjoint((REAL_FORMS.keys() - {"DequantizeLinear"}) | traits.ROUNDING_INSIDE)
 
 
 @dataclass
 class Unrounded:
-    """Writes graphs in real numbers. `known`: element types of tensors, `rank`: how many axes one has. floats: what was
-    an integer and is none now; was: of which type; left: by name, nodes that still round, and why."""
+    """Writes graphs in real numbers. known: element types of tensors; rank: how many axes one has. floats: what was an
+    integer and is none now; types_before: of which type. still_rounding: nodes by name, and why."""
 
-    known: Callable[[str], int | None]
+    known: Types
     rank: Callable[[str], int | None]
     floats: set[str] = field(default_factory=set)
-    left: dict[str, str] = field(default_factory=dict)
-    was: dict[str, int] = field(default_factory=dict)
+    still_rounding: dict[str, str] = field(default_factory=dict)
+    types_before: dict[str, int] = field(default_factory=dict)
 
     def types(self, name: str) -> int | None:
+        """The element type of a tensor as it is written."""
         return FLOAT if name in self.floats else self.known(name)
 
     def kind(self, name: str, model: Model) -> int | None:
+        """The element type of a parameter of `model` or of a tensor of the graph as it was."""
         weight = model.weights.get(name)
         return weight.onnx_type if weight is not None else self.known(name)
 
@@ -66,52 +68,60 @@ class Unrounded:
     def _node(self, model: Model, node: NodeProto) -> list[NodeProto]:
         step, before = Step(self, model, node), set(self.floats)
         try:
-            if node.op_type in STILL:
-                raise Whole("it rounds inside")
-            if node.op_type in FORMS:
-                FORMS[node.op_type](step)
+            if node.op_type in traits.ROUNDING_INSIDE:
+                raise CannotUnround("it rounds inside")
+            if node.op_type in REAL_FORMS:
+                REAL_FORMS[node.op_type](step)
                 return step.made
             return self._other(step)
-        except Whole as why:
-            self.left[node.name] = f"{node.op_type} '{node.name}' ({why})"
+        except CannotUnround as why:
+            self.still_rounding[node.name] = f"{node.op_type} '{node.name}' ({why})"
             self.floats.intersection_update(before)
             return self._again(Step(self, model, node))
 
     def _other(self, step: Step) -> list[NodeProto]:
         """A node that does not round: what it gives is of the kind that it is given."""
-        node, model = step.node, step.model
+        node = step.node
         read = [n for n in needs(node) if n in self.floats]
+        if any(True for _ in bodies(node)):
+            self._as_its_bodies(node, read)
+            return [node]
+        return self._on_floats(step, read) if read else [node]
+
+    def _as_its_bodies(self, node: NodeProto, read: Sequence[str]) -> None:
+        """What an If gives is float where both branches give floats; any other owner of bodies has to stay as it is."""
         outs = [[o.name in self.floats for o in body.output] for _, body in bodies(node)]
-        if outs:
-            if node.op_type == "If" and all(o == outs[0] for o in outs):
-                self._became(dict(zip(node.output, outs[0], strict=False)), read)
-            elif any(map(any, outs)) or not self.floats.isdisjoint(node.input):
-                raise Whole("it carries integers in and out of its bodies")
-            return [node]
-        if not read:
-            return [node]
+        if node.op_type == "If" and all(o == outs[0] for o in outs):
+            self._became(dict(zip(node.output, outs[0], strict=False)), read)
+        elif any(map(any, outs)) or not self.floats.isdisjoint(node.input):
+            raise CannotUnround("it carries integers in and out of its bodies")
+
+    def _on_floats(self, step: Step, read: Sequence[str]) -> list[NodeProto]:
+        """The node, given floats (`read`) in place of integers: all that it is given are floats then."""
+        node, model = step.node, step.model
         for i, name in enumerate(node.input):
             if name not in self.floats and self.kind(name, model) in LIMITS:
                 node.input[i] = step.cast(name)
-        if node.op_type == "Cast" and step.attr("to") in WHOLE:
+        if node.op_type == "Cast" and step.attr("to") in INTEGERS:
             node.attribute[0].i = FLOAT
         kinds = {name: self.known(name) for name in node.output if name}
-        made = node.op_type not in ("Shape", "Size")
-        self._became({n: kind in WHOLE or (kind is None and made) for n, kind in kinds.items()}, read)
+        made = node.op_type not in traits.SIZES
+        self._became({n: kind in INTEGERS or (kind is None and made) for n, kind in kinds.items()}, read)
         return [*step.made, node]
 
     def _became(self, outs: Mapping[str, bool], read: Sequence[str]) -> None:
         """These outputs are floats now, in place of the type that they had, or that what they are made of had."""
+        of_read = next((self.types_before[n] for n in read if n in self.types_before), FLOAT)
         for name, real in outs.items():
             if real:
                 self.floats.add(name)
-                self.was[name] = self.known(name) or next((self.was[n] for n in read if n in self.was), FLOAT)
+                self.types_before[name] = self.known(name) or of_read
 
     def _again(self, step: Step) -> list[NodeProto]:
         """A node that still rounds is given integers, as before."""
         for i, name in enumerate(step.node.input):
-            kind = self.known(name) or self.was.get(name)
-            if name in self.floats and kind in WHOLE:
+            kind = self.known(name) or self.types_before.get(name)
+            if name in self.floats and kind in INTEGERS:
                 step.node.input[i] = out = step.model.fresh_name(f"{name}_whole")
                 step.put("Round", name)
                 step.made.append(

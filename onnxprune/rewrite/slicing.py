@@ -10,7 +10,7 @@ from itertools import accumulate, chain, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.model import Array, LazySlice, Weight
+from onnxprune.model import Array, Derived, Weight
 from onnxprune.trace import Block, Mask, positions
 
 SLAB = 1 << 18
@@ -33,7 +33,7 @@ def take(weight: Weight, blocks: Sequence[Block], kept: Mask) -> Weight:
         index, dims = _index(views, blocks, kept)
         cut = partial(_picked, viewed=list(chain(*views)), index=index, dims=dims)
     if weight.nbytes > LARGE and weight.plain and min(dims):
-        return Weight(weight.onnx_type, dims, LazySlice(weight, cut))
+        return Weight(weight.onnx_type, dims, Derived(weight, cut))
     return Weight.of(np.ascontiguousarray(cut(weight.array())), weight.onnx_type)
 
 

@@ -14,9 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.model import Model, Weight, every_node, opset, rearranged
-
-LIKE, ALONE = {"RandomNormalLike", "RandomUniformLike"}, {"RandomNormal", "RandomUniform"}
+from onnxprune.model import Model, Weight, every_node, opset, rearranged, traits
 
 
 def settled(model: Model, types: Callable[[str], int | None]) -> Model:
@@ -39,7 +37,7 @@ def _draws(node: NodeProto) -> bool:
     """Whether a node draws at random; a Dropout does only where it may be told to train."""
     if node.domain not in ("", "ai.onnx"):
         return False
-    return node.op_type in LIKE | ALONE | {"Bernoulli"} or (node.op_type == "Dropout" and len(node.input) > 2)
+    return node.op_type in traits.DRAWING or (node.op_type == "Dropout" and len(node.input) > 2)
 
 
 def _trains(node: NodeProto) -> bool:
@@ -83,7 +81,7 @@ def _constant(model: Model, node: NodeProto, types: Callable[[str], int | None])
     point = low + high if normal else low + 0.7 * (high - low)
     shape = model.fresh_name(node.output[0] + "_shape")
     first = []
-    if node.op_type in LIKE:
+    if node.op_type in traits.DRAWING_LIKE:
         first = [helper.make_node("Shape", [node.input[0]], [shape], name=shape)]
     else:
         model.weights[shape] = Weight.of(np.array(given["shape"], np.int64))

@@ -18,7 +18,6 @@ from onnxprune.shapes.symbolic_values import Value
 from onnxprune.shapes.symbols import Dim
 
 Kinds = list[Kind | None]
-CONTROL = frozenset(["If", "Loop", "Scan"])
 
 
 @dataclass(frozen=True)

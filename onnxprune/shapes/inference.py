@@ -17,10 +17,10 @@ import onnx
 from onnx import GraphProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
 from onnxprune import guard
-from onnxprune.model import Model, bodies, captured, defined
+from onnxprune.model import Model, bodies, captured, defined, traits
 from onnxprune.shapes import body_inference, grids, symbolic_shapes
 from onnxprune.shapes.backstop import alone, probe_with_runtime
-from onnxprune.shapes.body_inference import CONTROL, Body
+from onnxprune.shapes.body_inference import Body
 from onnxprune.shapes.grids import Grid
 from onnxprune.shapes.known import Pass
 from onnxprune.shapes.node_view import Kind, Need, Sizes, View, dims_of, is_open, is_vague, merged, type_of
@@ -129,7 +129,7 @@ class Inference:
                     state.values[name] = value
                     state.kinds[name] = (_ELEMENT[value.element], value.data.shape)
             return
-        kinds = self._enter(node, state) if node.standard and node.op in CONTROL else self._infer(node, state)
+        kinds = self._enter(node, state) if node.standard and node.op in traits.CONTROL else self._infer(node, state)
         for name, kind in zip(node.outputs, kinds, strict=False):
             if name and kind is not None:
                 state.give(name, kind)
@@ -172,7 +172,7 @@ class Inference:
         return self._followed[key]
 
     def _shape_of(self, node: _Node, state: Pass) -> list[Value] | None:
-        if node.op not in ("Shape", "Size"):
+        if node.op not in traits.SIZES:
             return None
         dims = state.sizes(node.inputs[0])
         if dims is None or None in dims:

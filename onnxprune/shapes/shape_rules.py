@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from onnx import NodeProto
 
+from onnxprune.model import traits
 from onnxprune.shapes.node_view import Kind, Sizes, dims_of
 from onnxprune.shapes.symbolic_values import Array, Value
 from onnxprune.shapes.symbols import Dim
 
-_SPATIAL = frozenset(["Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "MaxPool", "AveragePool", "LpPool"])
+_SPATIAL = traits.POOLS | {"Conv", "ConvInteger", "ConvTranspose", "QLinearConv"}
 LIKE_FIRST = frozenset([
     "GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization", "ImageScaler", "Affine", "Scale",
     "ScaledTanh", "ParametricSoftplus",

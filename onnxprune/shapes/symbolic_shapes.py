@@ -11,6 +11,7 @@ from typing import Any
 
 from onnx import TensorProto
 
+from onnxprune.model import traits
 from onnxprune.shapes import symbolic_windows as windows
 from onnxprune.shapes.node_view import Kind, Sizes, View
 from onnxprune.shapes.quotients import ceil_div, floor_div, quotient
@@ -256,9 +257,7 @@ def _attention(v: View) -> list[Sizes | None] | None:
     return found[: len(v.node.output)]
 
 
-_BROADCAST = """Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or Pow Sub Sum Where
-Xor"""
-RULES: dict[str, Rule] = dict.fromkeys(_BROADCAST.split(), _broadcast) | {
+RULES: dict[str, Rule] = dict.fromkeys(traits.BROADCASTING, _broadcast) | {
     "Reshape": _reshape, "Flatten": _flatten, "Expand": _expand, "ConstantOfShape": _filled, "Tile": _tile,
     "Pad": _pad, "Slice": _slice, "Concat": _concat, "Split": _split, "TopK": _top_k, "Range": _range,
     "Squeeze": _squeeze, "Conv": windows.conv, "ConvInteger": windows.conv, "QLinearConv": windows.conv_nested(3),
@@ -281,7 +280,7 @@ def infer(view: View) -> list[Kind | None] | None:
         return None  # attributes of damaged files may be of any type and number
     if shapes is None:
         return None
-    if view.node.op_type in _BROADCAST.split():  # of which type it is ONNX knows
+    if view.node.op_type in traits.BROADCASTING:  # of which type it is ONNX knows
         return [(TensorProto.UNDEFINED, dims) for dims in shapes]
     return [(element, dims) for element, dims in zip(_elements(view, len(shapes)), shapes, strict=True)]
 

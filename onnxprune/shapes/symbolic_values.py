@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
+from onnxprune.model import traits
 from onnxprune.shapes import symbols
 from onnxprune.shapes.quotients import mod, quotient, trunc_div
 from onnxprune.shapes.symbols import Dim, Size
@@ -156,6 +157,6 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "GreaterOrEqual": _compared(0, 1),
 }  # fmt: skip
 """What is followed over expressions; an argument is a number without a fraction or a `Size`."""
-LOGIC = {"Where", "Not", "And", "Or"}
-TRUTHS = {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or"}
+LOGIC = (traits.LOGICAL - {"Xor"}) | {"Where"}
+TRUTHS = traits.COMPARING | (traits.LOGICAL - {"Xor"})
 SUMMED = {"ReduceSum": "Add", "ReduceProd": "Mul", "ReduceMin": "Min", "ReduceMax": "Max"}

@@ -13,14 +13,12 @@ from functools import partial
 
 import numpy as np
 
+from onnxprune.model import traits
 from onnxprune.shapes import Dim, Size, quotient
 from onnxprune.trace.editor import Editor
 from onnxprune.trace.labels import Block, Ids
 from onnxprune.trace.op import Op
 from onnxprune.trace.tracing import Trace
-
-SAME_ORDER = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
-"""Operators whose output holds the elements of the input in the same row-major order."""
 
 LONGEST = 32
 """Movements in a chain: a shuffle is three to five."""
@@ -34,7 +32,7 @@ def shuffle(op: Op) -> bool:
     Asked only where one axis, and no other, is labelled: the tensors in between need no blocks of their own then, for
     they stay as they are or go."""
     blocks = op.blocks(0)
-    if op.node.domain not in ("", "ai.onnx") or op.node.op_type not in SAME_ORDER | {"Transpose"}:
+    if op.node.domain not in ("", "ai.onnx") or op.node.op_type not in traits.REARRANGING:
         return False
     if len(blocks) != 1 or len(blocks[0].axes) != 1 or op.node.input[0] in op.trace.model.weights:
         return False
@@ -66,7 +64,7 @@ def _chains(op: Op) -> Iterator[list[int]]:
     name, turned = op.node.input[0], False
     while len(chain) < LONGEST:
         node = nodes[index]
-        known = node.domain in ("", "ai.onnx") and node.op_type in SAME_ORDER | {"Transpose"}
+        known = node.domain in ("", "ai.onnx") and node.op_type in traits.REARRANGING
         if not known or list(node.input).count(name) != 1 or node.input[0] != name or trace.excluded(node):
             return
         chain.append(index)

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import sandbox
 from google.protobuf.message import DecodeError, EncodeError
-from mutate import GRAPH, Unfit
+from mutate import GRAPH, NothingToDamage
 from onnx import ModelProto, ValueInfoProto
 from rich.console import Console
 from rich.markup import escape
@@ -85,7 +85,7 @@ def make(seed: int, index: int, sources: list[Path], folder: Path, only: str = "
                     hostile.FILES[name](rng, model, folder)
                 done.append(name)
             path.write_bytes(data if model is None else model.SerializeToString())
-        except (Unfit, OSError, ValueError, IndexError, DecodeError, EncodeError):
+        except (NothingToDamage, OSError, ValueError, IndexError, DecodeError, EncodeError):
             continue
         return Mutant(index, source, tuple(done), path)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from mutate import SIZES, Unfit, mutator, pick, weight
+from mutate import SIZES, NothingToDamage, mutator, pick, weight
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 OnFile = Callable[[Random, ModelProto, Path], None]
@@ -195,7 +195,7 @@ def external_range(rng: Random, model: ModelProto, folder: Path) -> None:
     tensor = weight(rng, model, integers=False)
     raw = tensor.raw_data
     if not raw:
-        raise Unfit
+        raise NothingToDamage
     tensor.ClearField("raw_data")
     size = rng.choice((len(raw), len(raw) - 1, 0, len(raw) * 2))
     (folder / "w.bin").write_bytes((raw * 2)[:size])

@@ -11,7 +11,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,9 @@ from onnxprune.options import Options
 from onnxprune.planning import profile, select
 from onnxprune.planning.criteria import l2
 from onnxprune.prove import proofs as verify
-from onnxprune.prove.original import Run
+from onnxprune.prove.comparison import Comparison
+from onnxprune.prove.original import Original, Run
+from onnxprune.prove.places import Places
 from onnxprune.prove.slices import Compared, Source, kept_of
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.stages import Clock, analysed, check, prove
@@ -151,17 +153,19 @@ def _with(model: Model, name: str, weight: Weight) -> Model:
 def alone(pruned: Pruned) -> Iterator[tuple[str, bool]]:
     """Every parameter moved by one, with nothing but the equivalence on drawn weights to catch it: whether it does."""
     trace, kept, options = pruned.groups.trace, pruned.kept, pruned.options
+    original = Original(trace, kept, (), options, lambda model: model, trace.shapes.dtype)
     run: Run | None = None
     for name, source in pruned.account.sources.items():
         for b in source.blocks:
             if b.ids.ndim > 1 or np.array_equal(kept[b.ids], np.roll(kept[b.ids], 1)):
                 continue
             if run is None:
-                run = verify.a_run(trace, kept, options, 0)
+                run = next(original.runs([0]))[0]
             moved = tuple(Block(c.axes, np.roll(c.ids, 1), c.coarse) if c is b else c for c in source.blocks)
             sources = {**pruned.account.sources, name: Source(source.parameter, moved)}
+            comparison = Comparison(Places(trace, kept), sources, pruned.after.model, options)
             try:
-                verify.on_drawn(trace, kept, pruned.after.model, replace(pruned.account, sources=sources), options, run)
+                comparison.on_drawn_weights(comparison.in_real_numbers or comparison.as_it_rounds, run)
             except CheckFailed:
                 yield f"{name}: axis {b.axes[0]}", True
             else:

@@ -19,7 +19,7 @@ OPS = ("Relu", "Conv", "MatMul", "Gemm", "Add", "Reshape", "Transpose", "Concat"
        "Einsum", "If", "Loop", "Scan", "Constant", "ConstantOfShape", "ReduceMean", "NoSuchOperator")  # fmt: skip
 
 
-class Unfit(Exception):
+class NothingToDamage(Exception):
     """The model has nothing that this damage could be done to."""
 
 
@@ -30,7 +30,7 @@ def mutator(change: Mutator) -> Mutator:
 
 def pick(rng: Random, items: list[T]) -> T:
     if not items:
-        raise Unfit
+        raise NothingToDamage
     return rng.choice(items)
 
 
@@ -204,9 +204,9 @@ def other_integers(rng: Random, model: ModelProto) -> None:
     try:
         array = numpy_helper.to_array(tensor).copy()
     except Exception as error:
-        raise Unfit from error
+        raise NothingToDamage from error
     if not array.size:
-        raise Unfit
+        raise NothingToDamage
     flat = array.reshape(-1)
     flat[rng.randrange(flat.size)] = rng.choice(
         [s for s in SIZES if np.iinfo(array.dtype).min <= s <= np.iinfo(array.dtype).max]
@@ -218,11 +218,11 @@ def other_integers(rng: Random, model: ModelProto) -> None:
 def odd_weights(rng: Random, model: ModelProto) -> None:
     tensor = weight(rng, model, integers=False)
     if tensor.data_type != TensorProto.FLOAT:
-        raise Unfit
+        raise NothingToDamage
     array = numpy_helper.to_array(tensor).copy()
     flat = array.reshape(-1)
     if not flat.size:
-        raise Unfit
+        raise NothingToDamage
     value = rng.choice((np.nan, np.inf, -np.inf, 0.0, 1e38, 1e-45))
     flat[: rng.choice((1, flat.size))] = value
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
@@ -254,7 +254,7 @@ def other_size_of_weight(rng: Random, model: ModelProto) -> None:
     """A weight that is whole, of another size."""
     tensor = weight(rng, model, integers=False)
     if tensor.data_type != TensorProto.FLOAT or not tensor.dims or np.prod(tensor.dims) > 1 << 20:
-        raise Unfit
+        raise NothingToDamage
     dims = list(tensor.dims)
     axis = rng.randrange(len(dims))
     dims[axis] = rng.choice((0, 1, dims[axis] - 1, dims[axis] + 1, dims[axis] * 2))

@@ -71,21 +71,12 @@ def ends(tail: str, out: str = "float[N, 6]", **weights: Any) -> Callable[[], Mo
     )  # fmt: skip
 
 
-def loud() -> ModelProto:
-    """One output a million times larger than the other."""
-    return graph(
-        ROWS + "(float[N, 6, 4] y, float[N, 6, 3] z)",
-        "a = MatMul(x, wa) r = Relu(a) y0 = MatMul(r, wy) y = Mul(y0, much) b = MatMul(x, wb) "
-        "s = Tanh(b) z = MatMul(s, wz)",
-        wa=(12, 16), wy=(16, 4), much=f32(1e6), wb=(12, 16), wz=(16, 3),
-    )  # fmt: skip
-
-
-def loud_channel() -> ModelProto:
-    return graph(
-        ROWS + "(float[N, 6, 7] y)",
-        "a = MatMul(x, wa) r = Relu(a) y0 = MatMul(r, wy) l = Mul(y0, much) b = MatMul(x, wb) "
-        "s = Tanh(b) z = MatMul(s, wz) y = Concat<axis = 2>(l, z)",
+def loud(outputs: str, large: str, end: str = "") -> Callable[[], ModelProto]:
+    """A product `large`, a million times larger than the one beside it, `z`, and an end."""
+    return lambda: graph(
+        f"{ROWS}({outputs})",
+        f"a = MatMul(x, wa) r = Relu(a) y0 = MatMul(r, wy) {large} = Mul(y0, much) b = MatMul(x, wb) "
+        f"s = Tanh(b) z = MatMul(s, wz) {end}",
         wa=(12, 16), wy=(16, 4), much=f32(1e6), wb=(12, 16), wz=(16, 3),
     )  # fmt: skip
 
@@ -278,7 +269,9 @@ SPECIAL: dict[str, Callable[[], ModelProto]] = {
     "ends in Sign": ends("y = Sign(h)"), "ends in Floor": ends("y = Floor(h)"),
     "ends in Hardmax": ends("y = Hardmax(h)"),
     "ends in Round": ends("y = Round(h)"), "ends in a cast": ends("y = Cast<to = 7>(h)", "int64[N, 6]"),
-    "one output 1e6 larger": loud, "one channel 1e6 larger": loud_channel, "QDQ convolutions": qdq_convolutions,
+    "one output 1e6 larger": loud("float[N, 6, 4] y, float[N, 6, 3] z", "y"),
+    "one channel 1e6 larger": loud("float[N, 6, 7] y", "l", "y = Concat<axis = 2>(l, z)"),
+    "QDQ convolutions": qdq_convolutions,
     "QDQ matrices": qdq_rows, "QOperator": operators(False), "QOperator with a sum": operators(True),
     "dynamically quantised": dynamic,
     "weights in an else branch": other_branch, "branch in a branch": branch_in_branch, "heads": heads,

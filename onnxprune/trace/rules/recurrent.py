@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxprune.model import traits
 from onnxprune.trace.labels import Block, Ids
 from onnxprune.trace.op import Op
 from onnxprune.trace.tracing import Reduction
-
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 def _over(axes: tuple[int, ...], ids: Ids) -> list[Block]:
@@ -20,7 +19,7 @@ def _over(axes: tuple[int, ...], ids: Ids) -> list[Block]:
 
 
 def recurrent(op: Op) -> None:
-    gates = GATES[op.type]
+    gates = traits.GATES[op.type]
     w = op.dims(1)
     if len(w) != 3 or None in w or op.attr("layout", 0):
         return op.freeze("the weight's shape is not known, or the batch comes first")
