@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -106,18 +107,18 @@ def merged(onnx_says: list[Kind | None] | None, rule_says: list[Kind | None] | N
     """Numbers as ONNX infers them; what it leaves open as the rule says."""
     if onnx_says is None or rule_says is None:
         return onnx_says if rule_says is None else rule_says
-    out: list[Kind | None] = []
-    for k, rule in enumerate(rule_says):
-        kind = onnx_says[k] if k < len(onnx_says) else None
-        ours, own = dims_of(kind), dims_of(rule)
-        if not isinstance(kind, tuple) or not isinstance(rule, tuple) or ours is None or own is None:
-            out.append(rule if ours is None and (kind is None or isinstance(kind, tuple)) else kind)
-        elif len(ours) != len(own):
-            out.append(kind)
-        else:
-            dims = (a if isinstance(a, int) or b is None else b for a, b in zip(ours, own, strict=True))
-            out.append((kind[0] or rule[0], tuple(dims)))
-    return [*out, *onnx_says[len(rule_says) :]]
+    paired = zip_longest(onnx_says[: len(rule_says)], rule_says)
+    return [*(_completed(kind, rule) for kind, rule in paired), *onnx_says[len(rule_says) :]]
+
+
+def _completed(kind: Kind | None, rule: Kind | None) -> Kind | None:
+    """A kind that ONNX inferred, with the sizes that a rule knows."""
+    if not isinstance(kind, tuple) or kind[1] is None:
+        return kind if isinstance(kind, bytes) else rule
+    if not isinstance(rule, tuple) or rule[1] is None or len(rule[1]) != len(kind[1]):
+        return kind
+    dims = (a if isinstance(a, int) or b is None else b for a, b in zip(kind[1], rule[1], strict=True))
+    return kind[0] or rule[0], tuple(dims)
 
 
 def type_of(kind: Kind) -> TypeProto:
