@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto
 
 from onnxprune.model import FLOATS, Model, dtype_of, every_node
-from onnxprune.shapes import Inputs, Shapes, plan
+from onnxprune.shapes import Inputs, Shapes, plan_sizes
 
 Array = NDArray[Any]
 Kind = Literal["image", "sound", "features", "tokens", "positions", "integers", "mask", "state", "text"]
@@ -178,7 +178,7 @@ def sizes(model: Model, shapes: Shapes, batch: int, given: Mapping[str, Sequence
     """Sizes of all inputs to try in turn, for `batch` samples where the model leaves their number open: first the most
     telling ones, then those that shape inference found to fit."""
     inputs = {i.name: i for i in describe(model, shapes)}
-    axes = plan(real_inputs(model), given)
+    axes = plan_sizes(real_inputs(model), given)
     probe = {s: shapes.inputs[0][name][k] for name in axes.axes for k, s in axes.symbols(name).items()}
     batches = dict.fromkeys((s for s, role in axes.roles.items() if role == "batch"), batch)
     late: dict[str, int] = {}

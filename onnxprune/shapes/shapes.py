@@ -16,13 +16,14 @@ import numpy as np
 
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
+from onnxprune.shapes.declared import plan_sizes
 from onnxprune.shapes.footprint import within
 from onnxprune.shapes.grids import Grid
 from onnxprune.shapes.inference import Inference
 from onnxprune.shapes.known import Pass
 from onnxprune.shapes.node_view import Kind, holds
 from onnxprune.shapes.quotients import content
-from onnxprune.shapes.sizes import Plan, Sizes, plan
+from onnxprune.shapes.sizes import Assignment, SizePlan
 from onnxprune.shapes.symbolic_values import Array, Value
 from onnxprune.shapes.symbols import Dim, Size, evaluated
 from onnxprune.shapes.values import Dims
@@ -64,7 +65,7 @@ class Lazy(Sequence[T], Generic[T]):
 class At:
     """One choice of numbers for the open dimensions, and what is known then."""
 
-    sizes: Sizes
+    sizes: Assignment
     inputs: Inputs
     state: Pass = field(repr=False)
 
@@ -84,8 +85,8 @@ class Shapes:
     general: Pass = field(repr=False)
     at: Sequence[At]
     constant: Callable[[str], Value | None] = field(repr=False)
-    plan: Plan
-    fitted: Callable[[Sizes], Sizes] = field(repr=False)
+    plan: SizePlan
+    fitted: Callable[[Assignment], Assignment] = field(repr=False)
 
     @cached_property
     def inputs(self) -> Sequence[Inputs]:
@@ -129,7 +130,7 @@ class Shapes:
         return tuple(m if (n := evaluated(d, one)) is None else n for d, m in zip(dims, known, strict=True))
 
     @cached_property
-    def _one_sample(self) -> Sizes:
+    def _one_sample(self) -> Assignment:
         return {s: 1 if self.plan.roles[s] == "batch" else n for s, n in self.at[0].sizes.items()}
 
     def dtype(self, name: str) -> int | None:
@@ -176,7 +177,7 @@ def infer(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None,
     symbol, and at sizes at which a run takes at most `memory` bytes."""
     graph = model.proto.graph
     inputs = [i for i in graph.input if i.name not in model.weights]
-    axes = plan(inputs, input_shapes or {})
+    axes = plan_sizes(inputs, input_shapes or {})
     elements = {i.name: i.type for i in inputs}
     kinds: dict[str, Kind] = {}
     for name, proto in elements.items():
@@ -192,7 +193,7 @@ def infer(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None,
 class _Search:
     model: Model
     inference: Inference
-    plan: Plan
+    plan: SizePlan
     kinds: dict[str, Kind]
 
     @cached_property
@@ -203,7 +204,7 @@ class _Search:
         return found
 
     @cached_property
-    def needs(self) -> list[Callable[[Sizes], bool]]:
+    def needs(self) -> list[Callable[[Assignment], bool]]:
         """What has to hold of the symbols for all nodes to run."""
         found = dict.fromkeys(n for n in self.general.needs if any(isinstance(x, Size) for x in n[1:]))
         return [partial(holds, n) for n in found]
@@ -237,7 +238,7 @@ class _Search:
                     break
         return out
 
-    def _other(self, first: At) -> list[Sizes]:
+    def _other(self, first: At) -> list[Assignment]:
         """Likely sizes that differ from the first in every symbol, or else in as many as can be."""
         other = first.sizes
         candidates = [s for s in self.plan.candidates(1) if all(s[n] != other.get(n) for n in s)]
@@ -248,16 +249,16 @@ class _Search:
                 candidates += [{**other, **{s: c[s] for s in varied}} for c in candidates]
         return candidates
 
-    def _better(self, sizes: Sizes, found: At | None) -> At | None:
+    def _better(self, sizes: Assignment, found: At | None) -> At | None:
         return self._at(sizes, math.inf if found is None else found.state.failures - 1)
 
-    def fitted(self, sizes: Sizes) -> Sizes:
-        """Sizes near these at which the needs hold."""
+    def fitted(self, sizes: Assignment) -> Assignment:
+        """Assignment near these at which the needs hold."""
         parts = [content(part) for relation, _, part in self.general.needs
                  if relation == "multiple" or (relation == "same" and isinstance(part, Size))]  # fmt: skip
         return self.plan.fitted(sizes, self.needs, min(math.lcm(*parts), 1 << 16))
 
-    def _at(self, sizes: Sizes, limit: float) -> At | None:
+    def _at(self, sizes: Assignment, limit: float) -> At | None:
         wrong = sum(not need(sizes) for need in self.needs)
         shapes = self.plan.shapes(sizes)
         state = None if wrong > limit else self.inference.run(self._given(shapes), limit - wrong)

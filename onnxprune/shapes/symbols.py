@@ -244,3 +244,12 @@ def compared(p: Dim, q: Dim) -> int | None:
     if d == 0:
         return 0
     return 1 if lower(d) > 0 else -1 if lower(-d) > 0 else None
+
+
+def joint(a: Dim | None, b: Dim | None) -> Dim | None:
+    """The size of two axes that are broadcast against each other."""
+    if a == 1 or b == 1:
+        return b if a == 1 else a
+    if a == b or isinstance(a, int):  # the other one is as large, or one
+        return a
+    return b if isinstance(b, int) else None
