@@ -29,6 +29,7 @@ class Grid:
 
     @staticmethod
     def of(value: Value) -> Grid:
+        """Known indices: a grid without an open axis."""
         return Grid(value.data.astype(object), {}, value.data.shape)
 
 

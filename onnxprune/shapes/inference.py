@@ -22,7 +22,7 @@ from onnxprune.shapes.body_inference import CONTROL, Body
 from onnxprune.shapes.grids import Grid
 from onnxprune.shapes.known import Pass
 from onnxprune.shapes.node_record import NodeRecord, recorded
-from onnxprune.shapes.node_view import Kind, Need, View, is_open, is_vague, merged
+from onnxprune.shapes.node_view import Need, ValueType, ValueTypes, View, is_open, is_vague, merged
 from onnxprune.shapes.onnx_inference import OnnxInference
 from onnxprune.shapes.shape_rules import plausible, possible
 from onnxprune.shapes.symbolic_values import LIMIT, Value, shape_value
@@ -35,13 +35,13 @@ _DATALESS = frozenset([
 ])  # fmt: skip
 """Common operators whose output shape does not depend on what is in their inputs."""
 _TELLING = {"Gather": "", "Range": "iuf", "Resize": "iuf", "Upsample": "f"}
-"""Of which types (as numpy calls their kinds) the inputs are whose values ONNX's inference is told: where they may
+"""Of which types (as numpy abbreviates them) the inputs are whose values ONNX's inference is told: where they may
 decide the shape of what comes out. A Gather's indices are looked at, and no more."""
 _TELLING_OTHERS = "biu"
 _ELEMENT = {t: int(helper.np_dtype_to_tensor_dtype(t)) for t in FOLLOWED_TYPES}
 
-Found = tuple[list[Kind | None] | None, list[Need]]
-"""Of a node: the kinds of its outputs, None where it cannot run, and what has to hold for it to run."""
+Found = tuple[ValueTypes | None, list[Need]]
+"""Of a node: the types of its outputs, None where it cannot run, and what has to hold for it to run."""
 
 
 class Inference:
@@ -53,16 +53,16 @@ class Inference:
         self._versions = versions | {"": self._opset}
         self._onnx = OnnxInference(list(model.proto.opset_import), model.proto.ir_version)
         self._weights = model.weights
-        self._weight_kinds: dict[str, Kind] = {n: (w.onnx_type, w.shape) for n, w in self._weights.items()}
+        self._weight_types: dict[str, ValueType] = {n: (w.onnx_type, w.shape) for n, w in self._weights.items()}
         self._nodes = [recorded(n, self._versions) for n in model.proto.graph.node]
         self._bodies: dict[frozenset[str], list[NodeRecord]] = {}
         self._constants: dict[str, Value | None] = {}
         self._inferred: dict[Any, Found] = {}
         self._propagated: dict[Any, list[Value] | None] = {}
 
-    def run(self, inputs: Mapping[str, Kind], limit: float = math.inf) -> Pass | None:
+    def run(self, inputs: Mapping[str, ValueType], limit: float = math.inf) -> Pass | None:
         """One pass; None as soon as more than `limit` nodes failed."""
-        state = Pass({**inputs, **self._weight_kinds})
+        state = Pass({**inputs, **self._weight_types})
         with guard.bounded("shape inference", 60 + len(self._nodes) / 100):
             for node in self._nodes:
                 self._step(node, state)
@@ -88,12 +88,12 @@ class Inference:
             for name, value in zip(node.outputs, values, strict=False):
                 if name:
                     state.values[name] = value
-                    state.kinds[name] = (_ELEMENT[value.element], value.data.shape)
+                    state.types[name] = (_ELEMENT[value.element], value.data.shape)
             return
-        kinds = self._enter(node, state) if node.standard and node.op in CONTROL else self._kinds(node, state)
-        for name, kind in zip(node.outputs, kinds, strict=False):
-            if name and kind is not None:
-                state.give(name, kind)
+        types = self._enter(node, state) if node.standard and node.op in CONTROL else self._types(node, state)
+        for name, value_type in zip(node.outputs, types, strict=False):
+            if name and value_type is not None:
+                state.give(name, value_type)
         if node.standard and node.op in grids.FOLLOWED and len(node.outputs) == 1:
             grid = grids.follow(node.proto, [self._grid(n, state) for n in node.inputs], state.sizes(node.outputs[0]))
             if grid is not None:
@@ -120,19 +120,19 @@ class Inference:
         integers = value is not None and value.element.kind in "iu" and None not in value.data.ravel().tolist()
         return Grid.of(value) if integers and value is not None else None
 
-    def _enter(self, node: NodeRecord, state: Pass) -> Sequence[Kind | None]:
+    def _enter(self, node: NodeRecord, state: Pass) -> ValueTypes:
         """Infer the bodies of a node, and from them its outputs."""
         condition = self._value(node.inputs[0], state) if node.op == "If" else None
         known = condition is not None and condition.whole and condition.data.size == 1
         taken = bool(condition.data.all()) if known and condition is not None else None
-        kinds = [state.kinds.get(n) if n else None for n in node.inputs]
-        return body_inference.infer(node.proto, kinds, taken, partial(self._body, state))
+        types = [state.types.get(n) if n else None for n in node.inputs]
+        return body_inference.infer(node.proto, types, taken, partial(self._body, state))
 
     def _body(self, state: Pass, graph: GraphProto) -> Body:
         key = frozenset(defined(graph))
         if key not in self._bodies:
             self._bodies[key] = [recorded(n, self._versions) for n in graph.node]
-        return Body(graph, partial(self._run_body, self._bodies[key], state), state.kinds, state.values, state.give)
+        return Body(graph, partial(self._run_body, self._bodies[key], state), state.types, state.values, state.give)
 
     def _run_body(self, nodes: Sequence[NodeRecord], state: Pass) -> None:
         failures, needs = state.failures, len(state.needs)
@@ -141,49 +141,47 @@ class Inference:
         state.failures = failures  # at sizes that are tried out, or in a branch that is never taken
         del state.needs[needs:]
 
-    def _kinds(self, node: NodeRecord, state: Pass) -> Sequence[Kind | None]:
-        """The kinds of the outputs; a node that cannot run is counted."""
-        kinds = [state.kinds.get(n) if n else None for n in node.inputs]
-        values: list[Value | None] = [None] * len(kinds)
+    def _types(self, node: NodeRecord, state: Pass) -> ValueTypes:
+        """The types of the outputs; a node that cannot run is counted."""
+        types = [state.types.get(n) if n else None for n in node.inputs]
+        values: list[Value | None] = [None] * len(types)
         if not node.standard or node.op not in _DATALESS:
             values = [self._value(n, state) if n else None for n in node.inputs]
-        if node.standard and not possible(node.proto, kinds, values[-1] if values else None):
+        if node.standard and not possible(node.proto, types, values[-1] if values else None):
             state.failures += 1
             return []
-        out, needs = self._found(node, kinds, values, state)
+        out, needs = self._found(node, types, values, state)
         state.needs += needs
         if out is None:
-            state.failures += all(k is not None or not n for k, n in zip(kinds, node.inputs, strict=True))
+            state.failures += all(k is not None or not n for k, n in zip(types, node.inputs, strict=True))
             return []
         return out
 
-    def _found(
-        self, node: NodeRecord, kinds: Sequence[Kind | None], values: Sequence[Value | None], state: Pass
-    ) -> Found:
+    def _found(self, node: NodeRecord, types: ValueTypes, values: Sequence[Value | None], state: Pass) -> Found:
         """What is inferred of a node, which depends on its inputs only where no body reads anything else."""
         if node.captured:
-            outer = {n: state.kinds[n] for n in node.captured if n in state.kinds}
-            return self._infer(node, kinds, values, outer)
+            outer = {n: state.types[n] for n in node.captured if n in state.types}
+            return self._infer(node, types, values, outer)
         present = bytes(map(bool, node.inputs))
         contents = tuple((i, *_content(v)) for i, v in enumerate(values) if v is not None)
-        key = (node.signature, present, tuple(kinds), contents)
+        key = (node.signature, present, tuple(types), contents)
         if key not in self._inferred:
-            self._inferred[key] = self._infer(node, kinds, values, {})
+            self._inferred[key] = self._infer(node, types, values, {})
         return self._inferred[key]
 
     def _infer(
-        self, node: NodeRecord, kinds: Sequence[Kind | None], values: Sequence[Value | None], outer: Mapping[str, Kind]
+        self, node: NodeRecord, types: ValueTypes, values: Sequence[Value | None], outer: Mapping[str, ValueType]
     ) -> Found:
         telling = _TELLING.get(node.op, _TELLING_OTHERS)
         data = {i: v.data for i, v in enumerate(values) if v is not None and v.whole and v.data.dtype.kind in telling}
-        out = self._onnx.outputs(node, kinds, outer, data)
+        out = self._onnx.outputs(node, types, outer, data)
         if not node.standard:
             return out, []
-        if out is not None and not plausible(node.proto, kinds, out):
+        if out is not None and not plausible(node.proto, types, out):
             out = None
-        if not is_open(kinds, values) and not is_vague(out):
+        if not is_open(types, values) and not is_vague(out):
             return out, []
-        view = View(node.proto, kinds, values, self._opset)
+        view = View(node.proto, types, values, self._opset)
         return merged(out, symbolic_shapes.infer(view)), view.needs
 
 

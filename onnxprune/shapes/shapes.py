@@ -21,7 +21,7 @@ from onnxprune.shapes.footprint import within
 from onnxprune.shapes.grids import Grid
 from onnxprune.shapes.inference import Inference
 from onnxprune.shapes.known import Pass
-from onnxprune.shapes.node_view import Kind, holds
+from onnxprune.shapes.node_view import ValueType, holds
 from onnxprune.shapes.quotients import content
 from onnxprune.shapes.sizes import Assignment, SizePlan
 from onnxprune.shapes.symbolic_values import Array, Value
@@ -71,7 +71,8 @@ class At:
 
     @cached_property
     def probe(self) -> dict[str, Dims]:
-        dims = ((n, self.state.dims(n)) for n in self.state.kinds)
+        """The shape of every tensor whose rank is known."""
+        dims = ((n, self.state.dims(n)) for n in self.state.types)
         return {n: d for n, d in dims if d is not None}
 
 
@@ -79,8 +80,7 @@ class At:
 class Shapes:
     """Shapes of all tensors, for all sizes of the open dimensions (`general`) and at some of them (`at`).
 
-    inputs, probe, passes: the shapes of the inputs, those of all tensors, and all that is known, at each of these.
-    fitted: sizes near given ones at which what the nodes need of them holds."""
+    constant: the value of a small weight. fitted: sizes near given ones at which what the nodes need of them holds."""
 
     general: Pass = field(repr=False)
     at: Sequence[At]
@@ -90,14 +90,17 @@ class Shapes:
 
     @cached_property
     def inputs(self) -> Sequence[Inputs]:
+        """The shapes of the inputs at each choice of sizes."""
         return Lazy(self.at[0].inputs, lambda: [a.inputs for a in self.at[1:]])
 
     @cached_property
     def probe(self) -> Sequence[dict[str, Dims]]:
+        """The shapes of all tensors at each choice of sizes."""
         return Lazy(self.at[0].probe, lambda: [a.probe for a in self.at[1:]])
 
     @cached_property
     def passes(self) -> Sequence[Pass]:
+        """All that is known at each choice of sizes."""
         return Lazy(self.at[0].state, lambda: [a.state for a in self.at[1:]])
 
     @cached_property
@@ -117,7 +120,7 @@ class Shapes:
 
     @cached_property
     def _static(self) -> dict[str, Dims]:
-        dims = ((n, self.general.dims(n)) for n in self.general.kinds)
+        dims = ((n, self.general.dims(n)) for n in self.general.types)
         return {n: d for n, d in dims if d is not None}
 
     def of_sample(self, name: str) -> Dims | None:
@@ -134,8 +137,9 @@ class Shapes:
         return {s: 1 if self.plan.roles[s] == "batch" else n for s, n in self.at[0].sizes.items()}
 
     def dtype(self, name: str) -> int | None:
-        kind = self.general.kinds.get(name)
-        return kind[0] if isinstance(kind, tuple) and kind[0] else None
+        """The element type (a `TensorProto.DataType`); None where it is unknown, or the value no tensor."""
+        value_type = self.general.types.get(name)
+        return value_type[0] if isinstance(value_type, tuple) and value_type[0] else None
 
     def value(self, name: str) -> Array | None:
         """The value of a small tensor that is the same for all sizes of the open dimensions."""
@@ -143,6 +147,7 @@ class Shapes:
         return found.data if found is not None and found.whole else None
 
     def probe_value(self, probe: int, name: str) -> Array | None:
+        """The value of a small tensor at one choice of sizes, by its place in `at`."""
         found = self.passes[probe].values.get(name) or self.constant(name)
         return found.data if found is not None and found.whole else None
 
@@ -179,11 +184,11 @@ def infer(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None,
     inputs = [i for i in graph.input if i.name not in model.weights]
     axes = plan_sizes(inputs, input_shapes or {})
     elements = {i.name: i.type for i in inputs}
-    kinds: dict[str, Kind] = {}
+    types: dict[str, ValueType] = {}
     for name, proto in elements.items():
         tensor = proto.WhichOneof("value") == "tensor_type"
-        kinds[name] = (proto.tensor_type.elem_type, None) if tensor else proto.SerializeToString(deterministic=True)
-    search = _Search(model, Inference(model), axes, kinds)
+        types[name] = (proto.tensor_type.elem_type, None) if tensor else proto.SerializeToString(deterministic=True)
+    search = _Search(model, Inference(model), axes, types)
     first = search.first()
     at = Lazy(first, partial(search.others, first, memory)) if axes.roles else [first]
     return Shapes(search.general, at, search.inference.constant, axes, search.fitted)
@@ -194,7 +199,7 @@ class _Search:
     model: Model
     inference: Inference
     plan: SizePlan
-    kinds: dict[str, Kind]
+    types: dict[str, ValueType]
 
     @cached_property
     def general(self) -> Pass:
@@ -267,10 +272,10 @@ class _Search:
         state.failures += wrong
         return At(sizes, shapes, state)
 
-    def _given(self, shapes: Mapping[str, tuple[Dim, ...]]) -> dict[str, Kind]:
-        given = {n: _with_dims(self.kinds[n], dims) for n, dims in shapes.items()}
-        return {**self.kinds, **given}
+    def _given(self, shapes: Mapping[str, tuple[Dim, ...]]) -> dict[str, ValueType]:
+        given = {n: _with_dims(self.types[n], dims) for n, dims in shapes.items()}
+        return {**self.types, **given}
 
 
-def _with_dims(kind: Kind, dims: tuple[Dim, ...]) -> Kind:
-    return (kind[0], dims) if isinstance(kind, tuple) else kind
+def _with_dims(value_type: ValueType, dims: tuple[Dim, ...]) -> ValueType:
+    return (value_type[0], dims) if isinstance(value_type, tuple) else value_type

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from onnxprune.shapes.node_view import Sizes, View
+from onnxprune.shapes.node_view import OutputDims, View
 from onnxprune.shapes.quotients import ceil_div, floor_div, quotient
 from onnxprune.shapes.symbols import Dim, joint, lower, maximum, minimum, product
 
@@ -22,7 +22,7 @@ def element_count(dims: Sequence[Dim | None] | None) -> Dim | None:
     return product(d for d in dims if d is not None)
 
 
-def reshape(v: View) -> list[Sizes | None]:
+def reshape(v: View) -> OutputDims:
     """Reshape: 0 stands for the size that was there, -1 for what is left of the elements."""
     before, target = v.dims(0), v.entries(1, "shape")
     if target is None:
@@ -46,7 +46,7 @@ def _filled_in(v: View, target: list[Any], whole: Dim | None) -> list[Any]:
     return [floor_div(whole, rest) if k == open_[0] else d for k, d in enumerate(target)]
 
 
-def flatten(v: View) -> list[Sizes | None]:
+def flatten(v: View) -> OutputDims:
     """Flatten: the axes before one, and those from it on."""
     dims = v.dims(0)
     if dims is None:
@@ -56,7 +56,7 @@ def flatten(v: View) -> list[Sizes | None]:
     return [(element_count(dims[:axis]), element_count(dims[axis:]))]
 
 
-def expand(v: View) -> list[Sizes | None] | None:
+def expand(v: View) -> OutputDims | None:
     """Expand to a target, which may be smaller than what is there."""
     before, target = v.dims(0), v.entries(1)
     if before is None or target is None:
@@ -67,7 +67,7 @@ def expand(v: View) -> list[Sizes | None] | None:
     return [tuple(joint(a, b) for a, b in zip(old, new, strict=True))]
 
 
-def tile(v: View) -> list[Sizes | None] | None:
+def tile(v: View) -> OutputDims | None:
     """Tile: as often as the repeats say."""
     dims, repeats = v.dims(0), v.entries(1)
     if dims is None or repeats is None:
@@ -75,7 +75,7 @@ def tile(v: View) -> list[Sizes | None] | None:
     return [tuple(None if d is None or r is None else d * r for d, r in zip(dims, repeats, strict=True))]
 
 
-def pad(v: View) -> list[Sizes | None] | None:
+def pad(v: View) -> OutputDims | None:
     """Pad, along all axes or those that are named."""
     dims, pads = v.dims(0), v.entries(1, "paddings" if "paddings" in v.attributes else "pads")
     if dims is None:
@@ -90,7 +90,7 @@ def pad(v: View) -> list[Sizes | None] | None:
     return [tuple(out)]
 
 
-def slice_(v: View) -> list[Sizes | None] | None:
+def slice_(v: View) -> OutputDims | None:
     """Slice: bounds, axes and steps as inputs or, in older opsets, attributes."""
     dims = v.dims(0)
     if dims is None:
@@ -134,9 +134,9 @@ def _clamped(bound: Any, n: Dim) -> Dim | None:
     return minimum(bound, n) if lower(bound) >= 0 else None
 
 
-def concat(v: View) -> list[Sizes | None] | None:
+def concat(v: View) -> OutputDims | None:
     """Concat: the sum along its axis; along the others all are the same."""
-    all_dims = [v.dims(i) for i in range(len(v.kinds))]
+    all_dims = [v.dims(i) for i in range(len(v.types))]
     given = [d for d in all_dims if d is not None]
     if len(given) < len(all_dims):
         return None
@@ -152,7 +152,7 @@ def concat(v: View) -> list[Sizes | None] | None:
     return [tuple(out)]
 
 
-def split(v: View) -> list[Sizes | None] | None:
+def split(v: View) -> OutputDims | None:
     """Split into parts of the sizes that are given, or of equal ones and a last that may be smaller."""
     dims, count = v.dims(0), len(v.node.output)
     if dims is None:
@@ -169,7 +169,7 @@ def split(v: View) -> list[Sizes | None] | None:
     return [(*dims[:axis], s, *dims[axis + 1 :]) for s in sizes or [None] * count]
 
 
-def top_k(v: View) -> list[Sizes | None] | None:
+def top_k(v: View) -> OutputDims | None:
     """TopK: values and their places."""
     dims = v.dims(0)
     if dims is None:
@@ -179,7 +179,7 @@ def top_k(v: View) -> list[Sizes | None] | None:
     return [found, found]
 
 
-def squeeze(v: View) -> list[Sizes | None] | None:
+def squeeze(v: View) -> OutputDims | None:
     """Squeeze without axes: an open axis is taken for one of several positions."""
     dims = v.dims(0)
     if dims is None or v.given(1) or "axes" in v.attributes:

@@ -6,21 +6,21 @@ sizes on as ONNX's inference says, which knows names of sizes but does not calcu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from onnx import TensorProto
 
 from onnxprune.shapes import symbolic_movement as movement
 from onnxprune.shapes import symbolic_windows as windows
-from onnxprune.shapes.node_view import Kind, Sizes, View
+from onnxprune.shapes.node_view import OutputDims, SymbolicDims, ValueTypes, View
 from onnxprune.shapes.quotients import ceil_div, floor_div
 from onnxprune.shapes.symbols import Dim, Lost, Size, joint, maximum
 
-Rule = Callable[[View], Sequence[Sizes | None] | None]
+Rule = Callable[[View], OutputDims | None]
 
 
-def _broadcast(v: View) -> list[Sizes | None] | None:
-    all_dims = [v.dims(i) for i in range(len(v.kinds)) if v.given(i)]
+def _broadcast(v: View) -> OutputDims | None:
+    all_dims = [v.dims(i) for i in range(len(v.types)) if v.given(i)]
     if any(d is None for d in all_dims):
         return None
     rank = max(len(d or ()) for d in all_dims)
@@ -32,12 +32,12 @@ def _broadcast(v: View) -> list[Sizes | None] | None:
     return [tuple(out)]
 
 
-def _filled(v: View) -> list[Sizes | None]:
+def _filled(v: View) -> OutputDims:
     target = v.entries(0)
     return [None if target is None else tuple(target)]
 
 
-def _range(v: View) -> list[Sizes | None]:
+def _range(v: View) -> OutputDims:
     ends = [v.entries(i) for i in range(3)]
     if any(not e or e[0] is None for e in ends):
         return [(None,)]
@@ -48,7 +48,7 @@ def _range(v: View) -> list[Sizes | None]:
     return [(maximum(ceil_div(limit - start, delta), 0),)]
 
 
-def _einsum(v: View) -> list[Sizes | None] | None:
+def _einsum(v: View) -> OutputDims | None:
     terms, arrow, out = v.word("equation", "").replace(" ", "").partition("->")
     sizes: dict[str, Dim | None] = {}
     parts = terms.split(",")
@@ -65,7 +65,7 @@ def _einsum(v: View) -> list[Sizes | None] | None:
     return [tuple(sizes.get(x) for x in out)]
 
 
-def _attention(v: View) -> list[Sizes | None] | None:
+def _attention(v: View) -> OutputDims | None:
     """What is given out of keys, values and scores, which ONNX leaves open where there is no past."""
     query, key, value, past = v.dims(0), v.dims(1), v.dims(2), v.dims(4)
     if query is None or key is None or value is None or (v.given(4) and past is None):
@@ -74,14 +74,14 @@ def _attention(v: View) -> list[Sizes | None] | None:
         heads, shared = v.attr("q_num_heads"), v.attr("kv_num_heads")
         batch, steps, length = query[0], query[1], key[1]
         widths = [None if n is None else floor_div(n, shared) for n in (key[2], value[2])]
-        out: Sizes = (batch, steps, None if widths[1] is None else widths[1] * heads)
+        out: SymbolicDims = (batch, steps, None if widths[1] is None else widths[1] * heads)
     else:
         batch, heads, steps, _ = query
         shared, length, widths = key[1], key[2], [key[3], value[3]]
         out = (batch, heads, steps, value[3])
     if past is not None:
         length = None if length is None or past[2] is None else length + past[2]
-    found: list[Sizes | None] = [out, *((batch, shared, length, n) for n in widths), (batch, heads, steps, length)]
+    found: OutputDims = [out, *((batch, shared, length, n) for n in widths), (batch, heads, steps, length)]
     return found[: len(v.node.output)]
 
 
@@ -101,8 +101,8 @@ RULES: dict[str, Rule] = dict.fromkeys(_BROADCAST, _broadcast) | {
 """By operator of the default domain; asked only where something is no number."""
 
 
-def infer(view: View) -> list[Kind | None] | None:
-    """The kinds of the outputs by the node's rule; None where there is none, or it has no answer."""
+def infer(view: View) -> ValueTypes | None:
+    """The types of the outputs by the node's rule; None where there is none, or it has no answer."""
     rule = RULES.get(view.node.op_type)
     if rule is None:
         return None

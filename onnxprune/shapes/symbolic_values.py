@@ -33,6 +33,7 @@ class Value(NamedTuple):
 
     @staticmethod
     def of(data: Any, element: np.dtype[Any] | None = None) -> Value:
+        """An array as a value; of objects that all turn out to be numbers it becomes one of `element`s."""
         array = np.asarray(data)
         if array.dtype == object and element is not None and all(_plain(x) for x in array.flat):
             array = array.astype(element)
@@ -44,6 +45,7 @@ def _plain(x: Any) -> bool:
 
 
 def shape_value(dims: Sequence[Dim]) -> Value:
+    """Dims as the int64 vector that a Shape gives."""
     data = np.empty(len(dims), object)
     data[:] = dims
     return Value.of(data, np.dtype(np.int64))
