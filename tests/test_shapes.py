@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, parse
 from onnxprune import prune
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
-from onnxprune.shapes import Shapes, infer, plan
+from onnxprune.shapes import Shapes, infer, plan_sizes
 from onnxprune.shapes.symbols import evaluated
 
 Feeds = Mapping[str, Any]
@@ -328,13 +328,13 @@ def test_dimension_expressions() -> None:
         helper.make_tensor_value_info(n, TensorProto.FLOAT, d)
         for n, d in {"a": ["N", "past"], "b": ["N", "new"], "c": ["N", "past + new"], "d": ["N", "2*past - 1"]}.items()
     ]
-    axes = plan(inputs, {})
+    axes = plan_sizes(inputs, {})
     assert set(axes.roles) == {"N", "past", "new"}
     for sizes in axes.candidates(0):
         found = axes.shapes(sizes)
         assert found["c"][1] == sizes["past"] + sizes["new"]
         assert found["d"][1] == 2 * sizes["past"] - 1
-    assert plan(inputs, {"a": (2, 5), "b": (2, 3)}).shapes({})["c"] == (2, 8)
+    assert plan_sizes(inputs, {"a": (2, 5), "b": (2, 3)}).shapes({})["c"] == (2, 8)
 
 
 def _model(nodes: list[NodeProto], inputs: Mapping[str, Any], outputs: list[str], **weights: Any) -> ModelProto:

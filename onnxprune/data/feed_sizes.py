@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from onnxprune.data.inputs import Input, describe, real_inputs
 from onnxprune.model import Model
-from onnxprune.shapes import Inputs, Shapes, plan
+from onnxprune.shapes import Inputs, Shapes, plan_sizes
 
 TOKENS = 64
 """Length of a text where the model leaves it open: more tokens say more, and models of short texts still take it."""
@@ -19,7 +19,7 @@ WAVES = (4096, 512)
 def sizes(model: Model, shapes: Shapes, batch: int, given: Mapping[str, Sequence[int]]) -> Iterator[Inputs]:
     """Sizes of all inputs to try in turn, for `batch` samples where the model leaves their number open: first the most
     telling ones, then those that shape inference found to fit."""
-    axes = plan(real_inputs(model), given)
+    axes = plan_sizes(real_inputs(model), given)
     open_axes = [(spec, axes.symbols(spec.name)) for spec in describe(model, shapes) if spec.name in axes.axes]
     tried: list[Inputs] = []
     for trial in (fit for t in _trials(open_axes, axes.roles, shapes, batch) for fit in (t, shapes.fitted(t))):

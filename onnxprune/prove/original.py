@@ -20,7 +20,7 @@ from onnxprune.options import Options
 from onnxprune.prove.masking import masked
 from onnxprune.prove.outputs import Types, with_outputs
 from onnxprune.run import Chain, Session, first_line, opened
-from onnxprune.shapes import footprint, infer, symbol
+from onnxprune.shapes import footprint, infer, symbol_name
 from onnxprune.trace import Dims, Mask, Trace
 
 TRIAL_LIMIT = 1 << 29
@@ -181,7 +181,7 @@ class Original:
         for info in self.trace.model.proto.graph.input:
             for axis, dim in enumerate(info.type.tensor_type.shape.dim):
                 if info.name in shapes and not dim.dim_value and axis < len(shapes[info.name]):
-                    sizes.setdefault(symbol(dim) or f"{info.name}.{axis}", shapes[info.name][axis])
+                    sizes.setdefault(symbol_name(dim) or f"{info.name}.{axis}", shapes[info.name][axis])
         return " ".join(f"{name}={n}" for name, n in sizes.items())
 
 
@@ -214,7 +214,7 @@ def _runnable(original: Original, shapes: Mapping[str, tuple[int, ...]]) -> dict
         if info.name in shapes:
             for axis, dim in enumerate(info.type.tensor_type.shape.dim):
                 if not dim.dim_value:
-                    symbols[symbol(dim) or f"{info.name}.{axis}"].append((info.name, axis))
+                    symbols[symbol_name(dim) or f"{info.name}.{axis}"].append((info.name, axis))
     session = opened(model, options, original.trace.shapes.dtype)
     for factor, offset in ((1, 1), (1, -1), (2, 0), (4, 0), (16, 0), (64, 0), (0, 1), (0, 512), (0, 16000)):
         for places in symbols.values():

@@ -7,44 +7,42 @@ values, no ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 
 from onnxprune.model import bodies, defined, scopes
-from onnxprune.shapes.node_view import Kind, Sizes
+from onnxprune.shapes.node_view import SymbolicDims, ValueType, ValueTypes
 from onnxprune.shapes.symbolic_values import Value
 from onnxprune.shapes.symbols import Dim
-
-Kinds = list[Kind | None]
 
 
 @dataclass(frozen=True)
 class Body:
-    """A body whose nodes can be inferred: `run` adds what it learns to the dictionaries of kinds and values."""
+    """A body whose nodes can be inferred: `run` adds what it learns to the dictionaries of types and values."""
 
     graph: GraphProto
     run: Callable[[], None]
-    kinds: dict[str, Kind]
+    types: dict[str, ValueType]
     values: dict[str, Value]
-    give: Callable[[str, Kind], None]
+    give: Callable[[str, ValueType], None]
 
-    def at(self, inputs: Sequence[Kind | None]) -> Kinds:
-        """The kinds of its outputs where its inputs are of these."""
+    def at(self, inputs: ValueTypes) -> ValueTypes:
+        """The types of its outputs where its inputs are of these."""
         for name in (n for scope in scopes(self.graph) for n in defined(scope.graph)):
-            self.kinds.pop(name, None)
+            self.types.pop(name, None)
             self.values.pop(name, None)
-        for info, kind in zip(self.graph.input, inputs, strict=False):
-            if kind is not None:
-                self.give(info.name, kind)
+        for info, value_type in zip(self.graph.input, inputs, strict=False):
+            if value_type is not None:
+                self.give(info.name, value_type)
         for tensor in self.graph.initializer:
-            self.kinds[tensor.name] = (tensor.data_type, tuple(tensor.dims))
+            self.types[tensor.name] = (tensor.data_type, tuple(tensor.dims))
         self.run()
-        return [self.kinds.get(o.name) or _declared(o) for o in self.graph.output]
+        return [self.types.get(o.name) or _declared(o) for o in self.graph.output]
 
-    def settled(self, carried: Sequence[Kind | None], given: Callable[[Sequence[Kind | None]], Kinds]) -> Kinds:
-        """The kinds of its outputs; `given` makes its inputs from what is carried, of which outputs come first."""
+    def settled(self, carried: ValueTypes, given: Callable[[ValueTypes], ValueTypes]) -> ValueTypes:
+        """The types of its outputs; `given` makes its inputs from what is carried, of which outputs come first."""
         states = list(carried)
         while True:
             out = self.at(given(states))
@@ -54,13 +52,13 @@ class Body:
             states = merged
 
 
-def _declared(info: ValueInfoProto) -> Kind | None:
+def _declared(info: ValueInfoProto) -> ValueType | None:
     """The type that a body declares; not the shape, which may be stale."""
-    kind = info.type.tensor_type.elem_type
-    return (kind, None) if kind else None
+    value_type = info.type.tensor_type.elem_type
+    return (value_type, None) if value_type else None
 
 
-def common(a: Kind | None, b: Kind | None) -> Kind | None:
+def common(a: ValueType | None, b: ValueType | None) -> ValueType | None:
     """What two tensors, of which one or the other is there, have in common."""
     if a is None or b is None or isinstance(a, bytes) or isinstance(b, bytes):
         return a if a == b else None
@@ -71,59 +69,50 @@ def common(a: Kind | None, b: Kind | None) -> Kind | None:
     return a[0], tuple(x if x == y else None for x, y in zip(a[1], b[1], strict=True))
 
 
-def infer(
-    node: NodeProto, kinds: Sequence[Kind | None], taken: bool | None, body: Callable[[GraphProto], Body]
-) -> Kinds:
-    """The kinds of a node's outputs. `taken`: the condition of an If, where it is known."""
-    graphs = dict(bodies(node))
+def infer(node: NodeProto, types: ValueTypes, taken: bool | None, body: Callable[[GraphProto], Body]) -> ValueTypes:
+    """The types of a node's outputs. `taken`: the condition of an If, where it is known."""
+    inside = {name: body(graph) for name, graph in bodies(node)}
     try:
-        return {"If": _if, "Loop": _loop, "Scan": _scan}[node.op_type](node, kinds, taken, graphs, body)
+        if node.op_type == "If":
+            return _if(inside["then_branch"], inside["else_branch"], taken)
+        return _loop(inside["body"], types) if node.op_type == "Loop" else _scan(node, inside["body"], types)
     except (KeyError, IndexError):  # a body or an input is missing: the model cannot run, and nothing is known
         return []
 
 
-def _if(
-    node: NodeProto, kinds: Sequence[Kind | None], taken: bool | None, graphs: Mapping[str, GraphProto],
-    body: Callable[[GraphProto], Body],
-) -> Kinds:  # fmt: skip
-    then, otherwise = (body(graphs[name]).at(()) for name in ("then_branch", "else_branch"))
+def _if(then_branch: Body, else_branch: Body, taken: bool | None) -> ValueTypes:
+    then, otherwise = then_branch.at(()), else_branch.at(())
     if taken is not None:
         return then if taken else otherwise
     return [common(a, b) for a, b in zip(then, otherwise, strict=False)]
 
 
-def _loop(
-    node: NodeProto, kinds: Sequence[Kind | None], taken: bool | None, graphs: Mapping[str, GraphProto],
-    body: Callable[[GraphProto], Body],
-) -> Kinds:  # fmt: skip
-    counters: Kinds = [(TensorProto.INT64, ()), (TensorProto.BOOL, ())]
-    states = list(kinds[2:])
-    condition: Kinds = [(TensorProto.BOOL, ())]
-    out = body(graphs["body"]).settled([*condition, *states], lambda carried: [*counters, *carried[1:]])
+def _loop(body: Body, types: ValueTypes) -> ValueTypes:
+    counters: ValueTypes = [(TensorProto.INT64, ()), (TensorProto.BOOL, ())]
+    states = list(types[2:])
+    condition: ValueTypes = [(TensorProto.BOOL, ())]
+    out = body.settled([*condition, *states], lambda carried: [*counters, *carried[1:]])
     ends = [common(a, b) for a, b in zip(states, out[1:], strict=False)]
-    return [*ends, *(_stacked(kind, 0, None) for kind in out[1 + len(states) :])]
+    return [*ends, *(_stacked(value_type, 0, None) for value_type in out[1 + len(states) :])]
 
 
-def _scan(
-    node: NodeProto, kinds: Sequence[Kind | None], taken: bool | None, graphs: Mapping[str, GraphProto],
-    body: Callable[[GraphProto], Body],
-) -> Kinds:  # fmt: skip
+def _scan(node: NodeProto, body: Body, types: ValueTypes) -> ValueTypes:
     states, given, gives = scan_parts(node)
-    if len(kinds) != len(graphs["body"].input):  # the form of opset 8, with a batch of its own
+    if len(types) != len(body.graph.input):  # the form of opset 8, with a batch of its own
         return []
-    slices: Kinds = []
+    slices: list[ValueType | None] = []
     length: Dim | None = None
-    for kind, axis in zip(kinds[states:], given, strict=True):
-        dims = kind[1] if isinstance(kind, tuple) else None
-        if kind is None or dims is None or isinstance(kind, bytes):
-            slices.append(kind if kind is None or isinstance(kind, bytes) else (kind[0], None))
+    for value_type, axis in zip(types[states:], given, strict=True):
+        dims = value_type[1] if isinstance(value_type, tuple) else None
+        if value_type is None or dims is None or isinstance(value_type, bytes):
+            slices.append(value_type if value_type is None or isinstance(value_type, bytes) else (value_type[0], None))
             continue
         axis %= len(dims)
         length = dims[axis]
-        slices.append((kind[0], dims[:axis] + dims[axis + 1 :]))
-    out = body(graphs["body"]).settled(kinds[:states], lambda carried: [*carried, *slices])
-    ends = [common(a, b) for a, b in zip(kinds[:states], out, strict=False)]
-    return [*ends, *(_stacked(kind, axis, length) for kind, axis in zip(out[states:], gives, strict=False))]
+        slices.append((value_type[0], dims[:axis] + dims[axis + 1 :]))
+    out = body.settled(types[:states], lambda carried: [*carried, *slices])
+    ends = [common(a, b) for a, b in zip(types[:states], out, strict=False)]
+    return [*ends, *(_stacked(value_type, axis, length) for value_type, axis in zip(out[states:], gives, strict=False))]
 
 
 def scan_parts(node: NodeProto) -> tuple[int, list[int], list[int]]:
@@ -137,12 +126,12 @@ def scan_parts(node: NodeProto) -> tuple[int, list[int], list[int]]:
     return states, given, gives
 
 
-def _stacked(kind: Kind | None, axis: int, length: Dim | None) -> Kind | None:
+def _stacked(value_type: ValueType | None, axis: int, length: Dim | None) -> ValueType | None:
     """One of these for every turn, along a new axis."""
-    if not isinstance(kind, tuple):
+    if not isinstance(value_type, tuple):
         return None
-    dims: Sizes | None = kind[1]
+    dims: SymbolicDims | None = value_type[1]
     if dims is None:
-        return kind[0], None
+        return value_type[0], None
     axis %= len(dims) + 1
-    return kind[0], (*dims[:axis], length, *dims[axis:])
+    return value_type[0], (*dims[:axis], length, *dims[axis:])

@@ -38,7 +38,7 @@ def peak(model: Model, state: Pass) -> tuple[int, str]:
 def within(model: Model, states: Iterable[Pass], limit: int) -> bool:
     """Whether runs in which all of this is known, at once, take at most `limit` bytes."""
     states = list(states)
-    if sum(_bytes(state, name) for state in states for name in state.kinds) <= limit:
+    if sum(_bytes(state, name) for state in states for name in state.types) <= limit:
         return True
     return sum(peak(model, state)[0] for state in states) <= limit
 
@@ -59,11 +59,11 @@ def _gigabytes(size: int) -> str:
 
 
 def _bytes(state: Pass, name: str) -> int:
-    kind, sizes = state.kinds.get(name), state.sizes(name)
+    value_type, sizes = state.types.get(name), state.sizes(name)
     known = [d for d in sizes or () if isinstance(d, int)]
-    if not isinstance(kind, tuple) or sizes is None or len(known) < len(sizes):
+    if not isinstance(value_type, tuple) or sizes is None or len(known) < len(sizes):
         return 0
     try:
-        return max(nbytes_of(kind[0], known), 0)
+        return max(nbytes_of(value_type[0], known), 0)
     except UsageError:  # a type that this onnx package does not know
         return 0

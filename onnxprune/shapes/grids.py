@@ -6,7 +6,7 @@ the graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,6 @@ from onnx import NodeProto
 from onnxprune.shapes.quotients import floor_div, mod, quotient
 from onnxprune.shapes.symbolic_values import LIMIT, Array, Value
 from onnxprune.shapes.symbols import Dim, Size, lower
-
-FOLLOWED = frozenset(
-    ["Range", "Add", "Sub", "Mul", "Mod", "Div", "Gather", "Unsqueeze", "Reshape", "Expand", "Cast", "Identity"]
-)
 
 
 @dataclass(frozen=True)
@@ -33,6 +29,7 @@ class Grid:
 
     @staticmethod
     def of(value: Value) -> Grid:
+        """Known indices: a grid without an open axis."""
         return Grid(value.data.astype(object), {}, value.data.shape)
 
 
@@ -41,25 +38,26 @@ def follow(node: NodeProto, given: Sequence[Grid | None], dims: tuple[Dim | None
     if dims is None or None in dims or not given or given[0] is None:
         return None
     sizes = tuple(d for d in dims if d is not None)
-    x = given[0]
+    operands = [g for g in given if g is not None]
     try:
-        match node.op_type:
-            case "Range" if all(g is not None and g.base.size == 1 and not g.steps for g in given):
-                start, _, step = (g.base.reshape(-1)[0] for g in given if g is not None)
-                return Grid(_array([start]), {0: step}, sizes) if isinstance(sizes[0], Size) else None
-            case "Cast" | "Identity":
-                return Grid(x.base, x.steps, sizes)
-            case "Unsqueeze" | "Reshape" | "Expand":
-                return _placed(x, sizes)
-            case "Gather" if len(given) == 2 and given[1] is not None:
-                return _picked(x, given[1], next((a.i for a in node.attribute if a.name == "axis"), 0), sizes)
-            case "Mod" | "Div" if len(given) == 2 and given[1] is not None and _one_number(given[1]):
-                return _divided(node.op_type, x, given[1].base.reshape(-1)[0], sizes)
-            case "Add" | "Sub" | "Mul" if len(given) == 2 and given[1] is not None:
-                return _combined(node.op_type, x, given[1], sizes)
+        if node.op_type in _OF_FIRST:  # its other inputs say sizes and axes, as `dims` do
+            return _OF_FIRST[node.op_type](given[0], sizes)
+        if len(operands) < len(given) or len(given) != (3 if node.op_type == "Range" else 2):
+            return None
+        return _OF_ALL[node.op_type](node, operands, sizes)
     except (ArithmeticError, TypeError, ValueError):
         return None
-    return None
+
+
+def _counted(node: NodeProto, ends: Sequence[Grid], sizes: tuple[Dim, ...]) -> Grid | None:
+    if any(g.base.size != 1 or g.steps for g in ends) or not isinstance(sizes[0], Size):
+        return None
+    start, _, step = (g.base.reshape(-1)[0] for g in ends)
+    return Grid(_array([start]), {0: step}, sizes)
+
+
+def _unmoved(x: Grid, sizes: tuple[Dim, ...]) -> Grid:
+    return Grid(x.base, x.steps, sizes)
 
 
 def _array(entries: Sequence[Any]) -> Array:
@@ -90,13 +88,10 @@ def _placed(x: Grid, sizes: tuple[Dim, ...]) -> Grid | None:
     return Grid(np.broadcast_to(base, full), {**{places[a]: s for a, s in x.steps.items()}, **fresh}, sizes)
 
 
-def _one_number(x: Grid) -> bool:
-    return not x.steps and x.base.size == 1 and isinstance(x.base.reshape(-1)[0], int)
-
-
-def _picked(x: Grid, index: Grid, axis: int, sizes: tuple[Dim, ...]) -> Grid | None:
+def _picked(node: NodeProto, operands: Sequence[Grid], sizes: tuple[Dim, ...]) -> Grid | None:
     """Fixed places along an axis, or a table that is looked up at places which are the same along every open axis."""
-    axis %= len(x.dims)
+    x, index = operands
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 0) % len(x.dims)
     if any(step != 0 for step in index.steps.values()) or axis in x.steps:
         return None
     if index.steps and len(x.dims) > 1:
@@ -107,34 +102,62 @@ def _picked(x: Grid, index: Grid, axis: int, sizes: tuple[Dim, ...]) -> Grid | N
     return Grid(base, steps | {k + axis: 0 for k in index.steps}, sizes)
 
 
-def _divided(op: str, x: Grid, by: int, sizes: tuple[Dim, ...]) -> Grid | None:
+def _divided(node: NodeProto, operands: Sequence[Grid], sizes: tuple[Dim, ...]) -> Grid | None:
     """The quotient by a number that divides every step, or what is left of it."""
+    x, divisor = operands
+    by = _number(divisor)
+    if not isinstance(by, int):
+        return None
     steps = {k: quotient(s, by) for k, s in x.steps.items()}
     if None in steps.values() or any(lower(n) < 0 for n in (*x.base.ravel(), *x.steps.values())):
         return None
-    f = mod if op == "Mod" else floor_div
+    f = mod if node.op_type == "Mod" else floor_div
     base = _array([f(n, by) for n in x.base.ravel()]).reshape(x.base.shape)
-    return Grid(base, {k: 0 if op == "Mod" or s is None else s for k, s in steps.items()}, sizes)
+    return Grid(base, {k: 0 if node.op_type == "Mod" or s is None else s for k, s in steps.items()}, sizes)
 
 
-def _combined(op: str, x: Grid, y: Grid, sizes: tuple[Dim, ...]) -> Grid | None:
-    x, y = (_aligned(g, len(sizes)) for g in (x, y))
-    if any(isinstance(n, Size) and g.dims[k] not in (1, n) for g in (x, y) for k, n in enumerate(sizes)):
+def _number(x: Grid) -> Any:
+    """The entry of a grid of one; None for others."""
+    return x.base.reshape(-1)[0] if not x.steps and x.base.size == 1 else None
+
+
+def _summed(node: NodeProto, operands: Sequence[Grid], sizes: tuple[Dim, ...]) -> Grid | None:
+    x, y = (_aligned(g, len(sizes)) for g in operands)
+    if not _fills(x, sizes) or not _fills(y, sizes):
         return None
-    if np.prod([1 if isinstance(n, Size) else n for n in sizes]) > LIMIT:
-        return None
-    if op == "Mul":
-        x, y = (x, y) if not y.steps and y.base.size == 1 else (y, x)
-        if y.steps or y.base.size != 1:
-            return None
-        factor = y.base.reshape(-1)[0]
-        return Grid(x.base * factor, {k: s * factor for k, s in x.steps.items()}, sizes)
-    sign = 1 if op == "Add" else -1
+    sign = 1 if node.op_type == "Add" else -1
     steps = {k: x.steps.get(k, 0) + sign * y.steps.get(k, 0) for k in x.steps.keys() | y.steps.keys()}
     return Grid(np.asarray(x.base + sign * y.base, object), steps, sizes)
+
+
+def _scaled(node: NodeProto, operands: Sequence[Grid], sizes: tuple[Dim, ...]) -> Grid | None:
+    """A grid times a number, in whichever order."""
+    x, y = (_aligned(g, len(sizes)) for g in operands)
+    if not _fills(x, sizes) or not _fills(y, sizes):
+        return None
+    x, factor = (x, _number(y)) if _number(y) is not None else (y, _number(x))
+    return None if factor is None else Grid(x.base * factor, {k: s * factor for k, s in x.steps.items()}, sizes)
 
 
 def _aligned(x: Grid, rank: int) -> Grid:
     more = rank - len(x.dims)
     return Grid(x.base.reshape((1,) * more + x.base.shape), {k + more: s for k, s in x.steps.items()},
                 (*(1,) * more, *x.dims))  # fmt: skip
+
+
+def _fills(x: Grid, sizes: tuple[Dim, ...]) -> bool:
+    """Whether it has one place or all of them along each open axis, and together with others not too many."""
+    if any(isinstance(n, Size) and x.dims[k] not in (1, n) for k, n in enumerate(sizes)):
+        return False
+    return bool(np.prod([1 if isinstance(n, Size) else n for n in sizes]) <= LIMIT)
+
+
+_OF_FIRST: dict[str, Callable[[Grid, tuple[Dim, ...]], Grid | None]] = {
+    "Cast": _unmoved, "Identity": _unmoved, "Unsqueeze": _placed, "Reshape": _placed, "Expand": _placed,
+}  # fmt: skip
+_OF_ALL: dict[str, Callable[[NodeProto, Sequence[Grid], tuple[Dim, ...]], Grid | None]] = {
+    "Range": _counted, "Gather": _picked, "Mod": _divided, "Div": _divided, "Add": _summed, "Sub": _summed,
+    "Mul": _scaled,
+}  # fmt: skip
+FOLLOWED = _OF_FIRST.keys() | _OF_ALL.keys()
+"""Operators that make grids, or other grids of grids."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from onnxprune.shapes.grids import Grid
-from onnxprune.shapes.node_view import Kind, Need, Sizes, dims_of
+from onnxprune.shapes.node_view import Need, SymbolicDims, ValueType, dims_of
 from onnxprune.shapes.symbolic_values import Value
 from onnxprune.shapes.symbols import Size, unknown
 from onnxprune.shapes.values import Dims
@@ -16,24 +16,24 @@ class Pass:
     """What is known at one choice of input sizes. failures: how many nodes cannot run at these sizes. needs: what
     has to hold, in expressions, for all nodes to run."""
 
-    kinds: dict[str, Kind]
+    types: dict[str, ValueType]
     values: dict[str, Value] = field(default_factory=dict)
     grids: dict[str, Grid] = field(default_factory=dict)
     failures: int = 0
     needs: list[Need] = field(default_factory=list)
 
-    def sizes(self, name: str) -> Sizes | None:
+    def sizes(self, name: str) -> SymbolicDims | None:
         """The dims of a tensor: numbers and expressions."""
-        return dims_of(self.kinds.get(name))
+        return dims_of(self.types.get(name))
 
     def dims(self, name: str) -> Dims | None:
         """The dims that are numbers, None for the others; None where not even the rank is known."""
         sizes = self.sizes(name)
         return None if sizes is None else tuple(None if isinstance(d, Size) else d for d in sizes)
 
-    def give(self, name: str, kind: Kind) -> None:
+    def give(self, name: str, value_type: ValueType) -> None:
         """What is not known of a tensor gets a name, so that it can be compared with itself."""
-        if isinstance(kind, tuple) and kind[1] is not None and None in kind[1]:
-            dims = (unknown(name, k) if d is None else d for k, d in enumerate(kind[1]))
-            kind = (kind[0], tuple(dims))
-        self.kinds[name] = kind
+        if isinstance(value_type, tuple) and value_type[1] is not None and None in value_type[1]:
+            dims = (unknown(name, k) if d is None else d for k, d in enumerate(value_type[1]))
+            value_type = (value_type[0], tuple(dims))
+        self.types[name] = value_type

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +17,14 @@ from onnxprune.shapes.symbolic_values import Value
 from onnxprune.shapes.symbols import Dim, Size, evaluated
 from onnxprune.shapes.values import attributes
 
-Sizes = tuple[Dim | None, ...]
+SymbolicDims = tuple[Dim | None, ...]
 """Of a tensor: numbers, expressions, or None for what has no form."""
-Kind = tuple[int, Sizes | None] | bytes
+ValueType = tuple[int, SymbolicDims | None] | bytes
 """(element type, dims) of a tensor; the serialised TypeProto of a sequence, map or optional."""
+ValueTypes = Sequence[ValueType | None]
+"""Of the inputs or outputs of a node; None where nothing is known."""
+OutputDims = Sequence[SymbolicDims | None]
+"""Of the outputs of a node; None where the rank is not known."""
 Relation = Literal["multiple", "same", "fits", "holds"]
 Need = tuple[Relation, Dim, Dim]
 """Of two sizes: the first is a multiple of the second, is the same, can be broadcast against it, or is not smaller."""
@@ -30,7 +35,7 @@ class View:
     """What a rule sees of its node. needs: what has to hold for the node to run."""
 
     node: NodeProto
-    kinds: Sequence[Kind | None]
+    types: ValueTypes
     values: Sequence[Value | None]
     opset: int
     needs: list[Need] = field(default_factory=list)
@@ -39,19 +44,23 @@ class View:
         self.attributes: dict[str, Any] = attributes(self.node)
 
     def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute as a Python value."""
         return self.attributes.get(name, default)
 
     def word(self, name: str, default: str) -> str:
+        """An attribute that is a text."""
         value = self.attributes.get(name, default)
         return value.decode() if isinstance(value, bytes) else str(value)
 
-    def dims(self, i: int) -> Sizes | None:
-        kind = self.kinds[i] if i < len(self.kinds) else None
-        return kind[1] if isinstance(kind, tuple) else None
+    def dims(self, i: int) -> SymbolicDims | None:
+        """Those of input `i`; None where it is absent or its rank unknown."""
+        value_type = self.types[i] if i < len(self.types) else None
+        return value_type[1] if isinstance(value_type, tuple) else None
 
     def element(self, i: int) -> int:
-        kind = self.kinds[i] if i < len(self.kinds) else None
-        return kind[0] if isinstance(kind, tuple) else TensorProto.UNDEFINED
+        """The element type of input `i`; UNDEFINED where it is absent, unknown or no tensor."""
+        value_type = self.types[i] if i < len(self.types) else None
+        return value_type[0] if isinstance(value_type, tuple) else TensorProto.UNDEFINED
 
     def entries(self, i: int, name: str = "") -> list[Any] | None:
         """The entries of a vector, given as an attribute or as input `i`: numbers, expressions, None for unknown ones.
@@ -66,10 +75,12 @@ class View:
         return [None] * int(dims[0]) if known and dims and isinstance(dims[0], int) else None
 
     def need(self, relation: Relation, a: Dim | None, b: Dim | None) -> None:
+        """Note that the node runs only where this holds; of a size without a form nothing can be said."""
         if a is not None and b is not None and a != b:
             self.needs.append((relation, a, b))
 
     def given(self, i: int) -> bool:
+        """Whether the node has an input `i`."""
         return i < len(self.node.input) and self.node.input[i] != ""
 
 
@@ -86,45 +97,47 @@ def holds(need: Need, sizes: Mapping[str, int]) -> bool:
     return p == q or (relation == "fits" and 1 in (p, q))
 
 
-def dims_of(kind: Kind | None) -> Sizes | None:
-    return kind[1] if isinstance(kind, tuple) else None
+def dims_of(value_type: ValueType | None) -> SymbolicDims | None:
+    """The dims of a tensor; None for what is none, or of unknown rank."""
+    return value_type[1] if isinstance(value_type, tuple) else None
 
 
-def is_open(kinds: Sequence[Kind | None], values: Sequence[Value | None]) -> bool:
+def is_open(types: ValueTypes, values: Sequence[Value | None]) -> bool:
     """Whether a size or a value is no number."""
     if any(v is not None and not v.whole for v in values):
         return True
-    return any(not isinstance(d, int) for k in kinds for d in dims_of(k) or ()) or None in kinds
+    return any(not isinstance(d, int) for k in types for d in dims_of(k) or ()) or None in types
 
 
-def is_vague(kinds: Sequence[Kind | None] | None) -> bool:
+def is_vague(types: ValueTypes | None) -> bool:
     """Whether ONNX's inference left something open."""
-    return any(dims_of(k) is None or None in (dims_of(k) or ()) for k in kinds or () if not isinstance(k, bytes))
+    return any(dims_of(k) is None or None in (dims_of(k) or ()) for k in types or () if not isinstance(k, bytes))
 
 
-def merged(onnx_says: list[Kind | None] | None, rule_says: list[Kind | None] | None) -> list[Kind | None] | None:
+def merged(onnx_says: ValueTypes | None, rule_says: ValueTypes | None) -> ValueTypes | None:
     """Numbers as ONNX infers them; what it leaves open as the rule says."""
     if onnx_says is None or rule_says is None:
         return onnx_says if rule_says is None else rule_says
-    out: list[Kind | None] = []
-    for k, rule in enumerate(rule_says):
-        kind = onnx_says[k] if k < len(onnx_says) else None
-        ours, own = dims_of(kind), dims_of(rule)
-        if not isinstance(kind, tuple) or not isinstance(rule, tuple) or ours is None or own is None:
-            out.append(rule if ours is None and (kind is None or isinstance(kind, tuple)) else kind)
-        elif len(ours) != len(own):
-            out.append(kind)
-        else:
-            dims = (a if isinstance(a, int) or b is None else b for a, b in zip(ours, own, strict=True))
-            out.append((kind[0] or rule[0], tuple(dims)))
-    return [*out, *onnx_says[len(rule_says) :]]
+    paired = zip_longest(onnx_says[: len(rule_says)], rule_says)
+    return [*(_completed(value_type, rule) for value_type, rule in paired), *onnx_says[len(rule_says) :]]
 
 
-def type_of(kind: Kind) -> TypeProto:
-    if isinstance(kind, bytes):
+def _completed(value_type: ValueType | None, rule: ValueType | None) -> ValueType | None:
+    """A type that ONNX inferred, with the sizes that a rule knows."""
+    if not isinstance(value_type, tuple) or value_type[1] is None:
+        return value_type if isinstance(value_type, bytes) else rule
+    if not isinstance(rule, tuple) or rule[1] is None or len(rule[1]) != len(value_type[1]):
+        return value_type
+    dims = (a if isinstance(a, int) or b is None else b for a, b in zip(value_type[1], rule[1], strict=True))
+    return value_type[0] or rule[0], tuple(dims)
+
+
+def type_of(value_type: ValueType) -> TypeProto:
+    """The protobuf for it, in which an expression is the name of a dimension."""
+    if isinstance(value_type, bytes):
         proto = TypeProto()
-        proto.ParseFromString(kind)
+        proto.ParseFromString(value_type)
         return proto
-    element, dims = kind
+    element, dims = value_type
     named = None if dims is None else [d.text if isinstance(d, Size) else d for d in dims]
     return helper.make_tensor_type_proto(element, named)

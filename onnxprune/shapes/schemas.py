@@ -16,25 +16,36 @@ from onnx.defs import OpSchema
 def misfit(node: NodeProto, opset: int) -> str:
     """What a node lacks of that which ONNX says of its operator, or ""; an operator that ONNX does not know fits."""
     schema = schema_of(node.op_type, "" if node.domain == "ai.onnx" else node.domain, opset)
-    if schema is None:
-        return ""
+    found = "" if schema is None else _miscounted(node, schema) or _missing(node, schema) or _mistyped(node, schema)
+    return f"does not fit its operator: {found}" if found else ""
+
+
+def _miscounted(node: NodeProto, schema: Any) -> str:
     for kind, names, least, most in (
         ("inputs", node.input, schema.min_input, schema.max_input),
         ("outputs", node.output, schema.min_output, schema.max_output),
     ):
         if not least <= len(names) <= most:
-            return f"does not fit its operator: it has {len(names)} {kind}, not {least} to {most}"
+            return f"it has {len(names)} {kind}, not {least} to {most}"
+    return ""
+
+
+def _missing(node: NodeProto, schema: Any) -> str:
+    """Inputs and attributes that have to be there and are not."""
+    single = OpSchema.FormalParameterOption.Single
     needed = zip(node.input, schema.inputs, strict=False)
-    missing = [
-        formal.name for name, formal in needed if not name and formal.option == OpSchema.FormalParameterOption.Single
-    ]
-    given = {a.name: a for a in node.attribute}
+    missing = [formal.name for name, formal in needed if not name and formal.option == single]
+    given = {a.name for a in node.attribute}
     missing += [name for name, a in schema.attributes.items() if a.required and name not in given]
-    if missing:
-        return f"does not fit its operator: it lacks {', '.join(missing)}"
-    kinds = {n: (a.type, int(schema.attributes[n].type)) for n, a in given.items() if n in schema.attributes}
+    return f"it lacks {', '.join(missing)}" if missing else ""
+
+
+def _mistyped(node: NodeProto, schema: Any) -> str:
+    """Attributes that are of another type than the operator's."""
+    kinds = {a.name: (a.type, int(schema.attributes[a.name].type)) for a in node.attribute
+             if a.name in schema.attributes}  # fmt: skip
     wrong = [n for n, (has, wants) in kinds.items() if has not in (0, wants)]  # 0: files older than the field
-    return f"does not fit its operator: {', '.join(wrong)} is of another type" if wrong else ""
+    return f"{', '.join(wrong)} is of another type" if wrong else ""
 
 
 @cache

@@ -6,12 +6,11 @@ Knows one node, not the graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from onnx import NodeProto
 
 from onnxprune.model import traits
-from onnxprune.shapes.node_view import Kind, Sizes, dims_of
+from onnxprune.shapes.node_view import SymbolicDims, ValueTypes, dims_of
 from onnxprune.shapes.symbolic_values import Array, Value
 from onnxprune.shapes.symbols import Dim
 
@@ -27,32 +26,32 @@ MOST_AXES = 64
 """Of any tensor; numpy ends there."""
 
 
-def total(dims: Sizes | None) -> int | None:
+def _element_count(dims: SymbolicDims | None) -> int | None:
     known = [d for d in dims or () if isinstance(d, int)]
     return math.prod(known) if dims is not None and len(known) == len(dims) else None
 
 
-def plausible(node: NodeProto, kinds: Sequence[Kind | None], out: Sequence[Kind | None]) -> bool:
+def plausible(node: NodeProto, types: ValueTypes, out: ValueTypes) -> bool:
     """Whether the node can run at these shapes, as far as ONNX's inference does not check it."""
     dims = [dims_of(k) for k in out]
     if any(isinstance(d, int) and d < (node.op_type in _SPATIAL) for ds in dims if ds for d in ds):
         return False
     if node.op_type == "Reshape":
-        before, after = total(dims_of(kinds[0])), total(dims[0])
+        before, after = _element_count(dims_of(types[0])), _element_count(dims[0])
         return before is None or after is None or before == after
     return True
 
 
-def possible(node: NodeProto, kinds: Sequence[Kind | None], index: Value | None) -> bool:
+def possible(node: NodeProto, types: ValueTypes, index: Value | None) -> bool:
     """Whether a node may be shown to ONNX's inference at all: a target shape of a million axes is written out there, an
     equation may keep it busy for ever."""
     at = _TARGETED.get(node.op_type)
-    target = dims_of(kinds[at]) if at is not None and at < len(kinds) else None
+    target = dims_of(types[at]) if at is not None and at < len(types) else None
     if target and isinstance(target[0], int) and target[0] > MOST_AXES:
         return False
     if node.op_type == "Einsum" and _circular(node):
         return False
-    return in_range(node, dims_of(kinds[0]) if kinds else None, index)
+    return in_range(node, dims_of(types[0]) if types else None, index)
 
 
 def _circular(node: NodeProto) -> bool:
@@ -61,7 +60,7 @@ def _circular(node: NodeProto) -> bool:
     return any(term.count(b"...") > 1 for term in equation.split(b"->")[0].split(b","))
 
 
-def in_range(node: NodeProto, dims: Sizes | None, index: Value | None) -> bool:
+def in_range(node: NodeProto, dims: SymbolicDims | None, index: Value | None) -> bool:
     """Whether a Gather finds its known indices: a table of positions, a mask over the past are only so long."""
     if (
         node.op_type not in ("Gather", "GatherND")

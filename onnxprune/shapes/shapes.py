@@ -16,13 +16,14 @@ import numpy as np
 
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
+from onnxprune.shapes.declared import plan_sizes
 from onnxprune.shapes.footprint import within
 from onnxprune.shapes.grids import Grid
 from onnxprune.shapes.inference import Inference
 from onnxprune.shapes.known import Pass
-from onnxprune.shapes.node_view import Kind, holds
+from onnxprune.shapes.node_view import ValueType, holds
 from onnxprune.shapes.quotients import content
-from onnxprune.shapes.sizes import Plan, Sizes, plan
+from onnxprune.shapes.sizes import Assignment, SizePlan
 from onnxprune.shapes.symbolic_values import Array, Value
 from onnxprune.shapes.symbols import Dim, Size, evaluated
 from onnxprune.shapes.values import Dims
@@ -64,13 +65,14 @@ class Lazy(Sequence[T], Generic[T]):
 class At:
     """One choice of numbers for the open dimensions, and what is known then."""
 
-    sizes: Sizes
+    sizes: Assignment
     inputs: Inputs
     state: Pass = field(repr=False)
 
     @cached_property
     def probe(self) -> dict[str, Dims]:
-        dims = ((n, self.state.dims(n)) for n in self.state.kinds)
+        """The shape of every tensor whose rank is known."""
+        dims = ((n, self.state.dims(n)) for n in self.state.types)
         return {n: d for n, d in dims if d is not None}
 
 
@@ -78,25 +80,27 @@ class At:
 class Shapes:
     """Shapes of all tensors, for all sizes of the open dimensions (`general`) and at some of them (`at`).
 
-    inputs, probe, passes: the shapes of the inputs, those of all tensors, and all that is known, at each of these.
-    fitted: sizes near given ones at which what the nodes need of them holds."""
+    constant: the value of a small weight. fitted: sizes near given ones at which what the nodes need of them holds."""
 
     general: Pass = field(repr=False)
     at: Sequence[At]
     constant: Callable[[str], Value | None] = field(repr=False)
-    plan: Plan
-    fitted: Callable[[Sizes], Sizes] = field(repr=False)
+    plan: SizePlan
+    fitted: Callable[[Assignment], Assignment] = field(repr=False)
 
     @cached_property
     def inputs(self) -> Sequence[Inputs]:
+        """The shapes of the inputs at each choice of sizes."""
         return Lazy(self.at[0].inputs, lambda: [a.inputs for a in self.at[1:]])
 
     @cached_property
     def probe(self) -> Sequence[dict[str, Dims]]:
+        """The shapes of all tensors at each choice of sizes."""
         return Lazy(self.at[0].probe, lambda: [a.probe for a in self.at[1:]])
 
     @cached_property
     def passes(self) -> Sequence[Pass]:
+        """All that is known at each choice of sizes."""
         return Lazy(self.at[0].state, lambda: [a.state for a in self.at[1:]])
 
     @cached_property
@@ -116,7 +120,7 @@ class Shapes:
 
     @cached_property
     def _static(self) -> dict[str, Dims]:
-        dims = ((n, self.general.dims(n)) for n in self.general.kinds)
+        dims = ((n, self.general.dims(n)) for n in self.general.types)
         return {n: d for n, d in dims if d is not None}
 
     def of_sample(self, name: str) -> Dims | None:
@@ -129,12 +133,13 @@ class Shapes:
         return tuple(m if (n := evaluated(d, one)) is None else n for d, m in zip(dims, known, strict=True))
 
     @cached_property
-    def _one_sample(self) -> Sizes:
+    def _one_sample(self) -> Assignment:
         return {s: 1 if self.plan.roles[s] == "batch" else n for s, n in self.at[0].sizes.items()}
 
     def dtype(self, name: str) -> int | None:
-        kind = self.general.kinds.get(name)
-        return kind[0] if isinstance(kind, tuple) and kind[0] else None
+        """The element type (a `TensorProto.DataType`); None where it is unknown, or the value no tensor."""
+        value_type = self.general.types.get(name)
+        return value_type[0] if isinstance(value_type, tuple) and value_type[0] else None
 
     def value(self, name: str) -> Array | None:
         """The value of a small tensor that is the same for all sizes of the open dimensions."""
@@ -142,6 +147,7 @@ class Shapes:
         return found.data if found is not None and found.whole else None
 
     def probe_value(self, probe: int, name: str) -> Array | None:
+        """The value of a small tensor at one choice of sizes, by its place in `at`."""
         found = self.passes[probe].values.get(name) or self.constant(name)
         return found.data if found is not None and found.whole else None
 
@@ -176,13 +182,13 @@ def infer(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None,
     symbol, and at sizes at which a run takes at most `memory` bytes."""
     graph = model.proto.graph
     inputs = [i for i in graph.input if i.name not in model.weights]
-    axes = plan(inputs, input_shapes or {})
+    axes = plan_sizes(inputs, input_shapes or {})
     elements = {i.name: i.type for i in inputs}
-    kinds: dict[str, Kind] = {}
+    types: dict[str, ValueType] = {}
     for name, proto in elements.items():
         tensor = proto.WhichOneof("value") == "tensor_type"
-        kinds[name] = (proto.tensor_type.elem_type, None) if tensor else proto.SerializeToString(deterministic=True)
-    search = _Search(model, Inference(model), axes, kinds)
+        types[name] = (proto.tensor_type.elem_type, None) if tensor else proto.SerializeToString(deterministic=True)
+    search = _Search(model, Inference(model), axes, types)
     first = search.first()
     at = Lazy(first, partial(search.others, first, memory)) if axes.roles else [first]
     return Shapes(search.general, at, search.inference.constant, axes, search.fitted)
@@ -192,8 +198,8 @@ def infer(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None,
 class _Search:
     model: Model
     inference: Inference
-    plan: Plan
-    kinds: dict[str, Kind]
+    plan: SizePlan
+    types: dict[str, ValueType]
 
     @cached_property
     def general(self) -> Pass:
@@ -203,7 +209,7 @@ class _Search:
         return found
 
     @cached_property
-    def needs(self) -> list[Callable[[Sizes], bool]]:
+    def needs(self) -> list[Callable[[Assignment], bool]]:
         """What has to hold of the symbols for all nodes to run."""
         found = dict.fromkeys(n for n in self.general.needs if any(isinstance(x, Size) for x in n[1:]))
         return [partial(holds, n) for n in found]
@@ -237,7 +243,7 @@ class _Search:
                     break
         return out
 
-    def _other(self, first: At) -> list[Sizes]:
+    def _other(self, first: At) -> list[Assignment]:
         """Likely sizes that differ from the first in every symbol, or else in as many as can be."""
         other = first.sizes
         candidates = [s for s in self.plan.candidates(1) if all(s[n] != other.get(n) for n in s)]
@@ -248,16 +254,16 @@ class _Search:
                 candidates += [{**other, **{s: c[s] for s in varied}} for c in candidates]
         return candidates
 
-    def _better(self, sizes: Sizes, found: At | None) -> At | None:
+    def _better(self, sizes: Assignment, found: At | None) -> At | None:
         return self._at(sizes, math.inf if found is None else found.state.failures - 1)
 
-    def fitted(self, sizes: Sizes) -> Sizes:
-        """Sizes near these at which the needs hold."""
+    def fitted(self, sizes: Assignment) -> Assignment:
+        """Assignment near these at which the needs hold."""
         parts = [content(part) for relation, _, part in self.general.needs
                  if relation == "multiple" or (relation == "same" and isinstance(part, Size))]  # fmt: skip
         return self.plan.fitted(sizes, self.needs, min(math.lcm(*parts), 1 << 16))
 
-    def _at(self, sizes: Sizes, limit: float) -> At | None:
+    def _at(self, sizes: Assignment, limit: float) -> At | None:
         wrong = sum(not need(sizes) for need in self.needs)
         shapes = self.plan.shapes(sizes)
         state = None if wrong > limit else self.inference.run(self._given(shapes), limit - wrong)
@@ -266,10 +272,10 @@ class _Search:
         state.failures += wrong
         return At(sizes, shapes, state)
 
-    def _given(self, shapes: Mapping[str, tuple[Dim, ...]]) -> dict[str, Kind]:
-        given = {n: _with_dims(self.kinds[n], dims) for n, dims in shapes.items()}
-        return {**self.kinds, **given}
+    def _given(self, shapes: Mapping[str, tuple[Dim, ...]]) -> dict[str, ValueType]:
+        given = {n: _with_dims(self.types[n], dims) for n, dims in shapes.items()}
+        return {**self.types, **given}
 
 
-def _with_dims(kind: Kind, dims: tuple[Dim, ...]) -> Kind:
-    return (kind[0], dims) if isinstance(kind, tuple) else kind
+def _with_dims(value_type: ValueType, dims: tuple[Dim, ...]) -> ValueType:
+    return (value_type[0], dims) if isinstance(value_type, tuple) else value_type

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ class Value(NamedTuple):
 
     @staticmethod
     def of(data: Any, element: np.dtype[Any] | None = None) -> Value:
+        """An array as a value; of objects that all turn out to be numbers it becomes one of `element`s."""
         array = np.asarray(data)
         if array.dtype == object and element is not None and all(_plain(x) for x in array.flat):
             array = array.astype(element)
@@ -44,6 +46,7 @@ def _plain(x: Any) -> bool:
 
 
 def shape_value(dims: Sequence[Dim]) -> Value:
+    """Dims as the int64 vector that a Shape gives."""
     data = np.empty(len(dims), object)
     data[:] = dims
     return Value.of(data, np.dtype(np.int64))
@@ -52,31 +55,48 @@ def shape_value(dims: Sequence[Dim]) -> Value:
 def followed(op: str, a: Mapping[str, Any], inputs: Sequence[Value | None], exact: Exact) -> list[Value] | None:
     """The outputs of an operator on values of which some entries are no numbers; None where there is no form for it.
     `exact` computes an entry whose arguments are numbers."""
-    xs = [v for v in inputs if v is not None]
-    if op in EXPRESSIONS.keys() | LOGIC and op != "Mod" and len(xs) == len(inputs):
-        return [_entrywise(op, xs, exact)]
-    x = xs[0]
+    given = [v for v in inputs if v is not None]
+    found: Value | None = None
     if op == "Cast":
-        to = onnx.helper.tensor_dtype_to_np_dtype(a["to"])
-        return [Value.of(x.data, to)] if to.kind in "iuf" and x.element.kind in "iuf" else None
-    if op == "Mod" and not a.get("fmod", 0):
-        return [_entrywise(op, xs, exact)]
-    if op == "Clip" and x.element.kind in "iu":
-        for limit, f in zip(inputs[1:], ("Max", "Min"), strict=False):
-            x = x if limit is None else _entrywise(f, [x, limit], exact)
-        return [x]
-    if op in SUMMED:
-        axes = list(a.get("axes", ())) or [int(k) for v in xs[1:] if v.whole for k in v.data.ravel()]
-        if (not axes and a.get("noop_with_empty_axes", 0)) or any(not v.whole for v in xs[1:]):
-            return None
-        f = np.frompyfunc(lambda p, q: _entry(SUMMED[op], p, q), 2, 1)
-        data, keep = x.data, bool(a.get("keepdims", 1))
-        where = sorted({k % data.ndim for k in axes or range(data.ndim)}, reverse=True)
-        for k in where:
-            reduced = f.reduce(data, axis=k)
-            data = np.asarray(np.expand_dims(np.asarray(reduced, object), k) if keep else reduced, object)
-        return [Value.of(data, x.element)]
-    return None
+        found = _cast(given[0], onnx.helper.tensor_dtype_to_np_dtype(a["to"]))
+    elif op == "Clip":
+        found = _clipped(inputs, exact)
+    elif op in SUMMED:
+        found = _reduced(op, a, given)
+    elif op == "Mod":
+        found = None if a.get("fmod", 0) else _entrywise(op, given, exact)
+    elif op in ENTRYWISE and len(given) == len(inputs):
+        found = _entrywise(op, given, exact)
+    return None if found is None else [found]
+
+
+def _cast(x: Value, to: np.dtype[Any]) -> Value | None:
+    return Value.of(x.data, to) if to.kind in "iuf" and x.element.kind in "iuf" else None
+
+
+def _clipped(inputs: Sequence[Value | None], exact: Exact) -> Value | None:
+    x, *limits = inputs
+    if x is None or x.element.kind not in "iu":
+        return None
+    for limit, f in zip(limits, ("Max", "Min"), strict=False):
+        x = x if limit is None else _entrywise(f, [x, limit], exact)
+    return x
+
+
+def _reduced(op: str, a: Mapping[str, Any], given: Sequence[Value]) -> Value | None:
+    """A sum, product or extreme along axes that are known."""
+    x, *more = given
+    if any(not v.whole for v in more):
+        return None
+    axes = list(a.get("axes", ())) or [int(k) for v in more for k in v.data.ravel()]
+    if not axes and a.get("noop_with_empty_axes", 0):
+        return None
+    joined = np.frompyfunc(lambda p, q: _entry(SUMMED[op], p, q), 2, 1)
+    data, keep = x.data, bool(a.get("keepdims", 1))
+    for k in sorted({k % data.ndim for k in axes or range(data.ndim)}, reverse=True):
+        reduced = joined.reduce(data, axis=k)
+        data = np.asarray(np.expand_dims(np.asarray(reduced, object), k) if keep else reduced, object)
+    return Value.of(data, x.element)
 
 
 def _entrywise(op: str, values: Sequence[Value], exact: Exact) -> Value:
@@ -102,14 +122,8 @@ def _entrywise(op: str, values: Sequence[Value], exact: Exact) -> Value:
 
 def _entry(op: str, *given: Any, rounds: bool = True) -> Any:
     """One entry; None where it has no form. rounds: whether a division is one of integers."""
-    if op == "Where":
-        same = given[1] is not None and given[1] == given[2]
-        return given[1] if same else None if given[0] is None else given[1] if given[0] else given[2]
-    if op in ("And", "Or"):
-        decides = op == "Or"
-        return decides if decides in given else None if None in given else not decides
-    if op == "Not":
-        return None if given[0] is None else not given[0]
+    if op in LOGIC:
+        return _LOGICAL[op](*given)
     if op in ("Mul", "Div") and not rounds:
         return _scaled(op, *given)
     numbers = [_exact(x) for x in given]
@@ -119,6 +133,17 @@ def _entry(op: str, *given: Any, rounds: bool = True) -> Any:
         return EXPRESSIONS[op](*numbers)
     except ArithmeticError:
         return None
+
+
+def _where(condition: Any, p: Any, q: Any) -> Any:
+    if p is not None and p == q:
+        return p
+    return None if condition is None else p if condition else q
+
+
+def _decided(decides: bool, *given: Any) -> bool | None:
+    """And or Or of truths: one of them that `decides` is enough, otherwise all have to be known."""
+    return decides if decides in given else None if None in given else not decides
 
 
 def _exact(x: Any) -> Dim | None:
@@ -157,6 +182,11 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "GreaterOrEqual": _compared(0, 1),
 }  # fmt: skip
 """What is followed over expressions; an argument is a number without a fraction or a `Size`."""
-LOGIC = (traits.LOGICAL - {"Xor"}) | {"Where"}
+_LOGICAL: dict[str, Callable[..., Any]] = {
+    "Where": _where, "And": partial(_decided, False), "Or": partial(_decided, True),
+    "Not": lambda p: None if p is None else not p,
+}  # fmt: skip
+LOGIC = _LOGICAL.keys()
+ENTRYWISE = (EXPRESSIONS.keys() | LOGIC) - {"Mod"}
 TRUTHS = traits.COMPARING | (traits.LOGICAL - {"Xor"})
 SUMMED = {"ReduceSum": "Add", "ReduceProd": "Mul", "ReduceMin": "Min", "ReduceMax": "Max"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from onnxprune.shapes.node_view import Sizes, View
+from onnxprune.shapes.node_view import OutputDims, View
 from onnxprune.shapes.quotients import ceil_div, floor_div, quotient
 from onnxprune.shapes.symbols import Dim, Size
 
@@ -20,7 +20,8 @@ def _windows(v: View, i: int, n: int) -> Iterator[tuple[Dim | None, int, int, in
         yield dims[2 + k], kernel[k], strides[k], dilations[k], pads[k], pads[k + n]
 
 
-def conv(v: View, i: int = 1) -> list[Sizes | None] | None:
+def conv(v: View, i: int = 1) -> OutputDims | None:
+    """Conv and its integer forms: as many channels as the weight (input `i`, [out, in / group, ..]) has rows."""
     dims, weight = v.dims(0), v.dims(i)
     if dims is None or weight is None:
         return None
@@ -43,12 +44,13 @@ def _window(v: View, size: Dim, kernel: int, stride: int, dilation: int, pads: i
     return None if exact is None else exact + 1
 
 
-def conv_nested(i: int) -> Callable[[View], list[Sizes | None] | None]:
+def conv_nested(i: int) -> Callable[[View], OutputDims | None]:
     """A convolution whose weight is input `i`."""
     return lambda v: conv(v, i)
 
 
-def pool(v: View) -> list[Sizes | None] | None:
+def pool(v: View) -> OutputDims | None:
+    """MaxPool, AveragePool and LpPool."""
     dims = v.dims(0)
     if dims is None:
         return None
@@ -60,7 +62,8 @@ def pool(v: View) -> list[Sizes | None] | None:
     return [(*dims[:2], *spatial)] * len(v.node.output)
 
 
-def conv_transpose(v: View) -> list[Sizes | None] | None:
+def conv_transpose(v: View) -> OutputDims | None:
+    """ConvTranspose: (size - 1) * stride + output_padding + dilation * (kernel - 1) + 1 - pads along an axis."""
     dims, weight = v.dims(0), v.dims(1)
     if dims is None or weight is None or not isinstance(weight[1], int):
         return None
@@ -81,7 +84,8 @@ def conv_transpose(v: View) -> list[Sizes | None] | None:
     return [(dims[0], weight[1] * v.attr("group", 1), *spatial)]
 
 
-def resize(v: View) -> list[Sizes | None] | None:
+def resize(v: View) -> OutputDims | None:
+    """Resize and Upsample: the sizes that are given, else the old ones times the scales, rounded down."""
     dims = v.dims(0)
     if dims is None:
         return None
@@ -108,7 +112,8 @@ def _scaled(n: Dim | None, scale: Any) -> Dim | None:
     return floor_div(n * up, down) if down <= 1 << 8 else None
 
 
-def depth_to_space(v: View) -> list[Sizes | None] | None:
+def depth_to_space(v: View) -> OutputDims | None:
+    """DepthToSpace and SpaceToDepth of [n, c, h, w]: blocks of pixels to channels, or back."""
     dims, b = v.dims(0), int(v.attr("blocksize", 1))
     if dims is None or len(dims) != 4:
         return None

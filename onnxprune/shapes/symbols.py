@@ -88,6 +88,7 @@ class Size:
 
     @cached_property
     def text(self) -> str:
+        """As it is written, by which sizes are told apart."""
         parts = []
         for monomial, c in self.terms:
             factors = [*([str(c)] if c != 1 or not monomial else []), *(a.text for a in monomial)]
@@ -111,6 +112,7 @@ class Size:
 
     @cached_property
     def least(self) -> float:
+        """A lower bound, whatever the symbols are."""
         total = 0.0
         for monomial, c in self.terms:
             bounds = [a.least for a in monomial]
@@ -128,6 +130,7 @@ class Size:
 
     @property
     def symbols(self) -> set[str]:
+        """The names of the open dimensions in it."""
         return {a.args[0] for a in self.atoms if a.kind == "symbol"}
 
     def __add__(self, other: Dim) -> Dim:
@@ -167,6 +170,7 @@ def unknown(tensor: str, axis: int) -> Size:
 
 
 def atom_of(kind: str, *args: Any) -> Size:
+    """One atom as a size; Lost where it is too long to be followed."""
     atom = Atom(kind, args)
     if len(atom.text) > LONGEST:
         raise Lost("too long")
@@ -181,10 +185,12 @@ def name_of(x: Dim) -> str | None:
 
 
 def terms_of(x: Dim) -> tuple[tuple[Monomial, int], ...]:
+    """(product, coefficient) of every term."""
     return x.terms if isinstance(x, Size) else (((), int(x)),)
 
 
 def summed(terms: Iterable[tuple[Monomial, int]]) -> Dim:
+    """The sum of terms in its one form: a number if it is one. Lost where it is too long to be followed."""
     found: dict[Monomial, int] = {}
     for m, c in terms:
         found[m] = found.get(m, 0) + c
@@ -217,6 +223,7 @@ def evaluated(x: Dim, sizes: Mapping[str, int]) -> int | None:
 
 
 def product(sizes: Iterable[Dim]) -> Dim:
+    """Of all of them; 1 of none."""
     out: Dim = 1
     for n in sizes:
         out = out * n
@@ -224,10 +231,12 @@ def product(sizes: Iterable[Dim]) -> Dim:
 
 
 def minimum(p: Dim, q: Dim) -> Dim:
+    """The smaller one, where it is known which that is for all sizes; else an atom."""
     return _extreme("min", p, q)
 
 
 def maximum(p: Dim, q: Dim) -> Dim:
+    """The larger one, where it is known which that is for all sizes; else an atom."""
     return _extreme("max", p, q)
 
 
@@ -244,3 +253,12 @@ def compared(p: Dim, q: Dim) -> int | None:
     if d == 0:
         return 0
     return 1 if lower(d) > 0 else -1 if lower(-d) > 0 else None
+
+
+def joint(a: Dim | None, b: Dim | None) -> Dim | None:
+    """The size of two axes that are broadcast against each other."""
+    if a == 1 or b == 1:
+        return b if a == 1 else a
+    if a == b or isinstance(a, int):  # the other one is as large, or one
+        return a
+    return b if isinstance(b, int) else None

@@ -206,8 +206,9 @@ OTHERS: dict[str, Kernel] = {
     "ReduceMin": _reduce(np.min), "ReduceMax": _reduce(np.max), "ReduceMean": _reduce(np.mean, floats_only=True),
 }  # fmt: skip
 
-_RARE = ("ScatterND", "ScatterElements", "GatherND", "GatherElements", "CumSum", "Trilu", "OneHot", "Pad", "Sum")
-REFERENCE = frozenset(_RARE)
+REFERENCE = frozenset(
+    ["ScatterND", "ScatterElements", "GatherND", "GatherElements", "CumSum", "Trilu", "OneHot", "Pad", "Sum"]
+)
 """Rarer operators, run by `onnx.reference`."""
 
 
@@ -230,6 +231,7 @@ FOLLOWED: frozenset[str] = frozenset(MOVEMENT) | frozenset(UFUNCS) | frozenset(O
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
+    """Of a node, by name, as Python values; "#outputs" is how many outputs it has."""
     found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name}
     return found | {"#outputs": len(node.output)}
 
@@ -246,28 +248,32 @@ def propagate(node: NodeProto, inputs: Sequence[Value | None], opset: int) -> li
 
 def _run(node: NodeProto, inputs: Sequence[Value | None], opset: int) -> list[Value] | None:
     op, a = node.op_type, attributes(node)
-    xs = [None if v is None else v.data for v in inputs]
-    if op == "Concat" and opset < 4:
-        a.setdefault("axis", 1)
-    partial = any(v is not None and not v.whole for v in inputs)
     if op in MOVEMENT:
-        moved = len(inputs) if op == "Concat" else 1
-        if any(v is not None and not v.whole for v in inputs[moved:]):
-            return None
-        element = next((v.element for v in inputs if v is not None), None)
-        return [Value.of(np.ascontiguousarray(x).reshape(x.shape), element) for x in MOVEMENT[op](a, xs)]
-    if partial:
+        return _moved(op, a, inputs)
+    if any(v is not None and not v.whole for v in inputs):
         return followed(op, a, inputs, exact)
+    xs = [None if v is None else v.data for v in inputs]
     if op in UFUNCS:
         return [_elementwise(op, [_need(x) for x in xs])]
     if op in OTHERS:
         return [Value.of(np.asarray(x)) for x in OTHERS[op](a, xs)]
-    if op in REFERENCE:
-        _bounded(_reference_size(op, a, xs))
-        named = {n: _need(x) for n, x in zip(node.input, xs, strict=True) if n}
-        run: Any = ReferenceEvaluator(node, opsets={"": opset}).run(None, named)
-        return [Value.of(np.asarray(x)) for x in run]
-    return None
+    return _by_reference(node, a, xs, opset) if op in REFERENCE else None
+
+
+def _moved(op: str, a: Attributes, inputs: Sequence[Value | None]) -> list[Value] | None:
+    """Elements of any sort in other places; where they go has to be known."""
+    if op != "Concat" and any(v is not None and not v.whole for v in inputs[1:]):
+        return None
+    element = next((v.element for v in inputs if v is not None), None)
+    found = MOVEMENT[op](a, [None if v is None else v.data for v in inputs])
+    return [Value.of(np.ascontiguousarray(x).reshape(x.shape), element) for x in found]
+
+
+def _by_reference(node: NodeProto, a: Attributes, xs: Sequence[Array | None], opset: int) -> list[Value]:
+    _bounded(_reference_size(node.op_type, a, xs))
+    named = {n: _need(x) for n, x in zip(node.input, xs, strict=True) if n}
+    found: Any = ReferenceEvaluator(node, opsets={"": opset}).run(None, named)
+    return [Value.of(np.asarray(x)) for x in found]
 
 
 def exact(op: str, xs: Sequence[Array]) -> Array:
