@@ -6,7 +6,7 @@ other node.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,7 +17,7 @@ from onnx import NodeProto
 
 from onnxprune.model import bodies, captured, opset
 from onnxprune.shapes import Dim
-from onnxprune.trace.equation import Dims, Equation, Lettered, Operand
+from onnxprune.trace.equation import Dims, Equation, Operand
 from onnxprune.trace.labels import Block, Ids, Reason
 from onnxprune.trace.tracing import LARGEST, Edit, Kind, Reduction, Trace
 
@@ -108,8 +108,8 @@ class Op:
                 "" if k == axis or n == 1 else s for k, (s, n) in enumerate(zip(letters, self.dims(i), strict=True))
             ], self.dims(i), own) for i, own in blocks.items()
         ]  # fmt: skip
-        eq = Equation(self.trace.labels, self.why("joined with an axis of fixed size"), operands,
-                      demand=lambda o, x, _: self._demand(o, x, {}))  # fmt: skip
+        why = self.why("joined with an axis of fixed size")
+        eq = Equation(self.trace.labels, why, operands, demand=self.trace.demand)
         nested = {a for i in blocks for b in self.blocks(i) if axis in b.axes for a in b.axes}
         eq.solve(free={letters[a] for a in nested})
         return eq.output(["" if k == axis else s for k, s in enumerate(letters)])
@@ -197,8 +197,9 @@ class Op:
             Operand(self.inputs[i], spelled, self.dims(i) or (None,) * len(spelled), self.blocks(i)),
         ]
         free = {x for s in other for x in s} ^ {x for s in spelled for x in s}
-        demand: Callable[..., None] = lambda o, x, _: self._demand(o, x, {})  # noqa: E731
-        Equation(self.trace.labels, self.why(text), operands, letters or {}, pinned, demand=demand).solve(free)
+        Equation(self.trace.labels, self.why(text), operands, letters or {}, pinned, demand=self.trace.demand).solve(
+            free
+        )
 
     def eq(
         self, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]], *,
@@ -222,10 +223,7 @@ class Op:
             if len(o.dims) != len(o.spelling):
                 raise Unfit(f"it takes {len(o.spelling)} axes, not the {len(o.dims)} that it is given")
         used = [i for i in ins if self.has(i)]
-        demand: Callable[[Operand, tuple[str, ...], list[Lettered]], None] = lambda o, letters, parts: self._demand(  # noqa: E731
-            o, letters, sizes
-        )
-        eq = Equation(self.trace.labels, self.why(text), operands, sizes, pinned, stat, demand, silent)
+        eq = Equation(self.trace.labels, self.why(text), operands, sizes, pinned, stat, self.trace.demand, silent)
         eq.solve()
         for i, spelled in outs.items():
             if self.gives(i):  # to ask for the blocks of an output ties what it has not
@@ -241,19 +239,6 @@ class Op:
         if macs:
             self._count(eq, ins, outs, sizes, macs)
         return eq
-
-    def _demand(self, operand: Operand, letters: tuple[str, ...], sizes: Mapping[str, int]) -> None:
-        parts: list[tuple[Block, int | None]] = []
-        for letter in letters:
-            axis = next((k for k, s in enumerate(operand.spelling) if letter in s), None)
-            block = next((b for b in operand.blocks if b.axes == (axis,)), None)
-            if axis is None or block is None:
-                return
-            spelled = operand.spelling[axis]
-            if len(spelled) > 1 and spelled[0] != letter:
-                return
-            parts.append((block, sizes[letter] if len(spelled) > 1 else None))
-        self.trace.demand(parts)
 
     def _note_sums(
         self, eq: Equation, used: list[int], ins: Mapping[int, Sequence[str]], kept: Set[str], kind: Kind,
