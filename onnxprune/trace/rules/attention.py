@@ -126,7 +126,7 @@ def fused(op: Op) -> None:
     """com.microsoft Attention: one weight for query, key and value."""
     if not ranks_known(op, [0, 1]) or any(n is None for n in op.dims(1)):
         return op.freeze("the weight's shape is not known")
-    if op.node.input[1] not in op.trace.model.weights or op.has(4) or op.gives(1) or op.attr("do_rotary", 0):
+    if op.node.input[1] not in op.trace.model.weights or op.has(4) or op.has_output(1) or op.attr("do_rotary", 0):
         return op.freeze("a computed weight, or past keys and values")
     heads, (features, total) = int(op.attr("num_heads")), op.dims(1)
     widths = [int(n) for n in op.attr("qkv_hidden_sizes", [int(total or 0) // 3] * 3)]

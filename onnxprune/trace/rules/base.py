@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.trace.equation import Dims
 from onnxprune.trace.labels import Block, Ids
-from onnxprune.trace.op import Op, Unfit
+from onnxprune.trace.op import Misfit, Op
 
 LETTERS = ascii_lowercase + ascii_uppercase
 
@@ -42,7 +42,7 @@ def own_axis(op: Op, default: int, rank: int) -> int:
     """The axis, which has to be one of the input's."""
     axis = axis_of(op, default, rank)
     if not 0 <= axis < rank:
-        raise Unfit(f"its axis {op.attr('axis', default)} is none of the {rank} that it is given")
+        raise Misfit(f"its axis {op.attr('axis', default)} is none of the {rank} that it is given")
     return axis
 
 

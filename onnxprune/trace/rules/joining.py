@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.trace.labels import KEPT, Block
-from onnxprune.trace.op import Op, Unfit
+from onnxprune.trace.op import Misfit, Op
 from onnxprune.trace.rules.base import LETTERS, inner_parts, own_axis, ranks_known, remap
 
 Shape = tuple[int | None, ...]
@@ -19,7 +19,7 @@ def concat(op: Op) -> None:
         return None
     rank = len(op.dims(0))
     if any(op.rank(i) != rank for i in used):
-        raise Unfit("what it joins has different numbers of axes")
+        raise Misfit("what it joins has different numbers of axes")
     axis = own_axis(op, 0, rank)
     letters = list(LETTERS[:rank])
     alone = {i: [b for b in op.blocks(i) if axis in b.axes] for i in used}

@@ -19,7 +19,7 @@ def pool(op: Op) -> None:
     """Windows over the spatial axes; channels pass. Where a maximum lies is counted over all channels: only who undoes
     the pooling may be told it."""
     if ranks_known(op, [0]):
-        if op.gives(1) and op.readers(1) - {"MaxUnpool"}:
+        if op.has_output(1) and op.readers(1) - {"MaxUnpool"}:
             op.freeze("positions are counted over all channels")
         rank = len(op.dims(0))
         spatial = LETTERS[2:rank]
