@@ -100,6 +100,10 @@ class NodeFacts:
         entries, known = (x.ravel() for x in found)
         return [int(v) if k else None for v, k in zip(entries, known, strict=True)]
 
+    def first_dims(self, i: int) -> Dims:
+        """The dims of input `i` in the first run for shapes; () where it did not run."""
+        return self.trace.shapes.probe[0].get(self.inputs[i]) or ()
+
     def readers(self, i: int) -> set[str]:
         """The types of the operators that read an output; "" where the model hands it out."""
         nodes = self.trace.nodes

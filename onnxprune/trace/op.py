@@ -15,7 +15,7 @@ from onnxprune.trace.equation import Equation, Operand
 from onnxprune.trace.facts import NodeFacts
 from onnxprune.trace.labels import Block, Ids, Labels, Reason
 from onnxprune.trace.statement import Spellings, Statement
-from onnxprune.trace.tracing import LARGEST, Edit, Kind, Reduction
+from onnxprune.trace.tracing import LARGEST, Axes, Edit, Kind, Reduction
 
 
 class Misfit(Exception):
@@ -125,11 +125,23 @@ class Op(NodeFacts):
             if i not in self.seen and self.has(i) and self.trace.blocks.get(self.inputs[i]):
                 self.freeze("comes in where only fixed sizes do", inputs=(i,))
 
+    def demand_one_birth(self, blocks: Sequence[Block]) -> None:
+        """Ask that these blocks, outermost first, which the operator merges, be born as one when traced again."""
+        self.trace.demand([(b, None) for b in blocks], merged=True)
+
     # What the operator makes up or knows of its own parameters.
 
     def fresh(self, what: str, shape: tuple[int, ...]) -> Ids:
         """New ids that the operator makes up; `what` tells them from others of the same node."""
         return self.labels.fresh((None, self.node.name, what), shape)
+
+    def born(self, what: str, dims: Sequence[int | None]) -> tuple[Block, ...]:
+        """Blocks of a tensor of these dims that the operator makes up, each axis of which may be made smaller."""
+        return self.trace.born((None, self.node.name, what), dims)
+
+    def demanded(self, what: str) -> Sequence[Axes]:
+        """Which axes of what the operator makes up are to be born as one block, as others have asked."""
+        return self.trace.structures.get((None, self.node.name, what), ())
 
     def own(self, i: int, *blocks: Block) -> None:
         """Parameter `i` has these blocks, and not one birth an axis."""
@@ -145,8 +157,20 @@ class Op(NodeFacts):
         """The operator is to see only kept positions of these blocks (input or output index, block)."""
         self.trace.reductions.append(Reduction(self.index, "gather", ins=tuple(ins), outs=tuple(outs)))
 
+    def note_normalised(self, ids: Ids) -> None:
+        """Statistics over these ids rescale them all."""
+        self.labels.normed.append(ids)
+
+    def note_added(self, ids: Ids) -> None:
+        """These ids are those of one side of a sum of two computed tensors, such as a residual stream."""
+        self.labels.sums.append(ids)
+
+    def note_maps(self, ids: Ids) -> None:
+        """Every row [heads, ..] of `ids` has an attention map, which the operator keeps to itself."""
+        self.labels.maps.append(self.labels.derive(ids))
+
     def note_macs(self, count: float, cut_by: tuple[Ids, ...]) -> None:
-        """The operator takes `count` multiply-accumulates a run, which are in proportion to what is left of `cut_by`."""
+        """The operator takes `count` multiply-accumulates a run, in proportion to what is left of `cut_by`."""
         self.trace.macs[self.index] = (self.trace.times * count, cut_by)
 
     # Equations.
