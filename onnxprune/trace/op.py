@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.model import bodies, captured
-from onnxprune.trace.equation import Equation, Operand
+from onnxprune.model import Scope, bodies, captured
+from onnxprune.trace.equation import Dims, Equation, Operand
 from onnxprune.trace.facts import NodeFacts
 from onnxprune.trace.labels import Block, Ids, Labels, Reason
 from onnxprune.trace.statement import Spellings, Statement
@@ -59,10 +59,6 @@ class Op(NodeFacts):
 
     # What goes out.
 
-    def enter(self, name: str, blocks: Iterable[Block]) -> None:
-        """Give an input of a body its blocks."""
-        self._give(name, blocks)
-
     def set(self, i: int, blocks: Iterable[Block]) -> None:
         """Give output `i` its blocks. Misfit where one lies on an axis that the output has not."""
         if self.has_output(i):
@@ -104,20 +100,21 @@ class Op(NodeFacts):
         """Everything on the given inputs stays (None: on all of them, and what the node's bodies read), and what has
         been said of the outputs, too, where asked for."""
         for i in range(len(self.inputs)) if inputs is None else inputs:
-            self._freeze_blocks(self.blocks(i), text)
+            self.freeze_blocks(self.blocks(i), text)
         for name in self.outputs if outputs else ():
-            self._freeze_blocks(self.trace.of(name), text)
+            self.freeze_blocks(self.trace.of(name), text)
         for _, body in bodies(self.node) if inputs is None else ():
             for name in sorted(captured(body)):
-                self._freeze_blocks(self.trace.of(name, (self.index, -1)), text)
+                self.freeze_blocks(self.trace.of(name, (self.index, -1)), text)
 
-    def _freeze_blocks(self, blocks: Iterable[Block], text: str) -> None:
+    def freeze_blocks(self, blocks: Iterable[Block], text: str) -> None:
+        """The ids of these blocks stay, for the reason `text`."""
         for block in blocks:
             self.freeze_ids(block.ids, text)
 
     def freeze_axis(self, i: int, axis: int, text: str) -> None:
         """Everything on an axis of input `i` stays."""
-        self._freeze_blocks((b for b in self.blocks(i) if axis in b.axes), text)
+        self.freeze_blocks((b for b in self.blocks(i) if axis in b.axes), text)
 
     def overlooked(self) -> None:
         """What comes in labelled where the rule did not look stays: it says nothing of that input."""
@@ -172,6 +169,28 @@ class Op(NodeFacts):
     def note_macs(self, count: float, cut_by: tuple[Ids, ...]) -> None:
         """The operator takes `count` multiply-accumulates a run, in proportion to what is left of `cut_by`."""
         self.trace.macs[self.index] = (self.trace.times * count, cut_by)
+
+    # Bodies (of If, Loop, Scan), whose tensors go by name.
+
+    def body(self, attribute: str) -> Scope | None:
+        """The body that an attribute of the node holds; None where it has none of that name."""
+        return self.trace.scope(self.index, attribute)
+
+    def trace_body(self, body: Scope, times: float = 1.0) -> None:
+        """Trace the nodes of a body, which runs `times` whenever the node does."""
+        self.trace.enter(body, times)
+
+    def blocks_of(self, name: str) -> tuple[Block, ...]:
+        """The blocks of a tensor of a body."""
+        return self.trace.of(name)
+
+    def dims_of(self, name: str) -> Dims | None:
+        """The static dims of a tensor of a body; None where its rank is not known."""
+        return self.trace.shapes.static(name)
+
+    def enter(self, name: str, blocks: Iterable[Block]) -> None:
+        """Give an input of a body its blocks."""
+        self._give(name, blocks)
 
     # Equations.
 

@@ -25,38 +25,44 @@ def concat(op: Op) -> None:
     if not op.labelled():
         return op.set(0, [])
     along = {i: [b for b in op.blocks(i) if axis in b.axes] for i in used}
+    others = {i: tuple(b for b in op.blocks(i) if axis not in b.axes) for i in used}
     if any(along.values()) and any(op.dims(i)[axis] is None for i in used):
         op.freeze("joins an axis of run-time size")
         along = {}
-    others = {i: tuple(b for b in op.blocks(i) if axis not in b.axes) for i in used}
     out = list(op.across(others, LETTERS[:rank], axis))
-    joined = _joined(op, along, axis) if any(along.values()) else None
-    if joined is not None:
-        out = [b for b in out if not set(b.axes) & set(joined.axes)] + [joined]
-    op.set(0, out)
+    op.set(0, _beside(out, _joined(op, along, axis)) if any(along.values()) else out)
+
+
+def _beside(others: list[Block], joined: Block | None) -> list[Block]:
+    """The blocks of the result: that on the joined axis, and those on axes that it has nothing to do with."""
+    return others if joined is None else [*(b for b in others if not set(b.axes) & set(joined.axes)), joined]
 
 
 def _joined(op: Op, along: Mapping[int, Sequence[Block]], axis: int) -> Block | None:
     """The blocks of all inputs on the joined axis, side by side; None where they are nested differently."""
-    blocks = [b for own in along.values() for b in own]
-    axes = max((b.axes for b in blocks), key=len)
-    dims = {a: n for b in blocks for a, n in zip(b.axes, b.ids.shape, strict=True)}
+    axes = max((b.axes for own in along.values() for b in own), key=len)
+    parts = _parts(op, along, axes, axis)
+    if parts is None:
+        op.freeze(OTHER_NESTING)
+        return None
+    joined = Block(axes, np.concatenate(parts, axis=axes.index(axis)))
+    _couple_beside(op, joined, axis)
+    _keep_rows_whole(op, [p for p in parts if p.size], joined, axis)
+    return joined
+
+
+def _parts(op: Op, along: Mapping[int, Sequence[Block]], axes: tuple[int, ...], axis: int) -> list[Ids] | None:
+    """The ids of every input over the nested `axes`, KEPT where an input has none; None where they do not fit."""
+    dims = {a: n for own in along.values() for b in own for a, n in zip(b.axes, b.ids.shape, strict=True)}
     parts: list[Ids] = []
     for i, own in along.items():
         shape = tuple((op.dims(i)[axis] or 0) if a == axis else dims[a] for a in axes)
         part = _part(own[0], axes, shape) if own else np.full(shape, KEPT, np.int64)
         if part is None:
-            op.freeze(OTHER_NESTING)
             return None
         parts.append(part)
     k = axes.index(axis)
-    if len({(*p.shape[:k], *p.shape[k + 1 :]) for p in parts}) > 1:
-        op.freeze(OTHER_NESTING)
-        return None
-    joined = Block(axes, np.concatenate(parts, axis=k))
-    _couple_beside(op, joined, axis)
-    _keep_rows_whole(op, [p for p in parts if p.size], joined, axis)
-    return joined
+    return parts if len({(*p.shape[:k], *p.shape[k + 1 :]) for p in parts}) == 1 else None
 
 
 def _part(block: Block, axes: tuple[int, ...], shape: tuple[int, ...]) -> Ids | None:
