@@ -12,6 +12,8 @@ from onnxprune.trace.labels import Block, Ids
 from onnxprune.trace.op import Misfit, Op
 
 LETTERS = ascii_lowercase + ascii_uppercase
+CAPITALS = ascii_uppercase
+"""For axes that have no counterpart among those of the data, which are spelled in small letters."""
 
 
 def spell(dims: Dims, letters: Sequence[str] | None = None) -> list[str]:

@@ -144,8 +144,8 @@ def _matmul(
         two[-2:] = two[:-3:-1]
     out = [*letters, *("M" if left > 1 else ""), *("N" if right > 1 else "")]
     ins = {a: spell(op.dims(a), one), b: spell(op.dims(b), two)}
-    for told, spelled, row in ((rows, one, "M"), (columns, two, "N"), (both, out, "M")):
-        for i in (i for i in told if op.has(i)):
+    for inputs, spelled, row in ((rows, one, "M"), (columns, two, "N"), (both, out, "M")):
+        for i in inputs:
             dims = op.dims(i)
             ins[i] = spell(dims, [row] if len(dims) == 1 else spelled[-len(dims) :])
     op.eq(ins, {0: out}, macs=letters + "MKN", fills=fills, text="a matrix product with a fixed side")

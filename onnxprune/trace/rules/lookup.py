@@ -13,7 +13,7 @@ from onnxprune.shapes import Size, lower, mod, quotient
 from onnxprune.trace.editor import Editor
 from onnxprune.trace.labels import Block, Ids
 from onnxprune.trace.op import Op
-from onnxprune.trace.rules.base import LETTERS, own_axis, ranks_known, spell
+from onnxprune.trace.rules.base import CAPITALS, LETTERS, own_axis, ranks_known, spell
 from onnxprune.trace.rules.inputs import DATA, INDICES, UPDATES
 from onnxprune.trace.rules.movement import picked
 from onnxprune.trace.rules.scatter import overwritten
@@ -103,16 +103,16 @@ def gather_elements(op: Op) -> None:
     axis = own_axis(op, 0, rank)
     data, index = spell(op.dims(DATA)), spell(op.dims(INDICES), LETTERS[:rank])
     # along an axis on which there are more data than indices, only the first positions are looked up
-    told = [k for k in range(rank) if k == axis or op.dims(DATA)[k] != op.dims(INDICES)[k]]
-    pinned = "".join(data[k] for k in told)
-    for k in told:
-        index[k] = LETTERS[26 + k] if index[k] else ""
+    by_value = [k for k in range(rank) if k == axis or op.dims(DATA)[k] != op.dims(INDICES)[k]]
+    pinned = "".join(data[k] for k in by_value)
+    for k in by_value:
+        index[k] = CAPITALS[k] if index[k] else ""
         pinned += index[k]
     if op.type == "GatherElements":
-        out = ["" if k in told else s for k, s in enumerate(index)]
+        out = ["" if k in by_value else s for k, s in enumerate(index)]
         op.eq({DATA: data, INDICES: index}, {0: out}, pinned=pinned)
     else:
-        out = ["" if k in told else s for k, s in enumerate(data)]
+        out = ["" if k in by_value else s for k, s in enumerate(data)]
         op.eq({DATA: data, INDICES: index, UPDATES: index}, {0: out}, pinned=pinned)
 
 
@@ -124,14 +124,14 @@ def gather_nd(op: Op) -> None:
     if width is None:
         return op.freeze("the shape of the indices is not known")
     data = spell(op.dims(DATA))
-    index = [*data[:batch], *spell(op.dims(INDICES)[batch:], LETTERS[30:])]
+    index = [*data[:batch], *spell(op.dims(INDICES)[batch:], CAPITALS[4:])]
     out = [*index[:-1], *data[batch + width :]]
-    told = "".join(data[: batch + width]) + index[-1]
-    op.eq({DATA: data, INDICES: index}, {0: out}, pinned=told, text="positions are told by value")
+    by_value = "".join(data[: batch + width]) + index[-1]
+    op.eq({DATA: data, INDICES: index}, {0: out}, pinned=by_value, text="positions are told by value")
 
 
 def scatter_nd(op: Op) -> None:
-    """ScatterND: values are put where the first axes are told together, the others pass."""
+    """ScatterND: values are put where indices say along the first axes, the others pass."""
     if not ranks_known(op, [DATA, INDICES, UPDATES]) or op.dims(INDICES)[-1] is None:
         return
     if overwritten(op):
@@ -139,7 +139,7 @@ def scatter_nd(op: Op) -> None:
     width = int(op.dims(INDICES)[-1] or 0)
     data = spell(op.dims(DATA))
     lead = len(op.dims(INDICES)) - 1
-    updates = [*spell(op.dims(UPDATES)[:lead], LETTERS[30:]), *spell(op.dims(UPDATES)[lead:], LETTERS[width:])]
+    updates = [*spell(op.dims(UPDATES)[:lead], CAPITALS[4:]), *spell(op.dims(UPDATES)[lead:], LETTERS[width:])]
     index = [*updates[:lead], "Z"]
     pinned = "".join(data[:width]) + "".join(index)
     out = ["" if k < width else s for k, s in enumerate(data)]

@@ -85,7 +85,7 @@ def local_response(op: Op) -> None:
         op.eq({0: spelled}, {0: spelled}, stat=spelled[1], normalises=False)  # a window of neighbours, not all of them
 
 
-def moments(op: Op) -> None:
+def mean_variance_norm(op: Op) -> None:
     """MeanVarianceNormalization over `axes`."""
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0))

@@ -84,15 +84,15 @@ def _moved(op: Op, axes: Sequence[int]) -> set[int]:
 
 
 def grid_sample(op: Op) -> None:
-    """Channels pass; images and positions are paired, and a grid says where to look."""
+    """GridSample: channels pass; every image has a grid of its own, whose values say where to look."""
     op.freeze("positions are told by value", inputs=[1])
     if ranks_known(op, [0]):
         spatial = LETTERS[2 : len(op.dims(0))]
         op.eq({0: spell(op.dims(0))}, {0: ["", "b", *("" for _ in spatial)]}, pinned="a" + spatial)
 
 
-def regions(op: Op) -> None:
-    """Pooled from regions of an image that other inputs tell: channels pass, and nothing else does."""
+def roi_pool(op: Op) -> None:
+    """RoiAlign, MaxRoiPool: pooled from regions of an image, which other inputs give; channels pass, nothing else."""
     op.freeze("regions are told by value", inputs=range(1, len(op.inputs)))
     if ranks_known(op, [0]):
         op.eq({0: spell(op.dims(0), "ncXY")}, {0: ["", "c", "", ""]}, pinned="nXY")
@@ -157,7 +157,7 @@ def reverse_sequence(op: Op) -> None:
         op.eq({0: spelled, 1: [batch]}, {0: out}, pinned=time, text="steps are told apart")
 
 
-def last_two(op: Op) -> None:
+def trilu(op: Op) -> None:
     """Trilu: a position of the last two axes stays or is zeroed."""
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0))
@@ -223,7 +223,7 @@ def dynamic_quantize(op: Op) -> None:
         op.eq({0: spelled}, {0: spelled}, stat="".join(spelled), normalises=False)
 
 
-def fills(op: Op) -> None:
+def constant_of_shape(op: Op) -> None:
     """ConstantOfShape: what is made up here may be made smaller."""
     dims = op.out_dims(0) if op.out_rank(0) is not None else ()
     if not op.has(0) or not dims:
@@ -233,7 +233,7 @@ def fills(op: Op) -> None:
 
 
 def shape_of(op: Op) -> None:
-    """What Shape tells is pinned to the original's sizes; whoever uses it is patched from the labels."""
+    """Shape: where an axis may shrink it goes on giving the original's size; whoever uses that is patched by itself."""
     dims = op.dims(0)
     start, end = int(op.attr("start", 0)), op.attr("end")
     mask = np.zeros(len(dims), bool)

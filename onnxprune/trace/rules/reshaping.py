@@ -191,6 +191,7 @@ class _Axes:
         return self._left[-1] if self._left else None
 
     def take(self, factor: Dim) -> None:
+        """Split a factor of the innermost axis off."""
         k = len(self._left) - 1
         self.factors[k].insert(0, factor)
         self._left[k] = quotient(self._left[k], factor) or 0
