@@ -208,9 +208,8 @@ class Op(NodeFacts):
         have zeros there. macs: every combination of these letters is one multiply-accumulate. text: why an axis that
         is labelled on one side only stays. Misfit where an input has another number of axes than its spelling."""
         ins = {i: spelled for i, spelled in ins.items() if self.has(i)}
-        outs = {
-            i: spelled for i, spelled in outs.items() if self.has_output(i)
-        }  # a missing one would tie what it lacks
+        # to ask for the blocks of an output ties what it has not: only for those that there are
+        outs = {i: spelled for i, spelled in outs.items() if self.has_output(i)}
         equation = Equation(
             self.labels, self.why(text), self._operands(ins), sizes or {}, pinned, stat, self.trace.demand, silent,
             normalises,
