@@ -16,6 +16,9 @@ import numpy as np
 from onnxprune.trace.labels import KEPT, Block, Ids, Labels, Reason
 
 Dims = tuple[int | None, ...]
+Demand = Callable[[Sequence[tuple[Block, int | None]]], None]
+"""Asks that one-dimensional blocks of one parameter, outermost first, be born as one; with the number of ids wanted
+along each axis, None for all of them."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,12 @@ class Lettered:
 
 @dataclass
 class Equation:
-    """`sizes`: of the letters of split axes. `pinned`: letters whose positions the operator knows (a spatial axis).
-    `stat`: letters over which statistics are taken while the axis stays. `demand(operand, letters)` is told of a
-    parameter that ought to have been born as one joint block. `silent`: pinned letters that no report need mention."""
+    """Operands whose axes share letters. What shares a letter is coupled.
+
+    `sizes`: of the letters of split axes. `pinned`: letters whose positions the operator knows (a spatial axis).
+    `stat`: letters over which statistics are taken while the axis stays; `normalises`: what they are taken of is
+    normalised by them. `demand`: told which axes of a parameter ought to have been born as one joint block (see
+    `Trace.demand`). `silent`: pinned letters that no report need mention."""
 
     labels: Labels
     why: Reason
@@ -49,15 +55,15 @@ class Equation:
     sizes: Mapping[str, int] = field(default_factory=dict)
     pinned: str = ""
     stat: str = ""
-    demand: Callable[[Operand, tuple[str, ...], list[Lettered]], None] | None = None
+    demand: Demand | None = None
     silent: str = ""
+    normalises: bool = True
 
     def solve(self, free: Set[str] = frozenset()) -> None:
         """Couple the operands; `main` then holds the joint blocks and `parts` those of each operand. A `free` letter
         may be missing from an operand without freezing the others (what lies on it is settled elsewhere)."""
         self.parts: list[list[Lettered]] = [self._lettered(i, o) for i, o in enumerate(self.operands)]
-        blocks = [b for part in self.parts for b in part]
-        blocks = [self._without_pinned(b) for b in blocks]
+        blocks = [self._without_pinned(b) for part in self.parts for b in part]
         self.main: list[Lettered] = []
         for block in sorted((b for b in blocks if b.letters), key=lambda b: -len(b.letters)):
             self._join(block)
@@ -72,34 +78,49 @@ class Equation:
             kept = self.project(b, [x for x in b.letters if x in letters])
             if kept.letters and not any(set(kept.letters) <= set(o.letters) for o in blocks):
                 blocks = [o for o in blocks if not set(o.letters) <= set(kept.letters)] + [kept]
-        blocks = self._apart(blocks, spelling)
-        placed = (self._place(x, spelling) for x in blocks)
+        placed = (self._placed(x, spelling) for x in self._one_block_per_axis(blocks, spelling))
         return tuple(b for b in placed if b is not None)
 
-    def _apart(self, blocks: list[Lettered], spelling: Sequence[str]) -> list[Lettered]:
-        """One block an axis: of two that meet on a split axis, the smaller is reduced to what it shares."""
+    def _one_block_per_axis(self, blocks: list[Lettered], spelling: Sequence[str]) -> list[Lettered]:
+        """Of two blocks that meet on a split axis, the smaller is reduced to what it shares."""
         axis = {x: k for k, letters in enumerate(spelling) for x in letters}
         out: list[Lettered] = []
         place = {x: k for k, x in enumerate(x for letters in spelling for x in letters)}
         for b in sorted(blocks, key=lambda b: (-len(b.letters), -place[b.letters[-1]])):
-            for o in out:
-                if {axis[x] for x in b.letters} & {axis[x] for x in o.letters}:
-                    if not set(b.letters) & set(o.letters):
-                        self._demand_joint([b, o], spelling[axis[b.letters[0]]])
-                        self.labels.freeze(b.ids, self.why)
-                    for x in b.letters:
-                        if x not in o.letters:  # what they share is coupled already
-                            self.labels.couple_along(b.ids, b.letters.index(x), self.why)
-                    break
-            else:
+            taken = {axis[x] for x in b.letters}
+            larger = next((o for o in out if taken & {axis[x] for x in o.letters}), None)
+            if larger is None:
                 out.append(b)
+                continue
+            if not set(b.letters) & set(larger.letters):
+                self._demand_joint([b, larger], spelling[axis[b.letters[0]]])
+                self.labels.freeze(b.ids, self.why)
+            for x in b.letters:
+                if x not in larger.letters:  # what they share is coupled already
+                    self.labels.couple_along(b.ids, b.letters.index(x), self.why)
         return out
 
     def _demand_joint(self, blocks: Sequence[Lettered], axis: str) -> None:
         letters = tuple(x for x in axis if any(x in b.letters for b in blocks))
         for b in blocks:
-            if self.demand and b.operand >= 0:
-                self.demand(self.operands[b.operand], letters, self.parts[b.operand])
+            if b.operand >= 0:
+                self._demand_birth(self.operands[b.operand], letters)
+
+    def _demand_birth(self, operand: Operand, letters: Sequence[str]) -> None:
+        """Ask that the operand's axes of these letters, each a block of its own so far, be born as one block."""
+        if self.demand is None:
+            return
+        parts: list[tuple[Block, int | None]] = []
+        for letter in letters:
+            axis = next((k for k, s in enumerate(operand.spelling) if letter in s), None)
+            block = next((b for b in operand.blocks if b.axes == (axis,)), None)
+            if axis is None or block is None:
+                return
+            spelled = operand.spelling[axis]
+            if len(spelled) > 1 and spelled[0] != letter:
+                return
+            parts.append((block, self.sizes[letter] if len(spelled) > 1 else None))
+        self.demand(parts)
 
     def project(self, block: Lettered, letters: Sequence[str]) -> Lettered:
         """Reduce a block to some of its letters: an inner axis leaves derived ids, an outer one ties what is inside."""
@@ -117,39 +138,48 @@ class Equation:
         return Lettered(tuple(left), ids, block.operand)
 
     def _lettered(self, index: int, operand: Operand) -> list[Lettered]:
-        out = []
-        for block in operand.blocks:
-            letters: list[str] = []
-            dims: list[int] = []
-            coarse = block.coarse and len(operand.spelling[block.axes[0]]) == 1
-            for axis, n in zip(block.axes, block.ids.shape, strict=True):
-                spelled = operand.spelling[axis]
-                full = [self.sizes[x] for x in spelled] if len(spelled) > 1 else [n]
-                if prod(full) != n:
-                    full, spelled = [n], spelled[:1]
-                    coarse |= self.sizes.get(spelled) != n
-                elif len(spelled) == 1 and operand.dims[axis] not in (None, n):
-                    coarse = True  # runs of positions under a letter that stands for single ones
-                letters += spelled
-                dims += full
-            if coarse or len(letters) != len(dims):
-                # its runs repeat what the full block of that axis says; what is inside is the same in every run
-                inner = self.labels.couple_along(block.ids, 0, self.why) if len(block.axes) == 2 else None
-                spelled = operand.spelling[block.axes[-1]]
-                if inner is not None and len(spelled) == 1:
-                    out.append(Lettered((spelled,), inner, index))
-                continue
-            ids = block.ids.reshape(dims)
-            big = [k for k, n in enumerate(dims) if n > 1]
-            if big:
-                ids = ids.reshape([dims[k] for k in big])
-                if len(big) > 1:
-                    self.labels.rectangle(ids)
-                out.append(Lettered(tuple(letters[k] for k in big), ids, index))
-        return out
+        """The blocks of an operand in letters."""
+        blocks = (self._in_letters(block, index, operand) for block in operand.blocks)
+        return [b for b in blocks if b is not None]
+
+    def _in_letters(self, block: Block, index: int, operand: Operand) -> Lettered | None:
+        """A block with one axis per letter, those of size one left out; None where nothing of it has a letter."""
+        axes = [
+            self._split_axis(operand.spelling[axis], n, operand.dims[axis])
+            for axis, n in zip(block.axes, block.ids.shape, strict=True)
+        ]
+        coarse = block.coarse and len(operand.spelling[block.axes[0]]) == 1
+        if coarse or not all(axes):
+            return self._inside_runs(block, index, operand)
+        big = [(x, n) for axis in axes for x, n in axis if n > 1]
+        if not big:
+            return None
+        ids = block.ids.reshape([n for _, n in big])
+        if len(big) > 1:
+            self.labels.rectangle(ids)
+        return Lettered(tuple(x for x, _ in big), ids, index)
+
+    def _split_axis(self, spelled: str, n: int, size: int | None) -> list[tuple[str, int]]:
+        """(letter, size) of each letter of an axis of `n` ids; none where it has no letter, or where its ids stand for
+        runs of positions under a letter that stands for single ones."""
+        if len(spelled) > 1:
+            sizes = [self.sizes[x] for x in spelled]
+            if prod(sizes) == n:
+                return list(zip(spelled, sizes, strict=True))
+            return [(spelled[0], n)] if self.sizes[spelled[0]] == n else []
+        return [(spelled, n)] if spelled and size in (None, n) else []
+
+    def _inside_runs(self, block: Block, index: int, operand: Operand) -> Lettered | None:
+        """Runs repeat what the full block of that axis says; what is inside is the same in every run."""
+        if len(block.axes) != 2:
+            return None
+        inner = self.labels.couple_along(block.ids, 0, self.why)
+        spelled = operand.spelling[block.axes[-1]]
+        return Lettered((spelled,), inner, index) if len(spelled) == 1 else None
 
     def _without_pinned(self, block: Lettered) -> Lettered:
-        """A pinned letter alone is frozen; beside others it ties them: rows go whole, or the same inside every row."""
+        """A pinned letter alone is frozen. Beside others it ties them: whole rows go, or the same column of every
+        row."""
         pinned = [x for x in block.letters if x in self.pinned]
         if not pinned:
             return block
@@ -162,32 +192,33 @@ class Equation:
         return Lettered(tuple(left), ids, block.operand)
 
     def _join(self, block: Lettered) -> None:
-        covered = False
-        for main in list(self.main):
-            shared = [x for x in main.letters if x in block.letters]
-            if not shared:
-                continue
-            if self.demand and set(block.letters) < set(main.letters):
-                self.demand(self.operands[block.operand], main.letters, self.parts[block.operand])
-            covered |= set(block.letters) <= set(main.letters)
-            if len(shared) > 1 and shared != [x for x in block.letters if x in shared]:
-                self._tie_all(main)  # the two see outer and inner the other way round
-                self._tie_all(block)
-            a, b = self._met(main, shared), self._met(block, shared)
-            order = [b.letters.index(x) for x in a.letters]
-            turned = b.ids.transpose(order)
-            if a.ids.shape != turned.shape:
-                self.labels.freeze(a.ids, self.why)
-                self.labels.freeze(turned, self.why)
-            else:
-                self.labels.couple(a.ids, turned, self.why)
-                if a.letters == main.letters and (a.ids == KEPT).any():  # what stays here is that of the other side
-                    k = self.main.index(main)
-                    self.main[k] = replace(main, ids=np.where(a.ids == KEPT, turned, a.ids))
-        if not covered:
+        """Couple a block with those that it shares letters with; it is one of them where it has letters of its own."""
+        own = set(block.letters)
+        met = [main for main in self.main if own & set(main.letters)]
+        for main in met:
+            self._meet(main, block)
+        if not any(own <= set(main.letters) for main in met):
             self.main.append(block)
 
-    def _met(self, block: Lettered, letters: Sequence[str]) -> Lettered:
+    def _meet(self, main: Lettered, block: Lettered) -> None:
+        """Couple two blocks along the letters that they share."""
+        shared = [x for x in main.letters if x in block.letters]
+        if set(block.letters) < set(main.letters):
+            self._demand_birth(self.operands[block.operand], main.letters)
+        if len(shared) > 1 and shared != [x for x in block.letters if x in shared]:
+            self._tie_all(main)  # the two see outer and inner the other way round
+            self._tie_all(block)
+        ours, theirs = self._as_seen_by(main, shared), self._as_seen_by(block, shared)
+        turned = theirs.ids.transpose([theirs.letters.index(x) for x in ours.letters])
+        if ours.ids.shape != turned.shape:
+            self.labels.freeze(ours.ids, self.why)
+            self.labels.freeze(turned, self.why)
+            return
+        self.labels.couple(ours.ids, turned, self.why)
+        if ours.letters == main.letters and (ours.ids == KEPT).any():  # what stays here is that of the other side
+            self.main[self.main.index(main)] = replace(main, ids=np.where(ours.ids == KEPT, turned, ours.ids))
+
+    def _as_seen_by(self, block: Lettered, letters: Sequence[str]) -> Lettered:
         """A block as another one sees it that has these letters only. Along an inner letter it meets whole columns."""
         if block.letters[1:] == tuple(letters):
             return Lettered(tuple(letters), self.labels.column_ids(block.ids, self.why), block.operand)
@@ -199,6 +230,7 @@ class Equation:
             ids = self.labels.couple_along(ids, 0, self.why)
 
     def _freeze_fixed(self, free: Set[str]) -> None:
+        """Where an operand has an axis of a letter but no block on it, that axis is of fixed size: so is the letter."""
         carried = {x for b in self.main for x in b.letters}.difference(self.pinned, free)
         for operand, parts in zip(self.operands, self.parts, strict=True):
             missing = carried.difference(*(b.letters for b in parts))
@@ -207,9 +239,9 @@ class Equation:
                 for letter in (x for x, n in sizes.items() if x in missing and n != 1):
                     for b in self.main:
                         if letter in b.letters:
-                            self._hold(b, letter)
+                            self._freeze_letter(b, letter)
 
-    def _hold(self, block: Lettered, letter: str) -> None:
+    def _freeze_letter(self, block: Lettered, letter: str) -> None:
         """Every position of `letter` stays: of an outer letter no row may go, of an inner one no row loses a part."""
         k = block.letters.index(letter)
         if k == 0:
@@ -222,26 +254,18 @@ class Equation:
         taken = [x for x in block.letters if x in self.stat]
         if not taken:
             return block
-        self.labels.normed.append(block.ids)
+        if self.normalises:
+            self.labels.normed.append(block.ids)
         if block.letters[-1] not in taken:
             self.labels.freeze(self.project(block, taken).ids, self.why)
             self._tie_all(block)
         return block
 
-    def _place(self, block: Lettered, spelling: Sequence[str]) -> Block | None:
-        """Spell a lettered block in the axes of an output; letters of one axis that it lacks are broadcast."""
+    def _placed(self, block: Lettered, spelling: Sequence[str]) -> Block | None:
+        """A lettered block on the axes of an output; None where nothing of it is labelled."""
         where = {x: k for k, axis in enumerate(spelling) for x in axis}
         axes = list(dict.fromkeys(where[x] for x in block.letters))
-        wanted = [x for k in axes for x in spelling[k]]
-        ids, letters = block.ids, list(block.letters)
-        if wanted != letters:
-            for x in wanted:
-                if x not in letters:
-                    n = self.sizes[x]
-                    ids, letters = np.broadcast_to(ids[..., None], (*ids.shape, n)), [*letters, x]
-            if [x for x in wanted if x in block.letters] != list(block.letters):
-                self._tie_all(block)
-            ids = ids.transpose([letters.index(x) for x in wanted])
+        ids = self._spread(block, [x for k in axes for x in spelling[k]])
         dims, k = [], 0
         for axis in axes:
             n = len(spelling[axis])
@@ -252,3 +276,14 @@ class Equation:
         if not big or not ids.any():
             return None
         return Block(tuple(axes[k] for k in big), ids.reshape([dims[k] for k in big]))
+
+    def _spread(self, block: Lettered, wanted: Sequence[str]) -> Ids:
+        """The ids of a block with one axis per letter of `wanted`, in this order; letters that it lacks are broadcast.
+        A block whose own letters stand in another order goes as a whole."""
+        ids, letters = block.ids, list(block.letters)
+        for x in wanted:
+            if x not in letters:
+                ids, letters = np.broadcast_to(ids[..., None], (*ids.shape, self.sizes[x])), [*letters, x]
+        if [x for x in wanted if x in block.letters] != list(block.letters):
+            self._tie_all(block)
+        return ids.transpose([letters.index(x) for x in wanted])

@@ -6,100 +6,247 @@ other node.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from math import prod
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import onnx
-from onnx import NodeProto
 
-from onnxprune.model import bodies, captured, opset
-from onnxprune.shapes import Dim
-from onnxprune.trace.equation import Dims, Equation, Lettered, Operand
-from onnxprune.trace.labels import Block, Ids, Reason
-from onnxprune.trace.tracing import MAX_BLOCK_IDS, Edit, Reduction, ReductionKind, Trace
+from onnxprune.model import Scope, bodies, captured
+from onnxprune.trace.births import Axes
+from onnxprune.trace.equation import Dims, Equation, Operand
+from onnxprune.trace.facts import NodeFacts
+from onnxprune.trace.labels import Block, Ids, Labels, Reason
+from onnxprune.trace.statement import Spellings, Statement
+from onnxprune.trace.tracing import MAX_BLOCK_IDS, Edit, Reduction, ReductionKind
 
 
-class Unfit(Exception):
+class Misfit(Exception):
     """A node that does not fit its operator, such as an axis that its input has not: why all that meets it stays."""
 
 
-@dataclass
-class Op:
-    """One operator as a rule sees it: its attributes, its tensors' dims, values and blocks, and nothing beyond."""
-
-    trace: Trace
-    index: int
-    node: NodeProto
+class Op(NodeFacts):
+    """One operator as a rule sees it: what is known of it, the blocks that come in, and what the rule says of them."""
 
     def __post_init__(self) -> None:
-        self.inputs, self.outputs = tuple(self.node.input), tuple(self.node.output)
-        kind, domain = self.node.op_type, self.node.domain
-        self.type = kind if domain in ("", "ai.onnx") else f"{domain}::{kind}"
+        super().__post_init__()
         self.seen: set[int] = set()
 
+    @property
+    def labels(self) -> Labels:
+        """Ids and what is known about them, those of the whole graph."""
+        return self.trace.labels
+
     def why(self, text: str = "") -> Reason:
+        """Why ids stay, or go together: this operator says so."""
         return Reason(self.type, self.node.name, text)
 
-    def attr(self, name: str, default: Any = None) -> Any:
-        for a in self.node.attribute:
-            if a.name == name:
-                value = onnx.helper.get_attribute_value(a)
-                return value.decode() if isinstance(value, bytes) else value
-        return default
+    # What comes in.
 
-    @property
-    def opset(self) -> int:
-        return opset(self.trace.model, self.node.domain)
+    def blocks(self, i: int) -> tuple[Block, ...]:
+        """The blocks of input `i`; of a parameter, as this use sees it."""
+        self.seen.add(i)
+        return self.trace.of(self.inputs[i], (self.index, i)) if self.has(i) else ()
 
-    def has(self, i: int) -> bool:
-        return i < len(self.inputs) and self.inputs[i] != ""
+    def out_blocks(self, i: int) -> tuple[Block, ...]:
+        """The blocks that output `i` has been given so far."""
+        return self.trace.blocks.get(self.outputs[i], ())
 
-    def gives(self, i: int) -> bool:
-        return i < len(self.outputs) and self.outputs[i] != ""
+    def labelled(self) -> bool:
+        """Whether any input has blocks."""
+        return any(self.blocks(i) for i in range(len(self.inputs)))
 
-    def rank(self, i: int) -> int | None:
-        return self._rank(self.inputs[i])
+    def block_on(self, i: int, axis: int) -> Block | None:
+        """The block of input `i` that lies on `axis`, alone or with other axes."""
+        return next((b for b in self.blocks(i) if axis in b.axes), None)
 
-    def out_rank(self, i: int = 0) -> int | None:
-        return self._rank(self.outputs[i])
+    # What goes out.
 
-    def _rank(self, name: str) -> int | None:
-        dims = self.trace.shapes.static(name)
-        return None if dims is None else len(dims)
+    def set(self, i: int, blocks: Iterable[Block]) -> None:
+        """Give output `i` its blocks. Misfit where one lies on an axis that the output has not."""
+        if self.has_output(i):
+            self._give(self.outputs[i], blocks)
 
-    def dims(self, i: int) -> Dims:
-        return (self.trace.shapes.static(self.inputs[i]) or ()) if self.has(i) else ()
+    def _give(self, name: str, blocks: Iterable[Block]) -> None:
+        good = tuple(b for b in blocks if b.ids.any() and not self._too_large(b))
+        rank = self.trace.rank(name)
+        if rank is not None and any(axis >= rank for b in good for axis in b.axes):
+            raise Misfit("its output has fewer axes than its inputs make")
+        for block in good:
+            self.labels.rectangle(block.ids)
+        self.trace.blocks[name] = good
 
-    def out_dims(self, i: int = 0) -> Dims:
-        return self.trace.shapes.static(self.outputs[i]) or ()
+    def _too_large(self, block: Block) -> bool:
+        """Ids of a block that is no layer's any more stay: every step on would copy it."""
+        if block.ids.size <= MAX_BLOCK_IDS:
+            return False
+        held = np.zeros(self.labels.n, bool)
+        held[block.ids] = True
+        self.freeze_ids(np.flatnonzero(held), f"over {MAX_BLOCK_IDS:,} positions are not followed")
+        return True
 
-    def sizes(self, i: int) -> tuple[Dim, ...] | None:
-        """The dims of an input, open ones as expressions; None where its rank is not known."""
-        return self.trace.shapes.sizes(self.inputs[i])
+    def edit(self, change: Edit) -> None:
+        """`change` runs on this node when the graph is rewritten."""
+        self.trace.edits.append((self.index, change))
 
-    def out_sizes(self, i: int = 0) -> tuple[Dim, ...] | None:
-        return self.trace.shapes.sizes(self.outputs[i])
+    # What stays, and what goes together.
 
-    def value(self, i: int) -> np.ndarray | None:
-        return self.trace.shapes.value(self.inputs[i]) if self.has(i) else None
+    def couple(self, a: Ids, b: Ids) -> None:
+        """The ids at the same positions go together, or not at all."""
+        self.labels.couple(a, b, self.why("two sides of one operator"))
 
-    def table(self, i: int) -> np.ndarray | None:
-        """The value of an input, be it a parameter of many elements."""
-        value, weight = self.value(i), self.trace.model.weights.get(self.inputs[i])
-        return weight.array() if value is None and weight is not None else value
+    def freeze_ids(self, ids: Ids, text: str) -> None:
+        """These ids stay, for the reason `text`."""
+        self.labels.freeze(ids, self.why(text))
 
-    def partial(self, i: int) -> list[int | None] | None:
-        """The entries of an integer vector, None where one is known at run time only."""
-        value = self.value(i)
-        if value is not None:
-            return [int(v) for v in np.asarray(value).ravel()]
-        known = self.trace.shapes.partial(self.inputs[i]) if self.has(i) else None
-        return (
-            None if known is None else [int(v) if k else None for v, k in zip(*(x.ravel() for x in known), strict=True)]
-        )
+    def freeze(self, text: str, inputs: Iterable[int] | None = None, outputs: bool = False) -> None:
+        """Everything on the given inputs stays (None: on all of them, and what the node's bodies read), and what has
+        been said of the outputs, too, where asked for."""
+        for i in range(len(self.inputs)) if inputs is None else inputs:
+            self.freeze_blocks(self.blocks(i), text)
+        for name in self.outputs if outputs else ():
+            self.freeze_blocks(self.trace.of(name), text)
+        for _, body in bodies(self.node) if inputs is None else ():
+            for name in sorted(captured(body)):
+                self.freeze_blocks(self.trace.of(name, (self.index, -1)), text)
+
+    def freeze_blocks(self, blocks: Iterable[Block], text: str) -> None:
+        """The ids of these blocks stay, for the reason `text`."""
+        for block in blocks:
+            self.freeze_ids(block.ids, text)
+
+    def freeze_axis(self, i: int, axis: int, text: str) -> None:
+        """Everything on an axis of input `i` stays."""
+        self.freeze_blocks((b for b in self.blocks(i) if axis in b.axes), text)
+
+    def overlooked(self) -> None:
+        """What comes in labelled where the rule did not look stays: it says nothing of that input."""
+        for i in range(len(self.inputs)):
+            if i not in self.seen and self.has(i) and self.trace.blocks.get(self.inputs[i]):
+                self.freeze("comes in where only fixed sizes do", inputs=(i,))
+
+    def demand_one_birth(self, blocks: Sequence[Block]) -> None:
+        """Ask that these blocks, outermost first, which the operator merges, be born as one when traced again."""
+        self.trace.demand([(b, None) for b in blocks], merged=True)
+
+    # What the operator makes up or knows of its own parameters.
+
+    def fresh(self, what: str, shape: tuple[int, ...]) -> Ids:
+        """New ids that the operator makes up; `what` tells them from others of the same node."""
+        return self.labels.fresh((None, self.node.name, what), shape)
+
+    def born(self, what: str, dims: Sequence[int | None]) -> tuple[Block, ...]:
+        """Blocks of a tensor of these dims that the operator makes up, each axis of which may be made smaller."""
+        return self.trace.born((None, self.node.name, what), dims)
+
+    def demanded(self, what: str) -> Sequence[Axes]:
+        """Which axes of what the operator makes up are to be born as one block, as others have asked."""
+        return self.trace.structures.get((None, self.node.name, what), ())
+
+    def own(self, i: int, *blocks: Block) -> None:
+        """Parameter `i` has these blocks, and not one birth an axis."""
+        self.trace.own((self.index, i), blocks)
+
+    # What the masked comparison and the count of MACs have to know.
+
+    def note_sum(self, i: int, block: Block, fill: str = "") -> None:
+        """Input `i` is summed along `block`; `fill` names the tensor that holds its zero point, "" for zero."""
+        self.trace.reductions.append(Reduction(self.index, "sum", i, block, fill))
+
+    def note_gather(self, ins: Sequence[tuple[int, Block]], outs: Sequence[tuple[int, Block]]) -> None:
+        """The operator is to see only kept positions of these blocks (input or output index, block)."""
+        self.trace.reductions.append(Reduction(self.index, "gather", ins=tuple(ins), outs=tuple(outs)))
+
+    def note_normalised(self, ids: Ids) -> None:
+        """Statistics over these ids rescale them all."""
+        self.labels.normed.append(ids)
+
+    def note_added(self, ids: Ids) -> None:
+        """These ids are those of one side of a sum of two computed tensors, such as a residual stream."""
+        self.labels.sums.append(ids)
+
+    def note_maps(self, ids: Ids) -> None:
+        """Every row [heads, ..] of `ids` has an attention map, which the operator keeps to itself."""
+        self.labels.maps.append(self.labels.derive(ids))
+
+    def note_macs(self, count: float, cut_by: tuple[Ids, ...]) -> None:
+        """The operator takes `count` multiply-accumulates a run, in proportion to what is left of `cut_by`."""
+        self.trace.macs[self.index] = (self.trace.repeats * count, cut_by)
+
+    # Bodies (of If, Loop, Scan), whose tensors go by name.
+
+    def body(self, attribute: str) -> Scope | None:
+        """The body that an attribute of the node holds; None where it has none of that name."""
+        return self.trace.scope(self.index, attribute)
+
+    def trace_body(self, body: Scope, times: float = 1.0) -> None:
+        """Trace the nodes of a body, which runs `times` whenever the node does."""
+        self.trace.enter(body, times)
+
+    def blocks_of(self, name: str) -> tuple[Block, ...]:
+        """The blocks of a tensor of a body."""
+        return self.trace.of(name)
+
+    def dims_of(self, name: str) -> Dims | None:
+        """The static dims of a tensor of a body; None where its rank is not known."""
+        return self.trace.shapes.static(name)
+
+    def enter(self, name: str, blocks: Iterable[Block]) -> None:
+        """Give an input of a body its blocks."""
+        self._give(name, blocks)
+
+    # Equations.
+
+    def eq(
+        self, ins: Spellings, outs: Spellings, *, sizes: Mapping[str, int] | None = None, pinned: str = "",
+        silent: str = "", stat: str = "", normalises: bool = True, kind: ReductionKind = "sum",
+        fills: Mapping[int, int] | None = None, summed: Mapping[str, int] | None = None, macs: str = "",
+        text: str = "meets an axis of fixed size here",
+    ) -> None:  # fmt: skip
+        """State the operator as an equation, set the outputs' blocks, note what is reduced and how much is multiplied.
+
+        ins, outs: the spelling of each input and output by its index. sizes, pinned, silent, stat, normalises: see
+        `equation.Equation`. kind: how letters that the first output has not are reduced. fills: input -> input that
+        holds its zero point. summed: letters that are summed although an output has them, too, and the input that is to
+        have zeros there. macs: every combination of these letters is one multiply-accumulate. text: why an axis that
+        is labelled on one side only stays. Misfit where an input has another number of axes than its spelling."""
+        ins = {i: spelled for i, spelled in ins.items() if self.has(i)}
+        # to ask for the blocks of an output ties what it has not: only for those that there are
+        outs = {i: spelled for i, spelled in outs.items() if self.has_output(i)}
+        equation = Equation(
+            self.labels, self.why(text), self._operands(ins), sizes or {}, pinned, stat, self.trace.demand, silent,
+            normalises,
+        )  # fmt: skip
+        equation.solve()
+        for i, spelled in outs.items():
+            self.set(i, equation.output(spelled))
+        statement = Statement(self, equation, ins, outs)
+        if stat or kind == "gather":
+            statement.note_gather()
+        else:
+            statement.note_sums(fills or {}, summed or {})
+        if macs:
+            statement.note_macs(macs)
+
+    def _operands(self, ins: Spellings) -> list[Operand]:
+        operands = [self._operand(i, spelled) for i, spelled in ins.items()]
+        for o in operands:
+            if len(o.dims) != len(o.spelling):
+                raise Misfit(f"it takes {len(o.spelling)} axes, not the {len(o.dims)} that it is given")
+        return operands
+
+    def _operand(self, i: int, spelled: Sequence[str]) -> Operand:
+        return Operand(self.inputs[i], spelled, self.dims(i) or (None,) * len(spelled), self.blocks(i))
+
+    def meet(
+        self, i: int, spelled: Sequence[str], other: Sequence[str], blocks: Sequence[Block], text: str,
+        sizes: Mapping[str, int] | None = None, pinned: str = "",
+    ) -> None:  # fmt: skip
+        """Couple input `i` with given blocks (spelled `other`) letter by letter; nothing else follows from it."""
+        lengths = {a: n for b in blocks for a, n in zip(b.axes, b.ids.shape, strict=True)}
+        dims = tuple(lengths.get(k, 1) for k in range(len(other)))
+        given = Operand("", [s if k in lengths else "" for k, s in enumerate(other)], dims, tuple(blocks))
+        free = {x for s in other for x in s} ^ {x for s in spelled for x in s}
+        operands = [given, self._operand(i, spelled)]
+        Equation(self.labels, self.why(text), operands, sizes or {}, pinned, demand=self.trace.demand).solve(free)
 
     def across(self, blocks: Mapping[int, tuple[Block, ...]], letters: Sequence[str], axis: int) -> tuple[Block, ...]:
         """Couple the given blocks of several inputs that are joined along `axis`; the blocks of the result."""
@@ -108,199 +255,8 @@ class Op:
                 "" if k == axis or n == 1 else s for k, (s, n) in enumerate(zip(letters, self.dims(i), strict=True))
             ], self.dims(i), own) for i, own in blocks.items()
         ]  # fmt: skip
-        eq = Equation(self.trace.labels, self.why("joined with an axis of fixed size"), operands,
-                      demand=lambda o, x, _: self._demand(o, x, {}))  # fmt: skip
+        why = self.why("joined with an axis of fixed size")
+        equation = Equation(self.labels, why, operands, demand=self.trace.demand)
         nested = {a for i in blocks for b in self.blocks(i) if axis in b.axes for a in b.axes}
-        eq.solve(free={letters[a] for a in nested})
-        return eq.output(["" if k == axis else s for k, s in enumerate(letters)])
-
-    def blocks(self, i: int) -> tuple[Block, ...]:
-        self.seen.add(i)
-        return self.trace.of(self.inputs[i], (self.index, i)) if self.has(i) else ()
-
-    def readers(self, i: int) -> set[str]:
-        """The types of the operators that read an output; "" where the model hands it out."""
-        nodes = self.trace.nodes
-        return {nodes[k].op_type if k < len(nodes) else "" for k in self.trace.readers.get(self.outputs[i], ())}
-
-    def labelled(self) -> bool:
-        return any(self.blocks(i) for i in range(len(self.inputs)))
-
-    def block_on(self, i: int, axis: int) -> Block | None:
-        return next((b for b in self.blocks(i) if axis in b.axes), None)
-
-    def enter(self, name: str, blocks: Iterable[Block]) -> None:
-        """Give an input of a body its blocks."""
-        self._give(name, blocks)
-
-    def set(self, i: int, blocks: Iterable[Block]) -> None:
-        if self.gives(i):
-            self._give(self.outputs[i], blocks)
-
-    def _give(self, name: str, blocks: Iterable[Block]) -> None:
-        good = tuple(b for b in blocks if b.ids.any() and not self._too_large(b))
-        rank = self._rank(name)
-        if rank is not None and any(axis >= rank for b in good for axis in b.axes):
-            raise Unfit("its output has fewer axes than its inputs make")
-        for block in good:
-            self.trace.labels.rectangle(block.ids)
-        self.trace.blocks[name] = good
-
-    def _too_large(self, block: Block) -> bool:
-        """Ids of a block that is no layer's any more stay: every step on would copy it."""
-        if block.ids.size <= MAX_BLOCK_IDS:
-            return False
-        held = np.zeros(self.trace.labels.n, bool)
-        held[block.ids] = True
-        self.trace.labels.freeze(np.flatnonzero(held), self.why(f"over {MAX_BLOCK_IDS:,} positions are not followed"))
-        return True
-
-    def couple(self, a: Ids, b: Ids) -> None:
-        self.trace.labels.couple(a, b, self.why("two sides of one operator"))
-
-    def freeze(self, text: str, inputs: Iterable[int] | None = None, outputs: bool = False) -> None:
-        for i in range(len(self.inputs)) if inputs is None else inputs:
-            for block in self.blocks(i):
-                self.trace.labels.freeze(block.ids, self.why(text))
-        for name in self.outputs if outputs else ():
-            for block in self.trace.of(name):
-                self.trace.labels.freeze(block.ids, self.why(text))
-        for _, body in bodies(self.node) if inputs is None else ():
-            for name in sorted(captured(body)):
-                for block in self.trace.of(name, (self.index, -1)):
-                    self.trace.labels.freeze(block.ids, self.why(text))
-
-    def freeze_axis(self, i: int, axis: int, text: str) -> None:
-        for block in self.blocks(i):
-            if axis in block.axes:
-                self.trace.labels.freeze(block.ids, self.why(text))
-
-    def overlooked(self) -> None:
-        """What comes in labelled where the rule did not look stays: it says nothing of that input."""
-        for i in range(len(self.inputs)):
-            if i not in self.seen and self.has(i) and self.trace.blocks.get(self.inputs[i]):
-                self.freeze("comes in where only fixed sizes do", inputs=(i,))
-
-    def edit(self, change: Edit) -> None:
-        """`change` runs on this node when the graph is rewritten."""
-        self.trace.edits.append((self.index, change))
-
-    def meet(
-        self, i: int, spelled: Sequence[str], other: Sequence[str], blocks: Sequence[Block], text: str,
-        letters: Mapping[str, int] | None = None, pinned: str = "",
-    ) -> None:  # fmt: skip
-        """Couple input `i` with given blocks (spelled `other`) letter by letter; nothing else follows from it."""
-        sizes = {a: n for b in blocks for a, n in zip(b.axes, b.ids.shape, strict=True)}
-        dims = tuple(sizes.get(k, 1) for k in range(len(other)))
-        operands = [
-            Operand("", ["" if k not in sizes else s for k, s in enumerate(other)], dims, tuple(blocks)),
-            Operand(self.inputs[i], spelled, self.dims(i) or (None,) * len(spelled), self.blocks(i)),
-        ]
-        free = {x for s in other for x in s} ^ {x for s in spelled for x in s}
-        demand: Callable[..., None] = lambda o, x, _: self._demand(o, x, {})  # noqa: E731
-        Equation(self.trace.labels, self.why(text), operands, letters or {}, pinned, demand=demand).solve(free)
-
-    def eq(
-        self, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]], *,
-        sizes: Mapping[str, int] | None = None, pinned: str = "", stat: str = "", kind: ReductionKind = "sum",
-        fills: Mapping[int, int] | None = None, text: str = "", macs: str = "", silent: str = "",
-        summed: Mapping[str, int] | None = None,
-    ) -> Equation:  # fmt: skip
-        """State the operator as an equation (see `equation.Equation`), set the outputs' blocks, note reductions.
-
-        ins, outs: the spelling of each input and output by its index. fills: input -> input that holds its zero point.
-        macs: every combination of these letters is one multiply-accumulate. silent: pinned letters not to report.
-        summed: letters that are summed although an output has them, too, and the input that is to have zeros there."""
-        sizes = sizes or {}
-        text = text or "meets an axis of fixed size here"
-        operands = [
-            Operand(self.inputs[i], spelled, self.dims(i) or (None,) * len(spelled), self.blocks(i))
-            for i, spelled in ins.items()
-            if self.has(i)
-        ]
-        for o in operands:
-            if len(o.dims) != len(o.spelling):
-                raise Unfit(f"it takes {len(o.spelling)} axes, not the {len(o.dims)} that it is given")
-        used = [i for i in ins if self.has(i)]
-        demand: Callable[[Operand, tuple[str, ...], list[Lettered]], None] = lambda o, letters, parts: self._demand(  # noqa: E731
-            o, letters, sizes
-        )
-        eq = Equation(self.trace.labels, self.why(text), operands, sizes, pinned, stat, demand, silent)
-        eq.solve()
-        for i, spelled in outs.items():
-            if self.gives(i):  # to ask for the blocks of an output ties what it has not
-                self.set(i, eq.output(spelled))
-        first = next((spelled for i, spelled in outs.items() if self.gives(i)), [])  # another may hand on what it sums
-        kept = {x for axis in first for x in axis} | set(pinned)
-        if stat or kind == "gather":
-            seen = set(stat) or {x for b in eq.main for x in b.letters} - kept
-            nested = {x for b in eq.main if seen & set(b.letters) for x in b.letters}
-            self._note_gather(ins, outs, "".join(nested))
-        else:
-            self._note_sums(eq, used, ins, kept, kind, fills or {}, summed or {})
-        if macs:
-            self._count(eq, ins, outs, sizes, macs)
-        return eq
-
-    def _demand(self, operand: Operand, letters: tuple[str, ...], sizes: Mapping[str, int]) -> None:
-        parts: list[tuple[Block, int | None]] = []
-        for letter in letters:
-            axis = next((k for k, s in enumerate(operand.spelling) if letter in s), None)
-            block = next((b for b in operand.blocks if b.axes == (axis,)), None)
-            if axis is None or block is None:
-                return
-            spelled = operand.spelling[axis]
-            if len(spelled) > 1 and spelled[0] != letter:
-                return
-            parts.append((block, sizes[letter] if len(spelled) > 1 else None))
-        self.trace.demand(parts)
-
-    def _note_sums(
-        self, eq: Equation, used: list[int], ins: Mapping[int, Sequence[str]], kept: Set[str], kind: ReductionKind,
-        fills: Mapping[int, int], summed: Mapping[str, int],
-    ) -> None:  # fmt: skip
-        for main in eq.main:
-            gone = {x for x in main.letters if x not in kept or x in summed}
-            named = [summed[x] for x in main.letters if x in summed]
-            # one operand with zeros is enough: the activation, where there is one, spares a copy of the weight
-            for i in named or sorted(used, key=lambda i: self.inputs[i] in self.trace.model.weights):
-                holders = [b for b in self.blocks(i) if gone & {x for a in b.axes for x in ins[i][a]}]
-                covered = {x for b in holders for a in b.axes for x in ins[i][a]}
-                if gone and gone <= covered:
-                    fill = self.inputs[fills[i]] if i in fills and self.has(fills[i]) else ""
-                    for b in holders:
-                        self.trace.reductions.append(Reduction(self.index, kind, i, b, fill))
-                    break
-
-    def _note_gather(self, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]], letters: str) -> None:
-        def on(spelled: Sequence[str], blocks: tuple[Block, ...]) -> list[Block]:
-            return [b for b in blocks if any(set(spelled[a]) & set(letters) for a in b.axes)]
-
-        inputs = tuple((i, b) for i, spelled in ins.items() if self.has(i) for b in on(spelled, self.blocks(i)))
-        outputs = tuple(
-            (i, b) for i, s in outs.items() if self.gives(i) for b in on(s, self.trace.blocks.get(self.outputs[i], ()))
-        )
-        if inputs:
-            self.trace.reductions.append(Reduction(self.index, "gather", ins=inputs, outs=outputs))
-
-    def _count(
-        self, eq: Equation, ins: Mapping[int, Sequence[str]], outs: Mapping[int, Sequence[str]],
-        sizes: Mapping[str, int], macs: str,
-    ) -> None:  # fmt: skip
-        """MACs = the product of the letters' sizes (dynamic ones as in the first probe, the batch as one sample), and
-        the blocks that cut it; those that share letters (the groups of a convolution) as rows of these."""
-        size = dict(sizes)
-        for names, spellings in ((self.inputs, ins), (self.outputs, outs)):
-            for i, spelled in spellings.items():
-                dims = self.trace.shapes.of_sample(names[i]) if i < len(names) else None
-                for s, n in zip(spelled, dims or (), strict=False):
-                    if len(s) == 1 and n is not None:
-                        size[s] = max(size.get(s, 1), n)
-        found = [b for b in eq.main if set(b.letters) <= set(macs)]
-        blocks = []
-        for b in found:
-            shared = [k for k, x in enumerate(b.letters) if any(x in o.letters for o in found if o is not b)]
-            rest = [k for k in range(b.ids.ndim) if k not in shared]
-            rows = prod(b.ids.shape[k] for k in shared)
-            blocks.append(b.ids.transpose(*shared, *rest).reshape(rows, -1) if shared else b.ids.ravel())
-        self.trace.macs[self.index] = (self.trace.repeats * prod(float(size.get(x, 1)) for x in macs), tuple(blocks))
+        equation.solve(free={letters[a] for a in nested})
+        return equation.output(["" if k == axis else s for k, s in enumerate(letters)])

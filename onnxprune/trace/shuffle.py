@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
+from onnx import NodeProto
 
 from onnxprune.model import traits
 from onnxprune.shapes import Dim, Size, quotient
@@ -32,9 +33,7 @@ def shuffle(op: Op) -> bool:
     Asked only where one axis, and no other, is labelled: the tensors in between need no blocks of their own then, for
     they stay as they are or go."""
     blocks = op.blocks(0)
-    if op.node.domain not in ("", "ai.onnx") or op.node.op_type not in traits.REARRANGING:
-        return False
-    if len(blocks) != 1 or len(blocks[0].axes) != 1 or op.node.input[0] in op.trace.model.weights:
+    if not _moves(op.node) or len(blocks) != 1 or len(blocks[0].axes) != 1 or op.is_parameter(0):
         return False
     block = blocks[0]
     for chain in _chains(op):
@@ -46,6 +45,10 @@ def shuffle(op: Op) -> bool:
             op.trace.passed.update(chain)
             return True
     return False
+
+
+def _moves(node: NodeProto) -> bool:
+    return node.domain in ("", "ai.onnx") and node.op_type in traits.REARRANGING
 
 
 def _gather(e: Editor, source: str, block: Block, order: Ids, chain: Sequence[int]) -> None:
@@ -64,8 +67,7 @@ def _chains(op: Op) -> Iterator[list[int]]:
     name, turned = op.node.input[0], False
     while len(chain) < LONGEST:
         node = nodes[index]
-        known = node.domain in ("", "ai.onnx") and node.op_type in traits.REARRANGING
-        if not known or list(node.input).count(name) != 1 or node.input[0] != name or trace.excluded(node):
+        if not _moves(node) or list(node.input).count(name) != 1 or node.input[0] != name or trace.excluded(node):
             return
         chain.append(index)
         name, turned = node.output[0], turned or node.op_type == "Transpose"
@@ -80,34 +82,47 @@ def _chains(op: Op) -> Iterator[list[int]]:
 def _permutation(trace: Trace, chain: Sequence[int]) -> tuple[int, Ids] | None:
     """(axis, order) where the chain moves positions of one axis only: position i of its output was order[i]."""
     nodes = [trace.nodes[k] for k in chain]
-    sizes = trace.shapes.sizes
-    first, last = sizes(nodes[0].input[0]), sizes(nodes[-1].output[0])
-    if first is None or first != last:
+    dims = trace.shapes.sizes(nodes[0].input[0])
+    if dims is None or dims != trace.shapes.sizes(nodes[-1].output[0]):
         return None
-    axes: list[list[Atom]] = [[(k, 1, n)] for k, n in enumerate(first)]
+    axes = _followed(trace, nodes, dims)
+    if axes is None or any(axis != k for k, own in enumerate(axes) for axis, _, n in own if n != 1):
+        return None
+    moved = []
+    for k, own in enumerate(axes):
+        if own == [(k, 1, dims[k])]:
+            continue
+        order = _order(own)
+        if order is None:
+            return None
+        if (np.diff(order) != 1).any():
+            moved.append((k, order))
+    return moved[0] if len(moved) == 1 else None
+
+
+def _followed(trace: Trace, nodes: Sequence[NodeProto], dims: Sequence[Dim]) -> list[list[Atom]] | None:
+    """The axes of the last node's output in atoms of the first one's input, which has these dims."""
+    axes: list[list[Atom]] = [[(k, 1, n)] for k, n in enumerate(dims)]
     for node in nodes:
         if node.op_type == "Transpose":
             perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), range(len(axes))[::-1])
             axes = [axes[k] for k in perm]
-        else:
-            fitting = _regrouped([a for own in axes for a in own], sizes(node.output[0]) or ())
-            if fitting is None:
-                return None
-            axes = fitting
-    moved = []
-    for k, own in enumerate(axes):
-        if any(axis != k for axis, _, n in own if n != 1):
-            return None
-        if own == [(k, 1, first[k])]:
             continue
-        order = np.zeros(1, np.int64)
-        for _, stride, n in own:
-            if isinstance(stride, Size) or isinstance(n, Size):
-                return None
-            order = (order[:, None] + np.arange(n) * stride).ravel()
-        if (np.diff(order) != 1).any():
-            moved.append((k, order))
-    return moved[0] if len(moved) == 1 else None
+        fitting = _regrouped([a for own in axes for a in own], trace.shapes.sizes(node.output[0]) or ())
+        if fitting is None:
+            return None
+        axes = fitting
+    return axes
+
+
+def _order(atoms: Sequence[Atom]) -> Ids | None:
+    """The positions that an axis of these atoms runs through; None where a size is open."""
+    order = np.zeros(1, np.int64)
+    for _, stride, n in atoms:
+        if isinstance(stride, Size) or isinstance(n, Size):
+            return None
+        order = (order[:, None] + np.arange(n) * stride).ravel()
+    return order
 
 
 def _regrouped(atoms: Sequence[Atom], dims: Sequence[Dim]) -> list[list[Atom]] | None:

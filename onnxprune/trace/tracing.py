@@ -176,16 +176,16 @@ class Trace:
 
         A rule that fails otherwise took something for granted that this node lacks: it is told to whoever tests it, and
         whoever uses it loses no more than what meets the node."""
-        from onnxprune.trace.op import Unfit
+        from onnxprune.trace.op import Misfit
 
         edits, reductions, first = len(self.edits), len(self.reductions), self.labels.n
         try:
             if text := misfit(op.node, op.opset):
-                raise Unfit(text)
+                raise Misfit(text)
             rule(op)
             op.overlooked()
             return
-        except Unfit as error:
+        except Misfit as error:
             text = str(error)
         except Exception as error:
             what = f"{type(error).__name__}: {error}"

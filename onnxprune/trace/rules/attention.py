@@ -5,6 +5,7 @@ A rule knows one `Op`, not the graph.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 
 import numpy as np
@@ -12,190 +13,228 @@ import numpy as np
 from onnxprune.trace.labels import KEPT, Block, Ids
 from onnxprune.trace.op import Op
 from onnxprune.trace.rules.base import ranks_known, spell
-from onnxprune.trace.tracing import Reduction
+from onnxprune.trace.rules.inputs import Attention, FusedAttention, GroupQueryAttention, MultiHeadAttention
 
-
-def _scale(op: Op, depth: int) -> None:
-    """The default scale is 1/sqrt(head size): written out, so that it stays the original's."""
-    if not op.attr("scale"):
-        op.edit(lambda e: e.attr("scale", 1.0 / sqrt(depth)))
-
-
-def _maps(op: Op, ids: Ids) -> None:
-    """Every row [heads, ..] of `ids` has an attention map, which the operator keeps to itself."""
-    op.trace.labels.maps.append(op.trace.labels.derive(ids))
-
-
-def _heads(op: Op, i: int, axis: int, sizes: tuple[int, ...]) -> Ids | None:
-    block = next((b for b in op.blocks(i) if b.axes == (axis,)), None)
-    return None if block is None else block.ids.reshape(sizes)
+QUERY, KEY, VALUE = range(3)
+FIXED = "attention with a fixed side"
+EIGHT = 8
+"""Head sizes that the kernels of GroupQueryAttention take are multiples of this."""
 
 
 def attention(op: Op) -> None:
     """ONNX opset 23 and 24: query, key, value of rank 3 (heads inside the last axis) or 4. What is causal tells the
     queries apart; a past is as wide as the keys and values."""
-    if not ranks_known(op, [0, 1, 2]):
+    if not ranks_known(op, [QUERY, KEY, VALUE]):
         return None
-    flat = len(op.dims(0)) == 3
-    depths = [op.dims(i)[-1] for i in range(3)]
-    counts = [op.attr("q_num_heads"), op.attr("kv_num_heads")] if flat else [op.dims(0)[1], op.dims(1)[1]]
-    if None in depths or None in counts:
+    flat = len(op.dims(QUERY)) == 3
+    sizes = _sizes(op, flat)
+    if sizes is None:
         return op.freeze("the head size is not known")
-    heads, shared = (int(n or 0) for n in counts)
-    depth, value = (int(n or 0) // (shared if flat else 1) for n in depths[1:])
-    sizes = {"g": shared, "r": heads // shared, "d": depth, "e": value}
     if flat:
-        ins = {0: ["b", "s", "grd"], 1: ["b", "t", "gd"], 2: ["b", "t", "ge"]}
+        ins = {QUERY: ["b", "s", "grd"], KEY: ["b", "t", "gd"], VALUE: ["b", "t", "ge"]}
         out = ["b", "s", "gre"]
     else:
-        ins = {0: ["b", "gr", "s", "d"], 1: ["b", "g", "t", "d"], 2: ["b", "g", "t", "e"]}
+        ins = {QUERY: ["b", "gr", "s", "d"], KEY: ["b", "g", "t", "d"], VALUE: ["b", "g", "t", "e"]}
         out = ["b", "gr", "s", "e"]
-    if op.has(3):
-        dims = op.dims(3)
-        ins[3] = spell(dims, ["b", "gr", "s", "t"][4 - len(dims) :])
-    for i, spelled in ((4, ["b", "g", "p", "d"]), (5, ["b", "g", "p", "e"]), (6, ["b"])):
-        if op.has(i):
-            ins[i] = spelled
+    mask = op.dims(Attention.MASK)
+    ins |= {
+        Attention.MASK: spell(mask, ["b", "gr", "s", "t"][4 - len(mask) :]),
+        Attention.PAST_KEY: ["b", "g", "p", "d"],
+        Attention.PAST_VALUE: ["b", "g", "p", "e"],
+        Attention.LENGTHS: ["b"],
+    }
     outs = {0: out, 1: ["b", "g", "", "d"], 2: ["b", "g", "", "e"], 3: ["b", "gr", "s", ""]}
     pinned = "tps" if op.attr("is_causal", 0) else "tp"
-    op.eq(ins, outs, sizes=sizes, pinned=pinned, macs="grdste", summed={"d": 0}, text="attention with a fixed side")
-    _scale(op, depth)
-    for b in op.blocks(0):
-        if not flat and b.axes == (1, 3):
-            _maps(op, b.ids)
-    q, kv = (_heads(op, 0, 2, (heads, depth)), _heads(op, 1, 2, (shared, depth))) if flat else (None, None)
-    if q is not None:
-        _maps(op, q)
-    for name, ids in (("q_num_heads", q), ("kv_num_heads", kv)):
-        if ids is not None:
-            _count_heads(op, name, ids)
+    op.eq(ins, outs, sizes=sizes, pinned=pinned, macs="grdste", summed={"d": QUERY}, text=FIXED)
+    _keep_scale(op, sizes["d"])
+    if flat:
+        _count_flat_heads(op, sizes)
+        return None
+    for b in op.blocks(QUERY):
+        if b.axes == (1, 3):
+            op.note_maps(b.ids)
 
 
-def _count_heads(op: Op, name: str, ids: Ids) -> None:
-    """The attribute says how many rows of `ids` [heads, head size] there are."""
-    op.trace.labels.rectangle(ids)
-    op.edit(lambda e: e.attr(name, int(e.kept(ids).any(axis=1).sum())))
+def _sizes(op: Op, flat: bool) -> dict[str, int] | None:
+    """Heads of keys and values (g), heads of queries for each (r), size of a head of keys (d) and of values (e); None
+    where one of them is not known."""
+    if flat:
+        queries, shared = op.attr("q_num_heads"), op.attr("kv_num_heads")
+    else:
+        queries, shared = op.dims(QUERY)[1], op.dims(KEY)[1]
+    keys, values = op.dims(KEY)[-1], op.dims(VALUE)[-1]
+    if keys is None or values is None or None in (op.dims(QUERY)[-1], queries, shared):
+        return None
+    inside = shared if flat else 1
+    return {"g": shared, "r": queries // shared, "d": keys // inside, "e": values // inside}
+
+
+def _count_flat_heads(op: Op, sizes: dict[str, int]) -> None:
+    heads = _heads(op, QUERY, (sizes["g"] * sizes["r"], sizes["d"]))
+    shared = _heads(op, KEY, (sizes["g"], sizes["d"]))
+    if heads is not None:
+        op.note_maps(heads)
+        _count_heads(op, "q_num_heads", heads)
+    if shared is not None:
+        _count_heads(op, "kv_num_heads", shared)
 
 
 def multi_head(op: Op) -> None:
     """com.microsoft MultiHeadAttention with separate query, key and value of rank 3."""
-    if not ranks_known(op, [0, 1, 2]) or not (op.has(1) and op.has(2)) or any(len(op.dims(i)) != 3 for i in range(3)):
+    sides = [QUERY, KEY, VALUE]
+    if not ranks_known(op, sides) or not (op.has(KEY) and op.has(VALUE)) or any(len(op.dims(i)) != 3 for i in sides):
         return op.freeze("packed query, key and value")
     heads = int(op.attr("num_heads"))
-    last = [op.dims(i)[2] for i in range(3)]
-    if None in last:
+    query, keys, values = (op.dims(i)[2] for i in sides)
+    if query is None or keys is None or values is None:
         return op.freeze("the head size is not known")
-    depth, value = int(last[1] or 0) // heads, int(last[2] or 0) // heads
-    ins = {0: ["b", "s", "hd"], 1: ["b", "t", "hd"], 2: ["b", "t", "he"]}
-    if op.has(5):
-        ins[5] = spell(op.dims(5), ["b", "h", "s", "t"])
-    for i, x in ((6, "d"), (7, "e")):
-        if op.has(i):
-            ins[i] = ["b", "h", "p", x]
-    bias = _own_bias(op, 3, (heads * depth, heads * depth, heads * value)) if op.has(3) else None
-    if bias is not None:
-        for i in range(3):
-            op.meet(i, ["", "", "x"], ["x"], [Block((0,), bias[i])], "a bias of fixed size")
-        op.trace.reductions.append(Reduction(op.index, "sum", 3, Block((0,), _only(bias, 0))))
+    depth, value = keys // heads, values // heads
+    ins = {
+        QUERY: ["b", "s", "hd"],
+        KEY: ["b", "t", "hd"],
+        VALUE: ["b", "t", "he"],
+        MultiHeadAttention.SCORE_BIAS: spell(op.dims(MultiHeadAttention.SCORE_BIAS), ["b", "h", "s", "t"]),
+        MultiHeadAttention.PAST_KEY: ["b", "h", "p", "d"],
+        MultiHeadAttention.PAST_VALUE: ["b", "h", "p", "e"],
+    }
+    if op.has(MultiHeadAttention.BIAS):
+        _meet_bias(op, MultiHeadAttention.BIAS, (heads * depth, heads * depth, heads * value))
     sizes = {"h": heads, "d": depth, "e": value}
     outs = {0: ["b", "s", "he"], 1: ["b", "h", "", "d"], 2: ["b", "h", "", "e"], 3: ["b", "h", "s", "t"]}
-    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="hdste", summed={"d": 0}, text="attention with a fixed side")
-    _scale(op, depth)
-    q = _heads(op, 0, 2, (heads, depth))
+    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="hdste", summed={"d": QUERY}, text=FIXED)
+    _keep_scale(op, depth)
+    q = _heads(op, QUERY, (heads, depth))
     if q is not None:
-        _maps(op, q)
-        op.trace.labels.rectangle(q)
-        op.edit(lambda e: e.attr("num_heads", int(e.kept(q).any(axis=1).sum())))
+        op.note_maps(q)
+        _count_heads(op, "num_heads", q)
 
 
-def _own_bias(op: Op, i: int, sizes: tuple[int, ...]) -> list[Ids] | None:
-    """The bias of query, key and value side by side, as three blocks of one axis."""
-    if op.node.input[i] not in op.trace.model.weights:
-        op.freeze("a computed bias of query, key and value")
-        return None
-    parts = [op.trace.labels.fresh((None, op.node.name, f"bias{k}"), (n,)) for k, n in enumerate(sizes)]
-    op.trace.own((op.index, i), (Block((0,), np.concatenate(parts)),))
-    return parts
-
-
-def _only(parts: list[Ids], k: int) -> Ids:
-    return np.concatenate([p.ravel() if m == k else np.full(p.size, KEPT) for m, p in enumerate(parts)])
+def _meet_bias(op: Op, i: int, sizes: tuple[int, ...]) -> None:
+    """Input `i` holds the biases of query, key and value side by side: three blocks of one axis."""
+    if not op.is_parameter(i):
+        return op.freeze("a computed bias of query, key and value")
+    parts = [op.fresh(f"bias{k}", (n,)) for k, n in enumerate(sizes)]
+    op.own(i, Block((0,), np.concatenate(parts)))
+    for side, ids in zip((QUERY, KEY, VALUE), parts, strict=True):
+        op.meet(side, ["", "", "x"], ["x"], [Block((0,), ids)], "a bias of fixed size")
+    op.note_sum(i, Block((0,), _only(parts, QUERY)))
 
 
 def fused(op: Op) -> None:
     """com.microsoft Attention: one weight for query, key and value."""
-    if not ranks_known(op, [0, 1]) or any(n is None for n in op.dims(1)):
+    if not ranks_known(op, [FusedAttention.X, FusedAttention.WEIGHT]) or None in op.dims(FusedAttention.WEIGHT):
         return op.freeze("the weight's shape is not known")
-    if op.node.input[1] not in op.trace.model.weights or op.has(4) or op.gives(1) or op.attr("do_rotary", 0):
+    if _weight_or_past_is_computed(op):
         return op.freeze("a computed weight, or past keys and values")
-    heads, (features, total) = int(op.attr("num_heads")), op.dims(1)
+    heads, (features, total) = int(op.attr("num_heads")), op.dims(FusedAttention.WEIGHT)
     widths = [int(n) for n in op.attr("qkv_hidden_sizes", [int(total or 0) // 3] * 3)]
-    labels = op.trace.labels
-    parts = [labels.fresh((None, op.node.name, f"qkv{k}"), (heads, n // heads)) for k, n in enumerate(widths)]
-    q, k, v = parts
-    inputs = labels.fresh((None, op.node.name, "input"), (int(features or 1),))
+    q, k, v = parts = [op.fresh(f"qkv{i}", (heads, n // heads)) for i, n in enumerate(widths)]
+    inputs = Block((0,), op.fresh("input", (int(features or 1),)))
     op.couple(q, k)
-    op.couple(labels.derive(k), labels.derive(v))
-    _maps(op, q)
+    op.couple(op.labels.derive(k), op.labels.derive(v))
+    op.note_maps(q)
     for x in parts:
-        labels.rectangle(x)
+        op.labels.rectangle(x)
     if widths[0] == widths[2]:
-        labels.rectangle(np.stack(parts))
-    flat = np.concatenate([p.ravel() for p in parts])
-    op.trace.own((op.index, 1), (Block((0,), inputs), Block((1,), flat)))
-    if op.has(2):
-        op.trace.own((op.index, 2), (Block((0,), flat),))
-        op.trace.reductions.append(Reduction(op.index, "sum", 2, Block((0,), _only(parts, 1))))
-    op.trace.reductions.append(Reduction(op.index, "sum", 1, Block((1,), _only(parts, 1))))
-    op.trace.reductions.append(Reduction(op.index, "sum", 1, Block((0,), inputs)))
-    op.meet(0, ["b", "s", "c"], ["", "", "c"], [Block((2,), inputs)], "attention reads an axis of fixed size")
-    if op.has(5):
-        op.meet(
-            5, spell(op.dims(5), ["b", "h", "s", "t"]), ["h"], [Block((0,), labels.derive(v))], "a bias of fixed heads"
-        )
+        op.labels.rectangle(np.stack(parts))
+    _own_packed(op, parts, inputs)
+    op.meet(0, ["b", "s", "c"], ["", "", "c"], [Block((2,), inputs.ids)], "attention reads an axis of fixed size")
+    if op.has(FusedAttention.SCORE_BIAS):
+        spelled = spell(op.dims(FusedAttention.SCORE_BIAS), ["b", "h", "s", "t"])
+        rows = Block((0,), op.labels.derive(v))
+        op.meet(FusedAttention.SCORE_BIAS, spelled, ["h"], [rows], "a bias of fixed heads")
     op.set(0, [Block((2,), v.ravel())])
-    _scale(op, widths[0] // heads)
-    op.edit(lambda e: e.attr("num_heads", int(e.kept(v).any(axis=1).sum())))
+    _keep_scale(op, widths[0] // heads)
+    _count(op, "num_heads", v)
     if op.attr("qkv_hidden_sizes"):
         op.edit(lambda e: e.attr("qkv_hidden_sizes", [int(e.kept(p).sum()) for p in parts]))
+
+
+def _weight_or_past_is_computed(op: Op) -> bool:
+    past = op.has(FusedAttention.PAST) or op.has_output(1)
+    return past or not op.is_parameter(FusedAttention.WEIGHT) or bool(op.attr("do_rotary", 0))
+
+
+def _own_packed(op: Op, parts: Sequence[Ids], inputs: Block) -> None:
+    """Weight and bias of a fused attention hold query, key and value side by side. The scores sum over the size of a
+    key's head, and the weight over the inputs."""
+    side_by_side = np.concatenate([p.ravel() for p in parts])
+    keys = _only(parts, KEY)
+    op.own(FusedAttention.WEIGHT, inputs, Block((1,), side_by_side))
+    if op.has(FusedAttention.BIAS):
+        op.own(FusedAttention.BIAS, Block((0,), side_by_side))
+        op.note_sum(FusedAttention.BIAS, Block((0,), keys))
+    op.note_sum(FusedAttention.WEIGHT, Block((1,), keys))
+    op.note_sum(FusedAttention.WEIGHT, inputs)
 
 
 def grouped_query(op: Op) -> None:
     """com.microsoft GroupQueryAttention with separate query, key and value.
 
     Its kernels take one head size for all three, a multiple of eight: of a head go eight neighbours at a time."""
-    if not ranks_known(op, [0]) or not (op.has(1) and op.has(2)) or op.rank(1) is None:
+    if not ranks_known(op, [QUERY]) or not (op.has(KEY) and op.has(VALUE)) or op.rank(KEY) is None:
         return op.freeze("packed query, key and value")
-    if any(op.has(i) for i in range(12, len(op.inputs))):
+    if any(op.has(i) for i in range(GroupQueryAttention.CACHE_SCALES, len(op.inputs))):
         return op.freeze("a quantised cache, or a norm inside the operator")
     heads, shared = int(op.attr("num_heads")), int(op.attr("kv_num_heads"))
-    width = op.dims(1)[2]
+    width = op.dims(KEY)[2]
     if width is None:
         return op.freeze("the head size is not known")
     depth = width // shared
+    ins = {
+        QUERY: ["b", "s", "grd"],
+        KEY: ["b", "t", "gd"],
+        VALUE: ["b", "t", "ge"],
+        GroupQueryAttention.PAST_KEY: ["b", "g", "p", "d"],
+        GroupQueryAttention.PAST_VALUE: ["b", "g", "p", "e"],
+        GroupQueryAttention.SCORE_BIAS: spell(op.dims(GroupQueryAttention.SCORE_BIAS), ["b", "gr", "s", "t"]),
+        GroupQueryAttention.SINKS: ["gr"],
+    }
     sizes = {"g": shared, "r": heads // shared, "d": depth, "e": depth}
-    ins = {0: ["b", "s", "grd"], 1: ["b", "t", "gd"], 2: ["b", "t", "ge"]}
-    for i, x in ((3, "d"), (4, "e")):
-        if op.has(i):
-            ins[i] = ["b", "g", "p", x]
-    if op.has(10):
-        ins[10] = [x if n != 1 else "" for x, n in zip(["b", "gr", "s", "t"], op.dims(10), strict=True)]
-    if op.has(11):
-        ins[11] = ["gr"]
     outs = {0: ["b", "s", "gre"], 1: ["b", "g", "", "d"], 2: ["b", "g", "", "e"], 3: ["b", "gr", "s", "t"]}
-    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="grdste", text="attention with a fixed side")
-    q, k, v = _heads(op, 0, 2, (heads, depth)), _heads(op, 1, 2, (shared, depth)), _heads(op, 2, 2, (shared, depth))
-    if q is None or k is None or v is None:
-        return None
-    labels = op.trace.labels
-    _maps(op, q)
+    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="grdste", text=FIXED)
+    q, k, v = _heads(op, QUERY, (heads, depth)), _heads(op, KEY, (shared, depth)), _heads(op, VALUE, (shared, depth))
+    if q is not None and k is not None and v is not None:
+        _tie_by_eight(op, q, k, v)
+        _keep_scale(op, depth)
+        _count(op, "num_heads", q)
+        _count(op, "kv_num_heads", k)
+
+
+def _tie_by_eight(op: Op, q: Ids, k: Ids, v: Ids) -> None:
+    """Of each head [heads, head size] eight neighbours go at a time, of all heads as many."""
+    op.note_maps(q)
     for block in (q, np.stack([k, v])):
-        labels.rectangle(block)
-    whole = op.attr("do_rotary", 0) or depth % 8  # the rotation knows its pairs: heads go whole
+        op.labels.rectangle(block)
+    depth = q.shape[1]
+    whole = op.attr("do_rotary", 0) or depth % EIGHT  # the rotation knows its pairs: heads go whole
     for ids in (q, k, v):
-        labels.couple_along(
-            ids.reshape(len(ids), -1, depth if whole else 8), 2, op.why("head sizes are multiples of eight")
-        )
-    _scale(op, depth)
-    op.edit(lambda e: e.attr("num_heads", int(e.kept(q).any(axis=1).sum())))
-    op.edit(lambda e: e.attr("kv_num_heads", int(e.kept(k).any(axis=1).sum())))
+        runs = ids.reshape(len(ids), -1, depth if whole else EIGHT)
+        op.labels.couple_along(runs, 2, op.why("head sizes are multiples of eight"))
+
+
+def _keep_scale(op: Op, depth: int) -> None:
+    """The default scale is 1/sqrt(head size): written out, so that it stays the original's."""
+    if not op.attr("scale"):
+        op.edit(lambda e: e.attr("scale", 1.0 / sqrt(depth)))
+
+
+def _heads(op: Op, i: int, sizes: tuple[int, int]) -> Ids | None:
+    """The ids of an input's last axis as [heads, head size]; None where it is not labelled, or not alone."""
+    block = next((b for b in op.blocks(i) if b.axes == (2,)), None)
+    return None if block is None else block.ids.reshape(sizes)
+
+
+def _count_heads(op: Op, name: str, ids: Ids) -> None:
+    """Heads are as large as each other, and the attribute says how many rows of `ids` [heads, head size] there are."""
+    op.labels.rectangle(ids)
+    _count(op, name, ids)
+
+
+def _count(op: Op, name: str, ids: Ids) -> None:
+    op.edit(lambda e: e.attr(name, int(e.kept(ids).any(axis=1).sum())))
+
+
+def _only(parts: Sequence[Ids], k: int) -> Ids:
+    """Blocks side by side of which all but one are KEPT."""
+    return np.concatenate([p.ravel() if m == k else np.full(p.size, KEPT) for m, p in enumerate(parts)])

@@ -9,9 +9,11 @@ import numpy as np
 
 from onnxprune.trace.equation import Dims
 from onnxprune.trace.labels import Block, Ids
-from onnxprune.trace.op import Op, Unfit
+from onnxprune.trace.op import Misfit, Op
 
 LETTERS = ascii_lowercase + ascii_uppercase
+CAPITALS = ascii_uppercase
+"""For axes that have no counterpart among those of the data, which are spelled in small letters."""
 
 
 def spell(dims: Dims, letters: Sequence[str] | None = None) -> list[str]:
@@ -25,24 +27,25 @@ def aligned(dims: Dims, rank: int) -> list[str]:
 
 
 def ranks_known(op: Op, inputs: Sequence[int], outputs: Sequence[int] = ()) -> bool:
-    known = all(op.rank(i) is not None for i in inputs if op.has(i)) and all(
-        op.out_rank(i) is not None for i in outputs
-    )
+    """Whether the number of axes of these inputs and outputs is known; where it is not, all that comes in stays."""
+    known = all(op.rank(i) is not None for i in inputs if op.has(i))
+    known = known and all(op.out_rank(i) is not None for i in outputs)
     if not known and op.labelled():
         op.freeze("the rank of a tensor is not known")
     return known
 
 
-def axis_of(op: Op, default: int, rank: int, name: str = "axis") -> int:
-    axis = int(op.attr(name, default))
+def axis_of(op: Op, default: int, rank: int) -> int:
+    """The axis that the attribute `axis` gives, counted from the front."""
+    axis = int(op.attr("axis", default))
     return axis + rank if axis < 0 else axis
 
 
 def own_axis(op: Op, default: int, rank: int) -> int:
-    """The axis, which has to be one of the input's."""
+    """The axis that the attribute gives. Misfit where it is none of the input's."""
     axis = axis_of(op, default, rank)
     if not 0 <= axis < rank:
-        raise Unfit(f"its axis {op.attr('axis', default)} is none of the {rank} that it is given")
+        raise Misfit(f"its axis {op.attr('axis', default)} is none of the {rank} that it is given")
     return axis
 
 
@@ -67,13 +70,14 @@ def first_only(op: Op) -> None:
 
 def pointwise(op: Op) -> None:
     """Numpy broadcasting over all inputs."""
-    used = [i for i in range(len(op.node.input)) if op.has(i)]
+    used = [i for i in range(len(op.inputs)) if op.has(i)]
     if ranks_known(op, used):
         rank = max(len(op.dims(i)) for i in used)
         op.eq({i: aligned(op.dims(i), rank) for i in used}, {0: list(LETTERS[:rank])})
-        summed = [i for i in used if op.blocks(i) and op.node.input[i] not in op.trace.model.weights]
-        if op.type in ("Add", "Sum") and len(summed) > 1:
-            op.trace.labels.sums += [b.ids for i in summed for b in op.blocks(i)]
+        added = [i for i in used if op.blocks(i) and not op.is_parameter(i)]
+        if op.type in ("Add", "Sum") and len(added) > 1:
+            for b in (b for i in added for b in op.blocks(i)):
+                op.note_added(b.ids)
 
 
 def opaque(op: Op) -> None:
@@ -89,14 +93,14 @@ def inner_parts(op: Op, block: Block, axis: int, cuts: Sequence[int]) -> list[Id
     if k > 0 and len(parts) > 1:
         turned = [np.moveaxis(p, k, -1) for p in parts] if k == block.ids.ndim - 1 else None
         for part in parts:
-            op.trace.labels.rectangle(part)
+            op.labels.rectangle(part)
             if turned is not None:
-                op.couple(op.trace.labels.derive(part), op.trace.labels.derive(block.ids))
+                op.couple(op.labels.derive(part), op.labels.derive(block.ids))
             else:  # a middle axis: too many ways to go wrong, its outer axes stay
                 outer = block.ids
                 for _ in range(block.ids.ndim - 1):
-                    outer = op.trace.labels.derive(outer)
-                op.trace.labels.freeze(outer, op.why("cuts a middle axis"))
+                    outer = op.labels.derive(outer)
+                op.freeze_ids(outer, "cuts a middle axis")
     return parts
 
 

@@ -14,99 +14,101 @@ from onnxprune.trace.equation import Equation, Operand
 from onnxprune.trace.labels import Block
 from onnxprune.trace.op import Op
 from onnxprune.trace.rules.base import spell
+from onnxprune.trace.rules.inputs import Loop
 
-Named = tuple[str, tuple[Block, ...]]
 SEEN = "its body sees the whole tensor"
 
 
 def if_(op: Op) -> None:
-    branches = [op.trace.scope(op.index, name) for name in ("then_branch", "else_branch")]
+    """If: what the branches give is one tensor."""
+    branches = [op.body(name) for name in ("then_branch", "else_branch")]
     given = []
-    for scope in branches:
-        if scope is None:
+    for body in branches:
+        if body is None:
             return op.freeze("a branch is missing")
-        op.trace.enter(scope)
-        given.append([o.name for o in scope.graph.output])
+        op.trace_body(body)
+        given.append([o.name for o in body.graph.output])
     for k, names in enumerate(zip(*given, strict=True)):
-        op.set(k, _one(op, [(name, op.trace.of(name)) for name in names], "the branches differ"))
+        op.set(k, _one(op, names, "the branches differ"))
 
 
 def loop(op: Op) -> None:
-    scope = op.trace.scope(op.index, "body")
-    if scope is None:
+    """Loop: what is carried is one tensor in turn; what is given once a turn gets a new first axis."""
+    body = op.body("body")
+    if body is None:
         return op.freeze("the body is missing")
-    op.freeze(SEEN, inputs=(0, 1))
-    count = op.value(0)
-    inner = [i.name for i in scope.graph.input]
-    carried = range(2, len(op.inputs))
+    op.freeze(SEEN, inputs=(Loop.COUNT, Loop.CONDITION))
+    count = op.value(Loop.COUNT)
+    inner = [i.name for i in body.graph.input]
+    carried = range(Loop.CARRIED, len(op.inputs))
     for i in carried:
         _bind(op, inner[i], i)
-    op.trace.enter(scope, float(count.ravel()[0]) if count is not None and count.size else 1.0)
-    outer = [o.name for o in scope.graph.output]
-    for i in carried:
-        op.set(i - 2, _carried(op, inner[i], outer[i - 1]))
+    op.trace_body(body, float(count.ravel()[0]) if count is not None and count.size else 1.0)
+    outer = [o.name for o in body.graph.output]
+    for i in carried:  # the body does not give the count back, and the node not the condition either
+        op.set(i - Loop.CARRIED, _carried(op, inner[i], outer[i - 1]))
     for k in range(len(carried), len(outer) - 1):
-        op.set(k, [_shifted(b, 0) for b in op.trace.of(outer[k + 1])])
+        op.set(k, [_shifted(b, 0) for b in op.blocks_of(outer[k + 1])])
 
 
 def scan(op: Op) -> None:
-    scope = op.trace.scope(op.index, "body")
-    states, given, gives = scan_parts(op.node)
-    if scope is None or len(op.inputs) != len(scope.graph.input):
+    """Scan: states are carried like those of a loop; the others come and go position by position along an axis."""
+    body = op.body("body")
+    states, in_axes, out_axes = scan_parts(op.node)
+    if body is None or len(op.inputs) != len(body.graph.input):
         return op.freeze("this form of Scan is not followed")  # that of opset 8, with a batch of its own
-    inner, outer = [i.name for i in scope.graph.input], [o.name for o in scope.graph.output]
+    inner, outer = [i.name for i in body.graph.input], [o.name for o in body.graph.output]
     for i in range(states):
         _bind(op, inner[i], i)
-    turns: list[int] = []
-    for i, axis in enumerate(given, states):
-        rank = op.rank(i)
-        if rank is None:
-            op.freeze(SEEN, inputs=(i,))
-            continue
-        axis %= rank
-        turns += [n for n in op.dims(i)[axis : axis + 1] if n is not None]
-        op.freeze_axis(i, axis, "its body sees one position at a time")
-        op.enter(inner[i], [_dropped(b, axis) for b in op.blocks(i) if axis not in b.axes])
-    op.trace.enter(scope, float(turns[0]) if turns else 1.0)
+    turns = [_enter_by_position(op, inner[i], i, axis) for i, axis in enumerate(in_axes, states)]
+    op.trace_body(body, float(next((n for n in turns if n is not None), 1)))
     for i in range(states):
         op.set(i, _carried(op, inner[i], outer[i]))
-    for name, k, axis in zip(outer[states:], range(states, len(op.outputs)), gives, strict=False):
-        rank = op.trace.rank(name)
-        blocks = op.trace.of(name)
-        if rank is None:
-            _hold(op, blocks, SEEN)
-            continue
-        op.set(k, [_shifted(b, axis % (rank + 1)) for b in blocks])
+    for name, k, axis in zip(outer[states:], range(states, len(op.outputs)), out_axes, strict=False):
+        dims, blocks = op.dims_of(name), op.blocks_of(name)
+        if dims is None:
+            op.freeze_blocks(blocks, SEEN)
+        else:
+            op.set(k, [_shifted(b, axis % (len(dims) + 1)) for b in blocks])
+
+
+def _enter_by_position(op: Op, inner: str, i: int, axis: int) -> int | None:
+    """Input `i` enters a body without `axis`, whose size is given back: so often the body runs."""
+    rank = op.rank(i)
+    if rank is None:
+        op.freeze(SEEN, inputs=(i,))
+        return None
+    axis %= rank
+    op.freeze_axis(i, axis, "its body sees one position at a time")
+    op.enter(inner, [_dropped(b, axis) for b in op.blocks(i) if axis not in b.axes])
+    return op.dims(i)[axis]
 
 
 def _bind(op: Op, inner: str, i: int) -> None:
     """What is carried enters the body as it is, where its shape is the same in every turn."""
-    if op.has(i) and op.trace.shapes.static(inner) is not None and op.trace.shapes.static(inner) == op.dims(i):
+    dims = op.dims_of(inner)
+    if op.has(i) and dims is not None and dims == op.dims(i):
         op.enter(inner, op.blocks(i))
     else:
         op.freeze("what is carried changes its shape", inputs=(i,))
 
 
 def _carried(op: Op, inner: str, outer: str) -> tuple[Block, ...]:
-    return _one(op, [(name, op.trace.of(name)) for name in (inner, outer)], "carried with an axis of fixed size")
+    return _one(op, (inner, outer), "carried with an axis of fixed size")
 
 
-def _one(op: Op, tensors: Sequence[Named], text: str) -> tuple[Block, ...]:
+def _one(op: Op, names: Sequence[str], text: str) -> tuple[Block, ...]:
     """Tensors that stand for one another: coupled position by position."""
-    dims = [op.trace.shapes.static(name) for name, _ in tensors]
-    if any(d is None or len(d) != len(dims[0] or ()) for d in dims):
-        for _, blocks in tensors:
-            _hold(op, blocks, "its shape is not known")
+    blocks = [op.blocks_of(name) for name in names]
+    dims = [d for d in map(op.dims_of, names) if d is not None]
+    if len(dims) < len(names) or len({len(d) for d in dims}) > 1:
+        for own in blocks:
+            op.freeze_blocks(own, "its shape is not known")
         return ()
-    operands = [Operand(n, spell(d or ()), d or (), blocks) for (n, blocks), d in zip(tensors, dims, strict=True)]
-    equation = Equation(op.trace.labels, op.why(text), operands)
+    operands = [Operand(name, spell(d), d, own) for name, d, own in zip(names, dims, blocks, strict=True)]
+    equation = Equation(op.labels, op.why(text), operands)
     equation.solve()
-    return equation.output(spell(dims[0] or ()))
-
-
-def _hold(op: Op, blocks: Sequence[Block], text: str) -> None:
-    for block in blocks:
-        op.trace.labels.freeze(block.ids, op.why(text))
+    return equation.output(spell(dims[0]))
 
 
 def _shifted(block: Block, axis: int) -> Block:
@@ -115,4 +117,5 @@ def _shifted(block: Block, axis: int) -> Block:
 
 
 def _dropped(block: Block, axis: int) -> Block:
+    """The block where `axis`, on which it does not lie, is gone."""
     return Block(tuple(a - (a > axis) for a in block.axes), block.ids, block.coarse)

@@ -2,106 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.trace.labels import KEPT, Block
-from onnxprune.trace.op import Op, Unfit
+from onnxprune.trace.labels import KEPT, Block, Ids
+from onnxprune.trace.op import Misfit, Op
 from onnxprune.trace.rules.base import LETTERS, inner_parts, own_axis, ranks_known, remap
 
-Shape = tuple[int | None, ...]
+OTHER_NESTING = "joins differently nested axes"
 
 
 def concat(op: Op) -> None:
-    used = list(range(len(op.node.input)))
+    """Concat: along one axis the inputs lie side by side, along the others all of them are one."""
+    used = range(len(op.inputs))
     if not ranks_known(op, used):
         return None
     rank = len(op.dims(0))
     if any(op.rank(i) != rank for i in used):
-        raise Unfit("what it joins has different numbers of axes")
+        raise Misfit("what it joins has different numbers of axes")
     axis = own_axis(op, 0, rank)
-    letters = list(LETTERS[:rank])
-    alone = {i: [b for b in op.blocks(i) if axis in b.axes] for i in used}
-    if not any(op.blocks(i) for i in used):
+    if not op.labelled():
         return op.set(0, [])
-    if any(op.dims(i)[axis] is None for i in used) and any(alone.values()):
-        op.freeze("joins an axis of run-time size")
-        alone = {i: [] for i in used}
+    along = {i: [b for b in op.blocks(i) if axis in b.axes] for i in used}
     others = {i: tuple(b for b in op.blocks(i) if axis not in b.axes) for i in used}
-    out = list(op.across(others, letters, axis))
-    if any(alone.values()):
-        joined = _joined(op, used, alone, axis)
-        if joined is not None:
-            out = [b for b in out if not set(b.axes) & set(joined.axes)] + [joined]
-    op.set(0, out)
+    if any(along.values()) and any(op.dims(i)[axis] is None for i in used):
+        op.freeze("joins an axis of run-time size")
+        along = {}
+    out = list(op.across(others, LETTERS[:rank], axis))
+    op.set(0, _beside(out, _joined(op, along, axis)) if any(along.values()) else out)
 
 
-def _joined(op: Op, used: Sequence[int], alone: dict[int, list[Block]], axis: int) -> Block | None:
-    blocks = [b for bs in alone.values() for b in bs]
-    axes = max((b.axes for b in blocks), key=len)
-    dims = {a: n for b in blocks for a, n in zip(b.axes, b.ids.shape, strict=True)}
-    k = axes.index(axis)
-    parts = []
-    for i in used:
-        size = op.dims(i)[axis]
-        n = 1 if size is None else size
-        own = alone[i][0] if alone[i] else None
-        shape = tuple(n if a == axis else dims[a] for a in axes)
-        if own is None:
-            parts.append(np.full(shape, KEPT, np.int64))
-        elif own.axes == axes:
-            parts.append(own.ids)
-        elif set(own.axes) <= set(axes):
-            at = [axes.index(a) for a in own.axes]
-            ids = own.ids.transpose(np.argsort(at))
-            for m in sorted(set(range(len(axes))) - set(at)):
-                ids = np.expand_dims(ids, m)
-            parts.append(np.broadcast_to(ids, shape))
-        else:
-            op.freeze("joins differently nested axes")
-            return None
-    if any(p.shape[:k] + p.shape[k + 1 :] != parts[0].shape[:k] + parts[0].shape[k + 1 :] for p in parts):
-        op.freeze("joins differently nested axes")
+def _beside(others: list[Block], joined: Block | None) -> list[Block]:
+    """The blocks of the result: that on the joined axis, and those on axes that it has nothing to do with."""
+    return others if joined is None else [*(b for b in others if not set(b.axes) & set(joined.axes)), joined]
+
+
+def _joined(op: Op, along: Mapping[int, Sequence[Block]], axis: int) -> Block | None:
+    """The blocks of all inputs on the joined axis, side by side; None where they are nested differently."""
+    axes = max((b.axes for own in along.values() for b in own), key=len)
+    parts = _parts(op, along, axes, axis)
+    if parts is None:
+        op.freeze(OTHER_NESTING)
         return None
-    ids = np.concatenate(parts, axis=k)
-    labels = op.trace.labels
-    for i in used:  # what an input holds on the other axes of the nesting, beside it
+    joined = Block(axes, np.concatenate(parts, axis=axes.index(axis)))
+    _couple_beside(op, joined, axis)
+    _keep_rows_whole(op, [p for p in parts if p.size], joined, axis)
+    return joined
+
+
+def _parts(op: Op, along: Mapping[int, Sequence[Block]], axes: tuple[int, ...], axis: int) -> list[Ids] | None:
+    """The ids of every input over the nested `axes`, KEPT where an input has none; None where they do not fit."""
+    dims = {a: n for own in along.values() for b in own for a, n in zip(b.axes, b.ids.shape, strict=True)}
+    parts: list[Ids] = []
+    for i, own in along.items():
+        shape = tuple((op.dims(i)[axis] or 0) if a == axis else dims[a] for a in axes)
+        part = _part(own[0], axes, shape) if own else np.full(shape, KEPT, np.int64)
+        if part is None:
+            return None
+        parts.append(part)
+    k = axes.index(axis)
+    return parts if len({(*p.shape[:k], *p.shape[k + 1 :]) for p in parts}) == 1 else None
+
+
+def _part(block: Block, axes: tuple[int, ...], shape: tuple[int, ...]) -> Ids | None:
+    """The ids of one input over all axes of the nesting; None where it has one that they have not."""
+    if block.axes == axes:
+        return block.ids
+    if not set(block.axes) <= set(axes):
+        return None
+    at = [axes.index(a) for a in block.axes]
+    ids = block.ids.transpose(np.argsort(at))
+    for k in sorted(set(range(len(axes))) - set(at)):
+        ids = np.expand_dims(ids, k)
+    return np.broadcast_to(ids, shape)
+
+
+def _couple_beside(op: Op, joined: Block, axis: int) -> None:
+    """What an input holds on the other axes of the nesting, beside it: its rows are those of the whole."""
+    for i in range(len(op.inputs)):
         for b in op.blocks(i):
-            if axis not in b.axes and set(b.axes) & set(axes):
-                if b.axes == axes[:-1] and k == len(axes) - 1:
-                    op.couple(b.ids, labels.derive(ids))
-                else:
-                    labels.freeze(b.ids, op.why("joins differently nested axes"))
-    parts = [p for p in parts if p.size]
-    if k == len(axes) - 1 and k > 0:
-        for part in parts:
-            labels.rectangle(part)
-            op.couple(labels.derive(part), labels.derive(ids))
-    elif len(axes) - 1 > 0:
-        for part in parts:  # whole rows side by side: their insides are as large as each other
-            labels.rectangle(part)
-    return Block(axes, ids)
+            if axis in b.axes or not set(b.axes) & set(joined.axes):
+                continue
+            if (*b.axes, axis) == joined.axes:
+                op.couple(b.ids, op.labels.derive(joined.ids))
+            else:
+                op.freeze_ids(b.ids, OTHER_NESTING)
+
+
+def _keep_rows_whole(op: Op, parts: Sequence[Ids], joined: Block, axis: int) -> None:
+    """In a nesting the insides of the rows are as large as each other in every part; where they are what is joined, a
+    row goes in all parts or in none."""
+    if len(joined.axes) == 1:
+        return
+    for part in parts:
+        op.labels.rectangle(part)
+        if joined.axes[-1] == axis:
+            op.couple(op.labels.derive(part), op.labels.derive(joined.ids))
 
 
 def split(op: Op) -> None:
+    """Split: every output is a run of positions of one axis."""
     if not ranks_known(op, [0]):
         return None
     axis = own_axis(op, 0, len(op.dims(0)))
     block = op.block_on(0, axis)
     rest = [b for b in op.blocks(0) if b is not block]
-    count = len(op.node.output)
     if block is None:
-        for i in range(count):
+        for i in range(len(op.outputs)):
             op.set(i, rest)
         return None
-    sizes = [op.out_dims(i)[axis] if op.out_rank(i) else None for i in range(count)]
-    if None in sizes or sum(s or 0 for s in sizes) != op.dims(0)[axis]:
+    sizes = _part_sizes(op, axis)
+    if sizes is None:
         return op.freeze("the sizes of a split are not known")
-    cuts = np.cumsum([s or 0 for s in sizes])[:-1]
-    for i, ids in enumerate(inner_parts(op, block, axis, [int(c) for c in cuts])):
-        part = remap(block, ids, list(block.axes))
-        op.set(i, [*rest, *([part] if part else [])])
+    for i, ids in enumerate(inner_parts(op, block, axis, np.cumsum(sizes)[:-1].tolist())):
+        part = remap(block, ids, block.axes)
+        op.set(i, rest if part is None else [*rest, part])
         if part is None:
-            op.trace.labels.rectangle(ids)
+            op.labels.rectangle(ids)
     op.edit(lambda e: e.split(axis))
+
+
+def _part_sizes(op: Op, axis: int) -> list[int] | None:
+    """The sizes of the outputs along the axis that is split; None where not all are known."""
+    sizes = [op.out_dims(i)[axis] if op.out_rank(i) else None for i in range(len(op.outputs))]
+    known = [n for n in sizes if n is not None]
+    return known if len(known) == len(sizes) and sum(known) == op.dims(0)[axis] else None

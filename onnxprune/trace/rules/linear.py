@@ -5,10 +5,15 @@ A rule knows one `Op`, not the graph.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from onnxprune.trace.op import Op
 from onnxprune.trace.rules.base import LETTERS, ranks_known, spell
+from onnxprune.trace.rules.inputs import Conv, DeformConv, Gemm, Integer, QGemm, QLinear
 
 KERNEL, IMAGE, RESULT = "UVW", "XYZ", "PQR"
+INTEGER_ZEROS = {Integer.LEFT: Integer.LEFT_ZERO, Integer.RIGHT: Integer.RIGHT_ZERO}
+QLINEAR_ZEROS = {QLinear.LEFT: QLinear.LEFT_ZERO, QLinear.RIGHT: QLinear.RIGHT_ZERO}
 
 
 def _vector(op: Op, i: int, spelled: str) -> list[str]:
@@ -17,7 +22,11 @@ def _vector(op: Op, i: int, spelled: str) -> list[str]:
     return ["" if n == 1 else spelled for n in dims]
 
 
-def _conv(op: Op, x: int, w: int, vectors: tuple[int, ...], fills: dict[int, int], transposed: bool = False) -> None:
+def _conv(
+    op: Op, x: int, w: int, per_channel: Sequence[int], fills: Mapping[int, int] | None = None, transposed: bool = False
+) -> None:
+    """`x`, `w`: which inputs are data and weight. `per_channel`: those with one value an output channel, or one for
+    all. `fills`: the zero point of each factor."""
     if not ranks_known(op, [x, w]):
         return None
     spatial = len(op.dims(w)) - 2
@@ -35,7 +44,7 @@ def _conv(op: Op, x: int, w: int, vectors: tuple[int, ...], fills: dict[int, int
     spellings = {
         x: ["n", cin, *image],
         w: [*weight, *kernel],
-        **{i: _vector(op, i, cout) for i in vectors if op.has(i)},
+        **{i: _vector(op, i, cout) for i in per_channel},
     }
     op.eq(
         spellings, {0: ["n", cout, *result]}, sizes=sizes, pinned=kernel + image, fills=fills, silent=kernel,
@@ -48,46 +57,62 @@ def _conv(op: Op, x: int, w: int, vectors: tuple[int, ...], fills: dict[int, int
 
 
 def conv(op: Op) -> None:
-    _conv(op, 0, 1, (2,), {})
+    """Conv, by groups or not."""
+    _conv(op, Conv.X, Conv.WEIGHT, [Conv.BIAS])
 
 
 def fused_conv(op: Op) -> None:
-    """com.microsoft: Conv with an activation and a tensor Z that is added."""
-    _conv(op, 0, 1, (2,), {})
-    if op.has(3):
-        own = op.trace.blocks.get(op.node.output[0], ())
-        op.eq({3: spell(op.dims(3))}, {0: spell(op.dims(3))})
-        for a in own:
-            for b in op.blocks(3):
-                if a.axes == b.axes:
-                    op.couple(a.ids, b.ids)
-        if {b.axes for b in own} != {b.axes for b in op.blocks(3)}:
+    """com.microsoft FusedConv: Conv with an activation, and a tensor that is added."""
+    _conv(op, Conv.X, Conv.WEIGHT, [Conv.BIAS])
+    if op.has(Conv.SUM):
+        own = op.out_blocks(0)
+        spelled = spell(op.dims(Conv.SUM))
+        op.eq({Conv.SUM: spelled}, {0: spelled})
+        added = op.blocks(Conv.SUM)
+        for a, b in ((a, b) for a in own for b in added if a.axes == b.axes):
+            op.couple(a.ids, b.ids)
+        if {b.axes for b in own} != {b.axes for b in added}:
             op.freeze("the fused sum has another structure", outputs=True)
         op.set(0, own)
 
 
 def deform_conv(op: Op) -> None:
     """Offsets and masks tell positions; channels of several offset groups would have to go in equal numbers."""
-    op.freeze("offsets are told apart by position", inputs=(2, 4))
+    op.freeze("offsets are told apart by position", inputs=(DeformConv.OFFSET, DeformConv.MASK))
     if op.attr("offset_group", 1) > 1:
-        op.freeze("several offset groups", inputs=(0,))
-    _conv(op, 0, 1, (3,), {})
+        op.freeze("several offset groups", inputs=(DeformConv.X,))
+    _conv(op, DeformConv.X, DeformConv.WEIGHT, [DeformConv.BIAS])
 
 
 def conv_transpose(op: Op) -> None:
-    _conv(op, 0, 1, (2,), {}, transposed=True)
+    """ConvTranspose: the weight has its input channels first."""
+    _conv(op, Conv.X, Conv.WEIGHT, [Conv.BIAS], transposed=True)
 
 
 def conv_integer(op: Op) -> None:
-    _conv(op, 0, 1, (2, 3) if op.dims(3) else (), {0: 2, 1: 3})
+    """ConvInteger: products of whole numbers less their zero points."""
+    per_channel = [Integer.LEFT_ZERO, Integer.RIGHT_ZERO] if op.dims(Integer.RIGHT_ZERO) else []
+    _conv(op, Integer.LEFT, Integer.RIGHT, per_channel, INTEGER_ZEROS)
 
 
 def qlinear_conv(op: Op) -> None:
-    _conv(op, 0, 3, (4, 5, 8), {0: 2, 3: 5})
+    """QLinearConv: scale and zero point of the weight are one a channel, or one for all."""
+    per_channel = [QLinear.RIGHT_SCALE, QLinear.RIGHT_ZERO, QLinear.BIAS]
+    _conv(op, QLinear.LEFT, QLinear.RIGHT, per_channel, QLINEAR_ZEROS)
 
 
-def gemm(
-    op: Op, a: int = 0, b: int = 1, c: int = 2, more: tuple[int, ...] = (), fills: dict[int, int] | None = None
+def gemm(op: Op) -> None:
+    """Gemm, com.microsoft FusedGemm."""
+    _gemm(op, Gemm.A, Gemm.B, Gemm.C)
+
+
+def qgemm(op: Op) -> None:
+    """com.microsoft QGemm: scale and zero point of the weight are one a column, or one for all."""
+    _gemm(op, QGemm.A, QGemm.B, QGemm.C, [QGemm.B_SCALE, QGemm.B_ZERO], {QGemm.A: QGemm.A_ZERO, QGemm.B: QGemm.B_ZERO})
+
+
+def _gemm(
+    op: Op, a: int, b: int, c: int, per_column: Sequence[int] = (), fills: Mapping[int, int] | None = None
 ) -> None:
     if not ranks_known(op, [a, b]):
         return
@@ -96,17 +121,13 @@ def gemm(
     ins = {a: spell(op.dims(a), left), b: spell(op.dims(b), right)}
     if op.has(c):
         ins[c] = spell(op.dims(c), ["m", "n"][2 - len(op.dims(c)) :]) if op.dims(c) else []
-    ins |= {i: _vector(op, i, "n") for i in more if op.has(i)}
+    ins |= {i: _vector(op, i, "n") for i in per_column}
     op.eq(ins, {0: ["m", "n"]}, macs="mkn", fills=fills, text="a matrix product with a fixed side")
 
 
-def qgemm(op: Op) -> None:
-    gemm(op, 0, 3, 6, (4, 5), {0: 2, 3: 5})
-
-
 def _matmul(
-    op: Op, a: int, b: int, rows: tuple[int, ...] = (), columns: tuple[int, ...] = (), both: tuple[int, ...] = (),
-    fills: dict[int, int] | None = None,
+    op: Op, a: int, b: int, rows: Sequence[int] = (), columns: Sequence[int] = (), both: Sequence[int] = (),
+    fills: Mapping[int, int] | None = None,
 ) -> None:  # fmt: skip
     """rows, columns, both: scales and zero points of the left side, the right one, the result: one for all, or one a
     row (of the left and the result) or column (of the right), with batch axes or without."""
@@ -123,52 +144,55 @@ def _matmul(
         two[-2:] = two[:-3:-1]
     out = [*letters, *("M" if left > 1 else ""), *("N" if right > 1 else "")]
     ins = {a: spell(op.dims(a), one), b: spell(op.dims(b), two)}
-    for told, spelled, row in ((rows, one, "M"), (columns, two, "N"), (both, out, "M")):
-        for i in (i for i in told if op.has(i)):
+    for inputs, spelled, row in ((rows, one, "M"), (columns, two, "N"), (both, out, "M")):
+        for i in inputs:
             dims = op.dims(i)
             ins[i] = spell(dims, [row] if len(dims) == 1 else spelled[-len(dims) :])
     op.eq(ins, {0: out}, macs=letters + "MKN", fills=fills, text="a matrix product with a fixed side")
 
 
 def matmul(op: Op) -> None:
+    """MatMul, com.microsoft FusedMatMul."""
     if op.attr("transBatchA", 0) or op.attr("transBatchB", 0):
         return op.freeze("batch axes are transposed inside the operator")
     _matmul(op, 0, 1)
 
 
 def matmul_integer(op: Op) -> None:
-    _matmul(op, 0, 1, (2,), (3,), fills={0: 2, 1: 3})
+    """MatMulInteger: products of whole numbers less their zero points."""
+    _matmul(op, Integer.LEFT, Integer.RIGHT, [Integer.LEFT_ZERO], [Integer.RIGHT_ZERO], fills=INTEGER_ZEROS)
 
 
 def qlinear_matmul(op: Op) -> None:
-    _matmul(op, 0, 3, (1, 2), (4, 5), (6, 7), {0: 2, 3: 5})
+    """QLinearMatMul: scales and zero points are one for all, or one a row or column."""
+    rows, columns = [QLinear.LEFT_SCALE, QLinear.LEFT_ZERO], [QLinear.RIGHT_SCALE, QLinear.RIGHT_ZERO]
+    _matmul(op, QLinear.LEFT, QLinear.RIGHT, rows, columns, [QLinear.Y_SCALE, QLinear.Y_ZERO], QLINEAR_ZEROS)
 
 
 def einsum(op: Op) -> None:
-    used = list(range(len(op.node.input)))
+    """Einsum: the equation is the operator's own."""
+    used = range(len(op.inputs))
     if not ranks_known(op, used):
         return
-    terms = op.attr("equation").replace(" ", "").split("->")
-    sides = terms[0].split(",")
-    spare = [x for x in reversed(LETTERS) if x not in op.attr("equation")]
-    widest = max((len(op.dims(i)) - len(s) + 3 for i, s in enumerate(sides) if "..." in s), default=0)
-    dots = "".join(spare[:widest])
-
-    def expand(text: str, rank: int | None) -> str:
-        if "..." not in text:
-            return text
-        n = widest if rank is None else rank - len(text) + 3
-        return text.replace("...", dots[widest - n :])
-
-    lefts = [expand(s, len(op.dims(i))) for i, s in enumerate(sides)]
-    if len(terms) == 2:
-        out = expand(terms[1], None)
-    else:
-        flat = "".join(lefts)
-        out = dots + "".join(sorted(x for x in set(flat) if flat.count(x) == 1 and x not in dots))
+    lefts, out = _terms(op.attr("equation"), [len(op.dims(i)) for i in used])
     twice = {x for s in lefts for x in s if s.count(x) > 1}  # a diagonal
+    ins = {i: spell(op.dims(i), list(s)) for i, s in enumerate(lefts)}
+    macs = "".join(dict.fromkeys("".join(lefts))) if len(used) > 1 else ""
     op.eq(
-        {i: spell(op.dims(i), list(s)) for i, s in enumerate(lefts)}, {0: ["" if x in twice else x for x in out]},
-        macs="".join(dict.fromkeys("".join(lefts))) if len(used) > 1 else "", text="an einsum with a fixed side",
-        pinned="".join(sorted(twice)),
+        ins, {0: ["" if x in twice else x for x in out]}, macs=macs, pinned="".join(sorted(twice)),
+        text="an einsum with a fixed side",
     )  # fmt: skip
+
+
+def _terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The letters of every operand and of the result, those that stand behind "..." and "->" written out."""
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    hidden = [rank - len(term) + len("...") for term, rank in zip(terms, ranks, strict=True)]
+    widest = max((n for n, term in zip(hidden, terms, strict=True) if "..." in term), default=0)
+    dots = "".join([x for x in reversed(LETTERS) if x not in equation][:widest])
+    lefts = [term.replace("...", dots[widest - n :]) for n, term in zip(hidden, terms, strict=True)]
+    if arrow:
+        return lefts, out.replace("...", dots)
+    flat = "".join(lefts)
+    return lefts, dots + "".join(sorted(x for x in set(flat) if flat.count(x) == 1 and x not in dots))

@@ -5,20 +5,19 @@ A rule knows one `Op`, not the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.trace.editor import Editor
 from onnxprune.trace.labels import KEPT, Block, Ids
 from onnxprune.trace.op import Op
 from onnxprune.trace.rules.base import axes_of, inner_parts, ranks_known, remap
-
-Shape = tuple[int | None, ...]
+from onnxprune.trace.rules.inputs import Pad, Slice
 
 
 def transpose(op: Op) -> None:
+    """Transpose: axes change places."""
     if ranks_known(op, [0]):
         rank = len(op.dims(0))
         perm = list(op.attr("perm", list(range(rank))[::-1]))
@@ -26,6 +25,7 @@ def transpose(op: Op) -> None:
 
 
 def squeeze(op: Op) -> None:
+    """Squeeze: axes of size one go, those that are named or all of them."""
     if ranks_known(op, [0], [0]):
         rank = len(op.dims(0))
         axes = axes_of(op, rank)
@@ -40,6 +40,7 @@ def squeeze(op: Op) -> None:
 
 
 def unsqueeze(op: Op) -> None:
+    """Unsqueeze: axes of size one come in between."""
     if ranks_known(op, [0], [0]):
         axes = axes_of(op, len(op.out_dims(0)))
         if axes is None:
@@ -48,73 +49,93 @@ def unsqueeze(op: Op) -> None:
         op.set(0, [Block(tuple(left[a] for a in b.axes), b.ids) for b in op.blocks(0)])
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """Positions start, start + step, .. up to end of one axis; None for a bound that is computed at run time."""
+
+    axis: int
+    start: int | None
+    end: int | None
+    step: int
+
+    def positions(self, n: int) -> Ids | None:
+        """The positions that are picked of an axis of `n`; None where a bound is not known."""
+        if self.start is None or self.end is None:
+            return None
+        lo, hi = (bound + n if bound < 0 else bound for bound in (self.start, self.end))
+        if self.step > 0:
+            return np.arange(n)[max(lo, 0) : max(hi, 0) : self.step]
+        return np.arange(n)[min(lo, n - 1) : None if hi < 0 else hi : self.step]
+
+
 def slice_(op: Op) -> None:
+    """Slice: positions of some axes are picked."""
     if not op.blocks(0):
         return op.set(0, [])
     if not ranks_known(op, [0]):
         return None
-    rank = len(op.dims(0))
-    if op.has(1):
-        starts, ends = op.partial(1), op.partial(2)
-        axes, steps = op.value(3), op.value(4)
-        count = op.dims(1)[0] if op.dims(1) else None
-        if not op.has(3) and count is not None:
-            axes = np.arange(count)
-        if axes is None or (op.has(4) and steps is None):
-            return op.freeze("the axes of a slice are computed at run time")
-    else:
-        starts, ends = list(op.attr("starts")), list(op.attr("ends"))
-        axes, steps = op.attr("axes", range(len(starts))), None
-    order = [int(a) % rank for a in axes]
+    cuts = _cuts(op)
+    if cuts is None:
+        return op.freeze("the axes of a slice are computed at run time")
     blocks = list(op.blocks(0))
-    for k, axis in enumerate(order):
-        block = next((b for b in blocks if axis in b.axes), None)
-        if block is None:
-            continue
-        n = block.ids.shape[block.axes.index(axis)]
-        if op.dims(0)[axis] != n:
-            op.freeze_axis(0, axis, "cuts an axis of run-time size")
+    for cut in cuts:
+        block = next((b for b in blocks if cut.axis in b.axes), None)
+        if block is not None:
             blocks.remove(block)
-            continue
-        step = 1 if steps is None else int(steps[k])
-        lo, hi = (None if v is None else v[k] for v in (starts, ends))
-        if lo is None or hi is None:
-            op.freeze_axis(0, axis, "the bounds of a slice are computed at run time")
-            blocks.remove(block)
-            continue
-        at = np.arange(n)[slice(*_bounds(int(lo), int(hi), step, n))]
-        blocks.remove(block)
-        blocks += picked(op, block, axis, at, (axis,))
-        op.edit(partial(_cut, axis=axis, block=block, at=at))
+            blocks += _sliced(op, block, cut)
     op.set(0, blocks)
 
 
-def _cut(e: Editor, axis: int, block: Block, at: Ids) -> None:
-    e.slice(axis, block, at)
+def _cuts(op: Op) -> list[_Cut] | None:
+    """The cuts of a Slice, in its order; None where it is not known which axes it cuts, or in which steps."""
+    if op.has(Slice.STARTS):
+        starts, ends = op.partial(Slice.STARTS), op.partial(Slice.ENDS)
+        axes, steps = op.value(Slice.AXES), op.value(Slice.STEPS)
+        count = op.dims(Slice.STARTS)[0] if op.dims(Slice.STARTS) else None
+        if not op.has(Slice.AXES) and count is not None:
+            axes = np.arange(count)
+        if axes is None or (op.has(Slice.STEPS) and steps is None):
+            return None
+    else:
+        starts, ends = list(op.attr("starts")), list(op.attr("ends"))
+        axes, steps = op.attr("axes", range(len(starts))), None
+    rank = len(op.dims(0))
+    return [
+        _Cut(
+            int(axis) % rank,
+            None if starts is None else starts[k],
+            None if ends is None else ends[k],
+            1 if steps is None else int(steps[k]),
+        )
+        for k, axis in enumerate(axes)
+    ]
 
 
-def _bounds(lo: int, hi: int, step: int, n: int) -> tuple[int | None, int | None, int]:
-    if step > 0:
-        return max(lo + n if lo < 0 else lo, 0), max(hi + n if hi < 0 else hi, 0), step
-    lo, hi = (min(lo + n if lo < 0 else lo, n - 1), hi + n if hi < 0 else hi)
-    return lo, (None if hi < 0 else hi), step
+def _sliced(op: Op, block: Block, cut: _Cut) -> list[Block]:
+    axis = cut.axis
+    n = block.ids.shape[block.axes.index(axis)]
+    at = cut.positions(n)
+    if op.dims(0)[axis] != n:
+        op.freeze_axis(0, axis, "cuts an axis of run-time size")
+        return []
+    if at is None:
+        op.freeze_axis(0, axis, "the bounds of a slice are computed at run time")
+        return []
+    out = picked(op, block, axis, at, (axis,))
+    op.edit(lambda e: e.slice(axis, block, at))
+    return out
 
 
 def picked(
-    op: Op,
-    block: Block,
-    axis: int,
-    at: Ids,
-    to: tuple[int, ...],
-    shape: tuple[int, ...] | None = None,
+    op: Op, block: Block, axis: int, at: Ids, to: tuple[int, ...], shape: tuple[int, ...] | None = None,
     moved: Callable[[int], int] = int,
-) -> list[Block]:
+) -> list[Block]:  # fmt: skip
     """The block of positions `at` along `axis`, whose new axes are `to` (none for a scalar); others are `moved`."""
     k = block.axes.index(axis)
     n = block.ids.shape[k]
     if at.size == 0:
         return []
-    labels = op.trace.labels
+    labels = op.labels
     if k > 0:
         lo, hi = int(at.min()), int(at.max()) + 1
         run = at.size == hi - lo and bool((np.diff(at) == 1).all())
@@ -132,26 +153,16 @@ def picked(
 
 
 def expand(op: Op) -> None:
-    """Repeats axes of size one; what is made up may be made smaller."""
+    """Expand: axes of size one are repeated, and new ones come in front; what is made up may be made smaller."""
     if not ranks_known(op, [0], [0]):
         return
-    rank, own = len(op.out_dims(0)), len(op.dims(0))
-    shift = rank - own
-    made: list[int | None] = [1] * rank
-    for k, n in enumerate(op.out_dims(0)):
-        if k < shift or (op.dims(0)[k - shift] == 1 and n != 1):
-            made[k] = n
+    shift = len(op.out_dims(0)) - len(op.dims(0))
     blocks = [Block(tuple(a + shift for a in b.axes), b.ids) for b in op.blocks(0)]
-    key = (None, op.node.name, "repeat")
     on = {a: b for b in blocks for a in b.axes}
-    for axes in op.trace.structures.get(key, ()):
-        outer = axes[0][0] if len(axes) > 1 else -1
-        if made[outer] == 1 and len(on[outer].axes if outer in on else axes[:1]) == 1:
-            made[outer] = op.out_dims(0)[outer]
-    born = op.trace.born(key, made)
+    born = op.born("repeat", _made_up(op, on))
     for b in born:
         if len(b.axes) > 1:  # what is made up may differ from row to row
-            rows = op.trace.labels.derive(b.ids)
+            rows = op.labels.derive(b.ids)
             op.couple(rows, on[b.axes[0]].ids if b.axes[0] in on else np.full_like(rows, KEPT))
             blocks = [o for o in blocks if o.axes != b.axes[:1]]
     op.set(0, [*blocks, *born])
@@ -159,7 +170,21 @@ def expand(op: Op) -> None:
         op.edit(lambda e: e.sizes(1, 0, one_fits=True))
 
 
+def _made_up(op: Op, on: Mapping[int, Block]) -> list[int | None]:
+    """The sizes of the output's axes that are made up, and of those inside which such a one is to be born; 1 for the
+    others. `on`: the block that lies on an axis of the output."""
+    out = op.out_dims(0)
+    shift = len(out) - len(op.dims(0))
+    made = [n if k < shift or (op.dims(0)[k - shift] == 1 and n != 1) else 1 for k, n in enumerate(out)]
+    for axes in op.demanded("repeat"):
+        outer = axes[0][0] if len(axes) > 1 else None
+        if outer is not None and made[outer] == 1 and (outer not in on or len(on[outer].axes) == 1):
+            made[outer] = out[outer]
+    return made
+
+
 def tile(op: Op) -> None:
+    """Tile: an axis is repeated as a whole, and so are its ids."""
     if not op.blocks(0):
         return op.set(0, [])
     known = op.partial(1)
@@ -169,64 +194,85 @@ def tile(op: Op) -> None:
     op.set(0, [Block(b.axes, np.tile(b.ids, [known[a] or 1 for a in b.axes])) for b in op.blocks(0)])
 
 
+@dataclass(frozen=True)
+class _Padding:
+    """What a Pad adds to which axes: `amounts` before each of them, then after each; None: not known."""
+
+    axes: list[int]
+    amounts: Sequence[int | None] | None
+    mode: str
+
+    def around(self, axis: int) -> tuple[int, int] | None:
+        """How many constants are put (before, after) an axis; None where it is anything else, or not known."""
+        if axis not in self.axes:
+            return 0, 0
+        if self.amounts is None:
+            return None
+        k = self.axes.index(axis)
+        lo, hi = self.amounts[k], self.amounts[k + len(self.axes)]
+        if lo is None or hi is None or lo < 0 or hi < 0 or (self.mode != "constant" and (lo or hi)):
+            return None
+        return lo, hi
+
+
 def pad(op: Op) -> None:
+    """Pad: positions are put before and after those of some axes."""
     if not op.blocks(0):
         return op.set(0, [])
     if not ranks_known(op, [0]):
         return None
-    rank = len(op.dims(0))
-    pads = op.partial(1) if op.has(1) else [int(p) for p in op.attr("pads", op.attr("paddings"))]
-    given = op.value(3)
+    amounts = op.partial(Pad.AMOUNTS) if op.has(Pad.AMOUNTS) else [int(p) for p in op.attr("pads", op.attr("paddings"))]
+    rank, given = len(op.dims(0)), op.value(Pad.AXES)
     axes = list(range(rank)) if given is None else [int(a) % rank for a in given]
-    mode = op.attr("mode", "constant")
-    blocks = []
-    for b in op.blocks(0):
-        ids = b.ids
-        for k, a in enumerate(b.axes):
-            if a not in axes:
-                continue
-            lo, hi = (None if pads is None else pads[axes.index(a) + s * len(axes)] for s in (0, 1))
-            if lo is None or hi is None or (mode != "constant" and (lo or hi)) or lo < 0 or hi < 0:
-                op.trace.labels.freeze(b.ids, op.why("pads this axis by its neighbours or by run-time amounts"))
-                break
-            if lo or hi:
-                ids = _padded(op, b, ids, k, a, int(lo), int(hi), axes)
-        else:
-            blocks.append(Block(b.axes, ids))
-    op.set(0, blocks)
+    padding = _Padding(axes, amounts, op.attr("mode", "constant"))
+    blocks = (_padded(op, b, padding) for b in op.blocks(0))
+    op.set(0, [b for b in blocks if b is not None])
 
 
-def _padded(op: Op, b: Block, ids: Ids, k: int, axis: int, lo: int, hi: int, axes: list[int]) -> Ids:
+def _padded(op: Op, block: Block, padding: _Padding) -> Block | None:
+    ids = block.ids
+    for k, axis in enumerate(block.axes):
+        around = padding.around(axis)
+        if around is None:
+            op.freeze_ids(block.ids, "pads this axis by its neighbours or by run-time amounts")
+            return None
+        if any(around) and ids.ndim > 1:
+            op.freeze_ids(ids, "pads inside nested axes")
+            ids = np.pad(ids, [around if m == k else (0, 0) for m in range(ids.ndim)], constant_values=KEPT)
+        elif any(around):
+            ids = _with_channels(op, ids, axis, around, padding.axes)
+    return Block(block.axes, ids)
+
+
+def _with_channels(op: Op, ids: Ids, axis: int, around: tuple[int, int], axes: list[int]) -> Ids:
     """Padding on a labelled axis makes channels up: each is a channel of its own, coupled by what it is added to."""
-    labels = op.trace.labels
-    if ids.ndim > 1:
-        labels.freeze(ids, op.why("pads inside nested axes"))
-        return np.pad(ids, [(lo, hi) if m == k else (0, 0) for m in range(ids.ndim)], constant_values=KEPT)
-    born = [labels.fresh((None, op.node.name, f"pad{s}{axis}"), (n,)) for s, n in (("lo", lo), ("hi", hi))]
+    born = [op.fresh(f"pad{side}{axis}", (n,)) for side, n in zip(("lo", "hi"), around, strict=True)]
     op.edit(lambda e: e.pads(axes, axis, *(int(e.kept(x).sum()) for x in born)))
     return np.concatenate([born[0], ids, born[1]])
 
 
 def depth_to_space(op: Op) -> None:
+    """DepthToSpace: runs of channels become pixels of one channel, which therefore go together."""
     if not ranks_known(op, [0]):
         return
     size, mode = int(op.attr("blocksize")), op.attr("mode", "DCR")
     blocks = []
     for b in op.blocks(0):
         if b.axes != (1,):
-            op.trace.labels.freeze(b.ids, op.why("spatial positions are moved"))
+            op.freeze_ids(b.ids, "spatial positions are moved")
             continue
         each = b.ids.size // size**2
         ids = b.ids.reshape((size, size, each) if mode == "DCR" else (each, size, size))
         for _ in range(2):
-            ids = op.trace.labels.couple_along(ids, 0 if mode == "DCR" else 1, op.why("pixels of one channel"))
+            ids = op.labels.couple_along(ids, 0 if mode == "DCR" else 1, op.why("pixels of one channel"))
         blocks += [Block((1,), ids)] if each > 1 else []
         if each == 1:
-            op.trace.labels.freeze(b.ids, op.why("the only channel"))
+            op.freeze_ids(b.ids, "the only channel")
     op.set(0, blocks)
 
 
 def space_to_depth(op: Op) -> None:
+    """SpaceToDepth: every channel comes once for each pixel of a square."""
     if not ranks_known(op, [0]):
         return
     size = int(op.attr("blocksize"))
@@ -235,5 +281,5 @@ def space_to_depth(op: Op) -> None:
         if b.axes == (1,):
             blocks.append(Block((1,), np.tile(b.ids, size**2)))
         else:
-            op.trace.labels.freeze(b.ids, op.why("spatial positions are moved"))
+            op.freeze_ids(b.ids, "spatial positions are moved")
     op.set(0, blocks)

@@ -9,17 +9,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnxprune.trace.equation import Dims
 from onnxprune.trace.labels import KEPT
 from onnxprune.trace.op import Op
 from onnxprune.trace.rules.base import LETTERS, axes_of, axis_of, own_axis, ranks_known, spell, unary
+from onnxprune.trace.rules.inputs import Quantize, Resize
 from onnxprune.trace.tracing import ReductionKind
+
+UNPOOL_SIZES = 2
+UPSAMPLE_SCALES = 1
 
 
 def pool(op: Op) -> None:
     """Windows over the spatial axes; channels pass. Where a maximum lies is counted over all channels: only who undoes
     the pooling may be told it."""
     if ranks_known(op, [0]):
-        if op.gives(1) and op.readers(1) - {"MaxUnpool"}:
+        if op.has_output(1) and op.readers(1) - {"MaxUnpool"}:
             op.freeze("positions are counted over all channels")
         rank = len(op.dims(0))
         spatial = LETTERS[2:rank]
@@ -28,16 +33,17 @@ def pool(op: Op) -> None:
 
 
 def unpool(op: Op) -> None:
+    """MaxUnpool: values go back to where the maxima were."""
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0))
-        op.eq(
-            {0: spelled, 1: spelled}, {0: [*spelled[:2], *("" for _ in spelled[2:])]}, pinned=LETTERS[2 : len(spelled)]
-        )
-        if op.has(2):
-            op.edit(lambda e: e.sizes(2, 0))
+        out = [*spelled[:2], *("" for _ in spelled[2:])]
+        op.eq({0: spelled, 1: spelled}, {0: out}, pinned=LETTERS[2 : len(spelled)])
+        if op.has(UNPOOL_SIZES):
+            op.edit(lambda e: e.sizes(UNPOOL_SIZES, 0))
 
 
 def global_pool(op: Op) -> None:
+    """GlobalAveragePool, GlobalMaxPool, GlobalLpPool: the spatial axes are reduced."""
     if ranks_known(op, [0]):
         rank = len(op.dims(0))
         op.eq({0: spell(op.dims(0))}, {0: ["a", "b", *("" for _ in range(rank - 2))]}, kind="gather")
@@ -56,8 +62,8 @@ def resize(op: Op) -> None:
     ]
     changed = "".join(s for s, ok in zip(spelled, same, strict=True) if not ok)
     op.eq({0: spelled}, {0: [s if ok else "" for s, ok in zip(spelled, same, strict=True)]}, pinned=changed)
-    if op.has(3):
-        op.edit(lambda e: e.sizes(3, 0, axes))
+    if op.has(Resize.SIZES):
+        op.edit(lambda e: e.sizes(Resize.SIZES, 0, axes))
 
 
 def _moved(op: Op, axes: Sequence[int]) -> set[int]:
@@ -66,27 +72,27 @@ def _moved(op: Op, axes: Sequence[int]) -> set[int]:
     mode = op.attr("coordinate_transformation_mode", "half_pixel")
     if op.attr("keep_aspect_ratio_policy", "stretch") != "stretch" or mode == "tf_half_pixel_for_nn":
         return set(axes)
-    scales = op.attr("scales") or op.value(2 if len(op.inputs) > 2 else 1)
+    scales = op.attr("scales") or op.value(Resize.SCALES if len(op.inputs) > Resize.SCALES else UPSAMPLE_SCALES)
     moved = set()
     if scales is not None:
         moved |= {a for a, scale in zip(axes, np.ravel(scales), strict=False) if scale != 1}
     if mode == "tf_crop_and_resize":
-        cut = op.value(1)
+        cut = op.value(Resize.REGION)
         ends = np.full((2, len(axes)), -1.0) if cut is None else np.reshape(cut, (2, -1))
         moved |= {a for a, start, end in zip(axes, *ends, strict=True) if (start, end) != (0, 1)}
     return moved
 
 
 def grid_sample(op: Op) -> None:
-    """Channels pass; images and positions are paired, and a grid says where to look."""
+    """GridSample: channels pass; every image has a grid of its own, whose values say where to look."""
     op.freeze("positions are told by value", inputs=[1])
     if ranks_known(op, [0]):
         spatial = LETTERS[2 : len(op.dims(0))]
         op.eq({0: spell(op.dims(0))}, {0: ["", "b", *("" for _ in spatial)]}, pinned="a" + spatial)
 
 
-def regions(op: Op) -> None:
-    """Pooled from regions of an image that other inputs tell: channels pass, and nothing else does."""
+def roi_pool(op: Op) -> None:
+    """RoiAlign, MaxRoiPool: pooled from regions of an image, which other inputs give; channels pass, nothing else."""
     op.freeze("regions are told by value", inputs=range(1, len(op.inputs)))
     if ranks_known(op, [0]):
         op.eq({0: spell(op.dims(0), "ncXY")}, {0: ["", "c", "", ""]}, pinned="nXY")
@@ -104,10 +110,12 @@ def along(op: Op, default: int = -1, also: tuple[int, ...] = ()) -> None:
 
 
 def top_k(op: Op) -> None:
+    """TopK: values and where they were."""
     along(op, also=(1,))
 
 
 def softmax(op: Op) -> None:
+    """Softmax, LogSoftmax, Hardmax: along one axis; up to opset 12 over all axes from that one on."""
     if op.opset >= 13:
         return along(op)
     if ranks_known(op, [0]):
@@ -119,6 +127,7 @@ def softmax(op: Op) -> None:
 
 
 def arg(op: Op) -> None:
+    """ArgMax, ArgMin."""
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0))
         axis = axis_of(op, 0, len(spelled))
@@ -129,6 +138,7 @@ def arg(op: Op) -> None:
 
 
 def cumsum(op: Op) -> None:
+    """CumSum: what comes before a position counts."""
     axis = op.value(1)
     if ranks_known(op, [0]):
         if axis is None:
@@ -147,18 +157,16 @@ def reverse_sequence(op: Op) -> None:
         op.eq({0: spelled, 1: [batch]}, {0: out}, pinned=time, text="steps are told apart")
 
 
-def last_two(op: Op) -> None:
+def trilu(op: Op) -> None:
+    """Trilu: a position of the last two axes stays or is zeroed."""
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0))
-        op.eq(
-            {0: spelled},
-            {0: [*spelled[:-2], "", ""]},
-            pinned="".join(spelled[-2:]),
-            text="rows and columns are told apart",
-        )
+        out, pinned = [*spelled[:-2], "", ""], "".join(spelled[-2:])
+        op.eq({0: spelled}, {0: out}, pinned=pinned, text="rows and columns are told apart")
 
 
 def reduce(op: Op) -> None:
+    """ReduceSum and its kind; a sum of whatever sign is no normaliser, all else may be."""
     if not ranks_known(op, [0]):
         return None
     spelled = spell(op.dims(0))
@@ -174,7 +182,9 @@ def reduce(op: Op) -> None:
     before = {b.axes: b for b in op.blocks(0)}
     op.eq({0: spelled}, {0: out}, kind=kind)
     if op.type not in ("ReduceSum", "ReduceL1"):
-        op.trace.labels.normed += [b.ids for axes_, b in before.items() if set(axes_) & set(axes)]
+        for b in before.values():
+            if set(b.axes) & set(axes):
+                op.note_normalised(b.ids)
 
 
 def quantize(op: Op) -> None:
@@ -183,47 +193,47 @@ def quantize(op: Op) -> None:
     if not ranks_known(op, [0]):
         return
     spelled = spell(op.dims(0))
-    axis = max(min(axis_of(op, 1, len(spelled)), len(spelled) - 1), 0)  # a vector with one scale need not say its axis
-    sizes, pinned, blocks = {}, "", spelled[axis] if spelled else ""
-    many = op.dims(1)[axis] if len(op.dims(1)) == len(spelled) > 1 else 1
-    if op.attr("block_size", 0) and many != 1:
-        length, each = op.dims(0)[axis], int(op.attr("block_size"))
-        pinned, blocks = spelled[axis], "P"
-        if many is not None and length == many * each:
-            spelled[axis], sizes, pinned = "PQ", {"P": many, "Q": each}, "Q"
-        else:
-            pinned += "P"
+    rank = len(spelled)
+    axis = max(min(axis_of(op, 1, rank), rank - 1), 0)  # a vector with one scale need not say its axis
+    scale, sizes, pinned = spelled[axis] if spelled else "", dict[str, int](), ""
+    count = op.dims(Quantize.SCALE)[axis] if len(op.dims(Quantize.SCALE)) == rank > 1 else 1
+    each = int(op.attr("block_size", 0))
+    if each and count != 1:
+        scale, pinned = "P", spelled[axis] + "P"
+        if count is not None and op.dims(0)[axis] == count * each:
+            spelled[axis], sizes, pinned = "PQ", {"P": count, "Q": each}, "Q"
     ins = {0: spelled}
-    for i in (1, 2):
-        if op.has(i):
-            dims = op.dims(i)
-            if len(dims) == 1 and dims[0] != 1:
-                ins[i] = [blocks]
-            elif len(dims) > 1:
-                ins[i] = ["" if n == 1 else blocks if k == axis else spelled[k] for k, n in enumerate(dims)]
+    for i in (Quantize.SCALE, Quantize.ZERO):
+        if op.dims(i) not in ((), (1,)):
+            ins[i] = _scale(op.dims(i), spelled, axis, scale)
     op.eq(ins, {0: spelled}, sizes=sizes, pinned=pinned, text="one scale for a run of positions")
 
 
+def _scale(dims: Dims, spelled: Sequence[str], axis: int, letter: str) -> list[str]:
+    """The spelling of scales or zero points: a vector along `axis`, or a tensor with as many axes as the data."""
+    if len(dims) == 1:
+        return [letter]
+    return ["" if n == 1 else letter if k == axis else spelled[k] for k, n in enumerate(dims)]
+
+
 def dynamic_quantize(op: Op) -> None:
-    """The scale is taken over everything: statistics over every labelled axis."""
+    """DynamicQuantizeLinear: the scale is taken over everything, but it normalises nothing."""
     if ranks_known(op, [0]):
         spelled = spell(op.dims(0))
-        normed = len(op.trace.labels.normed)
-        op.eq({0: spelled}, {0: spelled}, stat="".join(spelled))
-        del op.trace.labels.normed[normed:]  # a scale is no normalisation
+        op.eq({0: spelled}, {0: spelled}, stat="".join(spelled), normalises=False)
 
 
-def fills(op: Op) -> None:
+def constant_of_shape(op: Op) -> None:
     """ConstantOfShape: what is made up here may be made smaller."""
     dims = op.out_dims(0) if op.out_rank(0) is not None else ()
     if not op.has(0) or not dims:
         return
-    op.set(0, op.trace.born((None, op.node.name, "fill"), dims))
+    op.set(0, op.born("fill", dims))
     op.edit(lambda e: e.sizes(0, 0))
 
 
 def shape_of(op: Op) -> None:
-    """What Shape tells is pinned to the original's sizes; whoever uses it is patched from the labels."""
+    """Shape: where an axis may shrink it goes on giving the original's size; whoever uses that is patched by itself."""
     dims = op.dims(0)
     start, end = int(op.attr("start", 0)), op.attr("end")
     mask = np.zeros(len(dims), bool)
@@ -246,4 +256,5 @@ def image_scaler(op: Op) -> None:
 
 
 def dropout(op: Op) -> None:
+    """Dropout: also its mask."""
     unary(op, also=(1,))

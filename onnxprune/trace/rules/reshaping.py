@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 from operator import mul
@@ -10,7 +11,7 @@ from operator import mul
 import numpy as np
 
 from onnxprune.shapes import Dim, Lost, Size, content, quotient
-from onnxprune.trace.labels import Block
+from onnxprune.trace.labels import Block, Ids
 from onnxprune.trace.op import Op
 
 Shape = Sequence[Dim]
@@ -19,6 +20,7 @@ Segment = tuple[range, range]
 
 
 def reshape(op: Op) -> None:
+    """Reshape, Flatten: the same elements in the same order, on other axes."""
     a, b = op.sizes(0), op.out_sizes(0)
     if not op.blocks(0):
         return op.set(0, [])
@@ -30,7 +32,7 @@ def reshape(op: Op) -> None:
         segments = segment(a, b)
     except Lost:
         return op.freeze("the sizes are too involved to be followed")
-    moved = (_move(op, block, segments, a, b) for block in _together(op, segments, a, b))
+    moved = (_moved(op, block, segments, a, b) for block in _together(op, segments, a, b))
     op.set(0, [block for block in moved if block is not None])
     if op.type == "Reshape":
         op.edit(lambda e: e.sizes(1, 0))
@@ -55,61 +57,93 @@ def _together(op: Op, segments: Sequence[Segment], a: Shape, b: Shape) -> list[B
     """Blocks to move; several that a segment merges are asked to be born as one. Where they are not, the outer ones
     stay: heads whose values are shared go no more, but the width of all of them may. Of that one unit may be left: in
     the re-trace the outer ones are alone, and would go on."""
-    left = [b for b in op.blocks(0) if not op.trace.labels.ended_at(b.ids, op.node.name)]
+    left = [b for b in op.blocks(0) if not op.labels.ended_at(b.ids, op.node.name)]
     for ins, outs in segments:
         inside = sorted((b for b in left if set(b.axes) & set(ins)), key=lambda b: b.axes)
         if len(inside) > 1 and a[ins.start : ins.stop] != b[outs.start : outs.stop]:
-            op.trace.demand([(b, None) for b in inside], merged=True)
+            op.demand_one_birth(inside)
             for block in inside[:-1]:
-                op.trace.labels.end_at(block.ids, op.why("merges two labelled axes into one"))
+                op.labels.end_at(block.ids, op.why("merges two labelled axes into one"))
             left = [b for b in left if b not in inside[:-1]]
     return left
 
 
-def _move(op: Op, block: Block, segments: Sequence[Segment], a: Shape, b: Shape) -> Block | None:
+@dataclass(frozen=True)
+class _Layout:
+    """How many ids lie along each axis that a reshape touches, of the input and of the output, so that both are the
+    same list of ids. `period`: after how many at most they repeat along an axis of the output."""
+
+    before: dict[int, int]
+    after: dict[int, int]
+    period: dict[int, int]
+
+
+def _layout(touched: Sequence[Segment], a: Shape, b: Shape) -> _Layout | None:
+    """None where the sizes do not show which factors both sides have in common."""
+    layout = _Layout({}, {}, {})
+    for ins, outs in touched:
+        factors = common([a[k] for k in ins], [b[k] for k in outs])
+        if factors is None:
+            return None
+        ours, theirs = factors
+        layout.before.update(zip(ins, (prod(map(_number, own)) for own in ours), strict=True))
+        layout.after.update(zip(outs, (prod(map(_number, own)) for own in theirs), strict=True))
+        layout.period.update(zip(outs, map(_period, theirs), strict=True))
+    return layout
+
+
+def _moved(op: Op, block: Block, segments: Sequence[Segment], a: Shape, b: Shape) -> Block | None:
+    """A block where the reshape takes it; None where nothing of it is left, or where it is followed no further."""
     touched = [s for s in segments if set(s[0]) & set(block.axes)]
     if all(len(i) == len(o) == 1 for i, o in touched):
         to = {i[0]: o[0] for i, o in touched}
         return Block(tuple(to[x] for x in block.axes), block.ids)
-    before, after, period = dict[int, int](), dict[int, int](), dict[int, int]()
-    for ins, outs in touched:
-        factors = common([a[k] for k in ins], [b[k] for k in outs])
-        if factors is None:
-            op.trace.labels.freeze(block.ids, op.why("channels end up on an axis of run-time size"))
-            return None
-        before |= zip(ins, (prod(map(_number, own)) for own in factors[0]), strict=True)
-        after |= zip(outs, (prod(map(_number, own)) for own in factors[1]), strict=True)
-        period |= zip(outs, map(_period, factors[1]), strict=True)
-    axes = list(before)
-    block = block.at([before.get(k) for k in range(len(a))])
-    ids = block.ids
-    if list(block.axes) != sorted(block.axes):
-        while ids.ndim > 1:  # a merge in the other order than the nesting's
-            ids = op.trace.labels.couple_along(ids, 0, op.why("merges axes in another order"))
-        ids = block.ids
-    order = sorted(range(ids.ndim), key=lambda k: block.axes[k])
-    ids = ids.transpose(order)
+    layout = _layout(touched, a, b)
+    if layout is None:
+        op.freeze_ids(block.ids, "channels end up on an axis of run-time size")
+        return None
+    block = block.at([layout.before.get(k) for k in range(len(a))])
+    ids = np.reshape(_unnested(op, block, layout.before), [*layout.after.values()])
+    axes, ids = _varying([*layout.after], ids)
     for k, axis in enumerate(axes):
+        once = _once(ids, k, layout.period[axis]) if isinstance(b[axis], Size) else ids
+        if once is None:  # batch x channels: along an axis of run-time size the channels have to be repeated
+            op.freeze_ids(block.ids, "channels end up on an axis of run-time size")
+            return None
+        ids = once
+    return Block(axes, np.ascontiguousarray(ids)) if axes else None
+
+
+def _unnested(op: Op, block: Block, sizes: Mapping[int, int]) -> Ids:
+    """The ids of a block over all axes of `sizes` in the tensor's order, repeated along those that it has not. Where
+    its nesting has another order, the block goes as a whole."""
+    if list(block.axes) != sorted(block.axes):
+        tied = block.ids
+        while tied.ndim > 1:
+            tied = op.labels.couple_along(tied, 0, op.why("merges axes in another order"))
+    ids = block.ids.transpose(np.argsort(block.axes))
+    for k, (axis, n) in enumerate(sizes.items()):
         if axis not in block.axes:
-            ids = np.broadcast_to(np.expand_dims(ids, k), (*ids.shape[:k], before[axis], *ids.shape[k:]))
-    targets = list(after)
-    shaped = np.reshape(ids, [after[k] for k in targets])
-    keep: list[int] = []
-    for k in reversed(range(shaped.ndim)):
-        first = np.take(shaped, [0], k)
-        if shaped.shape[k] == 1 or bool((shaped == first).all()):
-            shaped = np.take(shaped, 0, k)
+            ids = np.broadcast_to(np.expand_dims(ids, k), (*ids.shape[:k], n, *ids.shape[k:]))
+    return ids
+
+
+def _varying(axes: Sequence[int], ids: Ids) -> tuple[tuple[int, ...], Ids]:
+    """The axes along which not all ids are the same, and the ids along these alone."""
+    kept: list[int] = []
+    for k in reversed(range(ids.ndim)):
+        if ids.shape[k] == 1 or bool((ids == np.take(ids, [0], k)).all()):
+            ids = np.take(ids, 0, k)
         else:
-            keep.insert(0, targets[k])
-    for m, k in enumerate(keep):
-        if isinstance(b[k], Size):  # batch x channels: the channels are repeated along an axis of run-time size
-            once = np.take(shaped, range(period[k]), m)
-            repeats = [shaped.shape[m] // period[k] if j == m else 1 for j in range(shaped.ndim)]
-            if not np.array_equal(np.tile(once, repeats), shaped):
-                op.trace.labels.freeze(block.ids, op.why("channels end up on an axis of run-time size"))
-                return None
-            shaped = once
-    return Block(tuple(keep), np.ascontiguousarray(shaped)) if keep else None
+            kept.insert(0, axes[k])
+    return tuple(kept), ids
+
+
+def _once(ids: Ids, k: int, period: int) -> Ids | None:
+    """The first `period` ids along axis `k`; None where those that follow do not repeat them."""
+    once = np.take(ids, range(period), k)
+    repeats = [ids.shape[k] // period if m == k else 1 for m in range(ids.ndim)]
+    return once if np.array_equal(np.tile(once, repeats), ids) else None
 
 
 def _number(factor: Dim) -> int:
@@ -157,6 +191,7 @@ class _Axes:
         return self._left[-1] if self._left else None
 
     def take(self, factor: Dim) -> None:
+        """Split a factor of the innermost axis off."""
         k = len(self._left) - 1
         self.factors[k].insert(0, factor)
         self._left[k] = quotient(self._left[k], factor) or 0

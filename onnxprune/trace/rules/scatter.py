@@ -6,15 +6,17 @@ import numpy as np
 
 from onnxprune.trace.editor import Editor
 from onnxprune.trace.op import Op
+from onnxprune.trace.rules.inputs import DATA, INDICES, UPDATES
 
 
 def overwritten(op: Op) -> bool:
     """Known positions of a vector get other values: what they hold goes with what they held."""
-    at, own, new = op.value(1), op.block_on(0, 0), op.block_on(2, 0)
-    if at is None or own is None or len(op.dims(0)) > 1 or at.ndim != 2 or op.attr("reduction", "none") != "none":
+    at, own, new = op.value(INDICES), op.block_on(DATA, 0), op.block_on(UPDATES, 0)
+    shape = op.dims(DATA)
+    if at is None or own is None or len(shape) > 1 or at.ndim != 2 or op.attr("reduction", "none") != "none":
         return False
     at = at.ravel() % own.ids.size
-    if new is None or new.ids.shape != at.shape or own.ids.size != op.dims(0)[0]:
+    if new is None or new.ids.shape != at.shape or own.ids.size != shape[0]:
         return False
     op.couple(own.ids[at], new.ids)
     op.set(0, [own])
@@ -22,7 +24,7 @@ def overwritten(op: Op) -> bool:
     def positions(e: Editor) -> None:
         alive = e.kept(own.ids)
         if not alive.all():
-            e.const(1, (np.cumsum(alive) - 1)[at[alive[at]]].reshape(-1, 1).astype(np.int64))
+            e.const(INDICES, (np.cumsum(alive) - 1)[at[alive[at]]].reshape(-1, 1).astype(np.int64))
 
     op.edit(positions)
     return True

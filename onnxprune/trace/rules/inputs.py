@@ -1,0 +1,119 @@
+"""Which input of an operator is what, in the order and by the names of its definition. Input 0 of one with a single
+tensor of data is that tensor everywhere, and is written 0.
+
+Knows operators and numbers, no graph.
+"""
+
+from __future__ import annotations
+
+DATA, INDICES, UPDATES = range(3)
+"""Gather, GatherElements, GatherND; ScatterElements and ScatterND, which have updates."""
+
+
+class Conv:
+    """Conv, ConvTranspose; com.microsoft FusedConv with a sum."""
+
+    X, WEIGHT, BIAS, SUM = range(4)
+
+
+class DeformConv:
+    """DeformConv."""
+
+    X, WEIGHT, OFFSET, BIAS, MASK = range(5)
+
+
+class Integer:
+    """ConvInteger, MatMulInteger."""
+
+    LEFT, RIGHT, LEFT_ZERO, RIGHT_ZERO = range(4)
+
+
+class QLinear:
+    """QLinearConv, QLinearMatMul."""
+
+    LEFT, LEFT_SCALE, LEFT_ZERO, RIGHT, RIGHT_SCALE, RIGHT_ZERO, Y_SCALE, Y_ZERO, BIAS = range(9)
+
+
+class QGemm:
+    """com.microsoft QGemm."""
+
+    A, A_SCALE, A_ZERO, B, B_SCALE, B_ZERO, C, Y_SCALE, Y_ZERO = range(9)
+
+
+class Gemm:
+    """Gemm, com.microsoft FusedGemm."""
+
+    A, B, C = range(3)
+
+
+class Attention:
+    """Attention of opset 23 on."""
+
+    QUERY, KEY, VALUE, MASK, PAST_KEY, PAST_VALUE, LENGTHS = range(7)
+
+
+class FusedAttention:
+    """com.microsoft Attention."""
+
+    X, WEIGHT, BIAS, MASK, PAST, SCORE_BIAS, PAST_LENGTH = range(7)
+
+
+class MultiHeadAttention:
+    """com.microsoft MultiHeadAttention."""
+
+    QUERY, KEY, VALUE, BIAS, MASK, SCORE_BIAS, PAST_KEY, PAST_VALUE = range(8)
+
+
+class GroupQueryAttention:
+    """com.microsoft GroupQueryAttention; from CACHE_SCALES on: of a quantised cache, of norms inside the operator."""
+
+    (QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, LENGTHS, TOTAL_LENGTH, COSINES, SINES, POSITIONS, SCORE_BIAS, SINKS,
+     CACHE_SCALES) = range(13)  # fmt: skip
+
+
+class Recurrent:
+    """LSTM, GRU, RNN."""
+
+    X, WEIGHT, RECURRENCE, BIAS, LENGTHS, STATE, CELL, PEEPHOLES = range(8)
+
+
+class Norm:
+    """BatchNormalization, and what has its first inputs: InstanceNormalization, LayerNormalization, .."""
+
+    X, SCALE, BIAS, MEAN, VARIANCE = range(5)
+
+
+class EmbedNorm:
+    """com.microsoft EmbedLayerNormalization."""
+
+    TOKENS, SEGMENTS, WORD_TABLE, POSITION_TABLE, SEGMENT_TABLE, SCALE, BIAS = range(7)
+
+
+class Quantize:
+    """QuantizeLinear, DequantizeLinear."""
+
+    X, SCALE, ZERO = range(3)
+
+
+class Slice:
+    """Slice from opset 10 on."""
+
+    DATA, STARTS, ENDS, AXES, STEPS = range(5)
+
+
+class Pad:
+    """Pad from opset 11 on."""
+
+    DATA, AMOUNTS, VALUE, AXES = range(4)
+
+
+class Resize:
+    """Resize from opset 11 on."""
+
+    X, REGION, SCALES, SIZES = range(4)
+
+
+class Loop:
+    """Loop: what is carried comes after these two."""
+
+    COUNT, CONDITION, CARRIED = range(3)
