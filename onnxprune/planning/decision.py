@@ -19,7 +19,7 @@ from onnxprune.fit import normalisations, re_estimated
 from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria, curves, timings
 from onnxprune.planning.allocation import Costs
-from onnxprune.planning.criteria.inputs import Clues
+from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.selection import select
 from onnxprune.planning.steady import steady
 from onnxprune.trace import Groups, Mask
@@ -39,15 +39,15 @@ COPIES = 6
 class Decision:
     """removed: the units that go. groups: of the graph that was looked at.
 
-    inputs: what was run, if anything was; the last `held` batches only judge.
+    inputs: what was run, if anything was; the last `judge_batches` batches only judge.
     merge: what goes is to be merged in weight space, because nothing better can be done. notes: what the user should
     know. given: by a plan, so that nothing else may go."""
 
     removed: Mask
     groups: Groups
     inputs: Calibration | None = None
-    held: int = 0
-    evidence: curves.Evidence | None = None
+    judge_batches: int = 0
+    curve_set: curves.CurveSet | None = None
     merge: bool = False
     notes: tuple[str, ...] = ()
     costs: Costs | None = None
@@ -77,13 +77,13 @@ def planner(groups: Groups, options: Options, progress: Progress | None = None) 
     costs = costs_of(groups, options, progress)
     if not uses_inputs(options):
         return lambda asked: Decision(by_weights(groups, asked, costs), groups, costs=costs)
-    if (need := held(groups)) > options.memory:
+    if (need := statistics_bytes(groups)) > options.memory:
         raise UsageError(
             f"to calibrate and refit a model of this size takes about {need / 1e9:.1f} GB; allow it with --memory "
             f"{-(-need >> 30)}G, or give --fast, which needs little"
         )
     try:
-        inputs, held_out = calibrated(groups, options, progress)
+        inputs, judge_batches = calibrated(groups, options, progress)
     except RuntimeFailure as error:
         merge = options.reconstruct != "none"
         why = f"no inputs could be run ({error.message}), so weights alone decided{' and were merged' if merge else ''}"
@@ -91,7 +91,7 @@ def planner(groups: Groups, options: Options, progress: Progress | None = None) 
             by_weights(groups, replace(asked, criterion="l2", scope="local"), costs), groups, merge=merge,
             notes=(why,), costs=costs,
         )  # fmt: skip
-    return Informed(working(groups, inputs, options), options, inputs, held_out, costs, progress)
+    return Informed(working(groups, inputs, options), options, inputs, judge_batches, costs, progress)
 
 
 def costs_of(groups: Groups, options: Options, progress: Progress | None = None) -> Costs:
@@ -140,7 +140,7 @@ def working(groups: Groups, inputs: Calibration, options: Options) -> Groups:
     return replace(groups, trace=re_estimated(groups.trace, inputs.feeds, options.providers))
 
 
-def held(groups: Groups) -> int:
+def statistics_bytes(groups: Groups) -> int:
     """Bytes that a look at activations takes, roughly, beside these: sessions of the whole model, whose runtime copies
     the weights and packs them, and of every layer that sums over units the weights and second moments in float64."""
     weights, nodes = groups.trace.model.weights, groups.trace.nodes
@@ -171,55 +171,59 @@ class Informed:
     """A planner that scores on the inputs and allocates by what `options.scope` says."""
 
     def __init__(
-        self, groups: Groups, options: Options, inputs: Calibration, held: int, costs: Costs,
+        self, groups: Groups, options: Options, inputs: Calibration, judge_batches: int, costs: Costs,
         progress: Progress | None = None,
     ) -> None:  # fmt: skip
-        self.groups, self.inputs, self.held, self.costs, self.progress = groups, inputs, held, costs, progress
-        fit = inputs.feeds[: len(inputs.feeds) - held]
-        self.judging = inputs.feeds[len(inputs.feeds) - held :] if held else inputs.feeds
-        self.clues = Clues(groups, options, fit, None if inputs.labels is None else inputs.labels[: _rows(groups, fit)])
+        self.groups, self.inputs, self.judge_batches = groups, inputs, judge_batches
+        self.costs, self.progress = costs, progress
+        fit = inputs.feeds[: len(inputs.feeds) - judge_batches]
+        self.judging = inputs.feeds[len(inputs.feeds) - judge_batches :] if judge_batches else inputs.feeds
+        labels = None if inputs.labels is None else inputs.labels[: _rows(groups, fit)]
+        self.criterion_inputs = CriterionInputs(groups, options, fit, labels)
         self.trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
-        self.found: dict[bool, curves.Evidence] = {}
+        self.found: dict[bool, curves.CurveSet] = {}
         self.scores: NDArray[np.float64] | None = None
 
     @steady()
     def __call__(self, options: Options) -> Decision:
-        evidence: curves.Evidence | None = None
+        curve_set: curves.CurveSet | None = None
         if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
             if self.scores is None:
-                self.scores = criteria.scores(options.criterion, self.clues)
+                self.scores = criteria.scores(options.criterion, self.criterion_inputs)
             removed = spread(self.groups, self.scores, options, self.costs)
         elif options.scope in ("local", "pq"):
-            evidence = self.evidence(options)
-            removed = spread(self.groups, evidence.scores, options, self.costs)
+            curve_set = self.curve_set(options)
+            removed = spread(self.groups, curve_set.scores, options, self.costs)
         else:
-            removed, evidence = self.allocated(options)
+            removed, curve_set = self.allocated(options)
         notes: tuple[str, ...] = ()
         if options.criterion == "obs" and options.reconstruct == "none":
             notes = ("the obs score assumes that weights are updated; without reconstruction l2 is the better choice",)
-        return Decision(removed, self.groups, self.inputs, self.held, evidence, notes=notes, costs=self.costs)
+        return Decision(
+            removed, self.groups, self.inputs, self.judge_batches, curve_set, notes=notes, costs=self.costs
+        )  # fmt: skip
 
-    def evidence(self, options: Options) -> curves.Evidence:
+    def curve_set(self, options: Options) -> curves.CurveSet:
         """Curves, and for the sensitivity scope their factors; they depend on whether heads may go."""
         if options.heads not in self.found:
-            found = curves.observe(self.groups, self.clues, options, self.progress)
+            found = curves.observe(self.groups, self.criterion_inputs, options, self.progress)
             if options.scope == "sensitivity":
                 curves.measure(self.groups, found, self.judging, options, self.progress)
             self.found[options.heads] = found
         return self.found[options.heads]
 
-    def allocated(self, options: Options) -> tuple[Mask, curves.Evidence]:
+    def allocated(self, options: Options) -> tuple[Mask, curves.CurveSet]:
         """The budget spent along the curves."""
         groups, costs = self.groups, self.costs
         wanted = budget(groups, options, costs)
         for heads in (False, True) if options.heads and options.scope == "sensitivity" else (options.heads,):
             trial = replace(options, heads=heads)  # whole heads are the dearest units: only where nothing else is left
-            evidence = self.evidence(trial)
-            shares = curves.shares(groups, evidence, trial, wanted, costs, self.trust)
-            removed = select(groups, evidence.scores, trial, shares)
+            curve_set = self.curve_set(trial)
+            shares = curves.shares(groups, curve_set, trial, wanted, costs, self.trust)
+            removed = select(groups, curve_set.scores, trial, shares)
             if not groups.rows or _cost(groups, costs, removed) <= SLACK * wanted:
                 break
-        return removed, evidence
+        return removed, curve_set
 
 
 def _rows(groups: Groups, feeds: Sequence[dict[str, NDArray[Any]]]) -> int:
@@ -232,7 +236,7 @@ def _rows(groups: Groups, feeds: Sequence[dict[str, NDArray[Any]]]) -> int:
 @steady()
 def by_weights(groups: Groups, options: Options, costs: Costs | None = None) -> Mask:
     """The plan that needs nothing but weights."""
-    scores = criteria.scores(options.criterion, Clues(groups, options))
+    scores = criteria.scores(options.criterion, CriterionInputs(groups, options))
     return spread(groups, scores, options, costs or costs_of(groups, options))
 
 

@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 Saliency = Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
 
 
-class Clues:
+class CriterionInputs:
     """`feeds`: batches of inputs (none where only weights may be looked at); `labels`: of their samples, if known."""
 
     def __init__(
