@@ -24,7 +24,7 @@ from onnxprune.errors import UsageError
 from onnxprune.fit import sites
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.planning import Costs, OutputError, criteria, curves, decision, profile, select
+from onnxprune.planning import Costs, OutputError, criteria, curves, decision, memory, profile, select
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.curves import CurveSet
 from onnxprune.refit import judging
@@ -497,4 +497,4 @@ def test_inputs_of_a_recurrent_layer_are_no_kernel() -> None:
         """,
         w0=(32, 32), w=(1, 128, 32), r=(1, 128, 32), one=np.array([1]), w1=(32, 5),
     )  # fmt: skip
-    assert decision.statistics_bytes(grouped(model, Options())) < 1 << 18
+    assert memory.statistics_bytes(grouped(model, Options())) < 1 << 18

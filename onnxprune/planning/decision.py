@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria, curves, timings
 from onnxprune.planning.allocation import Costs
 from onnxprune.planning.criteria.inputs import CriterionInputs
+from onnxprune.planning.memory import samples_that_fit, statistics_bytes
 from onnxprune.planning.selection import select
 from onnxprune.planning.steady import steady
 from onnxprune.trace import Groups, Mask
@@ -31,8 +31,6 @@ UNKNOWN = 0.5
 """How far made-up inputs are trusted where the model has no classes that would show how diverse they are."""
 SLACK = 1.03
 """What may be left, by the budget, before heads go."""
-COPIES = 6
-"""Activations of this many times the largest tensor are alive at once while a graph is walked, twice over."""
 
 
 @dataclass
@@ -111,8 +109,7 @@ def calibrated(groups: Groups, options: Options, progress: Progress | None = Non
     if progress:
         progress("calibrate", 0.0)
     trace = groups.trace
-    most = max(1, _fitting(groups, options))
-    samples = min(options.calib_samples, most)
+    samples = min(options.calib_samples, max(1, samples_that_fit(groups, options)))
     batch = max(1, min(options.calib_batch, samples // BATCHES))
     inputs = calibration(trace.model, trace.shapes, replace(options, calib_samples=samples, calib_batch=batch))
     inputs = replace(inputs, feeds=_apart(groups, inputs.feeds))
@@ -140,33 +137,6 @@ def working(groups: Groups, inputs: Calibration, options: Options) -> Groups:
     return replace(groups, trace=re_estimated(groups.trace, inputs.feeds, options.providers))
 
 
-def statistics_bytes(groups: Groups) -> int:
-    """Bytes that a look at activations takes, roughly, beside these: sessions of the whole model, whose runtime copies
-    the weights and packs them, and of every layer that sums over units the weights and second moments in float64."""
-    weights, nodes = groups.trace.model.weights, groups.trace.nodes
-    total = 2 * sum(w.nbytes for w in weights.values())
-    kernels = {(s.parameter, axes[0]) for s, axes, ids in groups.blocks
-               if len(axes) == 1 and np.ptp(groups.classes[ids]) == 0}  # fmt: skip
-    for r in groups.trace.reductions:
-        if r.kind != "sum" or r.block is None or not groups.prunable[groups.classes[r.block.ids]].any():
-            continue
-        name = max((n for n in nodes[r.node].input if n in weights), key=lambda n: weights[n].size, default="")
-        shape = weights[name].shape if name else ()
-        if len(shape) > 1 and r.block.ids.size in shape:
-            kernel = prod(n for k, n in enumerate(shape) if (name, k) in kernels)  # axes that go as one
-            total += 8 * (weights[name].size + (r.block.ids.size * kernel) ** 2)
-    return total
-
-
-def _fitting(groups: Groups, options: Options) -> int:
-    """Samples whose activations stay within the memory."""
-    shapes = groups.trace.shapes
-    batch = next((s[0] for s in shapes.inputs[0].values() if s), 1) or 1
-    largest = max((int(np.prod([d or 1 for d in dims])) for n, dims in shapes.probe[0].items()
-                   if n not in groups.trace.model.weights), default=1)  # fmt: skip
-    return int(options.memory / (4 * 2 * COPIES * largest / batch))
-
-
 class Informed:
     """A planner that scores on the inputs and allocates by what `options.scope` says."""
 
@@ -186,6 +156,7 @@ class Informed:
 
     @steady()
     def __call__(self, options: Options) -> Decision:
+        """The plan for one ratio."""
         curve_set: curves.CurveSet | None = None
         if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
             if self.scores is None:

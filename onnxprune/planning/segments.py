@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.model import Model, Weight, needs
+from onnxprune.model import Model, Topology, Weight, needs
 from onnxprune.rewrite import rewrite
 from onnxprune.shapes import Inputs, Shapes
 from onnxprune.trace import Groups, Ids, Mask, Trace, new_dims
@@ -40,14 +40,17 @@ class Segments:
 
     @property
     def trace(self) -> Trace:
+        """The trace of the graph."""
         return self.groups.trace
 
     @cached_property
     def nodes(self) -> Sequence[NodeProto]:
+        """The nodes of the main graph, by index."""
         return list(self.trace.model.proto.graph.node)
 
     @cached_property
     def makers(self) -> dict[str, int]:
+        """Index of the node that makes a tensor, by its name."""
         return {o: i for i, node in enumerate(self.nodes) for o in node.output if o}
 
     @cached_property
@@ -85,40 +88,43 @@ class Segments:
     def cut(self, segment: Segment, kept: Mask) -> tuple[Model, Inputs]:
         """The segment where only the ids of `kept` are left, and the sizes of its inputs."""
         model = rewrite(self._near(segment), kept).model
-        makers = {o: k for k, node in enumerate(model.graph.node) for o in node.output if o}
-        own = {o for i in segment.nodes for o in self.nodes[i].output}
-        given = (set(self.makers) - own - self.constant) | {i.name for i in model.graph.input}
-        ends = [o for i in segment.nodes for o in self.nodes[i].output if o and self._read_outside(o, segment)]
-        used: set[int] = set()
-        names: dict[str, None] = dict.fromkeys(ends)
-        todo = list(ends)
-        while todo:
-            name = todo.pop()
-            names[name] = None
-            if name in makers and name not in given and makers[name] not in used:
-                used.add(makers[name])
-                todo += needs(model.graph.node[makers[name]])
-        nodes = [model.graph.node[k] for k in sorted(used)]
-        weights = {name: model.weights[name] for name in names if name in model.weights}
-        graph = GraphProto(name="segment", node=nodes)
-        sizes: Inputs = {}
-        for name in names:
-            if name not in given or name in weights:
-                continue
-            kind, value = self.trace.shapes.dtype(name) or 0, self.at.probe_value(0, name)
-            if kind == TensorProto.INT64 and value is not None:  # sizes and indices
-                weights[name] = Weight.of(value)
-                continue
-            dims = new_dims(self.at.probe[0][name], self.trace.of(name), kept)
-            sizes[name] = tuple(int(d or 1) for d in dims)
-            graph.input.append(helper.make_tensor_value_info(name, kind, sizes[name]))
-        graph.output.extend(helper.make_tensor_value_info(o, self.trace.shapes.dtype(o) or 0, None) for o in ends)
-        proto = ModelProto(ir_version=max(4, model.proto.ir_version), graph=graph)
-        proto.opset_import.extend(model.proto.opset_import)
-        graph_weights = Model(proto, {})
-        for name, weight in weights.items():
-            graph_weights._add(name, weight)
-        return graph_weights, sizes
+        graph = Topology(model)
+        ends, given = self._borders(segment)
+        nodes = sorted(graph.ancestors(ends, given))
+        reads = dict.fromkeys(name for k in nodes for name in needs(graph.nodes[k]))
+        fed = [name for name in reads if name in given and name not in model.weights]
+        numbers = {name: weight for name in fed if (weight := self._number(name)) is not None}
+        sizes = {name: self._size(name, kept) for name in fed if name not in numbers}
+        alone = graph.piece(
+            nodes,
+            [helper.make_tensor_value_info(name, self._kind(name), dims) for name, dims in sizes.items()],
+            [helper.make_tensor_value_info(name, self._kind(name), None) for name in ends],
+        )
+        alone.weights.update(numbers)
+        return alone, sizes
+
+    def _borders(self, segment: Segment) -> tuple[list[str], set[str]]:
+        """The tensors that others read of a segment, and all that it could be given: inputs of the graph, and what
+        depends on them and other segments make."""
+        made = [o for i in segment.nodes for o in self.nodes[i].output if o]
+        inside = set(segment.nodes)
+        ends = [o for o in made if not inside.issuperset(self.trace.readers.get(o, []))]
+        inputs = {i.name for i in self.trace.model.graph.input}
+        return ends, (self.makers.keys() - set(made) - self.constant) | inputs
+
+    def _size(self, name: str, kept: Mask) -> tuple[int, ...]:
+        """The shape of a tensor where only `kept` is left; of what is open or empty, 1."""
+        dims = new_dims(self.at.probe[0][name], self.trace.of(name), kept)
+        return tuple(int(d or 1) for d in dims)
+
+    def _kind(self, name: str) -> int:
+        """The type of a tensor, 0 where it is not known."""
+        return self.trace.shapes.dtype(name) or 0
+
+    def _number(self, name: str) -> Weight | None:
+        """A size or an index that the segment is given: its value, if it is known at these sizes."""
+        value = self.at.probe_value(0, name)
+        return Weight.of(value) if self._kind(name) == TensorProto.INT64 and value is not None else None
 
     def _near(self, segment: Segment) -> Trace:
         """The trace with nothing to rewrite but the segment and the constants that it reads."""
@@ -135,9 +141,6 @@ class Segments:
             edits=[(i, edit) for i, edit in self.trace.edits if i in inside],
             blocks={name: blocks for name, blocks in self.trace.blocks.items() if name in touched},
         )
-
-    def _read_outside(self, name: str, segment: Segment) -> bool:
-        return any(reader not in segment.nodes for reader in self.trace.readers.get(name, []))
 
 
 def signature(model: Model, sizes: Inputs) -> list[Any]:
