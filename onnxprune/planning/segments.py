@@ -7,13 +7,12 @@ contractions and what is fused with them; nothing is run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper
+from onnx import TensorProto, helper
 
 from onnxprune.model import Model, Topology, Weight, needs
 from onnxprune.rewrite import rewrite
@@ -44,21 +43,16 @@ class Segments:
         return self.groups.trace
 
     @cached_property
-    def nodes(self) -> Sequence[NodeProto]:
-        """The nodes of the main graph, by index."""
-        return list(self.trace.model.proto.graph.node)
-
-    @cached_property
-    def makers(self) -> dict[str, int]:
-        """Index of the node that makes a tensor, by its name."""
-        return {o: i for i, node in enumerate(self.nodes) for o in node.output if o}
+    def graph(self) -> Topology:
+        """Who makes and reads what in the whole graph."""
+        return Topology(self.trace.model)
 
     @cached_property
     def constant(self) -> set[str]:
         """Tensors that depend on no input."""
         known = set(self.trace.model.weights)
-        for node in self.nodes:
-            if node.input and known.issuperset(needs(node)):
+        for node, reads in zip(self.graph.nodes, self.graph.reads, strict=True):
+            if node.input and known.issuperset(reads):
                 known.update(node.output)
         return known
 
@@ -67,12 +61,13 @@ class Segments:
         """A node without MACs belongs to the last of those it reads from, unless other units cut it."""
         out: list[Segment] = []
         home: dict[int, Segment] = {}
-        for i, node in enumerate(self.nodes):
-            if node.input and self.constant.issuperset(needs(node)):
+        made_by = self.graph.made_by
+        for i, (node, reads) in enumerate(zip(self.graph.nodes, self.graph.reads, strict=True)):
+            if node.input and self.constant.issuperset(reads):
                 continue
             own = [self.groups.classes[b.ids].ravel() for o in node.output for b in self.trace.blocks.get(o, ())]
             units = set(np.unique(np.concatenate(own)).tolist()) if own else set()
-            last = max((self.makers[x] for x in needs(node) if self.makers.get(x) in home), default=None)
+            last = max((made_by[x] for x in reads if made_by.get(x) in home), default=None)
             if i in self.trace.macs:
                 macs, blocks = self.trace.macs[i]
                 home[i] = Segment([], tuple(self.groups.classes[b] for b in blocks), macs, units)
@@ -106,11 +101,11 @@ class Segments:
     def _borders(self, segment: Segment) -> tuple[list[str], set[str]]:
         """The tensors that others read of a segment, and all that it could be given: inputs of the graph, and what
         depends on them and other segments make."""
-        made = [o for i in segment.nodes for o in self.nodes[i].output if o]
+        made = [o for i in segment.nodes for o in self.graph.nodes[i].output if o]
         inside = set(segment.nodes)
         ends = [o for o in made if not inside.issuperset(self.trace.readers.get(o, []))]
         inputs = {i.name for i in self.trace.model.graph.input}
-        return ends, (self.makers.keys() - set(made) - self.constant) | inputs
+        return ends, (self.graph.made_by.keys() - set(made) - self.constant) | inputs
 
     def _size(self, name: str, kept: Mask) -> tuple[int, ...]:
         """The shape of a tensor where only `kept` is left; of what is open or empty, 1."""
@@ -128,13 +123,10 @@ class Segments:
 
     def _near(self, segment: Segment) -> Trace:
         """The trace with nothing to rewrite but the segment and the constants that it reads."""
-        inside, todo = set(segment.nodes), list(segment.nodes)
-        while todo:
-            fed = {self.makers[x] for x in needs(self.nodes[todo.pop()]) if x in self.constant and x in self.makers}
-            todo += fed - inside
-            inside |= fed
-        read = {x for i in inside for x in needs(self.nodes[i])}
-        touched = read | {o for i in inside for o in self.nodes[i].output}
+        own = {name for i in segment.nodes for name in self.graph.reads[i]}
+        inside = {*segment.nodes, *self.graph.ancestors(sorted(own & self.constant))}
+        read = {name for i in inside for name in self.graph.reads[i]}
+        touched = read | {o for i in inside for o in self.graph.nodes[i].output}
         return replace(
             self.trace,
             slices={key: s for key, s in self.trace.slices.items() if s.parameter in read},
