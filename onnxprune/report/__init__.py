@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
+from onnxprune.report.documents import text, to_json, write
 from onnxprune.report.summary import frozen, infos, nothing, predicted
-from onnxprune.report.tables import (
-    print_comparison,
-    print_inspection,
-    print_report,
-    print_sweep,
-    print_verified,
-    text,
-    to_json,
-    write,
-)
+from onnxprune.report.tables import print_comparison, print_inspection, print_report, print_sweep, print_verified
 
 __all__ = [
     "frozen", "infos", "nothing", "predicted", "print_comparison", "print_inspection", "print_report",
