@@ -47,7 +47,7 @@ class CriterionInputs:
 
     @cached_property
     def sites(self) -> Sequence[Any]:
-        """Where units are summed away, with second moments of the inputs (see `sites.Site`)."""
+        """Where units are summed away, with second moments of the inputs (see `fit.Site`)."""
         from onnxprune.fit import collect
 
         if not self.feeds:
