@@ -163,7 +163,7 @@ def _carried_out(groups: Groups, decision: Decision, options: Options, clock: Cl
         profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),
         infos(groups, kept), frozen(groups), proof, replace(options, calib=None),
         (*notes.of(groups), *decision.notes), None, dict(clock.seconds), story,
-        curves.told(groups, decision.evidence, kept) if decision.evidence else (),
+        curves.curve_infos(groups, decision.curve_set, kept) if decision.curve_set else (),
         predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
     )  # fmt: skip
     done = replace(options, reconstruct=_reconstructed(story))

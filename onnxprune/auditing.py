@@ -15,7 +15,7 @@ from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.fit import restore
 from onnxprune.model import Model, Weight, every_node, scopes
 from onnxprune.options import Options, Proof, Verified
-from onnxprune.planning import Judge, calibrated, working
+from onnxprune.planning import OutputError, calibrated, working
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.stages import Clock, prove
 from onnxprune.trace import Groups, Mask
@@ -118,7 +118,7 @@ def _measured(groups: Groups, kept: Mask, given: Model, verified: Verified, opti
     try:
         inputs, held = calibrated(groups, options)
         dense = working(groups, inputs, options)
-        judge = Judge(dense, inputs.feeds[-held:], options.providers)
+        judge = OutputError(dense, inputs.feeds[-held:], options.providers)
         sliced, written = rewrite(dense.trace, kept).model, given.copy()
         restore(written, sliced)
         errors = {"written": judge.error(written), "sliced": judge.error(sliced)}

@@ -24,9 +24,9 @@ from onnxprune.errors import UsageError
 from onnxprune.fit import sites
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.planning import Costs, Judge, criteria, curves, decision, profile, select
-from onnxprune.planning.criteria.inputs import Clues
-from onnxprune.planning.curves import Evidence
+from onnxprune.planning import Costs, OutputError, criteria, curves, decision, memory, profile, select
+from onnxprune.planning.criteria.inputs import CriterionInputs
+from onnxprune.planning.curves import CurveSet
 from onnxprune.refit import judging
 from onnxprune.report import to_json
 from onnxprune.rewrite import rewrite
@@ -89,15 +89,14 @@ def test_a_target_is_hit(resnet: Groups, scope: Any, of: Any, ratio: float) -> N
 
 
 @pytest.fixture(scope="module")
-def evidence(resnet: Groups) -> Evidence:
+def curve_set(resnet: Groups) -> CurveSet:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sites, "LEAST_ROWS", 300)
         patch.setattr(sites, "ROWS_PER_COLUMN", 2)
         images = np.load(MODELS / "fashion_test.npz")["image"][:10]
         options = Options(calib=[{"image": images}], calib_samples=10, calib_batch=2, heads=False).resolved()
         made, held = decision.calibrated(resnet, options)
-        clues = Clues(resnet, options, made.feeds[:-held])
-        found = curves.observe(resnet, clues, options)
+        found = curves.observe(resnet, CriterionInputs(resnet, options, made.feeds[:-held]), options)
         curves.measure(resnet, found, made.feeds[-held:], options)
     return found
 
@@ -106,30 +105,30 @@ def evidence(resnet: Groups) -> Evidence:
 @pytest.mark.parametrize("of", ["macs", "params"])
 @pytest.mark.parametrize("scope", ["sensitivity", "global"])
 def test_a_target_is_hit_by_what_was_measured(
-    resnet: Groups, evidence: Evidence, scope: Any, of: Any, ratio: float
+    resnet: Groups, curve_set: CurveSet, scope: Any, of: Any, ratio: float
 ) -> None:
     options = Options(scope=scope, of=of, ratio=ratio).resolved()
-    found = evidence.curves if scope == "sensitivity" else [replace(c, factor=None) for c in evidence.curves]
+    found = curve_set.curves if scope == "sensitivity" else [replace(c, factor=None) for c in curve_set.curves]
     costs = Costs.of(resnet, of)
     shares = curves.shares(
-        resnet, replace(evidence, curves=found), options, decision.budget(resnet, options, costs), costs
+        resnet, replace(curve_set, curves=found), options, decision.budget(resnet, options, costs), costs
     )
-    removed = select(resnet, evidence.scores, options, shares)
+    removed = select(resnet, curve_set.scores, options, shares)
     assert abs(share_left(resnet, removed, of) - (1 - ratio)) < 0.03
     assert max(shares.values()) <= 0.9
     assert len({round(s, 2) for s in shares.values()}) > 2  # not the same for all
 
 
-def test_inputs_that_are_trusted_less_are_nearer_to_the_same_share_for_all(resnet: Groups, evidence: Evidence) -> None:
+def test_inputs_that_are_trusted_less_are_nearer_to_the_same_share_for_all(resnet: Groups, curve_set: CurveSet) -> None:
     options, costs = Options(ratio=0.4).resolved(), Costs.of(resnet, "macs")
     wanted = decision.budget(resnet, options, costs)
-    most = [max(curves.shares(resnet, evidence, options, wanted, costs, trust).values()) for trust in (0, 0.5, 1)]
+    most = [max(curves.shares(resnet, curve_set, options, wanted, costs, trust).values()) for trust in (0, 0.5, 1)]
     assert most[0] < most[1] < most[2] <= 0.9
     assert most[0] < 0.5
 
 
-def test_every_factor_is_measured(evidence: Evidence) -> None:
-    factors = [c.factor for c in evidence.curves]
+def test_every_factor_is_measured(curve_set: CurveSet) -> None:
+    factors = [c.factor for c in curve_set.curves]
     assert all(f is not None and np.isfinite(f) and f > 0 for f in factors)
     assert len(set(factors)) == len(factors)
 
@@ -164,12 +163,12 @@ def test_every_set_is_allocated_and_measured_where_heads_go(monkeypatch: pytest.
     ).resolved()
     groups = grouped(attention(), options)
     made, held = decision.calibrated(groups, options)
-    evidence = curves.observe(groups, Clues(groups, options, made.feeds[:-held]), options)
-    curves.measure(groups, evidence, made.feeds[-held:], options)
-    assert len(measured) == len(evidence.curves) > 2
+    curve_set = curves.observe(groups, CriterionInputs(groups, options, made.feeds[:-held]), options)
+    curves.measure(groups, curve_set, made.feeds[-held:], options)
+    assert len(measured) == len(curve_set.curves) > 2
     costs = Costs.of(groups, "params")
-    shares = curves.shares(groups, evidence, options, decision.budget(groups, options, costs), costs)
-    removed = select(groups, evidence.scores, options, shares)
+    shares = curves.shares(groups, curve_set, options, decision.budget(groups, options, costs), costs)
+    removed = select(groups, curve_set.scores, options, shares)
     assert any(removed[list(units)].all() for units in groups.rows.values())
     assert abs(share_left(groups, removed, "params") - 0.5) < 0.06
 
@@ -184,7 +183,7 @@ def test_every_criterion_scores(name: str) -> None:
     options = Options(criterion=name, calib_samples=16).resolved()
     groups = grouped(net(), options)
     feeds = [inputs(net(), 8, seed) for seed in (1, 2)]
-    scores = criteria.scores(name, Clues(groups, options, feeds))
+    scores = criteria.scores(name, CriterionInputs(groups, options, feeds))
     assert scores.shape == groups.prunable.shape
     assert np.isfinite(scores).all()
     live = scores[groups.prunable]
@@ -201,7 +200,7 @@ def test_what_never_fires_scores_least(name: str) -> None:
         next(t for t in model.graph.initializer if t.name == weight).CopyFrom(onnx.numpy_helper.from_array(new, weight))
     options = Options(criterion=name).resolved()
     groups = grouped(model, options)
-    scores = criteria.scores(name, Clues(groups, options, [inputs(model, 16, 1)]))
+    scores = criteria.scores(name, CriterionInputs(groups, options, [inputs(model, 16, 1)]))
     units = next(groups.classes[ids] for s, axes, ids in groups.blocks if s.parameter == "wo" and axes == (1,))
     assert scores[units][3] == pytest.approx(scores[units].min())
     assert scores[units][3] < 0.5 * np.median(scores[units]) or name == "flap"
@@ -222,7 +221,7 @@ def test_bn_scale_without_a_normalisation_says_so(tmp_path: Path, capsys: pytest
 def test_bn_scale_knows_nothing_of_units_without_a_normalisation() -> None:
     options = Options(criterion="bn-scale", fast=True).resolved()
     groups = grouped(net(), options)
-    scores = criteria.scores("bn-scale", Clues(groups, options))
+    scores = criteria.scores("bn-scale", CriterionInputs(groups, options))
     at = {s.parameter: groups.classes[ids] for s, axes, ids in groups.blocks if axes == (0,)}
     np.testing.assert_allclose(scores[at["gain"]], array(net(), "gain"), rtol=1e-6)
     np.testing.assert_allclose(scores[at["wk"]], array(net(), "gain").mean(), rtol=1e-6)
@@ -360,10 +359,10 @@ def test_the_seed_decides_what_goes_at_random() -> None:
 
 def test_lamp_is_a_share_of_what_is_no_smaller() -> None:
     """In every family (Lee et al. 2021, eq. 4): the least of all its weight, the largest of itself alone."""
-    clues = Clues(grouped(net(), Options()), Options())
-    squares, scores = criteria.scores("l2", clues), criteria.scores("lamp", clues)
-    assert {len(units) for units in clues.families} == {8, 12}
-    for units in clues.families:
+    found = CriterionInputs(grouped(net(), Options()), Options())
+    squares, scores = criteria.scores("l2", found), criteria.scores("lamp", found)
+    assert {len(units) for units in found.families} == {8, 12}
+    for units in found.families:
         for u in units:
             larger = sum(squares[v] for v in units if squares[v] >= squares[u])
             assert scores[u] == pytest.approx(squares[u] / larger)
@@ -404,9 +403,9 @@ def test_nothing_that_was_fitted_to_judges(monkeypatch: pytest.MonkeyPatch) -> N
 
         monkeypatch.setattr(module, name, watched)
 
-    spy(decision, "Clues", "fit", 2)
+    spy(decision, "CriterionInputs", "fit", 2)
     spy(curves, "measure", "judge", 2)
-    spy(judging, "Judge", "judge", 1)
+    spy(judging, "OutputError", "judge", 1)
     real = judging.Reconstruction
 
     def fitted(trace: Any, kept: Any, work: Any, feeds: Any, apart: int, *more: Any) -> Any:
@@ -429,7 +428,7 @@ def test_nothing_that_was_fitted_to_judges(monkeypatch: pytest.MonkeyPatch) -> N
 def judged(monkeypatch: pytest.MonkeyPatch, *errors: float) -> Iterator[float]:
     """The judge finds these errors, one after the other: of the plan sliced, of it refitted, of weights alone."""
     left = iter(errors)
-    monkeypatch.setattr(Judge, "error", lambda self, model: next(left))
+    monkeypatch.setattr(OutputError, "error", lambda self, model: next(left))
     return left
 
 
@@ -498,4 +497,4 @@ def test_inputs_of_a_recurrent_layer_are_no_kernel() -> None:
         """,
         w0=(32, 32), w=(1, 128, 32), r=(1, 128, 32), one=np.array([1]), w1=(32, 5),
     )  # fmt: skip
-    assert decision.held(grouped(model, Options())) < 1 << 18
+    assert memory.statistics_bytes(grouped(model, Options())) < 1 << 18

@@ -394,7 +394,7 @@ def test_the_integer_program_has_no_clock(monkeypatch: pytest.MonkeyPatch) -> No
     """Chained shuffles whose buckets have no common divisor: what the solver is told holds no limit in seconds."""
     import scipy
 
-    from onnxprune.planning.selection import Linked
+    from onnxprune.planning.buckets import LinkedBuckets
 
     told: list[dict[str, Any]] = []
     solver = scipy.optimize.milp
@@ -405,7 +405,7 @@ def test_the_integer_program_has_no_clock(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(scipy.optimize, "milp", milp)
     rows = np.arange(30).reshape(3, 10)
-    part = Linked([list(range(30))], 1, 0.0, [rows, rows.T.reshape(3, 10)], np.arange(30.0))
-    assert len(part.solved(12, 9)) in range(9, 13)
+    part = LinkedBuckets([list(range(30))], 1, 0.0, [rows, rows.T.reshape(3, 10)], np.arange(30.0))
+    assert len(part.solve_milp(12, 9)) in range(9, 13)
     assert told
     assert not any("time" in key for options in told for key in options)

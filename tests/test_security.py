@@ -26,9 +26,9 @@ NEVER = {
     "telnetlib", "urllib", "webbrowser", "xmlrpc",
 }  # fmt: skip
 ONLY_IN = {
-    "joblib": "sweeping.py",
-    "distributed": "sweeping.py",
-    "ray": "sweeping.py",
+    "joblib": "workers.py",
+    "distributed": "workers.py",
+    "ray": "workers.py",
     "runpy": "script.py",
     "subprocess": "rehearsal.py",
 }

@@ -69,7 +69,8 @@ def test_pt_files_are_read_as_weights_only(tmp_path: Path, capsys: pytest.Captur
     gone = {"axes": [0], "shape": [8], "remove": [1, 5]}
     removals = [{"parameter": n, **gone} for n in ("one.weight", "one.bias")]
     removals.append({"parameter": "two.weight", **gone, "axes": [1]})
-    plan = {"version": 1, "scope": "local", "ratio": 0.3, "criterion": "l2", "groups": {"one.weight": removals}}
+    made = {"scope": "local", "ratio": 0.3, "criterion": "l2", "fingerprint": "", "reconstruct": "none"}
+    plan = {"version": 2, **made, "groups": {"one.weight": removals}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "weights.pt")
     torch.save(layers, tmp_path / "module.pt")

@@ -17,7 +17,10 @@ from onnxprune.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
+    """A parser whose errors are a UsageError of one line, and that takes a file of flags."""
+
     def error(self, message: str) -> NoReturn:
+        """UsageError that says where the help is."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
@@ -40,23 +43,28 @@ class Parser(argparse.ArgumentParser):
             action = self._option_string_actions.get(flag)
             if action is None or action.dest in ("config", "help", "version"):
                 raise UsageError(f"{path}: there is no flag {flag}")
-            if action.dest in said:
-                continue
-            if isinstance(value, bool):
-                off = f"--no-{flag[2:]}"
-                if action.nargs != 0:
-                    raise UsageError(f"{path}: {key} takes a value, not {str(value).lower()}")
-                if value or off in self._option_string_actions:
-                    yield flag if value else off
-            elif isinstance(value, list) and action.nargs == "+":
-                yield from (flag, *(str(v) for v in value)) if value else ()
-            elif isinstance(value, list | dict) or action.nargs == 0:
-                raise UsageError(f"{path}: {key} takes {'true or false' if action.nargs == 0 else 'one value'}")
-            else:
-                yield f"{flag}={value}"
+            if action.dest not in said:
+                yield from self._words(path, key, value, action)
+
+    def _words(self, path: Path, key: str, value: Any, action: argparse.Action) -> Iterator[str]:
+        """One entry of the file at `path` as the words that stand for it on the command line."""
+        flag, several = f"--{key.replace('_', '-')}", isinstance(value, list) and action.nargs == "+"
+        if isinstance(value, bool):
+            off = f"--no-{flag[2:]}"
+            if action.nargs != 0:
+                raise UsageError(f"{path}: {key} takes a value, not {str(value).lower()}")
+            if value or off in self._option_string_actions:
+                yield flag if value else off
+        elif several:
+            yield from (flag, *map(str, value)) if value else ()
+        elif isinstance(value, list | dict) or action.nargs == 0:
+            raise UsageError(f"{path}: {key} takes {'true or false' if action.nargs == 0 else 'one value'}")
+        else:
+            yield f"{flag}={value}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
+    """What a file of flags holds; UsageError where it cannot be read or is no TOML."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -66,6 +74,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parser(prog: str, description: str, epilog: str | None = None) -> Parser:
+    """A parser with what all commands take; flags that are not given leave no trace."""
     made = Parser(
         prog,
         description=description,
@@ -81,6 +90,8 @@ def parser(prog: str, description: str, epilog: str | None = None) -> Parser:
 
 
 def number(kind: Callable[[str], float], wanted: str, fits: Callable[[float], bool]) -> Callable[[str], Any]:
+    """A type of arguments: numbers of a `kind` that `fits`; of others it says what is `wanted`."""
+
     def convert(text: str) -> float:
         try:
             value = kind(text)
@@ -94,6 +105,7 @@ def number(kind: Callable[[str], float], wanted: str, fits: Callable[[float], bo
 
 
 def allocation(text: str) -> str:
+    """A scope by the names that --allocation gives to it."""
     names = {"uniform": "local", "local": "local", "global": "global", "sensitivity": "sensitivity", "pq": "pq"}
     if text not in names:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of uniform, global, sensitivity, pq")
@@ -101,6 +113,7 @@ def allocation(text: str) -> str:
 
 
 def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -111,6 +124,7 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def deviations(text: str) -> tuple[float, ...]:
+    """Numbers above 0 with commas between them."""
     found = numbers(text)
     if min(found) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not numbers above 0 with commas, such as 0.229,0.224,0.225")
@@ -118,6 +132,7 @@ def deviations(text: str) -> tuple[float, ...]:
 
 
 def size(text: str) -> int:
+    """Bytes, with K, M or G for powers of 1024; from 1M on."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     factor = units.get(text[-1:].upper(), 1)
     number = text[:-1] if text[-1:].upper() in units else text
@@ -140,6 +155,7 @@ def multiple(text: str) -> int:
 
 
 def shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """NAME:SIZES, the name and shape of an input."""
     name, _, sizes = text.rpartition(":")
     parts = sizes.split(",")
     given = [part.strip() for part in parts]

@@ -14,8 +14,7 @@ from onnxprune.errors import UsageError
 from onnxprune.options import Options
 
 MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}
-
-
+"""How a flag is declared that takes several values and may be given more than once."""
 CRITERIA = "l1, l2, random, bn-scale, fpgm, lamp, activation, wanda, flap, taylor, taylor-so, lrp, oracle"
 
 
@@ -108,6 +107,7 @@ def calibration_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def memory_flag(parser: argparse._ActionsContainer) -> None:
+    """How much memory a look at activations may take."""
     parser.add_argument(
         "--memory", type=take.size, metavar="SIZE", help="of activations, and without --fast statistics (default 4G)"
     )
@@ -123,6 +123,7 @@ def pixel_flags(parser: argparse._ActionsContainer) -> None:
 
 
 def proof_flags(parser: argparse.ArgumentParser) -> None:
+    """Where the proof runs, and what it lets pass."""
     proof = parser.add_argument_group("proof")
     provider_flag(proof)
     proof.add_argument("--check-rtol", type=take.tolerance, metavar="X", help="allowed error, as a share of the output")
@@ -130,6 +131,7 @@ def proof_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def metric_flag(parser: argparse._ActionsContainer) -> None:
+    """A metric by name or as a function."""
     parser.add_argument(
         "--metric",
         default="",
@@ -169,16 +171,19 @@ def timing_flags(parser: argparse._ActionsContainer) -> None:
 
 
 def provider_flag(parser: argparse._ActionsContainer) -> None:
+    """What ONNX Runtime runs on."""
     parser.add_argument("--providers", nargs="+", metavar="P", help="cpu, cuda, tensorrt or full names (default cpu)")
 
 
 def force_flag(parser: argparse._ActionsContainer) -> None:
+    """Whether a plan of another graph is taken."""
     parser.add_argument(
         "--force-plan", action="store_true", default=False, help="take a plan that was made of another graph"
     )
 
 
 def report_flag(parser: argparse._ActionsContainer) -> None:
+    """A file with everything about the run."""
     parser.add_argument(
         "--report",
         type=Path,
@@ -206,4 +211,5 @@ def refuse_with_plan(args: argparse.Namespace) -> None:
 
 
 def model_argument(parser: argparse.ArgumentParser, name: str = "IN") -> None:
+    """A model to read."""
     parser.add_argument(name, type=Path, help="the model to read; never changed")

@@ -23,6 +23,7 @@ def console() -> Console:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress | None]:
+    """A bar of the stages while it is open; None where there is no terminal to show it."""
     if quiet or not sys.stderr.isatty():
         yield None
         return

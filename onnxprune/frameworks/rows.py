@@ -40,6 +40,7 @@ class RowIndex:
         return None
 
     def _each(self, matrix: Array) -> Mask | None:
+        """Which elements stay, where every row is known and stays alike wherever it is; None otherwise."""
         for kind in {a.dtype for a, _ in self.sources}:
             known = self._of_length(matrix.shape[1], kind)
             masks = [known.get(row.tobytes(), []) for row in matrix.astype(kind)]
@@ -48,6 +49,7 @@ class RowIndex:
         return None
 
     def _of_length(self, n: int, kind: np.dtype[np.generic]) -> dict[bytes, list[Mask]]:
+        """By the bytes of each row (or column) of `n` elements, which of these stay in every use."""
         key = (n, kind.str + kind.name)
         if key not in self._known:
             known: dict[bytes, list[Mask]] = defaultdict(list)
@@ -77,7 +79,8 @@ def elements(vector: Array, index: RowIndex) -> Mask | None:
 
 
 def _inside(piece: Array, index: RowIndex) -> Mask | None:
-    """Few distinct values are inside anything, so that most must be distinct."""
+    """Which elements of a piece stay, where one parameter has them all; None where none has, or uses differ. Few
+    distinct values are inside anything, so that most must be distinct."""
     if np.unique(piece).size <= piece.size // 2:
         return None
     found: Mask | None = None

@@ -36,6 +36,7 @@ class Tensors:
 
 
 def check_suffix(path: Path) -> None:
+    """UsageError where the name of a file of weights does not say of which kind it is."""
     if path.suffix not in SUFFIXES:
         raise UsageError(
             f"{path}: weights are read and written as {', '.join(SUFFIXES)}; save a state dict as one of them"
@@ -51,7 +52,7 @@ def read(path: Path) -> Tensors:
 
 
 def write(path: Path, tensors: Tensors) -> None:
-    """All of it or nothing."""
+    """The file, all of it or nothing. UsageError where its format lacks a type."""
     check_suffix(path)
     with disk_errors(path), replacing([path]) as files:
         temporary = files.temporary[path]

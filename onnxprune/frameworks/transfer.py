@@ -63,7 +63,7 @@ def sliced(plan: Plan, state: Mapping[str, Array], keep: Sequence[str] = (), cer
     the model, so that one beside others of another length is meant to be.
 
     Raises UsageError where a name is missing, a tensor would be no rectangle, or those of a module would not fit."""
-    cuts = _by_parameter(plan)
+    cuts = by_parameter(plan)
     missing = sorted(cuts.keys() - state.keys())
     if missing:
         raise UsageError(f"the plan's '{missing[0]}' is not among the weights; is it in their names (--save-plan)?")
@@ -108,6 +108,7 @@ def fits(removal: Removal, shape: Sequence[int]) -> bool:
 
 
 def removals_of(removals: Iterable[Removal]) -> Cuts:
+    """What goes, without saying from which tensor."""
     return frozenset(replace(r, parameter="", use="") for r in removals)
 
 
@@ -138,7 +139,8 @@ def by_name(names: Iterable[str], parameters: Iterable[str]) -> dict[str, str]:
     return fitting[best[0]]
 
 
-def _by_parameter(plan: Plan) -> dict[str, list[Removal]]:
+def by_parameter(plan: Plan) -> dict[str, list[Removal]]:
+    """The removals of a plan, by the parameter that they are of."""
     out: dict[str, list[Removal]] = defaultdict(list)
     for removals in plan.groups.values():
         for r in removals:
@@ -147,7 +149,7 @@ def _by_parameter(plan: Plan) -> dict[str, list[Removal]]:
 
 
 def _by_name_alone(plan: Plan, state: Mapping[str, Array]) -> dict[str, Cuts]:
-    removals = _by_parameter(plan)
+    removals = by_parameter(plan)
     names = by_name(state, removals)
     missing = sorted(removals.keys() - set(names.values()))
     if missing:

@@ -44,6 +44,7 @@ class Timing:
 
     @staticmethod
     def of(seconds: Sequence[float]) -> Timing:
+        """Of many runs, in seconds each."""
         low, median, high = np.percentile(seconds, (25, 50, 75)) * 1e3
         return Timing(float(median), float(low), float(high))
 
@@ -63,9 +64,11 @@ class Benchmark:
 
     @property
     def speedup(self) -> float:
+        """How many times faster the second model is, by the medians."""
         return self.before.median / self.after.median
 
     def to_json(self) -> dict[str, Any]:
+        """The entry of a report, in milliseconds."""
         return {
             "unit": "ms", "before": vars(self.before), "after": vars(self.after), "speedup": self.speedup,
             **{name: getattr(self, name) for name in ("runs", "inputs", "batch", "threads", "cores", "providers")},
@@ -76,7 +79,9 @@ def benchmark(
     before: Model, after: Model, *, batch: int = 1, threads: int = 0, providers: Sequence[str] = ("cpu",),
     input_shapes: Mapping[str, Sequence[int]] | None = None, seconds: float | None = None, seed: int = 0,
 ) -> Benchmark:  # fmt: skip
-    """Both models in turns, so that whatever else the machine does meets both alike."""
+    """Both models in turns, so that whatever else the machine does meets both alike.
+
+    seconds: how long both run in all, as SECONDS where it is left out. RuntimeFailure where no inputs can be found."""
     sessions = [deployed(model, providers, threads) for model in (before, after)]
     working = before.normalised()
     feed = runnable(sessions[0], working, infer(working, input_shapes), batch, input_shapes or {}, seed)
@@ -99,7 +104,9 @@ def benchmark(
 def runnable(
     session: Any, model: Model, shapes: Shapes, batch: int, given: Mapping[str, Sequence[int]], seed: int = 0
 ) -> Feed:
-    """Random inputs for `batch` samples, where the model leaves their number open, on which the session runs."""
+    """Random inputs for `batch` samples, where the model leaves their number open, on which the session runs.
+
+    `given`: shapes by input, as in Options. RuntimeFailure where it runs on none."""
     last: Exception | None = None
     for dims in sizes(model, shapes, batch, given):
         for low, high in RANGES:

@@ -27,6 +27,7 @@ CEILING = 200.0
 
 
 def _mean(total: Floats, count: Floats) -> Floats:
+    """The mean over samples."""
     return np.asarray(total[..., 0] / count)
 
 
@@ -62,7 +63,7 @@ class Custom:
 
 
 def custom(text: str) -> Custom:
-    """`script.py:function`; what is wrong with it is a UsageError."""
+    """The metric that `script.py:function` names; what is wrong with it is a UsageError."""
     path, _, function = text.rpartition(":")
     wanted = f"--metric takes one of {', '.join(METRICS)} or script.py:function"
     if not path.endswith(".py"):
@@ -83,6 +84,8 @@ def predicted(outputs: Outputs) -> Array:
 
 
 def _top(k: int) -> Callable[[Outputs, Array], Floats]:
+    """Whether the label is among the k best classes, [samples, 1]."""
+
     def statistics(outputs: Outputs, labels: Array) -> Floats:
         found = np.asarray(outputs[0])
         if found.dtype.kind in "iub":
@@ -101,11 +104,13 @@ def _top(k: int) -> Callable[[Outputs, Array], Floats]:
 
 
 def _agreement(outputs: Outputs, dense: Outputs) -> Floats:
+    """The share of the classes of a sample that are those of the dense model, [samples, 1]."""
     ours, theirs = predicted(outputs), predicted(dense)
     return np.asarray((ours == theirs).reshape(len(ours), -1).mean(1, keepdims=True), np.float64)
 
 
 def _flat(outputs: Outputs) -> list[Floats]:
+    """The numeric outputs, each [samples, numbers]."""
     return [np.asarray(x, np.float64).reshape(len(x), -1) for x in outputs if np.asarray(x).dtype.kind in "fiub"]
 
 
@@ -120,12 +125,14 @@ def _cosine(outputs: Outputs, dense: Outputs) -> Floats:
 
 
 def _energies(outputs: Outputs, dense: Outputs) -> Floats:
+    """Squares of what the dense model gives, and of the difference from it, over all outputs: [samples, 2]."""
     pairs = list(zip(_flat(outputs), _flat(dense), strict=True))
     signal, noise = sum((b**2).sum(1) for _, b in pairs), sum(((a - b) ** 2).sum(1) for a, b in pairs)
     return np.stack([np.asarray(signal), np.asarray(noise)], 1)
 
 
 def _decibels(total: Floats, _: Floats) -> Floats:
+    """The signal-to-noise ratio in dB, at most CEILING."""
     signal = np.maximum(total[..., 0], 1e-300)
     return np.asarray(10 * np.log10(signal / np.maximum(total[..., 1], signal * 10 ** (-CEILING / 10))))
 
@@ -147,11 +154,13 @@ def _overlaps(outputs: Outputs, labels: Array) -> Floats:
 
 
 def _mean_iou(total: Floats, _: Floats) -> Floats:
+    """The mean over the classes that there are of intersection over union (PASCAL VOC; Everingham et al. 2010)."""
     both, either = np.split(total, 2, -1)
     return np.asarray(np.nanmean(np.where(either > 0, both / np.maximum(either, 1), np.nan), -1))
 
 
 def _exact(outputs: Outputs, labels: Array) -> Floats:
+    """Whether all classes of a sample are right, [samples, 1]."""
     found = predicted(outputs)
     _alike("exact", found, labels)
     return np.asarray((found == labels).reshape(len(found), -1).all(1, keepdims=True), np.float64)
@@ -177,7 +186,8 @@ METRICS = {
 
 
 def chosen(name: str, outputs: Outputs, labels: Array | None) -> Metric | Custom:
-    """The metric of this name; without one, what fits the labels, or fidelity to the dense model."""
+    """The metric of this name; without one, what fits the labels, or fidelity to the dense model. UsageError where it
+    is none, or needs labels that are not there."""
     if name and name not in METRICS:
         return custom(name)
     if not name:

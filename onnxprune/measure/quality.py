@@ -113,8 +113,7 @@ class Comparison:
         first = self._outputs(self.session, 0)
         self.metric = chosen(metric, first, None if data.labels is None else data.labels[0])
         if isinstance(self.metric, Metric):
-            reference = data.labels[0] if self.metric.against == "labels" and data.labels is not None else first
-            self.metric.statistics(first, reference)
+            self.metric.statistics(first, self._reference(0, first))
 
     def measure(self, other: Model, gates: Gates | None = None, seed: int = 0) -> Quality:
         """`other` against the dense model. Gates that do not hold are named in `failed`."""
@@ -122,36 +121,26 @@ class Comparison:
             raise UsageError("a signal-to-noise ratio has no drop; use --min-cosine, or another --metric")
         session = open_session(other, self.providers)
         self._check_inputs(session)
-        pairs = ((self._outputs(self.session, k), self._outputs(session, k)) for k in range(len(self.data.feeds)))
-        sums: dict[str, list[Floats]] = {name: [] for name in FIDELITY}
-        kept: list[tuple[Outputs, Outputs]] = []
-        ours: list[tuple[Floats, Floats]] = []
-        for k, (dense, found) in enumerate(pairs):
-            shapes = [[x.shape for x in outputs] for outputs in (dense, found)]
-            if shapes[0] != shapes[1]:
-                raise UsageError(
-                    f"the two models give outputs of shapes {shapes[0]} and {shapes[1]}; compare alike ones"
-                )
-            for name in FIDELITY:
-                sums[name].append(METRICS[name].statistics(found, dense))
-            if isinstance(self.metric, Metric):
-                reference = self.data.labels[k] if self.metric.against == "labels" and self.data.labels else dense
-                ours.append((self.metric.statistics(dense, reference), self.metric.statistics(found, reference)))
-            else:
-                kept.append((dense, found))
-        fidelity = {name: _total(METRICS[name], np.concatenate(parts)) for name, parts in sums.items()}
-        if isinstance(self.metric, Metric):
-            a, b = (np.concatenate([pair[side] for pair in ours]) for side in (0, 1))
-            before, after = _total(self.metric, a), _total(self.metric, b)
-            interval: tuple[float, float] | None = bootstrap(self.metric, a, b, seed)
-        else:
-            before, after, interval = self._custom(self.metric, kept, seed)
-        drop = before - after
-        failed = tuple(_failed(gates or Gates(), drop, fidelity, self.metric.name))
+        own = _Sums(self.metric) if isinstance(self.metric, Metric) else _Whole(self.metric, self.data.labels)
+        likeness = {name: list[Floats]() for name in FIDELITY}
+        for k in range(len(self.data.feeds)):
+            dense, found = self._outputs(self.session, k), self._outputs(session, k)
+            _check_shapes(dense, found)
+            for name, statistics in likeness.items():
+                statistics.append(METRICS[name].statistics(found, dense))
+            own.add(dense, found, self._reference(k, dense))
+        before, after, interval = own.values(seed)
+        fidelity = {name: _total(METRICS[name], np.concatenate(parts)) for name, parts in likeness.items()}
+        failed = tuple(_failed(gates or Gates(), before - after, fidelity, self.metric.name))
         data, used = self.data, tuple(session.get_providers())
         return Quality(
-            self.metric.name, before, after, drop, interval, len(data), fidelity, data.source, used, failed
+            self.metric.name, before, after, before - after, interval, len(data), fidelity, data.source, used, failed
         )  # fmt: skip
+
+    def _reference(self, k: int, dense: Outputs) -> Any:
+        """What the metric compares the k-th outputs with: labels, or those of the dense model."""
+        against = self.metric.against if isinstance(self.metric, Metric) else "labels"
+        return self.data.labels[k] if against == "labels" and self.data.labels is not None else dense
 
     def _check_inputs(self, session: Any) -> None:
         """The two models must take the same inputs."""
@@ -179,20 +168,59 @@ class Comparison:
             raise UsageError("no output of the model has a row for each sample, so it cannot be measured on this data")
         return counted
 
-    def _custom(
-        self, metric: Custom, kept: Sequence[tuple[Outputs, Outputs]], seed: int
-    ) -> tuple[float, float, tuple[float, float] | None]:
-        dense, found = ([np.concatenate(parts) for parts in zip(*(pair[side] for pair in kept), strict=True)]
-                        for side in (0, 1))  # fmt: skip
-        reference = dense if self.data.labels is None else np.concatenate(self.data.labels)
-        a, b = metric(dense, reference), metric(found, reference)
+
+Values = tuple[float, float, tuple[float, float] | None]
+"""A metric of the dense model and of the other one, and the interval of the drop where there is one."""
+
+
+class _Sums:
+    """The statistics of a metric for both models, batch after batch."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self.dense: list[Floats] = []
+        self.other: list[Floats] = []
+
+    def add(self, dense: Outputs, other: Outputs, reference: Any) -> None:
+        self.dense.append(self.metric.statistics(dense, reference))
+        self.other.append(self.metric.statistics(other, reference))
+
+    def values(self, seed: int) -> Values:
+        a, b = np.concatenate(self.dense), np.concatenate(self.other)
+        return _total(self.metric, a), _total(self.metric, b), bootstrap(self.metric, a, b, seed)
+
+
+class _Whole:
+    """All outputs of both models, for the user's function, which is called once."""
+
+    def __init__(self, metric: Custom, labels: Sequence[Array] | None) -> None:
+        self.metric, self.labels = metric, labels
+        self.dense: list[Outputs] = []
+        self.other: list[Outputs] = []
+
+    def add(self, dense: Outputs, other: Outputs, reference: Any) -> None:
+        self.dense.append(dense)
+        self.other.append(other)
+
+    def values(self, seed: int) -> Values:
+        dense, other = ([np.concatenate(parts) for parts in zip(*batches, strict=True)]
+                        for batches in (self.dense, self.other))  # fmt: skip
+        reference = dense if self.labels is None else np.concatenate(self.labels)
+        a, b = self.metric(dense, reference), self.metric(other, reference)
         if a.ndim == 0:
             return float(a), float(b), None
         mean = METRICS["cosine"]
         return float(a.mean()), float(b.mean()), bootstrap(mean, a[:, None], b[:, None], seed)
 
 
+def _check_shapes(dense: Outputs, other: Outputs) -> None:
+    ours, theirs = [x.shape for x in dense], [x.shape for x in other]
+    if ours != theirs:
+        raise UsageError(f"the two models give outputs of shapes {ours} and {theirs}; compare alike ones")
+
+
 def _total(metric: Metric, statistics: Floats) -> float:
+    """The metric over all samples, of its statistics [samples, k]."""
     return float(metric.value(statistics.sum(0), np.asarray(float(len(statistics)))))
 
 
@@ -210,6 +238,7 @@ def bootstrap(metric: Metric, before: Floats, after: Floats, seed: int) -> tuple
 
 
 def _failed(gates: Gates, drop: float, fidelity: Mapping[str, float], metric: str) -> Iterator[str]:
+    """The gates that do not hold, in words; a value that is no number holds none."""
     if gates.max_drop is not None and not drop <= gates.max_drop:
         yield f"{metric} drops by {drop:.4f}, more than --max-drop {gates.max_drop:g}"
     for name in ("agreement", "cosine"):

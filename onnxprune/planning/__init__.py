@@ -10,9 +10,9 @@ from onnxprune.planning.decision import Decision, by_weights, calibrated, decide
 from onnxprune.planning.names import plan_of, removed_by
 from onnxprune.planning.plan import Plan, Removal, read_plan
 from onnxprune.planning.selection import select
-from onnxprune.planning.sensitivity import Judge
+from onnxprune.planning.sensitivity import OutputError
 
 __all__ = [
-    "Costs", "Decision", "Judge", "Plan", "Removal", "by_weights", "calibrated", "decide", "plan_of", "planner",
+    "Costs", "Decision", "OutputError", "Plan", "Removal", "by_weights", "calibrated", "decide", "plan_of", "planner",
     "read_plan", "removed_by", "select", "settled", "uses_inputs", "working",
 ]  # fmt: skip

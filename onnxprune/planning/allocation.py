@@ -7,10 +7,11 @@ Time has parts beside that: what is spent whatever the widths are, and what read
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import gcd
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,80 +81,137 @@ class Choice:
 
 
 def allocate(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], budget: float) -> list[float]:
-    """The share that every set loses so that the cost falls to `budget`: always the step with the least loss for what
-    it saves, along the lower convex hull of each curve. `gone`: classes that are removed already."""
-    owner, full, line, base, held = _terms(choices, costs, gone)
-    hulls = [_hull(c.losses) for c in choices]
-    at, taken = [0] * len(choices), np.zeros(len(choices))
-
-    def paid(taken: Array) -> tuple[float, Array, Array]:
-        """The cost when these shares are taken, that of each product, and what is kept of each block."""
-        kept = np.maximum(base - taken @ held, 1e-9)
-        cost = full.copy()
-        np.multiply.at(cost, owner, kept)
-        return float(cost.sum() + line @ kept + costs.fixed), cost, kept
-
+    """The share (0..1) that every set loses so that the cost falls to `budget`: always the step with the least loss for
+    what it saves, along the lower convex hull of each curve. `gone`: classes that are removed already."""
+    blocks = _Blocks.of(choices, costs, gone)
+    walk = _Walk(choices)
     while True:
-        left, cost, kept = paid(taken)
-        if left <= budget:
+        paid = blocks.paid(walk.taken @ blocks.held)
+        if paid.total <= budget:
             break
-        saving = held @ (cost[owner] / kept + line)  # by share of each set
-        steps = []
-        for p, hull in enumerate(hulls):
-            if at[p] + 1 < len(hull) and saving[p] > 0:
-                (k0, l0), (k1, l1) = hull[at[p]], hull[at[p] + 1]
-                saved = saving[p] * (k1 - k0) / (len(choices[p].losses) - 1)
-                steps.append(((l1 - l0) / saved, l1 - l0, saved, p))
+        steps = list(walk.steps(blocks.savings(paid)))
         if not steps:
             break
-        which = min(steps)[-1]
-        short = left - budget
-        if min(steps)[2] >= short:  # the last step: the least loss of those that are enough
-            which = min((loss, saved, p) for _, loss, saved, p in steps if saved >= short)[-1]
-        at[which] += 1
-        taken[which] = hulls[which][at[which]][0] / (len(choices[which].losses) - 1)
+        walk.move(_best(steps, paid.total - budget), 1)
     # Where steps are coarse, the last one may make earlier ones needless: the dearest are undone.
-    for p in sorted(range(len(choices)), key=lambda p: hulls[p][at[p] - 1][1] - hulls[p][at[p]][1] if at[p] else 0.0):
-        while at[p]:
-            fewer = taken.copy()
-            fewer[p] = hulls[p][at[p] - 1][0] / (len(choices[p].losses) - 1)
-            if paid(fewer)[0] > budget:
+    for p in sorted(range(len(choices)), key=walk.gain_of_last):
+        while walk.at[p]:
+            walk.move(p, -1)
+            if blocks.paid(walk.taken @ blocks.held).total > budget:
+                walk.move(p, 1)
                 break
-            taken, at[p] = fewer, at[p] - 1
-    return taken.tolist()
+    return walk.taken.tolist()
 
 
 def uniform(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], budget: float) -> float:
-    """The share that, taken from every set, brings the cost down to `budget`."""
-    owner, full, line, base, held = _terms(choices, costs, gone)
+    """The share (0..1) that, taken from every set, brings the cost down to `budget`."""
+    blocks = _Blocks.of(choices, costs, gone)
     low, high = 0.0, 1.0
     for _ in range(20):
-        cost = full.copy()
-        kept = np.maximum(base - held.sum(0) * (low + high) / 2, 1e-9)
-        np.multiply.at(cost, owner, kept)
-        fits = cost.sum() + line @ kept + costs.fixed <= budget
-        low, high = (low, (low + high) / 2) if fits else ((low + high) / 2, high)
+        middle = (low + high) / 2
+        fits = blocks.paid(blocks.held.sum(0) * middle).total <= budget
+        low, high = (low, middle) if fits else (middle, high)
     return high
 
 
-def _terms(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_]) -> tuple[Ids, Array, Array, Array, Array]:
-    """Of every block of every cost: the index of its cost, that cost when the block is whole, what the block costs by
-    itself, the share of it that is not gone, and [sets, blocks] the share of its positions that each set has."""
-    terms = [(i, b) for i, bs in enumerate(costs.blocks) for b in bs]
-    owner = np.array([i for i, _ in terms], np.int64)
-    base = np.array([1.0 - gone[b].mean() for _, b in terms])
-    full = costs.count.copy()
-    for i, bs in enumerate(costs.blocks):  # of rows that are gone, each block knows
-        left = float(np.prod([1.0 - gone[b].mean() for b in bs]))
-        full[i] *= share(bs, ~gone) / left if left else 0.0
-    held = np.zeros((len(choices), len(terms)))
-    for p, choice in enumerate(choices):
-        inside = np.zeros(len(gone), bool)
-        inside[list(choice.units)] = True
-        for j, (_, b) in enumerate(terms):
-            held[p, j] = inside[b].mean()
-    line = np.array([x for lines in costs.lines for x in lines]) if costs.lines else np.zeros(len(terms))
-    return owner, full, line, base, held
+class _Step(NamedTuple):
+    """One step along the hull of set `p`: what is lost for what it saves, both of these, in the order that decides."""
+
+    rate: float
+    loss: float
+    saved: float
+    p: int
+
+
+def _best(steps: Sequence[_Step], short: float) -> int:
+    """The set whose step loses least for what it saves; for the last one, which saves what is `short`, the set whose
+    step loses least at all."""
+    best = min(steps)
+    if best.saved >= short:
+        best = min((s for s in steps if s.saved >= short), key=lambda s: (s.loss, s.saved, s.p))
+    return best.p
+
+
+class _Walk:
+    """A corner on the hull of every set's curve, and the shares [sets] that are taken there."""
+
+    def __init__(self, choices: Sequence[Choice]) -> None:
+        self.hulls = [_hull(c.losses) for c in choices]
+        self.levels = [len(c.losses) - 1 for c in choices]
+        self.at = [0] * len(choices)
+        self.taken = np.zeros(len(choices))
+
+    def move(self, p: int, by: int) -> None:
+        """To another corner of one hull."""
+        self.at[p] += by
+        self.taken[p] = self.hulls[p][self.at[p]][0] / self.levels[p]
+
+    def steps(self, savings: Array) -> Iterator[_Step]:
+        """To the next corner of each hull, where that saves anything. `savings` [sets]: cost by share."""
+        for p, (hull, at) in enumerate(zip(self.hulls, self.at, strict=True)):
+            if at + 1 < len(hull) and savings[p] > 0:
+                (k0, l0), (k1, l1) = hull[at], hull[at + 1]
+                saved = savings[p] * (k1 - k0) / self.levels[p]
+                yield _Step((l1 - l0) / saved, l1 - l0, saved, p)
+
+    def gain_of_last(self, p: int) -> float:
+        """The change of the loss if the last step of a set were undone."""
+        hull, at = self.hulls[p], self.at[p]
+        return hull[at - 1][1] - hull[at][1] if at else 0.0
+
+
+@dataclass(frozen=True)
+class _Paid:
+    """The cost in all, that of each product [costs], and what is kept of each block [blocks]."""
+
+    total: float
+    products: Array
+    kept: Array
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Every block of every cost, so that what is to be paid follows from the shares of the blocks that are lost.
+
+    owner: [blocks], the index of its cost. full: [costs], each when its blocks are whole. line: [blocks], what a block
+    costs by itself. base: [blocks], the share of it that is not gone. held: [sets, blocks], the share of a block's
+    positions that each set has. fixed: what is paid whatever is lost."""
+
+    owner: Ids
+    full: Array
+    line: Array
+    base: Array
+    held: Array
+    fixed: float
+
+    @staticmethod
+    def of(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_]) -> _Blocks:
+        """Where the classes of `gone` are removed already."""
+        terms = [(i, b) for i, bs in enumerate(costs.blocks) for b in bs]
+        base = np.array([1.0 - gone[b].mean() for _, b in terms])
+        full = costs.count.copy()
+        for i, bs in enumerate(costs.blocks):  # of rows that are gone, each block knows
+            left = float(np.prod([1.0 - gone[b].mean() for b in bs]))
+            full[i] *= share(bs, ~gone) / left if left else 0.0
+        held = np.zeros((len(choices), len(terms)))
+        for p, choice in enumerate(choices):
+            inside = np.zeros(len(gone), bool)
+            inside[list(choice.units)] = True
+            for j, (_, b) in enumerate(terms):
+                held[p, j] = inside[b].mean()
+        line = np.array([x for lines in costs.lines for x in lines]) if costs.lines else np.zeros(len(terms))
+        return _Blocks(np.array([i for i, _ in terms], np.int64), full, line, base, held, costs.fixed)
+
+    def paid(self, lost: Array) -> _Paid:
+        """The cost when these shares [blocks] are lost besides those that are gone."""
+        kept = np.maximum(self.base - lost, 1e-9)
+        products = self.full.copy()
+        np.multiply.at(products, self.owner, kept)
+        return _Paid(float(products.sum() + self.line @ kept + self.fixed), products, kept)
+
+    def savings(self, paid: _Paid) -> Array:
+        """[sets]: the cost that a small share of each set saves, by that share."""
+        return np.asarray(self.held @ (paid.products[self.owner] / paid.kept + self.line))
 
 
 def _hull(losses: Array) -> list[tuple[int, float]]:

@@ -16,12 +16,14 @@ from onnxprune.fit import Site
 from onnxprune.options import CurveInfo, Options, Progress
 from onnxprune.planning import criteria
 from onnxprune.planning.allocation import Choice, Costs, allocate, uniform
+from onnxprune.planning.buckets import LinkedBuckets
 from onnxprune.planning.criteria import l2
-from onnxprune.planning.criteria.inputs import Clues
+from onnxprune.planning.criteria.inputs import CriterionInputs
+from onnxprune.planning.limits import most_of, share_above_floor
 from onnxprune.planning.obs import eliminate
 from onnxprune.planning.profile import summed
-from onnxprune.planning.selection import Linked, parts, reachable, select
-from onnxprune.planning.sensitivity import Judge, factor, loss_of
+from onnxprune.planning.selection import parts, reachable, select
+from onnxprune.planning.sensitivity import OutputError, factor, loss_of
 from onnxprune.planning.steady import each
 from onnxprune.trace import Groups, Mask
 
@@ -36,13 +38,13 @@ TRIAL = 0.45
 class Curve:
     """Of one set of linked buckets: relative error at its sites after each level, and the measured factor."""
 
-    part: Linked
+    part: LinkedBuckets
     losses: Array
     factor: float | None = None
 
 
 @dataclass
-class Evidence:
+class CurveSet:
     """Scores of all classes and a curve for each set."""
 
     scores: Array
@@ -50,23 +52,23 @@ class Evidence:
     sites: list[Site]
 
 
-def observe(groups: Groups, clues: Clues, options: Options, progress: Progress | None = None) -> Evidence:
+def observe(groups: Groups, inputs: CriterionInputs, options: Options, progress: Progress | None = None) -> CurveSet:
     """From statistics of the dense network: the order in which units go (the criterion's) and what it costs."""
     say = progress or (lambda stage, share: None)
-    importance = clues.importance(l2)
-    given = None if options.criterion == "obs" else criteria.scores(options.criterion, clues)
+    importance = inputs.importance(l2)
+    given = None if options.criterion == "obs" else criteria.scores(options.criterion, inputs)
     say("statistics", 0.0)
-    sites = clues.sites
+    sites = inputs.sites
     _, linked = parts(groups, importance if given is None else given, options)
     scores = np.zeros(len(groups.prunable)) if given is None else given
 
-    def eliminated(numbered: tuple[int, Linked]) -> tuple[dict[int, float], Array]:
+    def eliminated(numbered: tuple[int, LinkedBuckets]) -> tuple[dict[int, float], Array]:
         k, part = numbered
         say("scores", k / len(linked))
-        own = len(part.buckets) == 1 or (part.steps > 8 and not part.coarse(0.5))
+        own = len(part.buckets) == 1 or (part.steps > 8 and not part.step_too_coarse(0.5))
         levels = part.steps if own and part.steps <= LEVELS else LEVELS
-        most = int(levels * min(options.max_ratio, 1 - options.floor))
-        inside = np.isin(np.arange(len(scores)), [u for b in part.buckets for u in b])
+        most = most_of(levels, share_above_floor(options))
+        inside = np.isin(np.arange(len(scores)), part.members)
         near = [s for s in sites if inside[s.units].any()]
         return eliminate(part.buckets, levels, most, near, importance, given)
 
@@ -75,43 +77,42 @@ def observe(groups: Groups, clues: Clues, options: Options, progress: Progress |
         if given is None:
             scores[list(order)] = list(order.values())
         curves.append(Curve(part, losses))
-    return Evidence(scores, curves, list(sites))
+    return CurveSet(scores, curves, list(sites))
 
 
 def measure(
-    groups: Groups, evidence: Evidence, feeds: Feeds, options: Options, progress: Progress | None = None
+    groups: Groups, curve_set: CurveSet, feeds: Feeds, options: Options, progress: Progress | None = None
 ) -> None:
     """Find the factor of every curve on inputs that the statistics have not seen."""
-    judge = Judge(groups, feeds, options.providers)
+    judge = OutputError(groups, feeds, options.providers)
     plain = replace(options, round_to=1, min_channels=1)
-    heads, _ = parts(groups, evidence.scores, plain)
-    base = loss_of(judge, evidence.sites, heads) if heads.any() else None
-    for k, curve in enumerate(evidence.curves):
+    heads, _ = parts(groups, curve_set.scores, plain)
+    base = loss_of(judge, curve_set.sites, heads) if heads.any() else None
+    for k, curve in enumerate(curve_set.curves):
         if progress:
-            progress("sensitivity", k / len(evidence.curves))
-        removed = select(groups, evidence.scores, plain, {curve.part.name: TRIAL})
-        inside = [u for b in curve.part.buckets for u in b]
+            progress("sensitivity", k / len(curve_set.curves))
+        removed = select(groups, curve_set.scores, plain, {curve.part.name: TRIAL})
+        inside = curve.part.members
         share = float(removed[inside].mean()) if removed.any() else 0.0
         loss = float(np.interp(share, np.linspace(0, 1, len(curve.losses)), np.nan_to_num(curve.losses, posinf=1.0)))
-        curve.factor = factor(judge, evidence.sites, removed, loss, base or 0.0) if share else None
-    known = [c.factor for c in evidence.curves if c.factor is not None]
-    for curve in evidence.curves:
+        curve.factor = factor(judge, curve_set.sites, removed, loss, base or 0.0) if share else None
+    known = [c.factor for c in curve_set.curves if c.factor is not None]
+    for curve in curve_set.curves:
         if curve.factor is None:
             curve.factor = float(np.median(known)) if known else 1.0
 
 
 def shares(
-    groups: Groups, evidence: Evidence, options: Options, budget: float, costs: Costs, trust: float = 1.0
+    groups: Groups, curve_set: CurveSet, options: Options, budget: float, costs: Costs, trust: float = 1.0
 ) -> dict[int, float]:
     """What every set loses, by its name, so that `costs` fall to `budget`.
 
     `trust` in 0..1 says how much the inputs are worth: at 0 every set loses the same share, at 1 any share up to the
     floor. Made-up inputs that a network answers monotonously hide what matters to it."""
-    gone, _ = parts(groups, evidence.scores, options)
+    gone, _ = parts(groups, curve_set.scores, options)
     dead = ~groups.alive(groups.kept_ids(gone))
     choices = [
-        Choice([u for b in c.part.buckets for u in b], c.losses * (1.0 if c.factor is None else max(c.factor, 1e-9)))
-        for c in evidence.curves
+        Choice(c.part.members, c.losses * (1.0 if c.factor is None else max(c.factor, 1e-9))) for c in curve_set.curves
     ]
     if trust < 1 and choices:
         even = uniform(choices, costs, dead, budget)
@@ -119,13 +120,13 @@ def shares(
         for choice in choices:
             levels = len(choice.losses) - 1
             choice.losses[np.arange(levels + 1) > np.ceil(most * levels)] = np.inf
-    for curve, choice in zip(evidence.curves, choices, strict=True):
+    for curve, choice in zip(curve_set.curves, choices, strict=True):
         choice.losses[~reachable(curve.part, len(choice.losses), options)] = np.inf
     taken = allocate(choices, costs, dead, budget)
-    return {c.part.name: t for c, t in zip(evidence.curves, taken, strict=True)}
+    return {c.part.name: t for c, t in zip(curve_set.curves, taken, strict=True)}
 
 
-def told(groups: Groups, evidence: Evidence, kept: Mask) -> tuple[CurveInfo, ...]:
+def curve_infos(groups: Groups, curve_set: CurveSet, kept: Mask) -> tuple[CurveInfo, ...]:
     """The curves as plain data, each with the point that was chosen on it. `kept`: ids, after everything."""
     alive = groups.alive(kept)
     homes: dict[int, str] = {}
@@ -133,8 +134,8 @@ def told(groups: Groups, evidence: Evidence, kept: Mask) -> tuple[CurveInfo, ...
         name = groups.name(component)
         homes |= {int(unit): name for k in component for unit in np.unique(groups.classes[groups.blocks[k][2]])}
     out = []
-    for curve in evidence.curves:
-        units = [u for bucket in curve.part.buckets for u in bucket]
+    for curve in curve_set.curves:
+        units = curve.part.members
         losses = tuple(float(f"{x:.6g}") if np.isfinite(x) else None for x in curve.losses)
         share = float(1 - alive[units].mean())
         out.append(CurveInfo(homes.get(units[0], ""), len(units), losses, curve.factor, share))
@@ -153,7 +154,7 @@ def pq(groups: Groups, scores: Array, options: Options) -> dict[int, float]:
             np.add.at(out, groups.classes[ids], summed(values, axes, weight.shape[axes[0]] // ids.shape[0]))
     found = {}
     for part in linked:
-        units = [u for b in part.buckets for u in b]
+        units = part.members
         d, half, one = count[units].sum(), roots[units].sum(), sums[units].sum()
         found[part.name] = max(1 - half**2 / (d * one), 1e-3) if one > 0 else 1.0
     top = max(found.values(), default=1.0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from onnxprune.fit import normalisations, re_estimated
 from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria, curves, timings
 from onnxprune.planning.allocation import Costs
-from onnxprune.planning.criteria.inputs import Clues
+from onnxprune.planning.criteria.inputs import CriterionInputs
+from onnxprune.planning.memory import samples_that_fit, statistics_bytes
 from onnxprune.planning.selection import select
 from onnxprune.planning.steady import steady
 from onnxprune.trace import Groups, Mask
@@ -31,23 +31,21 @@ UNKNOWN = 0.5
 """How far made-up inputs are trusted where the model has no classes that would show how diverse they are."""
 SLACK = 1.03
 """What may be left, by the budget, before heads go."""
-COPIES = 6
-"""Activations of this many times the largest tensor are alive at once while a graph is walked, twice over."""
 
 
 @dataclass
 class Decision:
     """removed: the units that go. groups: of the graph that was looked at.
 
-    inputs: what was run, if anything was; the last `held` batches only judge.
+    inputs: what was run, if anything was; the last `judge_batches` batches only judge.
     merge: what goes is to be merged in weight space, because nothing better can be done. notes: what the user should
     know. given: by a plan, so that nothing else may go."""
 
     removed: Mask
     groups: Groups
     inputs: Calibration | None = None
-    held: int = 0
-    evidence: curves.Evidence | None = None
+    judge_batches: int = 0
+    curve_set: curves.CurveSet | None = None
     merge: bool = False
     notes: tuple[str, ...] = ()
     costs: Costs | None = None
@@ -77,13 +75,13 @@ def planner(groups: Groups, options: Options, progress: Progress | None = None) 
     costs = costs_of(groups, options, progress)
     if not uses_inputs(options):
         return lambda asked: Decision(by_weights(groups, asked, costs), groups, costs=costs)
-    if (need := held(groups)) > options.memory:
+    if (need := statistics_bytes(groups)) > options.memory:
         raise UsageError(
             f"to calibrate and refit a model of this size takes about {need / 1e9:.1f} GB; allow it with --memory "
             f"{-(-need >> 30)}G, or give --fast, which needs little"
         )
     try:
-        inputs, held_out = calibrated(groups, options, progress)
+        inputs, judge_batches = calibrated(groups, options, progress)
     except RuntimeFailure as error:
         merge = options.reconstruct != "none"
         why = f"no inputs could be run ({error.message}), so weights alone decided{' and were merged' if merge else ''}"
@@ -91,7 +89,7 @@ def planner(groups: Groups, options: Options, progress: Progress | None = None) 
             by_weights(groups, replace(asked, criterion="l2", scope="local"), costs), groups, merge=merge,
             notes=(why,), costs=costs,
         )  # fmt: skip
-    return Informed(working(groups, inputs, options), options, inputs, held_out, costs, progress)
+    return Informed(working(groups, inputs, options), options, inputs, judge_batches, costs, progress)
 
 
 def costs_of(groups: Groups, options: Options, progress: Progress | None = None) -> Costs:
@@ -111,8 +109,7 @@ def calibrated(groups: Groups, options: Options, progress: Progress | None = Non
     if progress:
         progress("calibrate", 0.0)
     trace = groups.trace
-    most = max(1, _fitting(groups, options))
-    samples = min(options.calib_samples, most)
+    samples = min(options.calib_samples, max(1, samples_that_fit(groups, options)))
     batch = max(1, min(options.calib_batch, samples // BATCHES))
     inputs = calibration(trace.model, trace.shapes, replace(options, calib_samples=samples, calib_batch=batch))
     inputs = replace(inputs, feeds=_apart(groups, inputs.feeds))
@@ -140,86 +137,64 @@ def working(groups: Groups, inputs: Calibration, options: Options) -> Groups:
     return replace(groups, trace=re_estimated(groups.trace, inputs.feeds, options.providers))
 
 
-def held(groups: Groups) -> int:
-    """Bytes that a look at activations takes, roughly, beside these: sessions of the whole model, whose runtime copies
-    the weights and packs them, and of every layer that sums over units the weights and second moments in float64."""
-    weights, nodes = groups.trace.model.weights, groups.trace.nodes
-    total = 2 * sum(w.nbytes for w in weights.values())
-    kernels = {(s.parameter, axes[0]) for s, axes, ids in groups.blocks
-               if len(axes) == 1 and np.ptp(groups.classes[ids]) == 0}  # fmt: skip
-    for r in groups.trace.reductions:
-        if r.kind != "sum" or r.block is None or not groups.prunable[groups.classes[r.block.ids]].any():
-            continue
-        name = max((n for n in nodes[r.node].input if n in weights), key=lambda n: weights[n].size, default="")
-        shape = weights[name].shape if name else ()
-        if len(shape) > 1 and r.block.ids.size in shape:
-            kernel = prod(n for k, n in enumerate(shape) if (name, k) in kernels)  # axes that go as one
-            total += 8 * (weights[name].size + (r.block.ids.size * kernel) ** 2)
-    return total
-
-
-def _fitting(groups: Groups, options: Options) -> int:
-    """Samples whose activations stay within the memory."""
-    shapes = groups.trace.shapes
-    batch = next((s[0] for s in shapes.inputs[0].values() if s), 1) or 1
-    largest = max((int(np.prod([d or 1 for d in dims])) for n, dims in shapes.probe[0].items()
-                   if n not in groups.trace.model.weights), default=1)  # fmt: skip
-    return int(options.memory / (4 * 2 * COPIES * largest / batch))
-
-
 class Informed:
     """A planner that scores on the inputs and allocates by what `options.scope` says."""
 
     def __init__(
-        self, groups: Groups, options: Options, inputs: Calibration, held: int, costs: Costs,
+        self, groups: Groups, options: Options, inputs: Calibration, judge_batches: int, costs: Costs,
         progress: Progress | None = None,
     ) -> None:  # fmt: skip
-        self.groups, self.inputs, self.held, self.costs, self.progress = groups, inputs, held, costs, progress
-        fit = inputs.feeds[: len(inputs.feeds) - held]
-        self.judging = inputs.feeds[len(inputs.feeds) - held :] if held else inputs.feeds
-        self.clues = Clues(groups, options, fit, None if inputs.labels is None else inputs.labels[: _rows(groups, fit)])
+        self.groups, self.inputs, self.judge_batches = groups, inputs, judge_batches
+        self.costs, self.progress = costs, progress
+        fit = inputs.feeds[: len(inputs.feeds) - judge_batches]
+        self.judging = inputs.feeds[len(inputs.feeds) - judge_batches :] if judge_batches else inputs.feeds
+        labels = None if inputs.labels is None else inputs.labels[: _rows(groups, fit)]
+        self.criterion_inputs = CriterionInputs(groups, options, fit, labels)
         self.trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
-        self.found: dict[bool, curves.Evidence] = {}
+        self.found: dict[bool, curves.CurveSet] = {}
         self.scores: NDArray[np.float64] | None = None
 
     @steady()
     def __call__(self, options: Options) -> Decision:
-        evidence: curves.Evidence | None = None
+        """The plan for one ratio."""
+        curve_set: curves.CurveSet | None = None
         if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
             if self.scores is None:
-                self.scores = criteria.scores(options.criterion, self.clues)
+                self.scores = criteria.scores(options.criterion, self.criterion_inputs)
             removed = spread(self.groups, self.scores, options, self.costs)
         elif options.scope in ("local", "pq"):
-            evidence = self.evidence(options)
-            removed = spread(self.groups, evidence.scores, options, self.costs)
+            curve_set = self.curve_set(options)
+            removed = spread(self.groups, curve_set.scores, options, self.costs)
         else:
-            removed, evidence = self.allocated(options)
+            removed, curve_set = self.allocated(options)
         notes: tuple[str, ...] = ()
         if options.criterion == "obs" and options.reconstruct == "none":
             notes = ("the obs score assumes that weights are updated; without reconstruction l2 is the better choice",)
-        return Decision(removed, self.groups, self.inputs, self.held, evidence, notes=notes, costs=self.costs)
+        return Decision(
+            removed, self.groups, self.inputs, self.judge_batches, curve_set, notes=notes, costs=self.costs
+        )  # fmt: skip
 
-    def evidence(self, options: Options) -> curves.Evidence:
+    def curve_set(self, options: Options) -> curves.CurveSet:
         """Curves, and for the sensitivity scope their factors; they depend on whether heads may go."""
         if options.heads not in self.found:
-            found = curves.observe(self.groups, self.clues, options, self.progress)
+            found = curves.observe(self.groups, self.criterion_inputs, options, self.progress)
             if options.scope == "sensitivity":
                 curves.measure(self.groups, found, self.judging, options, self.progress)
             self.found[options.heads] = found
         return self.found[options.heads]
 
-    def allocated(self, options: Options) -> tuple[Mask, curves.Evidence]:
+    def allocated(self, options: Options) -> tuple[Mask, curves.CurveSet]:
         """The budget spent along the curves."""
         groups, costs = self.groups, self.costs
         wanted = budget(groups, options, costs)
         for heads in (False, True) if options.heads and options.scope == "sensitivity" else (options.heads,):
             trial = replace(options, heads=heads)  # whole heads are the dearest units: only where nothing else is left
-            evidence = self.evidence(trial)
-            shares = curves.shares(groups, evidence, trial, wanted, costs, self.trust)
-            removed = select(groups, evidence.scores, trial, shares)
+            curve_set = self.curve_set(trial)
+            shares = curves.shares(groups, curve_set, trial, wanted, costs, self.trust)
+            removed = select(groups, curve_set.scores, trial, shares)
             if not groups.rows or _cost(groups, costs, removed) <= SLACK * wanted:
                 break
-        return removed, evidence
+        return removed, curve_set
 
 
 def _rows(groups: Groups, feeds: Sequence[dict[str, NDArray[Any]]]) -> int:
@@ -232,7 +207,7 @@ def _rows(groups: Groups, feeds: Sequence[dict[str, NDArray[Any]]]) -> int:
 @steady()
 def by_weights(groups: Groups, options: Options, costs: Costs | None = None) -> Mask:
     """The plan that needs nothing but weights."""
-    scores = criteria.scores(options.criterion, Clues(groups, options))
+    scores = criteria.scores(options.criterion, CriterionInputs(groups, options))
     return spread(groups, scores, options, costs or costs_of(groups, options))
 
 

@@ -68,50 +68,70 @@ class Elimination:
 
 
 def _runs(keys: Ids, values: Ids) -> tuple[list[int], list[Ids]]:
+    """The different ones of sorted `keys`, and the values of each, sorted."""
     cuts = np.flatnonzero(np.diff(keys)) + 1
     return [int(k) for k in keys[np.r_[0, cuts]]], [np.sort(v) for v in np.split(values, cuts)]
+
+
+class JointElimination:
+    """The units of some buckets on the way out of every site that sums over them.
+
+    Units that no site sums over are blind to the error: each counts by its share of `fallback` [classes], importance in
+    weight space, among them."""
+
+    def __init__(self, buckets: Sequence[Sequence[int]], sites: Sequence[Site], fallback: Array) -> None:
+        members = np.zeros(len(fallback), bool)
+        for bucket in buckets:
+            members[list(bucket)] = True
+        self.parts = [
+            Elimination(s, g, members) for s in sites for g in range(len(s.units)) if members[s.units[g]].any()
+        ]
+        seen = {u for p in self.parts for u in p.columns}
+        self.blind = {u: float(fallback[u]) for b in buckets for u in b if u not in seen}
+        self.whole = sum(self.blind.values()) or 1.0
+        self.lost = 0.0
+
+    @property
+    def error(self) -> float:
+        """Relative error that is left after what was removed so far, over all sites."""
+        return sum(p.error for p in self.parts) + self.lost
+
+    def scores(self, units: Sequence[int]) -> Array:
+        """Relative error that each of the units alone would add."""
+        alone = np.array([self.blind.get(u, 0.0) / self.whole for u in units])
+        return np.asarray(sum((p.scores(units) for p in self.parts), alone))
+
+    def remove(self, units: Sequence[int]) -> None:
+        """Take the units out of all sites and compensate."""
+        for p in self.parts:
+            p.remove(units)
+        self.lost += sum(self.blind.get(u, 0.0) / self.whole for u in units)
 
 
 def eliminate(
     buckets: Sequence[Sequence[int]], levels: int, most: int, sites: Sequence[Site], fallback: Array,
     given: Array | None = None,
 ) -> tuple[dict[int, float], Array]:  # fmt: skip
-    """Remove units level by level, of every bucket the same share: (score of every unit, error after each level).
+    """Remove units level by level, of every bucket the same share: (score of every unit, [levels + 1] relative error
+    after each level, infinite beyond `most`).
 
-    The score is the level at which a unit goes; of units that outlive level `most`, larger ones. `fallback`: importance
-    in weight space of every class, for units that no site sums over. `given`: scores of another criterion, which decide
-    the order instead of the error."""
-    members = np.zeros(len(fallback), bool)
-    for bucket in buckets:
-        members[list(bucket)] = True
-    parts = [Elimination(s, g, members) for s in sites for g in range(len(s.units)) if members[s.units[g]].any()]
-    seen = {u for p in parts for u in p.columns}
-    blind = {u: float(fallback[u]) for b in buckets for u in b if u not in seen}
-    whole = sum(blind.values()) or 1.0
-
-    def score(units: Sequence[int]) -> Array:
-        if given is not None:
-            return given[list(units)]
-        alone = np.array([blind.get(u, 0.0) / whole for u in units])
-        return np.asarray(sum((p.scores(units) for p in parts), alone))
-
+    The score is the level at which a unit goes; of units that outlive level `most`, larger ones. `fallback` [classes]:
+    importance in weight space, for units that no site sums over. `given` [classes]: scores of another criterion, which
+    decide the order instead of the error."""
+    joint = JointElimination(buckets, sites, fallback)
+    score = joint.scores if given is None else lambda units: given[list(units)]
     left = [list(bucket) for bucket in buckets]
     scores: dict[int, float] = {}
-    curve, lost = np.zeros(levels + 1), 0.0
+    curve = np.zeros(levels + 1)
     for level in range(1, most + 1):
         for bucket, rest in zip(buckets, left, strict=True):
             n = level * len(bucket) // levels - (len(bucket) - len(rest))
-            if n <= 0:
-                continue
-            each = score(rest)
-            going = [rest[k] for k in np.argsort(each, kind="stable")[:n]]
-            for p in parts:
-                p.remove(going)
-            lost += sum(blind.get(u, 0.0) / whole for u in going)
-            rest[:] = [u for u in rest if u not in set(going)]
-            for u in going:
-                scores[u] = float(level)
-        curve[level] = max(curve[level - 1], sum(p.error for p in parts) + lost)
+            if n > 0:
+                going = dict.fromkeys((rest[k] for k in np.argsort(score(rest), kind="stable")[:n]), float(level))
+                joint.remove(list(going))
+                scores |= going
+                rest[:] = [u for u in rest if u not in going]
+        curve[level] = max(curve[level - 1], joint.error)
     curve[most + 1 :] = np.inf
     for rest in left:
         for rank, k in enumerate(np.argsort(score(rest), kind="stable")):

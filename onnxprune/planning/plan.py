@@ -48,6 +48,7 @@ class Plan:
     reconstruct: str = ""
 
     def to_json(self) -> dict[str, Any]:
+        """What a plan's file holds: plain dicts, lists, strings and numbers."""
         groups = {
             name: [
                 {"parameter": r.parameter, "axes": list(r.axes), "shape": list(r.shape), "remove": list(r.remove)}

@@ -7,15 +7,14 @@ contractions and what is fused with them; nothing is run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import TensorProto, helper
 
-from onnxprune.model import Model, Weight, needs
+from onnxprune.model import Model, Topology, Weight, needs
 from onnxprune.rewrite import rewrite
 from onnxprune.shapes import Inputs, Shapes
 from onnxprune.trace import Groups, Ids, Mask, Trace, new_dims
@@ -40,22 +39,20 @@ class Segments:
 
     @property
     def trace(self) -> Trace:
+        """The trace of the graph."""
         return self.groups.trace
 
     @cached_property
-    def nodes(self) -> Sequence[NodeProto]:
-        return list(self.trace.model.proto.graph.node)
-
-    @cached_property
-    def makers(self) -> dict[str, int]:
-        return {o: i for i, node in enumerate(self.nodes) for o in node.output if o}
+    def graph(self) -> Topology:
+        """Who makes and reads what in the whole graph."""
+        return Topology(self.trace.model)
 
     @cached_property
     def constant(self) -> set[str]:
         """Tensors that depend on no input."""
         known = set(self.trace.model.weights)
-        for node in self.nodes:
-            if node.input and known.issuperset(needs(node)):
+        for node, reads in zip(self.graph.nodes, self.graph.reads, strict=True):
+            if node.input and known.issuperset(reads):
                 known.update(node.output)
         return known
 
@@ -64,12 +61,13 @@ class Segments:
         """A node without MACs belongs to the last of those it reads from, unless other units cut it."""
         out: list[Segment] = []
         home: dict[int, Segment] = {}
-        for i, node in enumerate(self.nodes):
-            if node.input and self.constant.issuperset(needs(node)):
+        made_by = self.graph.made_by
+        for i, (node, reads) in enumerate(zip(self.graph.nodes, self.graph.reads, strict=True)):
+            if node.input and self.constant.issuperset(reads):
                 continue
             own = [self.groups.classes[b.ids].ravel() for o in node.output for b in self.trace.blocks.get(o, ())]
             units = set(np.unique(np.concatenate(own)).tolist()) if own else set()
-            last = max((self.makers[x] for x in needs(node) if self.makers.get(x) in home), default=None)
+            last = max((made_by[x] for x in reads if made_by.get(x) in home), default=None)
             if i in self.trace.macs:
                 macs, blocks = self.trace.macs[i]
                 home[i] = Segment([], tuple(self.groups.classes[b] for b in blocks), macs, units)
@@ -85,59 +83,56 @@ class Segments:
     def cut(self, segment: Segment, kept: Mask) -> tuple[Model, Inputs]:
         """The segment where only the ids of `kept` are left, and the sizes of its inputs."""
         model = rewrite(self._near(segment), kept).model
-        makers = {o: k for k, node in enumerate(model.graph.node) for o in node.output if o}
-        own = {o for i in segment.nodes for o in self.nodes[i].output}
-        given = (set(self.makers) - own - self.constant) | {i.name for i in model.graph.input}
-        ends = [o for i in segment.nodes for o in self.nodes[i].output if o and self._read_outside(o, segment)]
-        used: set[int] = set()
-        names: dict[str, None] = dict.fromkeys(ends)
-        todo = list(ends)
-        while todo:
-            name = todo.pop()
-            names[name] = None
-            if name in makers and name not in given and makers[name] not in used:
-                used.add(makers[name])
-                todo += needs(model.graph.node[makers[name]])
-        nodes = [model.graph.node[k] for k in sorted(used)]
-        weights = {name: model.weights[name] for name in names if name in model.weights}
-        graph = GraphProto(name="segment", node=nodes)
-        sizes: Inputs = {}
-        for name in names:
-            if name not in given or name in weights:
-                continue
-            kind, value = self.trace.shapes.dtype(name) or 0, self.at.probe_value(0, name)
-            if kind == TensorProto.INT64 and value is not None:  # sizes and indices
-                weights[name] = Weight.of(value)
-                continue
-            dims = new_dims(self.at.probe[0][name], self.trace.of(name), kept)
-            sizes[name] = tuple(int(d or 1) for d in dims)
-            graph.input.append(helper.make_tensor_value_info(name, kind, sizes[name]))
-        graph.output.extend(helper.make_tensor_value_info(o, self.trace.shapes.dtype(o) or 0, None) for o in ends)
-        proto = ModelProto(ir_version=max(4, model.proto.ir_version), graph=graph)
-        proto.opset_import.extend(model.proto.opset_import)
-        graph_weights = Model(proto, {})
-        for name, weight in weights.items():
-            graph_weights._add(name, weight)
-        return graph_weights, sizes
+        graph = Topology(model)
+        ends, given = self._borders(segment)
+        nodes = sorted(graph.ancestors(ends, given))
+        reads = dict.fromkeys(name for k in nodes for name in needs(graph.nodes[k]))
+        fed = [name for name in reads if name in given and name not in model.weights]
+        numbers = {name: weight for name in fed if (weight := self._number(name)) is not None}
+        sizes = {name: self._size(name, kept) for name in fed if name not in numbers}
+        alone = graph.piece(
+            nodes,
+            [helper.make_tensor_value_info(name, self._kind(name), dims) for name, dims in sizes.items()],
+            [helper.make_tensor_value_info(name, self._kind(name), None) for name in ends],
+        )
+        alone.weights.update(numbers)
+        return alone, sizes
+
+    def _borders(self, segment: Segment) -> tuple[list[str], set[str]]:
+        """The tensors that others read of a segment, and all that it could be given: inputs of the graph, and what
+        depends on them and other segments make."""
+        made = [o for i in segment.nodes for o in self.graph.nodes[i].output if o]
+        inside = set(segment.nodes)
+        ends = [o for o in made if not inside.issuperset(self.trace.readers.get(o, []))]
+        inputs = {i.name for i in self.trace.model.graph.input}
+        return ends, (self.graph.made_by.keys() - set(made) - self.constant) | inputs
+
+    def _size(self, name: str, kept: Mask) -> tuple[int, ...]:
+        """The shape of a tensor where only `kept` is left; of what is open or empty, 1."""
+        dims = new_dims(self.at.probe[0][name], self.trace.of(name), kept)
+        return tuple(int(d or 1) for d in dims)
+
+    def _kind(self, name: str) -> int:
+        """The type of a tensor, 0 where it is not known."""
+        return self.trace.shapes.dtype(name) or 0
+
+    def _number(self, name: str) -> Weight | None:
+        """A size or an index that the segment is given: its value, if it is known at these sizes."""
+        value = self.at.probe_value(0, name)
+        return Weight.of(value) if self._kind(name) == TensorProto.INT64 and value is not None else None
 
     def _near(self, segment: Segment) -> Trace:
         """The trace with nothing to rewrite but the segment and the constants that it reads."""
-        inside, todo = set(segment.nodes), list(segment.nodes)
-        while todo:
-            fed = {self.makers[x] for x in needs(self.nodes[todo.pop()]) if x in self.constant and x in self.makers}
-            todo += fed - inside
-            inside |= fed
-        read = {x for i in inside for x in needs(self.nodes[i])}
-        touched = read | {o for i in inside for o in self.nodes[i].output}
+        own = {name for i in segment.nodes for name in self.graph.reads[i]}
+        inside = {*segment.nodes, *self.graph.ancestors(sorted(own & self.constant))}
+        read = {name for i in inside for name in self.graph.reads[i]}
+        touched = read | {o for i in inside for o in self.graph.nodes[i].output}
         return replace(
             self.trace,
             slices={key: s for key, s in self.trace.slices.items() if s.parameter in read},
             edits=[(i, edit) for i, edit in self.trace.edits if i in inside],
             blocks={name: blocks for name, blocks in self.trace.blocks.items() if name in touched},
         )
-
-    def _read_outside(self, name: str, segment: Segment) -> bool:
-        return any(reader not in segment.nodes for reader in self.trace.readers.get(name, []))
 
 
 def signature(model: Model, sizes: Inputs) -> list[Any]:

@@ -27,7 +27,7 @@ from onnxprune.trace import Groups, Mask, Trace
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
 
-class Judge:
+class OutputError:
     """How far a model's outputs are from the dense ones over `feeds`, as a share of their variance.
 
     A saturating operator that ends the graph (softmax) is judged by what goes into it."""
@@ -113,7 +113,7 @@ def _resolved(site: Site, group: int, alive: Mask) -> NDArray[np.float64]:
     return out
 
 
-def loss_of(judge: Judge, sites: Sequence[Site], removed: Mask) -> float | None:
+def loss_of(judge: OutputError, sites: Sequence[Site], removed: Mask) -> float | None:
     """Output error when the units of `removed` go; None where it cannot be run."""
     try:
         error = judge.error(compensated(judge.groups, sites, removed))
@@ -122,7 +122,7 @@ def loss_of(judge: Judge, sites: Sequence[Site], removed: Mask) -> float | None:
     return error if np.isfinite(error) else None
 
 
-def factor(judge: Judge, sites: Sequence[Site], removed: Mask, loss: float, base: float = 0.0) -> float | None:
+def factor(judge: OutputError, sites: Sequence[Site], removed: Mask, loss: float, base: float = 0.0) -> float | None:
     """Output error by `loss` (what the curve says) when the units of `removed` go; None where it cannot be run.
     `base`: the part of it that is due to units (heads) that the curve does not know."""
     error = loss_of(judge, sites, removed)

@@ -48,7 +48,7 @@ TURN, TURNS = 0.1, 5
 LAYOUT = {"ReorderInput", "ReorderOutput"}
 """Kernels that only change the layout of tensors: alone, a segment needs them at both ends; in the model hardly."""
 MULTIPLES = (1, 2, 4, 8, 16, 32)
-LARGEST = 4
+TIMED_KINDS = 4
 """So many kinds of segments, those with the most MACs, show which multiples the runtime likes."""
 PAYS = 0.5
 """Share of the expected saving from which a step is worth it."""
@@ -86,11 +86,13 @@ class Timer:
 
     @cached_property
     def segments(self) -> Segments:
+        """The segments of the model, at the sizes of its `feed`."""
         at = {name: x.shape for name, x in self.feed.items()}
         return Segments(self.groups, infer(self.groups.trace.model, at))
 
     @cached_property
     def machine(self) -> list[Any]:
+        """What a time depends on besides the model: runtime, providers, threads, cores, processor."""
         import onnxruntime as ort
 
         return [ort.__version__, list(self.options.providers), self.options.threads, cores(), processor()]
@@ -110,6 +112,7 @@ class Timer:
         return self.groups.alive(kept), seconds
 
     def time(self, model: Model, sizes: Inputs) -> float:
+        """Seconds of one run of a segment, measured unless it was before."""
         text = json.dumps([self.machine, signature(model, sizes)])
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
         if key not in self.known:
@@ -192,29 +195,34 @@ def multiple(groups: Groups, options: Options) -> int:
     share of the work lets expect. In one thread: what kernels like does not hang on how work is shared out."""
     timer = Timer(groups, replace(options, threads=1))
     saved: dict[int, list[tuple[float, float]]] = {}
-    for segment in _largest(timer.segments.found, groups):
+    for segment in _most_work(timer.segments.found, groups):
         for m in MULTIPLES:
-            steps = [_step(b.shape[-1], m) for b in segment.blocks]
-            fewer, more = (timer.at(segment, [step[k] for step in steps]) for k in (0, 1))
-            if fewer is None or more is None:
-                continue
-            less, full = (share(segment.blocks, kept) for kept, _ in (fewer, more))
-            if less < full:
-                part = (1 - fewer[1] / more[1]) / (1 - less / full)
-                saved.setdefault(m, []).append((min(max(part, 0.0), 1.0), segment.macs))
+            if (part := _saved_by_step(timer, segment, m)) is not None:
+                saved.setdefault(m, []).append((part, segment.macs))
     timer.save()
     pays = {m: sum(x * w for x, w in found) / sum(w for _, w in found) >= PAYS for m, found in saved.items()}
     return next((m for m in sorted(pays) if all(pays[n] for n in pays if n >= m)), 1)
 
 
-def _largest(segments: Sequence[Segment], groups: Groups) -> list[Segment]:
+def _saved_by_step(timer: Timer, segment: Segment, multiple: int) -> float | None:
+    """What a step of so many units saves, as a share (0..1) of what its share of the work lets expect; None where the
+    segment cannot take it."""
+    steps = [_step(b.shape[-1], multiple) for b in segment.blocks]
+    narrow, wide = (timer.at(segment, [step[k] for step in steps]) for k in (0, 1))
+    if narrow is None or wide is None:
+        return None
+    (less, seconds), (full, most) = ((share(segment.blocks, kept), taken) for kept, taken in (narrow, wide))
+    return min(max((1 - seconds / most) / (1 - less / full), 0.0), 1.0) if less < full else None
+
+
+def _most_work(segments: Sequence[Segment], groups: Groups) -> list[Segment]:
     """One segment of each kind that units cut, those kinds first that have the most MACs in all."""
     kinds: dict[Any, list[Segment]] = {}
     for segment in segments:
         if segment.macs and any(groups.prunable[b].any() for b in segment.blocks):
             kinds.setdefault((segment.macs, tuple(b.shape for b in segment.blocks)), []).append(segment)
     most = sorted(kinds.values(), key=lambda alike: -sum(s.macs for s in alike))
-    return [alike[0] for alike in most[:LARGEST]]
+    return [alike[0] for alike in most[:TIMED_KINDS]]
 
 
 def _step(units: int, multiple: int) -> tuple[int | None, int | None]:

@@ -14,7 +14,7 @@ import numpy as np
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit import restore
 from onnxprune.options import Options, Progress
-from onnxprune.planning import Decision, Judge, by_weights, calibrated, uses_inputs, working
+from onnxprune.planning import Decision, OutputError, by_weights, calibrated, uses_inputs, working
 from onnxprune.refit.reconstruction import Reconstruction
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.trace import Groups, Mask
@@ -47,10 +47,10 @@ def refitted(
 ) -> Refitted:
     """Refit the weights of `after` in place. All is judged on the batches that nothing was fitted to. `weights`: the
     groups with the moments that the network was trained with, by which weights alone decide."""
-    inputs, groups, held = decision.inputs, decision.groups, decision.held
+    inputs, groups, held = decision.inputs, decision.groups, decision.judge_batches
     assert inputs is not None
     kept = groups.kept_ids(decision.removed)
-    judge = Judge(groups, inputs.feeds[len(inputs.feeds) - held :] if held else inputs.feeds, options.providers)
+    judge = OutputError(groups, inputs.feeds[len(inputs.feeds) - held :] if held else inputs.feeds, options.providers)
     work = rewrite(groups.trace, kept)
     sliced = judge.error(work.model)
     try:

@@ -33,6 +33,7 @@ FOLLOWS = "with a fixed side"
 
 
 def infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
+    """The groups that have prunable units, with what is left of each where only `kept` [ids] stay."""
     alive = groups.alive(kept)
     sizes = profile.of_units(groups)
     work = np.zeros(len(groups.prunable))
@@ -56,6 +57,7 @@ def infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
 
 
 def frozen(groups: Groups) -> tuple[FrozenInfo, ...]:
+    """The axes of parameters of which something stays, and the first reason for it."""
     out: dict[tuple[str, int], FrozenInfo] = {}
     for s, axes, ids in groups.blocks:
         classes = groups.classes[ids.ravel()]

@@ -1,60 +1,18 @@
-"""What a run did, for people (tables, a page) and for machines (JSON). Knows results as data and computes none."""
+"""What a run did, as tables in a terminal. Knows results as data and computes none."""
 
 from __future__ import annotations
 
-import math
-import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from onnxprune import __version__
-from onnxprune.files import json_text, write_texts
 from onnxprune.options import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Proof, Report, Sweep, Verified
-from onnxprune.report.page import render
 
-SCHEMA = 1
 ROWS = 20
-
-
-def to_json(result: Report | Inspection | Compared | Sweep | Verified) -> dict[str, Any]:
-    """Plain dicts, lists, strings and numbers; `schema` grows when a key changes its meaning."""
-    body = _plain(asdict(replace(result, graph=None) if isinstance(result, Inspection) else result))
-    body.pop("graph", None)
-    if isinstance(result, Verified):
-        body = {"proof": {f.name: body.pop(f.name) for f in fields(Proof)}, **body}
-    header: dict[str, Any] = {"schema": SCHEMA, "kind": type(result).__name__.lower(), "versions": versions()}
-    if isinstance(result, Report):
-        header["providers"] = list(result.proof.providers)
-    return {**header, **body}
-
-
-def write(path: Path, result: Report | Inspection | Sweep, title: str) -> None:
-    write_texts({path: text(path, result, title)})
-
-
-def text(path: Path, result: Report | Inspection | Sweep, title: str) -> str:
-    """As a page where the name ends in .html, as JSON otherwise."""
-    data = to_json(result)
-    return render(data, title) if path.suffix.lower() in (".html", ".htm") else json_text(data)
-
-
-def versions() -> dict[str, str]:
-    """Versions of this tool and of what its result depends on."""
-    found = {"onnxprune": __version__, "python": platform.python_version()}
-    for name in ("onnx", "onnxruntime-gpu", "onnxruntime", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+"""Of a table, where --verbose does not ask for all."""
 
 
 def print_report(report: Report, console: Console, verbose: bool = False) -> None:
@@ -80,6 +38,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
 
 
 def print_proof(proof: Proof, console: Console) -> None:
+    """What was shown, at which sizes, and what was not."""
     for line in _proof(proof):
         console.print(line)
 
@@ -243,32 +202,32 @@ def _print_frozen(frozen: Sequence[FrozenInfo], console: Console, verbose: bool)
     _print_rest(len(units), console, verbose)
 
 
-def _print_reconstruction(story: Mapping[str, Any] | None, console: Console, verbose: bool) -> None:
-    if not story:
+def _print_reconstruction(refit: Mapping[str, Any] | None, console: Console, verbose: bool) -> None:
+    if not refit:
         return
-    if story.get("method") == "merge":
-        like = f", which are {story['similarity']:.2f} similar on average" if story["merged"] else ""
-        console.print(f"merged {story['merged']:,} removed units into kept ones{like}")
+    if refit.get("method") == "merge":
+        like = f", which are {refit['similarity']:.2f} similar on average" if refit["merged"] else ""
+        console.print(f"merged {refit['merged']:,} removed units into kept ones{like}")
         return
-    diverse = "" if story.get("diversity") is None else f", diversity {story['diversity']:.2f}"
-    console.print(f"calibrated on {story['inputs']}{diverse}")
-    if "failed" in story:
-        console.print(f"not refitted: {story['failed']}")
+    diverse = "" if refit.get("diversity") is None else f", diversity {refit['diversity']:.2f}"
+    console.print(f"calibrated on {refit['inputs']}{diverse}")
+    if "failed" in refit:
+        console.print(f"not refitted: {refit['failed']}")
         return
-    errors = story["output_error"]
+    errors = refit["output_error"]
     console.print(
-        f"refitted {len(story['layers'])} layers; output error on held-out inputs {errors['refitted']:.3f} (as sliced "
+        f"refitted {len(refit['layers'])} layers; output error on held-out inputs {errors['refitted']:.3f} (as sliced "
         f"{errors['sliced']:.3f}, as --fast {errors['fast']:.3f})"
     )
-    if story["fell_back"]:
+    if refit["fell_back"]:
         console.print("this was worse than --fast, so the plan and weights of --fast were taken")
     if verbose:
         table = _table("layer", ">error before", ">error after", ">ridge", title="refitted")
-        for layer in story["layers"]:
+        for layer in refit["layers"]:
             row = (f"{layer['before']:.4f}", f"{layer['after']:.4f}", f"{layer['ridge']:g}")
             table.add_row(layer["layer"], *row)
         console.print(table)
-        for name, why in story["skipped"].items():
+        for name, why in refit["skipped"].items():
             console.print(f"not refitted: {name}: {why}")
 
 
@@ -294,16 +253,3 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 def _percent(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "-"
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types: numpy's scalars and arrays, tuples and mappings included. It has no infinity and no NaN."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.generic | np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

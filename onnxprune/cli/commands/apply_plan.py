@@ -19,6 +19,7 @@ needs no --model and fits any weights of the architecture, untrained ones, too."
 
 
 def parser() -> arguments.Parser:
+    """The arguments of `onnxprune apply-plan`."""
     made = arguments.parser("onnxprune apply-plan", "Slice the weights of a training framework by a plan.", EPILOG)
     made.add_argument("PLAN", type=Path, help="what goes: a file made by --save-plan")
     made.add_argument("WEIGHTS", type=Path, help="a state dict: .safetensors, .pt or .pth; never changed")
@@ -34,6 +35,7 @@ def parser() -> arguments.Parser:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Do what the arguments ask for; 0, or an error that bears its exit code."""
     args = parser().parse(argv)
     outputs = [path for path in (args.OUT, args.save_plan) if path]
     check_outputs(outputs)

@@ -14,6 +14,7 @@ from onnxprune.errors import CheckFailed
 
 
 def parser() -> arguments.Parser:
+    """The arguments of `onnxprune compare`."""
     made = arguments.parser(
         "onnxprune compare",
         "Compare any two models of the same inputs and outputs: size, MACs, the metric, fidelity of B to A.",
@@ -34,6 +35,7 @@ def parser() -> arguments.Parser:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Do what the arguments ask for; 0, or an error that bears its exit code."""
     args = parser().parse(argv)
     options = flags.options(args)
 

@@ -16,6 +16,7 @@ from onnxprune.options import Options
 
 
 def parser() -> arguments.Parser:
+    """The arguments of `onnxprune inspect`."""
     made = arguments.parser("onnxprune inspect", "Show the groups of coupled units, and what is frozen and why.")
     flags.model_argument(made)
     made.add_argument("--json", action="store_true", default=False, help="print JSON")
@@ -28,6 +29,7 @@ def parser() -> arguments.Parser:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Do what the arguments ask for; 0, or an error that bears its exit code."""
     args = parser().parse(argv)
     options = flags.options(args)
 

@@ -12,7 +12,7 @@ from onnxprune.cli import arguments, flags
 from onnxprune.cli.terminal import console, progress
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.files import check_distinct, check_outputs, json_text, write_texts
-from onnxprune.options import Options, Progress
+from onnxprune.options import Options, Progress, Report
 
 if TYPE_CHECKING:
     from onnxprune.api import Result
@@ -25,6 +25,7 @@ other jobs: onnxprune inspect | verify | compare | sweep | apply-plan, each with
 
 
 def parser() -> arguments.Parser:
+    """The arguments of the whole job."""
     made = arguments.parser("onnxprune", "Remove whole channels, heads and hidden units of an ONNX model.", EPILOG)
     flags.model_argument(made)
     made.add_argument("OUT", type=Path, help="the model to write")
@@ -57,49 +58,44 @@ def parser() -> arguments.Parser:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Do what the arguments ask for; 0, or an error that bears its exit code."""
     args = parser().parse(argv)
     flags.refuse_with_plan(args)
     options = flags.options(args)
-    check_outputs([args.OUT])
-    failed = args.OUT.with_suffix(".failed.onnx")
-    outputs = [path for path in (args.OUT, args.report, args.save_plan, failed if args.keep_on_fail else None) if path]
-    check_outputs(outputs)
-    outputs.append(args.OUT.with_name(f"{args.OUT.name}.data"))
-    read = [Path(path) for path in (args.IN, args.plan, args.validate) if path]
-    check_distinct(read, outputs)
-
+    outputs = _checked_outputs(args)
     comparison, gates = _comparison(args, options)
     with progress(args.quiet) as show:
         result, quality = _pruned(args, options, comparison, gates, show)
     check_distinct(result.model.data_files, outputs)
-    report = result.report if quality is None else replace(result.report, validation=asdict(quality))
-    if args.benchmark:
-        report = replace(report, latency={**(report.latency or {}), "measured": _measured(args, options, result)})
-    good = quality is None or not quality.failed
-    path = args.OUT if good else failed
-    texts = {args.save_plan: json_text(result.plan.to_json())} if args.save_plan else {}
-    if args.report:
-        from onnxprune.report import text
-
-        texts[args.report] = text(args.report, report, args.IN.name)
-    removed: list[Path] = []
-    if good or args.keep_on_fail:
-        removed = result.model.save(path, True if args.save_as_external_data else None, texts)
-    else:
-        write_texts(texts)
+    report = _report(args, options, result, quality)
+    failed = quality.failed if quality is not None else ()
+    path = args.OUT if not failed else _path_on_fail(args) if args.keep_on_fail else None
+    leftovers = _write(args, result, report, path)
     if not args.quiet:
-        from onnxprune.report import print_report
-
-        out = console()
-        print_report(report, out, args.verbose)
-        if removed:
-            out.print(f"removed what a killed run had left: {', '.join(map(str, removed))}", soft_wrap=True)
-        if good:
-            out.print(f"written: {args.OUT}", soft_wrap=True)
-    if quality is not None and quality.failed:
-        kept = f"kept as {failed}" if args.keep_on_fail else "--keep-on-fail keeps the model"
-        raise CheckFailed(f"{'; '.join(quality.failed)}; {args.OUT} was not written ({kept})")
+        _print(args, report, leftovers)
+    if failed:
+        kept = f"kept as {path}" if path else "--keep-on-fail keeps the model"
+        raise CheckFailed(f"{'; '.join(failed)}; {args.OUT} was not written ({kept})")
+    if not args.quiet:
+        console().print(f"written: {args.OUT}", soft_wrap=True)
     return 0
+
+
+def _path_on_fail(args: argparse.Namespace) -> Path:
+    """Where --keep-on-fail puts a model that does not hold the gates."""
+    path: Path = args.OUT
+    return path.with_suffix(".failed.onnx")
+
+
+def _checked_outputs(args: argparse.Namespace) -> list[Path]:
+    """All files that may be written, none of which is one that is read. UsageError before any work is done."""
+    check_outputs([args.OUT])
+    refused = _path_on_fail(args) if args.keep_on_fail else None
+    outputs = [path for path in (args.OUT, args.report, args.save_plan, refused) if path]
+    check_outputs(outputs)
+    outputs.append(args.OUT.with_name(f"{args.OUT.name}.data"))
+    check_distinct([Path(path) for path in (args.IN, args.plan, args.validate) if path], outputs)
+    return outputs
 
 
 def _comparison(args: argparse.Namespace, options: Options) -> tuple[Comparison | None, Gates | None]:
@@ -136,6 +132,37 @@ def _pruned(
 
     result = api.largest(args.IN, holds, options, progress=show)
     return result, comparison.measure(result.model, gates, options.seed)
+
+
+def _report(args: argparse.Namespace, options: Options, result: Result, quality: Quality | None) -> Report:
+    """The report of the run, with what was measured besides."""
+    report = result.report if quality is None else replace(result.report, validation=asdict(quality))
+    if args.benchmark:
+        report = replace(report, latency={**(report.latency or {}), "measured": _measured(args, options, result)})
+    return report
+
+
+def _write(args: argparse.Namespace, result: Result, report: Report, path: Path | None) -> list[Path]:
+    """The plan and the report, where they are asked for, together with the model if it is to go to a `path`. The files
+    that a killed run had left, which are gone now."""
+    texts = {args.save_plan: json_text(result.plan.to_json())} if args.save_plan else {}
+    if args.report:
+        from onnxprune.report import text
+
+        texts[args.report] = text(args.report, report, args.IN.name)
+    if path is not None:
+        return result.model.save(path, True if args.save_as_external_data else None, texts)
+    write_texts(texts)
+    return []
+
+
+def _print(args: argparse.Namespace, report: Report, leftovers: Sequence[Path]) -> None:
+    from onnxprune.report import print_report
+
+    out = console()
+    print_report(report, out, args.verbose)
+    if leftovers:
+        out.print(f"removed what a killed run had left: {', '.join(map(str, leftovers))}", soft_wrap=True)
 
 
 def _measured(args: argparse.Namespace, options: Options, result: Result) -> dict[str, Any]:

@@ -17,6 +17,7 @@ RATIOS = (0.2, 0.4, 0.6)
 
 
 def parser() -> arguments.Parser:
+    """The arguments of `onnxprune sweep`."""
     made = arguments.parser("onnxprune sweep", "Prune a model by many ratios and criteria; see which ways are best.")
     flags.model_argument(made)
     made.add_argument("OUT_FOLDER", type=Path, help="where every point goes; what is there already is not made again")
@@ -49,6 +50,7 @@ def parser() -> arguments.Parser:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Do what the arguments ask for; 0, or an error that bears its exit code."""
     args = parser().parse(argv)
     options = flags.options(args)
     folder: Path = args.OUT_FOLDER

@@ -19,6 +19,7 @@ exit codes: 0 proven, 1 it is not what the plan leaves, 2 wrong usage, 4 the run
 
 
 def parser() -> arguments.Parser:
+    """The arguments of `onnxprune verify`."""
     made = arguments.parser("onnxprune verify", "Prove that a file is a model without what a plan removes.", EPILOG)
     flags.model_argument(made, "DENSE")
     flags.model_argument(made, "PRUNED")
@@ -37,6 +38,7 @@ def parser() -> arguments.Parser:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Do what the arguments ask for; 0, or an error that bears its exit code."""
     args = parser().parse(argv)
     options = flags.options(args)
     from onnxprune.planning import read_plan

@@ -2,8 +2,8 @@
 
 The simplest kind is a saliency for every weight, which the mechanism sums over the coupled slices of a unit (SPA,
 section 3.2): a function (weight, rng) -> array of the weight's shape, larger = more important; it sees neither
-operators nor names. The other kind scores units from what `Clues` holds. Others join through `register` or the entry
-point group `onnxprune.criteria`. Knows criteria by name, no operator.
+operators nor names. The other kind scores units from what `CriterionInputs` holds. Others join through `register` or
+the entry point group `onnxprune.criteria`. Knows criteria by name, no operator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnxprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from onnxprune.planning.criteria.inputs import Clues
+    from onnxprune.planning.criteria.inputs import CriterionInputs
 
 Criterion = Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
 
@@ -70,12 +70,12 @@ def needs_inputs(name: str) -> bool:
     return name in UNITS and name not in WITHOUT_INPUTS
 
 
-def scores(name: str, clues: Clues) -> NDArray[np.float64]:
+def scores(name: str, inputs: CriterionInputs) -> NDArray[np.float64]:
     """[classes]: the importance of every unit, by the criterion of that name."""
     check(name)
     if name in WEIGHTS:
-        return clues.importance(WEIGHTS[name])
+        return inputs.importance(WEIGHTS[name])
     from onnxprune.planning.criteria import units
 
-    found: NDArray[np.float64] = getattr(units, UNITS[name])(clues)
+    found: NDArray[np.float64] = getattr(units, UNITS[name])(inputs)
     return found

@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 Saliency = Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
 
 
-class Clues:
+class CriterionInputs:
     """`feeds`: batches of inputs (none where only weights may be looked at); `labels`: of their samples, if known."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Clues:
 
     @cached_property
     def sites(self) -> Sequence[Any]:
-        """Where units are summed away, with second moments of the inputs (see `sites.Site`)."""
+        """Where units are summed away, with second moments of the inputs (see `fit.Site`)."""
         from onnxprune.fit import collect
 
         if not self.feeds:

@@ -1,4 +1,4 @@
-"""Criteria that score units: small functions of `Clues`, larger = more important.
+"""Criteria that score units: small functions of `CriterionInputs`, larger = more important.
 
 They know no operator and no graph.
 """
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
 from onnxprune.planning.criteria import gradient
-from onnxprune.planning.criteria.inputs import Clues
+from onnxprune.planning.criteria.inputs import CriterionInputs
 
 if TYPE_CHECKING:
     from onnxprune.fit import Site
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 Scores = NDArray[np.float64]
 
 
-def bn_scale(clues: Clues) -> Scores:
+def bn_scale(inputs: CriterionInputs) -> Scores:
     """|gamma| of the normalisations behind a unit (Liu et al. 2017, Network Slimming, arXiv 1708.06519); the mean where
     there are none."""
-    scores, seen = np.zeros(clues.count), np.zeros(clues.count, bool)
-    if not clues.scales:
+    scores, seen = np.zeros(inputs.count), np.zeros(inputs.count, bool)
+    if not inputs.scales:
         raise UsageError("--criterion bn-scale needs a normalisation in the graph; it was folded, so take obs or l2")
-    for gamma, units in clues.scales:
+    for gamma, units in inputs.scales:
         np.add.at(scores, units, np.abs(gamma))
         seen[units] = True
     scores[~seen] = scores[seen].mean()
     return scores
 
 
-def fpgm(clues: Clues) -> Scores:
+def fpgm(inputs: CriterionInputs) -> Scores:
     """Sum of the distances to all other slices of the same matrix: small near the geometric median, where a filter is
     replaceable (He et al. 2019, Filter Pruning via Geometric Median, arXiv 1811.00250, eq. 8)."""
-    scores = np.zeros(clues.count)
-    for rows, units in clues.slices():
+    scores = np.zeros(inputs.count)
+    for rows, units in inputs.slices():
         squares = np.square(rows).sum(1)
         apart = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * rows @ rows.T, 0)).sum(1)
         if apart.mean() > 0:
@@ -45,74 +45,74 @@ def fpgm(clues: Clues) -> Scores:
     return scores
 
 
-def lamp(clues: Clues) -> Scores:
+def lamp(inputs: CriterionInputs) -> Scores:
     """w^2 by the sum of all that are no smaller, in the unit's family (Lee et al. 2021, arXiv 2010.07611, eq. 4)."""
-    scores = clues.importance(lambda weight, rng: np.asarray(np.square(weight)))
-    for units in clues.families:
+    scores = inputs.importance(lambda weight, rng: np.asarray(np.square(weight)))
+    for units in inputs.families:
         order = np.argsort(scores[units])
         tail = np.cumsum(scores[units][order][::-1])[::-1]
         scores[units[order]] = scores[units][order] / np.maximum(tail, 1e-300)
     return scores
 
 
-def activation(clues: Clues) -> Scores:
+def activation(inputs: CriterionInputs) -> Scores:
     """Root mean square of what a unit gives to each layer that reads it, each layer by its mean (Molchanov et al. 2017,
     arXiv 1611.06440, section 2.2)."""
-    scores = np.zeros(clues.count)
-    for site in clues.sites:
+    scores = np.zeros(inputs.count)
+    for site in inputs.sites:
         _add(scores, site.units, _strength(site))
     return scores
 
 
-def wanda(clues: Clues) -> Scores:
+def wanda(inputs: CriterionInputs) -> Scores:
     """sum |W| |x| over a unit's columns (Sun et al. 2024, arXiv 2306.11695, eq. 1), each site by its mean."""
-    scores = np.zeros(clues.count)
-    for site in clues.sites:
+    scores = np.zeros(inputs.count)
+    for site in inputs.sites:
         _add(scores, site.units, np.abs(site.matrix).sum(2) * _strength(site))
     return scores
 
 
-def flap(clues: Clues) -> Scores:
+def flap(inputs: CriterionInputs) -> Scores:
     """Var(x) sum W^2 over a unit's columns, standardised in each site (An et al. 2024, arXiv 2312.11983, eq. 5)."""
-    scores = np.zeros(clues.count)
-    for site in clues.sites:
+    scores = np.zeros(inputs.count)
+    for site in inputs.sites:
         variance = np.diagonal(site.gram, axis1=1, axis2=2) - np.square(site.mean) * (not site.movable)
         each = (variance * np.square(site.matrix).sum(2)).reshape(*site.units.shape, -1).sum(2)
         np.add.at(scores, site.units, (each - each.mean()) / (each.std() or 1.0))
     return np.asarray(scores - scores.min())
 
 
-def obs(clues: Clues) -> Scores:
+def obs(inputs: CriterionInputs) -> Scores:
     """The least-squares error that removing a unit alone leaves after the update (SPA, eq. 7)."""
     from onnxprune.planning.obs import Elimination
 
-    scores = np.zeros(clues.count)
-    for site in clues.sites:
+    scores = np.zeros(inputs.count)
+    for site in inputs.sites:
         for g in range(len(site.units)):
-            part = Elimination(site, g, clues.groups.prunable)
+            part = Elimination(site, g, inputs.groups.prunable)
             units = list(part.columns)
             scores[units] += part.scores(units)
     return scores
 
 
-def taylor(clues: Clues) -> Scores:
+def taylor(inputs: CriterionInputs) -> Scores:
     """See `gradient.taylor`."""
-    return gradient.taylor(clues.gradients())
+    return gradient.taylor(inputs.gradients())
 
 
-def taylor_so(clues: Clues) -> Scores:
+def taylor_so(inputs: CriterionInputs) -> Scores:
     """See `gradient.taylor_so`."""
-    return gradient.taylor_so(clues.gradients("fisher"))
+    return gradient.taylor_so(inputs.gradients("fisher"))
 
 
-def lrp(clues: Clues) -> Scores:
+def lrp(inputs: CriterionInputs) -> Scores:
     """See `gradient.lrp`."""
-    return gradient.lrp(clues.gradients("logit"))
+    return gradient.lrp(inputs.gradients("logit"))
 
 
-def oracle(clues: Clues) -> Scores:
+def oracle(inputs: CriterionInputs) -> Scores:
     """The change of the loss when the unit alone is masked: one forward a unit; the yardstick of all others."""
-    return clues.masked_losses()
+    return inputs.masked_losses()
 
 
 def _strength(site: Site) -> Scores:

@@ -12,13 +12,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from onnxprune import __version__, api
-from onnxprune.errors import RuntimeFailure, UsageError, explain
+from onnxprune.errors import UsageError, explain
 from onnxprune.files import write_json
 from onnxprune.measure import benchmark as timed
 from onnxprune.measure import compared
@@ -27,9 +27,9 @@ from onnxprune.options import Cost, Options, Progress, Sweep, SweepPoint
 from onnxprune.planning import criteria
 from onnxprune.report import to_json
 from onnxprune.stages import checked
+from onnxprune.sweeping.workers import Backend, workers
 
 COSTS = ("macs", "parameters", "latency")
-Backend = Literal["loky", "dask", "ray"]
 Name = str | os.PathLike[str]
 
 
@@ -59,11 +59,14 @@ class Job:
 
     @property
     def file(self) -> Path:
+        """Where the point goes."""
         return self.folder / f"{self.name}.json"
 
 
 Measure = Callable[[Job, Model], Measured]
 """How good a model is, and how long it takes if that is asked for."""
+Parallel = Callable[[Sequence[Job]], Iterator[SweepPoint]]
+"""Runs jobs and gives their points as they come."""
 
 
 def quality(job: Job, model: Model) -> Measured:
@@ -99,46 +102,73 @@ def sweep(
     if address and backend == "loky":
         raise UsageError("--address is of a cluster; say which one with --backend dask or --backend ray")
     say = progress or (lambda stage, share: None)
-    source, target = Path(model).resolve(), Path(folder).resolve()
-    labels = str(Path(data).resolve()) if data else None
-    calib = str(Path(options.calib).resolve()) if options.calib else None
-    seen = _digest([source, *Model.load(source).data_files, *([labels] if labels else []), *([calib] if calib else [])])
-
-    def job(name: str, chosen: Options) -> Job:
-        about = [asdict(chosen), seen, metric, benchmark, __version__, f"{measure.__module__}.{measure.__qualname__}"]
-        key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
-        return Job(name, source, chosen, labels, metric, benchmark, target, save_models, key, measure)
-
-    base = replace(options, calib=calib)
+    base = replace(options, calib=_absolute(options.calib))
+    source, labels = Path(model).resolve(), _absolute(data)
+    seen = _digest([source, *Model.load(source).data_files, *filter(None, (labels, base.calib))])
+    common = _Common(source, Path(folder).resolve(), labels, seen, metric, benchmark, save_models, measure)
     ways = dict.fromkeys((c, r) for c in criteria for r in ratios)
-    grid = [job(f"{c}-{r}", replace(base, criterion=c, ratio=r).resolved()) for c, r in ways]
-    with _running(backend, address, jobs) as parallel:
-        target.mkdir(exist_ok=True)
+    grid = [common.job(f"{c}-{r}", replace(base, criterion=c, ratio=r).resolved()) for c, r in ways]
+    with workers(run, backend, address, jobs) as parallel:
+        common.folder.mkdir(exist_ok=True)
         say("original", 0.0)
-        name, dense = _original(job("original", base))
-        found = {j.name: point for j in grid if (point := finished(j))}
-        say("points", len(found) / len(grid))
-        for point in _points([j for j in grid if j.name not in found], parallel):
-            found[point.name] = point
-            say("points", len(found) / len(grid))
-    points = tuple(found[j.name] for j in grid)
+        name, dense = _original(common.job("original", base))
+        points = _made(grid, parallel, say)
     where = str(data or options.calib or "made-up inputs")
     return Sweep(name, where, dense, points, fronts(points), replace(options, calib=None).resolved())
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What all points of a sweep have in common; `seen`: a digest of all files that they are made of."""
+
+    model: Path
+    folder: Path
+    data: str | None
+    seen: str
+    metric: str
+    benchmark: bool
+    keep: bool
+    measure: Measure
+
+    def job(self, name: str, options: Options) -> Job:
+        """One point of these options."""
+        how = f"{self.measure.__module__}.{self.measure.__qualname__}"
+        about = [asdict(options), self.seen, self.metric, self.benchmark, __version__, how]
+        key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+        return Job(
+            name, self.model, options, self.data, self.metric, self.benchmark, self.folder, self.keep, key, self.measure
+        )  # fmt: skip
+
+
+def _absolute(path: Any) -> str | None:
+    """A path as other processes find it."""
+    return str(Path(path).resolve()) if path else None
+
+
+def _made(grid: Sequence[Job], parallel: Parallel, say: Progress) -> tuple[SweepPoint, ...]:
+    """All points of a grid: those that an earlier run made, and the rest."""
+    found = {j.name: point for j in grid if (point := finished(j))}
+    say("points", len(found) / len(grid))
+    for point in _points([j for j in grid if j.name not in found], parallel):
+        found[point.name] = point
+        say("points", len(found) / len(grid))
+    return tuple(found[j.name] for j in grid)
 
 
 def fronts(points: Sequence[SweepPoint]) -> dict[str, tuple[str, ...]]:
     """By each cost that is known of all finished points: those that no other one beats, the cheapest first."""
     done = [p for p in points if p.error is None and p.metric is not None]
-    out = {}
-    for cost in COSTS:
-        if cost == "latency" and (not done or any(p.latency is None for p in done)):
-            continue
-        front: list[SweepPoint] = []
-        for point in sorted(done, key=lambda p: (getattr(p, cost), -(p.metric or 0.0))):
-            if not front or (point.metric or 0.0) > (front[-1].metric or 0.0):
-                front.append(point)
-        out[cost] = tuple(p.name for p in front)
-    return out
+    timed = done and all(p.latency is not None for p in done)
+    return {cost: _front(done, cost) for cost in COSTS if cost != "latency" or timed}
+
+
+def _front(points: Sequence[SweepPoint], cost: str) -> tuple[str, ...]:
+    """The names of the points that no other one beats in metric and cost, the cheapest first."""
+    front: list[SweepPoint] = []
+    for point in sorted(points, key=lambda p: (getattr(p, cost), -(p.metric or 0.0))):
+        if not front or (point.metric or 0.0) > (front[-1].metric or 0.0):
+            front.append(point)
+    return tuple(p.name for p in front)
 
 
 def finished(job: Job) -> SweepPoint | None:
@@ -185,6 +215,7 @@ def _original(job: Job) -> tuple[str, SweepPoint]:
 
 
 def _measured(job: Job, point: SweepPoint, model: Model, cost: Cost) -> tuple[str, SweepPoint]:
+    """The name of the metric, and the point with what the model is worth and costs."""
     found = job.measure(job, model)
     costs: dict[str, Any] = {"parameters": cost.parameters, "macs": round(cost.macs), "bytes": cost.bytes}
     return found.metric, replace(point, metric=found.value, latency=found.latency, **costs)
@@ -194,7 +225,7 @@ def _write(job: Job, point: SweepPoint, **more: Any) -> None:
     write_json(job.file, {"key": job.key, "point": asdict(point), **more})
 
 
-def _points(jobs: Sequence[Job], parallel: Callable[[Sequence[Job]], Iterator[SweepPoint]]) -> Iterator[SweepPoint]:
+def _points(jobs: Sequence[Job], parallel: Parallel) -> Iterator[SweepPoint]:
     """A process that is killed (for its memory, say) takes the work of others with it: the rest is run one by one, and
     a point whose process dies even then has failed."""
     left = {job.name: job for job in jobs}
@@ -213,60 +244,8 @@ def _points(jobs: Sequence[Job], parallel: Callable[[Sequence[Job]], Iterator[Sw
             yield point
 
 
-@contextmanager
-def _running(
-    backend: Backend, address: str | None, workers: int | None
-) -> Iterator[Callable[[Sequence[Job]], Iterator[SweepPoint]]]:
-    """Something that runs jobs through joblib and yields the points as they come."""
-    import joblib
-
-    cluster: dict[str, Any] = {}
-    if backend == "dask":
-        cluster = {"client": _client(address, workers)}
-    elif backend == "ray":
-        _register_ray(address)
-
-    def parallel(jobs: Sequence[Job]) -> Iterator[SweepPoint]:
-        count = workers or (joblib.cpu_count() if backend == "loky" else -1)
-        if backend == "loky" and count > 1:
-            count = max(2, min(count, len(jobs)))  # joblib runs the jobs of a single one in this process
-        order = "list" if backend == "ray" else "generator_unordered"
-        with joblib.parallel_config(backend, n_jobs=count, **cluster):
-            yield from joblib.Parallel(return_as=order, batch_size=1)(joblib.delayed(run)(job) for job in jobs)
-
-    try:
-        yield parallel
-    finally:
-        if "client" in cluster:
-            cluster["client"].close()
-
-
-def _client(address: str | None, workers: int | None) -> Any:
-    try:
-        from distributed import Client
-    except ImportError:
-        raise UsageError("--backend dask needs Dask: pip install 'onnxprune[dask]'") from None
-    try:
-        given = {"address": address, "timeout": 20} if address else {"n_workers": workers, "threads_per_worker": 1}
-        return Client(**given)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise RuntimeFailure(f"no Dask scheduler answers at {address}: {error}") from None
-
-
-def _register_ray(address: str | None) -> None:
-    try:
-        import ray
-        from ray.util.joblib import register_ray
-    except ImportError:
-        raise UsageError("--backend ray needs Ray: pip install 'onnxprune[ray]'") from None
-    try:
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
-    except (ConnectionError, ValueError) as error:
-        raise RuntimeFailure(f"no Ray cluster answers at {address}: {error}") from None
-    register_ray()
-
-
 def _check(ratios: Sequence[float], names: Sequence[str], options: Options) -> None:
+    """UsageError where a grid cannot be made of these, before any work."""
     if not ratios or not all(0 < ratio < 1 for ratio in ratios):
         raise UsageError("a sweep needs ratios between 0 and 1, such as 0.2 0.4")
     checked(options)
