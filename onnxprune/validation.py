@@ -60,22 +60,28 @@ def validated(options: Options) -> Options:
     """The same options, a single name as a list of one. UsageError where one of them cannot be what it is."""
     single: dict[str, Any] = {n: (x,) for n in NAMES if isinstance(x := getattr(options, n), str)}
     options = replace(options, **single)
-    for name, kind in NUMBERS.items():
+    for name in (f.name for f in fields(options)):
         value = getattr(options, name)
-        if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
-            raise UsageError(f"{flag(name)} is a {'whole number' if kind is int else 'number'}, not {value!r}")
-    for name in SWITCHES:
-        if not isinstance(getattr(options, name), bool):
-            raise UsageError(f"{flag(name)} is True or False, not {getattr(options, name)!r}")
-    for name, choices in CHOICES.items():
-        if (value := getattr(options, name)) and value not in choices:
-            raise UsageError(f"{flag(name)} is {' or '.join(choices)}, not {value!r}")
-    for name, holds, words in RULES:
-        if not holds(getattr(options, name)):
-            raise UsageError(f"{flag(name)} {getattr(options, name)} {words}")
+        wrong = _wrong_kind(name, value) or next((w for n, holds, w in RULES if n == name and not holds(value)), "")
+        if wrong:
+            raise UsageError(f"{flag(name)} {value!r} {wrong}")
     for name in options.nodes_to_exclude:
         pattern(name)  # says which is none
     return options
+
+
+def _wrong_kind(name: str, value: Any) -> str:
+    """What an option has to be, where a value is something else."""
+    truth = isinstance(value, bool)
+    if name in NUMBERS:
+        whole = NUMBERS[name] is int
+        fits = isinstance(value, Integral if whole else Real) and not truth
+        return "" if fits else f"is not a {'whole number' if whole else 'number'}"
+    if name in SWITCHES:
+        return "" if truth else "is not True or False"
+    if name in CHOICES and value and value not in CHOICES[name]:
+        return f"is not {' or '.join(CHOICES[name])}"
+    return ""
 
 
 def pattern(name: str) -> re.Pattern[str]:

@@ -53,11 +53,11 @@ def test_a_result_saves_shows_and_describes_itself(result: onnxprune.Result, tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ratio": "0.3"}, "--ratio is a number, not '0.3'"),
-        ({"ratio": True}, "--ratio is a number, not True"),
+        ({"ratio": "0.3"}, "--ratio '0.3' is not a number"),
+        ({"ratio": True}, "--ratio True is not a number"),
         ({"ratio": 1.5}, "--ratio 1.5 is not between 0 and 1"),
-        ({"scope": "everywhere"}, "--scope is local or global or sensitivity or pq, not 'everywhere'"),
-        ({"fast": 1}, "--fast is True or False, not 1"),
+        ({"scope": "everywhere"}, "--scope 'everywhere' is not local or global or sensitivity or pq"),
+        ({"fast": 1}, "--fast 1 is not True or False"),
         ({"calib_samples": 0}, "--calib-samples 0 is not at least 1"),
         ({"memory": 1024}, "--memory 1024 is not at least 1 MiB"),
         ({"max_ratio": 0}, "--max-ratio 0 is not in"),

@@ -117,7 +117,7 @@ def linked_buckets(groups: Groups, scores: Scores, live: Mask, spent: Mask) -> l
     most = np.zeros(len(nested) + 1, np.int64)
     np.maximum.at(most, roots[:-1], gone)
     together: dict[Hashable, list[list[int]]] = defaultdict(list)
-    for k, bucket in enumerate(_buckets(groups.home + places.rows, scores, live)):
+    for k, bucket in enumerate(_buckets(groups.location_hash + places.rows, scores, live)):
         root = int(roots[places.rectangle[bucket[0]]])
         together[root if root >= 0 else ("alone", k)].append(bucket)
     inside: dict[int, list[Ids]] = defaultdict(list)

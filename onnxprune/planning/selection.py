@@ -30,7 +30,7 @@ def parts(groups: Groups, scores: Scores, options: Options) -> tuple[Mask, list[
             if not groups.faults(trial):
                 removed = trial
                 spent[list(units)] = not own
-    return removed, linked_buckets(groups, scores, _allowed(groups, options) & ~removed & ~groups.crossed, spent)
+    return removed, linked_buckets(groups, scores, _allowed(groups, options) & ~removed & ~groups.grid_units, spent)
 
 
 def select(groups: Groups, scores: Scores, options: Options, shares: Mapping[int, float] | None = None) -> Mask:
@@ -93,7 +93,7 @@ def _heads(groups: Groups, scores: Scores, options: Options) -> list[tuple[froze
             continue
         inside = list(rows[0])
         own = not groups.normed[inside].all() and all(groups.channels[family[units]] for units in rows)
-        if not own and not groups.normed[inside].any() and _near(options.ratio, groups.home[inside]):
+        if not own and not groups.normed[inside].any() and _near(options.ratio, groups.location_hash[inside]):
             continue
         if n := _rows_to_remove(len(rows), options):
             out.append((frozenset().union(*rows[:n]), own))
@@ -105,7 +105,9 @@ def _families(groups: Groups, options: Options) -> Iterable[dict[frozenset[int],
     families: dict[Hashable, dict[frozenset[int], int]] = defaultdict(dict)
     for row, units in groups.rows.items():
         if not any(groups.normed_whole[u] for u in units) or options.residual:
-            families[bool(groups.columns[row]), frozenset(groups.home[list(units)].tolist())].setdefault(units, row)
+            families[bool(groups.grid_columns[row]), frozenset(groups.location_hash[list(units)].tolist())].setdefault(
+                units, row
+            )
     return families.values()
 
 

@@ -5,11 +5,13 @@ Knows shapes and models, no importance.
 
 from __future__ import annotations
 
+from onnxprune.trace.classes import joined
 from onnxprune.trace.dependencies import dependencies
 from onnxprune.trace.editor import Editor
 from onnxprune.trace.equation import Dims
-from onnxprune.trace.groups import Groups, build
-from onnxprune.trace.labels import KEPT, Block, Ids, Labels, Mask, Reason, joined, kept_shape, positions, take_kept
+from onnxprune.trace.grouping import build
+from onnxprune.trace.groups import Groups
+from onnxprune.trace.labels import KEPT, Block, Ids, Labels, Mask, Reason, kept_shape, positions, take_kept
 from onnxprune.trace.node_editor import new_dims
 from onnxprune.trace.tracing import LABELLED, Reduction, Slice, Trace
 

@@ -42,7 +42,7 @@ class CriterionInputs:
         """Units that live on the same axes of the same parameters."""
         found: dict[int, list[int]] = defaultdict(list)
         for u in np.flatnonzero(self.groups.prunable):
-            found[int(self.groups.home[u])].append(int(u))
+            found[int(self.groups.location_hash[u])].append(int(u))
         return [np.array(units, np.int64) for units in found.values()]
 
     @cached_property

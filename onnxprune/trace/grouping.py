@@ -1,0 +1,157 @@
+"""From the ids of a trace to its groups: classes, what may go of them, and the graph whose components groups are.
+
+Knows ids, slices and rectangles, no operator and no ONNX.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.trace.groups import Groups
+from onnxprune.trace.labels import Ids, Labels, Mask, Reason
+from onnxprune.trace.tracing import Slice, Trace
+
+LARGEST_ROW = 1 << 16
+"""Units in a row, beyond which it is not looked for others that it empties."""
+
+
+def build(trace: Trace, heads: bool = True) -> Groups:
+    """heads: whether whole rows may go; where they may not, or cannot, tables are tied to one row."""
+    tables = trace.labels.tables
+    while True:
+        groups = _without_graph(trace)
+        gone = {key: np.unique(groups.classes[rows]).tolist() for key, (_, rows, _) in tables.items()}
+        stuck = [key for key, rows in gone.items() if not heads or not groups.rows.keys() >= set(rows)]
+        if not stuck:
+            groups.graph = _graph(groups)
+            return groups
+        trace.labels.flatten(stuck)
+
+
+def _without_graph(trace: Trace) -> Groups:
+    """Classes and what is known of each; the graph of them comes once it is settled which rows may go."""
+    labels = trace.labels
+    classes, reasons = labels.solve()
+    reason: list[Reason | None] = list(reasons)
+    count = len(reason)
+    blocks = [(s, b.axes, b.ids) for s in trace.slices.values() for b in s.blocks if b.ids.any()]
+    inside = _rows_inside(labels, classes)
+    derived = np.zeros(count, bool)
+    derived[[*inside]] = True
+    location = _location_hash(blocks, classes, count)
+
+    def units(parts: Iterable[Ids]) -> Mask:
+        """The classes that any of these ids are of."""
+        found = np.zeros(count, bool)
+        for ids in parts:
+            found[classes[ids]] = True
+        return found
+
+    grids = [ids for ids, _, _ in labels.tables.values()]
+    columns = [labels.derive(ids.T) for ids in grids]
+    alone = [b.ids for tensor in trace.blocks.values() for b in tensor if b.ids.ndim == 1]
+    groups = Groups(
+        trace, classes, reason, (location > 0) & np.array([r is None for r in reason], bool) & ~derived, {}, blocks,
+        location, _rectangles(labels.rectangles.values(), classes), derived, units(labels.normed),
+        units(ids for ids in labels.normed if ids.ndim == 1), units(labels.sums),
+        units((*columns, *alone, *labels.maps)) & derived, units(grids), units(columns), grids, inside,
+    )  # fmt: skip
+    groups.rows = _rows(groups)
+    return groups
+
+
+def _rows_inside(labels: Labels, classes: Ids) -> dict[int, list[int]]:
+    """By row unit, the ids that its rows hold; a row of which everything goes as one anyway is none."""
+    inside: dict[int, list[int]] = defaultdict(list)
+    for d, members in labels.children.items():
+        if (classes[members] != classes[d]).any():
+            inside[int(classes[d])] += members.tolist()
+    return inside
+
+
+def _location_hash(
+    blocks: Sequence[tuple[Slice, tuple[int, ...], Ids]], classes: Ids, count: int
+) -> NDArray[np.uint64]:
+    """By class, a sum of random numbers, one for each block that it lives in: equal sums are equal sets."""
+    location, place = np.zeros(count, np.uint64), np.empty(count, np.int64)
+    marks = np.random.default_rng(0).integers(1, 1 << 63, len(blocks), np.uint64)
+    for mark, (_, _, ids) in zip(marks, blocks, strict=True):
+        location[_once(classes[ids.ravel()], place)] += mark
+    return location
+
+
+def _rectangles(blocks: Iterable[Ids], classes: Ids) -> list[Ids]:
+    """Each distinct rectangle once, without the axes along which everything goes together anyway."""
+    seen: dict[tuple[tuple[int, ...], bytes], Ids] = {}
+    for ids in blocks:
+        units = classes[ids]
+        for k in reversed(range(ids.ndim)):
+            if ids.ndim > 1 and bool((units == np.take(units, [0], k)).all()):
+                ids, units = np.take(ids, 0, k), np.take(units, 0, k)
+        seen.setdefault((ids.shape, units.tobytes()), ids)
+    return list(seen.values())
+
+
+def _once(numbers: Ids, place: Ids) -> Ids:
+    """Each of the numbers once, in no order; `place` is scratch space that any of them is an index of."""
+    order = np.arange(numbers.size)
+    place[numbers] = order
+    return np.asarray(numbers[place[numbers] == order])
+
+
+def _rows(groups: Groups) -> dict[int, frozenset[int]]:
+    """Row units that may go: everything they hold may go, closed under rows that are emptied on the way."""
+    held: dict[int, set[int]] = defaultdict(set)
+    holders: dict[frozenset[int], set[int]] = defaultdict(set)  # what a row holds -> the row units that hold it
+    for d, members in groups.trace.labels.children.items():
+        inside, c = frozenset(groups._leaves(members)), int(groups.classes[d])
+        held[c] |= inside
+        holders[inside].add(c)
+    beginning: dict[int, list[frozenset[int]]] = defaultdict(list)  # by the least leaf
+    for inside in holders:
+        beginning[min(inside, default=-1)].append(inside)
+
+    def emptied(units: set[int]) -> set[int]:
+        """The row units that hold nothing else."""
+        near = (inside for leaf in units if leaf in beginning for inside in beginning[leaf])
+        return {row for inside in near if inside <= units for row in holders[inside]}
+
+    out: dict[int, frozenset[int]] = {}
+    for c, leaves in held.items():
+        if groups.reason[c] is None and groups.derived[c]:
+            units, more = set(leaves), set(leaves)
+            while more and len(units) < LARGEST_ROW:
+                more = set().union(*(held[row] for row in emptied(units))) - units
+                units |= more
+            if units and groups.prunable[list(units)].all():
+                out[c] = frozenset(units)
+    return out
+
+
+def _graph(groups: Groups) -> nx.Graph:
+    """Nodes: slice blocks (by index), with parameter and axes. Edges: the operator that couples them."""
+    graph: nx.Graph = nx.Graph()
+    home: dict[Hashable, int] = {}
+    labels = groups.trace.labels
+    first = np.full(len(groups.prunable), -1)
+    place = np.empty(len(groups.blocks), np.int64)
+    for k, (s, axes, ids) in enumerate(groups.blocks):
+        graph.add_node(k, parameter=s.parameter, axes=axes)
+        for key in {labels.born_in(int(i)) for i in (ids.flat[0], ids.flat[-1])}:
+            home.setdefault(key, k)
+        units = groups.classes[ids.ravel()]
+        earlier = first[units]
+        first[units[earlier < 0]] = k
+        first[groups.classes[0]] = -1  # what always stays couples nothing
+        others = _once(earlier[earlier >= 0], place)
+        graph.add_edges_from(((other, k) for other in others.tolist()), operator="")
+    for a, b, why in labels.pairs:
+        u, v = home.get(labels.born_in(int(a[0]))), home.get(labels.born_in(int(b[0])))
+        if u is not None and v is not None and u != v:
+            graph.add_edge(u, v, operator=f"{why.op_type} {why.node}")
+    return graph
