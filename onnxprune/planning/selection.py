@@ -105,9 +105,8 @@ def _families(groups: Groups, options: Options) -> Iterable[dict[frozenset[int],
     families: dict[Hashable, dict[frozenset[int], int]] = defaultdict(dict)
     for row, units in groups.rows.items():
         if not any(groups.normed_whole[u] for u in units) or options.residual:
-            families[bool(groups.grid_columns[row]), frozenset(groups.location_hash[list(units)].tolist())].setdefault(
-                units, row
-            )
+            location = frozenset(groups.location_hash[list(units)].tolist())
+            families[bool(groups.grid_columns[row]), location].setdefault(units, row)
     return families.values()
 
 

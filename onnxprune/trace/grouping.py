@@ -12,9 +12,9 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.trace.groups import Groups
+from onnxprune.trace.groups import Groups, SliceBlock
 from onnxprune.trace.labels import Ids, Labels, Mask, Reason
-from onnxprune.trace.tracing import Slice, Trace
+from onnxprune.trace.tracing import Trace
 
 LARGEST_ROW = 1 << 16
 """Units in a row, beyond which it is not looked for others that it empties."""
@@ -74,9 +74,7 @@ def _rows_inside(labels: Labels, classes: Ids) -> dict[int, list[int]]:
     return inside
 
 
-def _location_hash(
-    blocks: Sequence[tuple[Slice, tuple[int, ...], Ids]], classes: Ids, count: int
-) -> NDArray[np.uint64]:
+def _location_hash(blocks: Sequence[SliceBlock], classes: Ids, count: int) -> NDArray[np.uint64]:
     """By class, a sum of random numbers, one for each block that it lives in: equal sums are equal sets."""
     location, place = np.zeros(count, np.uint64), np.empty(count, np.int64)
     marks = np.random.default_rng(0).integers(1, 1 << 63, len(blocks), np.uint64)

@@ -15,18 +15,22 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.trace.labels import Ids, Mask, Reason, kept_shape, side_by_side
+from onnxprune.trace.classes import side_by_side
+from onnxprune.trace.labels import Ids, Mask, Reason, kept_shape
 from onnxprune.trace.tracing import Slice, Trace
+
+SliceBlock = tuple[Slice, tuple[int, ...], Ids]
+"""A parameter's slice, axes of it, and the ids along these."""
 
 
 @dataclass
 class Groups:
     """classes: class of every id. reason: why a class stays, or None. prunable: classes that are units.
 
-    rows: row unit (class) -> the units it holds. inside: of a row unit, the ids of its rows. location_hash: of every class, a
-    number that stands for the set of slice blocks it lives in. normed: classes that cross a normalisation over their
-    own axis (normed_whole: over all of it, not inside rows). streams: units of branches that are added. channels: row
-    units that are channels of a tensor of their own (an attention map has one a head). grid_blocks: those of which
+    rows: row unit (class) -> the units it holds. inside: of a row unit, the ids of its rows. location_hash: of every
+    class, a number that stands for the set of slice blocks it lives in. normed: classes that cross a normalisation over
+    their own axis (normed_whole: over all of it, not inside rows). streams: units of branches that are added. channels:
+    row units that are channels of a tensor of their own (an attention map has one a head). grid_blocks: those of which
     only whole rows and whole columns may go; grid_units: the units in them; grid_columns: row units that are columns.
     """
 
@@ -35,7 +39,7 @@ class Groups:
     reason: list[Reason | None]
     prunable: Mask
     rows: dict[int, frozenset[int]]
-    blocks: list[tuple[Slice, tuple[int, ...], Ids]]
+    blocks: list[SliceBlock]
     location_hash: NDArray[np.uint64]
     rectangles: list[Ids]
     derived: Mask
