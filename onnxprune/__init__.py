@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from onnxprune.errors import CheckFailed, NothingToPrune, OnnxPruneError, RuntimeFailure, UsageError
     from onnxprune.frameworks import apply_plan, renamed, shrink, sliced
     from onnxprune.measure import Gates
-    from onnxprune.options import Options, Report
+    from onnxprune.options import Options
     from onnxprune.planning import Plan
+    from onnxprune.report import Report
     from onnxprune.sweeping import sweep
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME = (
-    {"Gates": "measure", "Options": "options", "Report": "options", "Plan": "planning", "sweep": "sweeping"}
+    {"Gates": "measure", "Options": "options", "Report": "report", "Plan": "planning", "sweep": "sweeping"}
     | dict.fromkeys(("CheckFailed", "NothingToPrune", "OnnxPruneError", "RuntimeFailure", "UsageError"), "errors")
     | dict.fromkeys(("Result", "apply", "compare", "inspect", "largest", "plan", "prune", "verify"), "api")
     | dict.fromkeys(("apply_plan", "renamed", "shrink", "sliced"), "frameworks")

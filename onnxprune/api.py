@@ -18,10 +18,11 @@ from onnxprune.blame import blame_model
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.measure import Comparison, Gates, compared
 from onnxprune.model import Model
-from onnxprune.options import Compared, Inspection, OptionKeywords, Options, Progress, Report, Verified
-from onnxprune.planning import Decision, Plan, curves, decide, plan_of, planner, profile, removed_by, settled
+from onnxprune.options import OptionKeywords, Options, Progress
+from onnxprune.planning import Decision, Plan, criteria, curves, decide, plan_of, planner, profile, removed_by, settled
 from onnxprune.refit import merged, refitted, replayed
-from onnxprune.report import frozen, infos, notes, nothing, predicted, report_html, report_text
+from onnxprune.report import Report, frozen, infos, notes, nothing, predicted, report_html, report_text
+from onnxprune.results import Compared, Inspection, Verified
 from onnxprune.rewrite import rewrite
 from onnxprune.stages import Clock, analysed, check, checked, proven, ran
 from onnxprune.trace import Groups, Trace, dependencies
@@ -130,7 +131,11 @@ def largest(
 
 
 def _asked(options: Options | None, keywords: OptionKeywords) -> Options:
-    return checked(given(options, keywords))
+    """The options with what the keywords say, checked; a criterion may be a function."""
+    said: dict[str, Any] = {**keywords}
+    if callable(said.get("criterion")):
+        said["criterion"] = criteria.named(said["criterion"])
+    return checked(given(options, said))
 
 
 def _loaded(model: Any, clock: Clock) -> Model:

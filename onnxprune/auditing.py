@@ -14,8 +14,9 @@ from onnx import NodeProto
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.fit import restore
 from onnxprune.model import Model, Weight, every_node, scopes
-from onnxprune.options import Options, Proof, Verified
+from onnxprune.options import Options
 from onnxprune.planning import OutputError, calibrated, working
+from onnxprune.results import Proof, Verified
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.stages import Clock, prove
 from onnxprune.trace import Groups, Mask
@@ -45,9 +46,9 @@ def audited(groups: Groups, kept: Mask, given: Model, refitted: bool, options: O
 
 def _sources(given: Model, expected: Model) -> dict[str, str]:
     """The expected parameter that each given one stands for, by where it is read; "" for a bias where none was."""
-    twins = {_made_tensor(node): node for node in every_node(expected.proto.graph)}
+    twins = {_made_tensor(node): node for node in every_node(expected.skeleton.graph)}
     found: dict[str, str] = {}
-    for node in every_node(given.proto.graph):
+    for node in every_node(given.skeleton.graph):
         twin = twins.get(_made_tensor(node))
         if twin is None or twin.op_type != node.op_type:
             raise CheckFailed(f"the plan leaves no {node.op_type} '{node.name}', which the pruned model has")
@@ -59,7 +60,7 @@ def _sources(given: Model, expected: Model) -> dict[str, str]:
                 raise CheckFailed(
                     f"{node.op_type} '{node.name}' of the pruned model reads '{name}' where the plan leaves '{source}'"
                 )
-    outputs = [o.name for scope in scopes(given.proto.graph) for o in scope.graph.output]
+    outputs = [o.name for scope in scopes(given.skeleton.graph) for o in scope.graph.output]
     return found | {name: name for name in outputs if name in given.weights and name in expected.weights}
 
 
@@ -104,7 +105,7 @@ def _with_slices(given: Model, values: Mapping[str, Weight | None]) -> Model:
     model.weights |= {name: weight for name, weight in values.items() if weight is not None}
     for name in added:
         del model.weights[name]
-    for node in every_node(model.proto.graph):
+    for node in every_node(model.skeleton.graph):
         if added.intersection(node.input):
             node.input[:] = ["" if name in added else name for name in node.input]
             while not node.input[-1]:

@@ -14,9 +14,10 @@ import onnx
 from onnxprune import guard, rehearsal
 from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.model import Model
-from onnxprune.options import Options, Progress, Proof
+from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria, profile
 from onnxprune.prove import check_finite, equivalence, retrace
+from onnxprune.results import Proof
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.run import opened
 from onnxprune.shapes import Shapes, declare, footprint, hazards, infer
@@ -56,7 +57,7 @@ def checked(options: Options) -> Options:
 
 def _check_inputs(model: Model) -> None:
     """Nothing can be proven where no inputs can be made."""
-    for info in model.proto.graph.input:
+    for info in model.skeleton.graph.input:
         kind = str(info.type.WhichOneof("value") or "tensor_type").removesuffix("_type").replace("_", " ")
         if kind != "tensor":
             raise NothingToPrune(
@@ -115,6 +116,7 @@ def proven(groups: Groups, removed: Mask, options: Options, clock: Clock) -> tup
 
 
 def prove(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock: Clock) -> tuple[Proof, float]:
+    """Both proofs of a rewritten graph, and its MACs; CheckFailed where one fails."""
     couplings = check(groups, kept, after, options, clock)
     clock("equivalence")
     proof = equivalence(groups.trace, kept, after.model, options)
@@ -156,7 +158,7 @@ def _checkable(model: Model) -> onnx.ModelProto:
     """The graph with its large weights declared as inputs: what the checker looks at, without a copy of the bytes."""
     model.sync()
     proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
+    proto.CopyFrom(model.skeleton)
     small = []
     listed = {i.name for i in proto.graph.input}
     for tensor in proto.graph.initializer:

@@ -30,11 +30,11 @@ RULES: tuple[Rule, ...] = (
 )
 """(option, what holds of its value, words for where it does not)."""
 CHOICES = {
-    name: tuple(c for c in get_args(hint) if c)
+    name: get_args(hint)
     for name, hint in get_type_hints(Options).items()
     if get_args(hint) and all(isinstance(c, str) for c in get_args(hint))
 }
-"""The words that an option may be, as its type says."""
+"""The words that an option may be, as its type says; an empty one leaves it to others."""
 NUMBERS = {f.name: type(f.default) for f in fields(Options) if type(f.default) in (int, float)}
 SWITCHES = {f.name for f in fields(Options) if type(f.default) is bool}
 NAMES = ("nodes_to_exclude", "op_types_to_exclude", "providers")
@@ -79,8 +79,8 @@ def _wrong_kind(name: str, value: Any) -> str:
         return "" if fits else f"is not a {'whole number' if whole else 'number'}"
     if name in SWITCHES:
         return "" if truth else "is not True or False"
-    if name in CHOICES and value and value not in CHOICES[name]:
-        return f"is not {' or '.join(CHOICES[name])}"
+    if name in CHOICES and value not in CHOICES[name]:
+        return f"is not {' or '.join(filter(None, CHOICES[name]))}"
     return ""
 
 

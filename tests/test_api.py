@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import onnx
@@ -33,7 +33,10 @@ def test_dir_shows_the_api_only() -> None:
 
 
 def test_keywords_are_the_fields_of_options() -> None:
-    assert get_type_hints(OptionKeywords) == get_type_hints(Options)
+    given, kept = get_type_hints(OptionKeywords), get_type_hints(Options)
+    assert str in get_args(given.pop("criterion"))  # which may be a function, too
+    assert kept.pop("criterion") is str
+    assert given == kept
     assert OptionKeywords.__optional_keys__ == {f.name for f in fields(Options)}
 
 
@@ -102,6 +105,70 @@ def test_quality_and_gates(tmp_path: Path) -> None:
         onnxprune.prune(TINY, fast=True, validate={"image": images}, gates=onnxprune.Gates(min_agreement=1.0))
     with pytest.raises(onnxprune.UsageError, match="`gates` need data"):
         onnxprune.prune(TINY, fast=True, gates=onnxprune.Gates(max_drop=0.1))
+
+
+def heaviest_last(weight: Any, rng: Any) -> Any:
+    return np.abs(weight) ** 3
+
+
+def last_first(inputs: Any) -> Any:
+    return np.arange(inputs.count)[::-1]
+
+
+def many(one: Any, two: Any, three: Any) -> Any:
+    raise AssertionError
+
+
+def feeds() -> Any:
+    for seed in range(3):
+        yield {"image": np.random.default_rng(seed).standard_normal((16, 3, 16, 16)).astype(np.float32)}
+
+
+def first_class(outputs: Any, reference: Any) -> Any:
+    return float((np.asarray(outputs[0]).argmax(1) == np.asarray(reference[0]).argmax(1)).mean())
+
+
+def test_functions_are_criteria_data_and_metrics() -> None:
+    for criterion in (heaviest_last, last_first):
+        done = onnxprune.prune(TINY, criterion=criterion, scope="local", calib=feeds, reconstruct="none")
+        assert done.report.options.criterion == criterion.__name__
+        assert done.report.after.parameters < done.report.before.parameters
+    done = onnxprune.prune(TINY, fast=True, validate=feeds, metric=first_class)
+    assert done.report.validation is not None
+    assert done.report.validation["metric"] == "first_class"
+    with pytest.raises(onnxprune.UsageError, match=r"takes .* not 3 arguments"):
+        onnxprune.prune(TINY, criterion=many)
+
+    def l2(weight: Any, rng: Any) -> Any:
+        return weight
+
+    with pytest.raises(onnxprune.UsageError, match="there is a criterion 'l2' already"):
+        onnxprune.prune(TINY, criterion=l2)
+
+
+def test_graphsurgeon_in_and_out(result: onnxprune.Result) -> None:
+    import onnx_graphsurgeon as gs
+
+    graph = result.model.to_graphsurgeon()
+    assert isinstance(graph, gs.Graph)
+    again = onnxprune.prune(graph, ratio=0.3, fast=True)
+    assert again.report.before.parameters == result.report.after.parameters
+    dense = gs.import_onnx(onnx.load(TINY))
+    plan = onnxprune.plan(dense, ratio=0.3, fast=True)
+    assert onnxprune.apply(dense, plan).weights.keys() == result.model.weights.keys()
+    assert onnxprune.inspect(dense).cost.parameters == result.report.before.parameters
+    assert onnxprune.verify(dense, onnxprune.apply(dense, plan).to_graphsurgeon(), plan).refitted == ()
+    compared = onnxprune.compare(dense, graph, {"image": np.zeros((4, 3, 16, 16), np.float32)})
+    assert compared.after.parameters == result.report.after.parameters
+
+
+def test_reports_and_plans_go_to_files_and_come_back(result: onnxprune.Result, tmp_path: Path) -> None:
+    assert result.report.save(tmp_path / "page.html").read_text("utf-8").startswith("<!doctype html>")
+    assert '"kind": "report"' in result.report.save(tmp_path / "report.json").read_text("utf-8")
+    plan = onnxprune.Plan.load(result.plan.save(tmp_path / "plan.json"))
+    assert plan == result.plan
+    with pytest.raises(onnxprune.UsageError, match="a plan is a file"):
+        onnxprune.Plan.load(tmp_path / "nothing.json")
 
 
 CONSUMER = """

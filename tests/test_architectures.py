@@ -34,7 +34,7 @@ def test_heads_of_cosine_attention_go_where_the_norm_is_expanded() -> None:
         wq=(16, 32), wk=(16, 32), wv=(16, 32), wo=(32, 16), least=np.float32(1e-6), to=np.array([0, 6, 4, 8]),
         **{"from": np.array([0, 6, 32])},
     )  # fmt: skip
-    result = pruned(model, residual=False)
+    result = pruned(model, residual="conv")
     kept = shapes(result)
     heads = "half of the heads go, and half of what is left of the values; queries and keys are normalised in each head"
     assert (kept["wq"], kept["wk"], kept["wv"], kept["wo"]) == ((16, 16), (16, 16), (16, 8), (8, 16)), heads
@@ -60,7 +60,7 @@ def test_attention_whose_heads_share_keys_and_values_loses_width() -> None:
         wq=(16, 32), wk=(16, 8), wv=(16, 8), wo=(32, 16), to=np.array([0, 6, 4, 8]), axis=np.array([1]),
         **{"from": np.array([0, 6, 32])},
     )  # fmt: skip
-    kept = shapes(pruned(model, residual=False))
+    kept = shapes(pruned(model, residual="conv"))
     assert (kept["wq"], kept["wk"], kept["wv"], kept["wo"]) == ((16, 16), (16, 4), (16, 4), (16, 16))
 
 
@@ -85,7 +85,7 @@ def test_a_standardised_weight_is_no_normalised_stream() -> None:
         old2=(8,), rows1=np.array([1, 16, 27]), rows2=np.array([1, 8, -1]), back1=np.array([16, 3, 3, 3]),
         back2=np.array([8, 16, 3, 3]),
     )  # fmt: skip
-    kept = shapes(pruned(model, residual=False))
+    kept = shapes(pruned(model, residual="conv"))
     assert (kept["w1"], kept["w2"], kept["wo"]) == ((8, 3, 3, 3), (4, 8, 3, 3), (5, 4))
 
 
@@ -115,7 +115,7 @@ def test_a_vector_of_which_a_part_is_overwritten() -> None:
         w=(16, 96), b=(96,), wo=(32, 16), nought=np.zeros(1, np.float32), third=np.array([32]), at=np.arange(32, 64)[:, None],
         to=np.array([0, 6, 4, 8]), thirds=np.array([32, 32, 32]), **{"from": np.array([0, 6, 32])},
     )  # fmt: skip
-    kept = shapes(pruned(model, residual=False))
+    kept = shapes(pruned(model, residual="conv"))
     assert (kept["w"], kept["b"], kept["wo"]) == ((16, 24), (24,), (8, 16))
 
 
@@ -148,7 +148,7 @@ def test_heads_that_are_repeated_for_a_batch_of_run_time_size() -> None:
         to=np.array([0, 6, 4, 8]), joined=np.array([-1, 6, 8]), apart=np.array([6, 4, 8]),
         again=np.array([-1, 4, 6, 8]), **{"from": np.array([0, 6, 32])},
     )  # fmt: skip
-    kept = shapes(pruned(model, residual=False))
+    kept = shapes(pruned(model, residual="conv"))
     assert (kept["wq"], kept["wp"], kept["wv"], kept["wo"]) == ((16, 8), (6, 8), (16, 8), (8, 16))
 
 

@@ -18,7 +18,7 @@ import onnxprune
 from onnxprune.api import Result
 from onnxprune.cli import main
 from onnxprune.errors import CheckFailed
-from onnxprune.options import Verified
+from onnxprune.results import Verified
 
 Captured = pytest.CaptureFixture[str]
 SAMPLES = "32"

@@ -120,7 +120,7 @@ def runs_alike(a: ModelProto, b: ModelProto, **given: Any) -> None:
 @pytest.mark.parametrize("build", [loop, scan, branches])
 def test_weights_of_a_body_go(build: Any, inside: bool) -> None:
     dense = build(inside)
-    result = onnxprune.prune(dense, ratio=0.5, fast=True, residual=True, seed=3)
+    result = onnxprune.prune(dense, ratio=0.5, fast=True, residual="all", seed=3)
     kept = {name: w.shape for name, w in result.model.weights.items()}
     assert kept["first"] == (6, 8)
     assert kept["last"] == (8, 2)
@@ -163,7 +163,7 @@ def test_what_grows_from_turn_to_turn_stays() -> None:
         [numpy_helper.from_array(np.array(True), "yes"), numpy_helper.from_array(np.array(4), "count"),
          tensor("first", 6, 16), tensor("short", 6, 4)],
     )  # fmt: skip
-    result = onnxprune.prune(dense, ratio=0.5, fast=True, residual=True)
+    result = onnxprune.prune(dense, ratio=0.5, fast=True, residual="all")
     kept = {name: w.shape for name, w in result.model.weights.items()}
     assert kept["short"] == (6, 4)
     assert kept["V"] == (6, 3)
@@ -186,7 +186,7 @@ def test_a_body_that_adds_a_fixed_axis_to_its_state_keeps_it() -> None:
         nodes, [info("x", FLOAT, ["N", 6])], [info("y", FLOAT, ["N", 2])],
         [yes, count, tensor("U", 6, 12), tensor("V", 12, 6), tensor("last", 6, 2)],
     )  # fmt: skip
-    result = onnxprune.prune(dense, ratio=0.5, fast=True, residual=True)
+    result = onnxprune.prune(dense, ratio=0.5, fast=True, residual="all")
     kept = {name: w.shape for name, w in result.model.weights.items()}
     assert (kept["U"], kept["V"], kept["last"]) == ((6, 6), (6, 6), (6, 2))
 
@@ -230,6 +230,6 @@ def test_numbers_of_nodes_in_bodies_follow_those_of_the_main_graph() -> None:
 @pytest.mark.parametrize("build", [loop, scan, branches])
 def test_bodies_under_the_default(build: Any) -> None:
     """Scored and refitted around the bodies; what is inside keeps the weights that were sliced."""
-    result = onnxprune.prune(build(True), ratio=0.4, calib_samples=32, residual=True)
+    result = onnxprune.prune(build(True), ratio=0.4, calib_samples=32, residual="all")
     assert result.report.after.parameters < result.report.before.parameters
     assert result.report.proof.error <= 1e-5

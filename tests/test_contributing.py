@@ -45,7 +45,7 @@ def test_the_picture_of_a_traced_block() -> None:
     body = """a = Conv<pads = [1, 1, 1, 1]>(x, w1) b = Relu(a) c = Conv(b, w2) d = Add(c, a) e = GlobalAveragePool(d)
               f = Flatten(e) y = Gemm<transB = 1>(f, w3)"""
     model = graph("(float[N, 3, 8, 8] x) => (float[N, 5] y)", body, w1=(4, 3, 3, 3), w2=(4, 4, 1, 1), w3=(5, 4))
-    groups = analysed(Model.load(model), Options(residual=True).resolved(), Clock())
+    groups = analysed(Model.load(model), Options(residual="all").resolved(), Clock())
     born = {(parameter, axes): ids for s in groups.trace.slices.values() for parameter in [s.parameter]
             for axes, ids in ((b.axes, b.ids) for b in s.blocks)}  # fmt: skip
     assert born["w1", (0,)].tolist() == [1, 2, 3, 4]

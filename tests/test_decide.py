@@ -228,7 +228,7 @@ def test_bn_scale_knows_nothing_of_units_without_a_normalisation() -> None:
 
 
 def test_bn_scale_takes_the_least_gamma() -> None:
-    result = api.prune(net(), criterion="bn-scale", fast=True, ratio=0.5, residual=True)
+    result = api.prune(net(), criterion="bn-scale", fast=True, ratio=0.5, residual="all")
     gamma = array(net(), "gain")
     np.testing.assert_array_equal(array(result.model.to_proto(), "gain"), gamma[np.sort(np.argsort(gamma)[4:])])
 

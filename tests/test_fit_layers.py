@@ -26,7 +26,7 @@ class Linear:
 
     def __init__(self, model: ModelProto, feed: Array | None = None) -> None:
         self.model = Model.load(model).normalised()
-        made = [o for n in self.model.proto.graph.node for o in n.output]
+        made = [o for n in self.model.skeleton.graph.node for o in n.output]
         proto = ModelProto()
         proto.CopyFrom(model)
         del proto.graph.output[:]

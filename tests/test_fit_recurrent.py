@@ -151,7 +151,7 @@ def test_twin_units(options: dict[str, Any]) -> None:
 
 
 def reductions(groups: Groups) -> list[Any]:
-    nodes = groups.trace.model.proto.graph.node
+    nodes = groups.trace.model.skeleton.graph.node
     return [r for r in groups.trace.reductions if nodes[r.node].op_type in GATES]
 
 

@@ -204,7 +204,7 @@ def test_the_multiple_is_that_of_the_runtime(monkeypatch: pytest.MonkeyPatch) ->
 def test_predicted_time_is_that_of_the_pruned_model(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
     groups = grouped(wide(128))
-    options = settled(groups, Options(fast=True, of="latency", residual=True))
+    options = settled(groups, Options(fast=True, of="latency", residual="all"))
     assert options.round_to == 16
     costs = timings.costs(groups, options)
     removed = by_weights(groups, options, costs)

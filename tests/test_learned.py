@@ -261,7 +261,7 @@ def test_tied_embedding_through_transpose() -> None:
     kept = shapes(pruned(model))
     assert (kept["table"], kept["gain"], kept["w1"], kept["w2"]) == ((20, 8), (8,), (8, 6), (6, 8))
     assert set(kept) == {"table", "gain", "shift", "w1", "w2"}
-    kept = shapes(pruned(model, residual=False))
+    kept = shapes(pruned(model, residual="conv"))
     assert (kept["table"], kept["w1"], kept["w2"]) == ((20, 16), (16, 6), (6, 16))
 
 

@@ -15,6 +15,7 @@ from test_cli import fails
 
 from onnxprune import api
 from onnxprune.cli import main
+from onnxprune.planning import limits
 
 SAME = "pads=[1,1,1,1]"
 SIZES = {"w0": 16, "w1": 20, "w2": 16, "w3": 12}
@@ -60,7 +61,7 @@ def test_the_most_and_the_least_of_a_group(scope: tuple[str, str], tmp_path: Pat
     assert any(wide[w] < n for w, n in SIZES.items())
 
 
-def test_one_ranking_of_all_leaves_a_tenth_of_every_group(tmp_path: Path) -> None:
+def test_one_ranking_of_all_leaves_a_tenth_of_every_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """One filter of twenty outweighs the rest, which are the least important units of the whole model."""
     model = net()
     for name, axis in (("w1", 0), ("w2", 1)):
@@ -68,7 +69,8 @@ def test_one_ranking_of_all_leaves_a_tenth_of_every_group(tmp_path: Path) -> Non
         np.moveaxis(value, axis, 0)[1:] *= 1e-4
         replace(model, name, value)
     for floor, left in ((0.1, 2), (0.0, 1), (0.25, 5)):
-        result = api.prune(model, ratio=0.5, scope="global", floor=floor, fast=True)
+        monkeypatch.setattr(limits, "FLOOR", floor)
+        result = api.prune(model, ratio=0.5, scope="global", fast=True)
         assert shapes(result)["w1"][0] == left
 
 

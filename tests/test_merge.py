@@ -38,7 +38,7 @@ def doubled(model: ModelProto, *names: str, scale: float = 2.0, axis: int = 0) -
 
 def without(model: ModelProto, parameter: str = "wa") -> Plan:
     """The first four of the eight units of the group that `parameter` is in."""
-    found = api.plan(model, ratio=0.5, fast=True, residual=True)
+    found = api.plan(model, ratio=0.5, fast=True, residual="all")
     group = {
         name: tuple(dataclasses.replace(r, remove=tuple(np.arange(np.prod(r.shape)).reshape(8, -1)[:4].ravel().tolist()))
                     for r in removals)

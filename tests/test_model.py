@@ -180,7 +180,7 @@ def test_nothing_is_dropped(tmp_path: Path, as_external: bool) -> None:
         "model_version",
         "doc_string",
     ):
-        assert getattr(again.proto, name) == getattr(proto, name)
+        assert getattr(again.skeleton, name) == getattr(proto, name)
     for name in ("sparse_initializer", "quantization_annotation", "metadata_props", "node"):
         assert getattr(again.graph, name) == getattr(proto.graph, name)
     bias = next(t for t in again.graph.initializer if t.name == "b2")
@@ -193,14 +193,14 @@ def test_nothing_is_dropped(tmp_path: Path, as_external: bool) -> None:
 
 def test_normalised_inlines_functions_and_densifies_sparse_initializers() -> None:
     model = Model.load(rich())
-    proto = model.proto.SerializeToString()
+    proto = model.skeleton.SerializeToString()
     normal = model.normalised()
     assert [n.op_type for n in normal.graph.node] == ["Gemm", "Gemm", "Mul", "Add"]
     assert len({n.name for n in normal.graph.node} - {""}) == 4
     assert normal.graph.node[1].name == "fc2"
     assert normal.weights["sparse"].array().tolist() == [1, 0, 0, 2]
-    assert {m.key for m in normal.proto.metadata_props} == {"author"}
-    assert model.proto.SerializeToString() == proto
+    assert {m.key for m in normal.skeleton.metadata_props} == {"author"}
+    assert model.skeleton.SerializeToString() == proto
     assert "sparse" not in model.weights
 
 

@@ -38,8 +38,8 @@ def test_a_wrapped_node(name: str, how: str, oracle: str, tmp_path: Path) -> Non
 def test_rows_that_are_off_by_one_are_seen(tmp_path: Path) -> None:
     one = wrapped("test_relu-conv")
     onnx.save(one.model, tmp_path / "in.onnx")
-    after = api.prune(str(tmp_path / "in.onnx"), ratio=0.5, fast=True, residual=True).model.to_proto()
-    trace = api.trace(str(tmp_path / "in.onnx"), residual=True)
+    after = api.prune(str(tmp_path / "in.onnx"), ratio=0.5, fast=True, residual="all").model.to_proto()
+    trace = api.trace(str(tmp_path / "in.onnx"), residual="all")
     weight, axis = one.consumers[0]
     assert nodes.oracle(one, after, trace)["oracle"] == "agrees"
     old, new = array(one.model, weight), array(after, weight)

@@ -152,7 +152,7 @@ def test_blocks_that_share_a_scale_go_whole(
     outer = (8, hidden[1] * hidden[0] // 32) if hidden[0] > hidden[1] else (hidden[1], 8)
     given = {"q1": steps(kind, hidden), "q2": steps(kind, outer), "zero1": steps(kind, scales[0], 1),
              "zero2": steps(kind, scales[1], 2), "scale1": scales[0], "scale2": scales[1]}  # fmt: skip
-    result = pruned(graph("(float[n, 32] x) => (float[n, 8] y)", body, 21, **given), residual=False)
+    result = pruned(graph("(float[n, 32] x) => (float[n, 8] y)", body, 21, **given), residual="conv")
     assert shapes(result).items() >= kept.items()
 
 
@@ -164,7 +164,7 @@ def test_a_last_block_that_is_not_full_stays_with_all_its_axis() -> None:
     )
     given = {"q": steps("int4", (40, 24, 3, 3)), "scale": (40, 2, 3, 3), "w2": (6, 40, 1, 1), "r": steps("int8", (5, 6, 1, 1)),
              "scale2": (5, 2, 1, 1)}  # fmt: skip
-    found = shapes(pruned(graph("(float[n, 24, 8, 8] x) => (float[n, 5, 6, 6] y)", body, 21, **given), residual=False))
+    found = shapes(pruned(graph("(float[n, 24, 8, 8] x) => (float[n, 5, 6, 6] y)", body, 21, **given), residual="conv"))
     assert (found["q"], found["scale"]) == ((20, 24, 3, 3), (20, 2, 3, 3))
     assert (found["w2"], found["r"], found["scale2"]) == ((6, 20, 1, 1), (5, 6, 1, 1), (5, 2, 1, 1))
 
@@ -201,7 +201,7 @@ def test_resized_axes_pass_where_nothing_moves(
     body = f"a = Conv(x, w1) b = Relu(a) {resized} c = Conv(r1, w2) d = Relu(c) y = Conv(d, w3)"
     model = graph("(float[2, 3, 4, 6] x) => (float[h, i, j, k] y)", body, 19, w1=(8, 3, 1, 1), w2=(6, 8, 1, 1),
                   w3=(5, 6, 1, 1), **given)  # fmt: skip
-    found = shapes(pruned(model, residual=False))
+    found = shapes(pruned(model, residual="conv"))
     assert (found["w1"], found["w2"], found["w3"]) == ((channels, 3, 1, 1), (3, channels, 1, 1), (5, 3, 1, 1))
 
 

@@ -329,7 +329,7 @@ def test_operator(text: str, kept: dict[str, tuple[int, ...]], opset: int) -> No
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize("heads", [True, False])
 def test_the_heads_of_grouped_queries_are_of_a_size_that_kernels_take(ratio: float, heads: bool) -> None:
-    after = prune(build(grouped()), ratio=ratio, residual=True, fast=True, heads=heads).model
+    after = prune(build(grouped()), ratio=ratio, residual="all", fast=True, heads=heads).model
     node = next(n for n in after.graph.node if n.op_type == "GroupQueryAttention")
     count = next(a.i for a in node.attribute if a.name == "num_heads")
     assert after.weights["Q"].shape[1] % (8 * count) == 0
@@ -342,7 +342,7 @@ def test_what_goes_may_be_no_number() -> None:
     replace(model, "A", array(model, "A") * scale)
     replace(model, "G", array(model, "G") * scale[:, None])
     replace(model, "B", np.repeat(np.float32([-1, 30]), 8))
-    result = prune(model, ratio=0.5, residual=True, fast=True)
+    result = prune(model, ratio=0.5, residual="all", fast=True)
     assert (result.model.weights["B"].array() == 30).all()
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from browser import opened
 
 from onnxprune.cli import main
-from onnxprune.options import Cost, CurveInfo, FrozenInfo, GroupInfo, Options, Proof, Report
-from onnxprune.report import to_json, write
+from onnxprune.options import Options
+from onnxprune.report import Report, to_json, write
 from onnxprune.report.page import render
+from onnxprune.results import Cost, CurveInfo, FrozenInfo, GroupInfo, Proof
 
 EVIL = "</script><script>alert('ran')</script><img src=x onerror=alert('ran')>"
 GROUPS = tuple(GroupInfo(f"conv{i}", (f"conv{i}", "next"), 8 * i, 8 * i, 8 * i - i, 100 * i, 10) for i in (2, 10, 1))

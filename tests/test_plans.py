@@ -87,12 +87,12 @@ def through_json(plan: Plan) -> Plan:
 @pytest.mark.parametrize("build", NETWORKS, ids=lambda b: b.__name__)
 def test_a_plan_holds_every_group_and_gives_the_same_bytes(build: Callable[[], ModelProto]) -> None:
     model = build()
-    result = onnxprune.prune(model, ratio=0.5, fast=True, residual=True)
+    result = onnxprune.prune(model, ratio=0.5, fast=True, residual="all")
     names = [g.name for g in result.report.groups]
     assert len(set(names)) == len(names)
     assert result.plan.groups.keys() == {g.name for g in result.report.groups if g.kept < g.prunable}
     assert set(names) == GROUPS.get(build, set(names))
-    assert names == [g.name for g in onnxprune.inspect(model, residual=True).groups]
+    assert names == [g.name for g in onnxprune.inspect(model, residual="all").groups]
     again = onnxprune.prune(model, plan=through_json(result.plan), fast=True)
     assert again.model.to_proto().SerializeToString() == result.model.to_proto().SerializeToString()
     assert [(g.name, g.kept) for g in again.report.groups] == [(g.name, g.kept) for g in result.report.groups]
@@ -135,7 +135,7 @@ def test_a_replay_that_refits_badly_keeps_its_units(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("build", [queries, heads, bodies], ids=lambda b: b.__name__)
 def test_a_plan_cuts_weights_to_what_the_file_holds(build: Callable[[], ModelProto]) -> None:
     model = build()
-    result = onnxprune.prune(model, ratio=0.5, fast=True, residual=True)
+    result = onnxprune.prune(model, ratio=0.5, fast=True, residual="all")
     floats = {n: w for n, w in weights(model).items() if w.dtype == np.float32}
     for small in (onnxprune.apply_plan(result.plan, floats), onnxprune.apply_plan(result.plan, floats, model)):
         for name, value in small.items():

@@ -42,7 +42,7 @@ class Pruning:
     """A pruning by half, laid open."""
 
     def __init__(self, model: ModelProto) -> None:
-        self.options = Options(ratio=0.5, residual=True, fast=True).resolved()
+        self.options = Options(ratio=0.5, residual="all", fast=True).resolved()
         self.groups = analysed(Model.load(model), self.options, Clock())
         scores = np.random.default_rng(0).random(len(self.groups.prunable))
         self.kept: Mask = self.groups.kept_ids(select(self.groups, scores, self.options))
@@ -115,7 +115,7 @@ def test_one_parameter_for_uses_that_need_other_positions_is_found() -> None:
         replace(silent, name, np.zeros(16, np.float32))
     made = Pruning(silent)
     model = made.after.model.copy()
-    next(n for n in model.proto.graph.node if n.input[1:2] == ["wb"]).input[2] = "ba"
+    next(n for n in model.skeleton.graph.node if n.input[1:2] == ["wb"]).input[2] = "ba"
     with pytest.raises(CheckFailed, match="its parameter 'ba' is read where other positions are needed"):
         compared(*made.given, model)
 

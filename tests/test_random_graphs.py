@@ -31,7 +31,7 @@ from onnxprune.planning import Plan
 EXAMPLES = int(os.environ.get("ONNXPRUNE_EXAMPLES", "60"))
 options = st.builds(
     Options, ratio=st.sampled_from([0.5, 0.2, 0.35, 0.7, 0.9]), scope=st.sampled_from(["local", "global"]),
-    heads=st.booleans(), residual=st.booleans(), conv_residual=st.sampled_from([True, True, False]),
+    heads=st.booleans(), residual=st.sampled_from(["conv", "conv", "all", "none"]),
     round_to=st.sampled_from([1, 1, 2, 4]), fast=st.just(True),
 )  # fmt: skip
 

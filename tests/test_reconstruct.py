@@ -326,7 +326,7 @@ def broadcast_sum(first: bool) -> ModelProto:
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.usefixtures("exact")
 def test_a_sum_that_is_larger_than_what_goes_into_it(first: bool) -> None:
-    result = restored(broadcast_sum(first), residual=False)
+    result = restored(broadcast_sum(first), residual="conv")
     story = result.report.reconstruction
     assert story is not None
     assert len(story["layers"]) > 0
@@ -378,7 +378,7 @@ def test_a_branch_before_its_sum_is_whole(problems: list[Problem], order: str) -
     branches = f"{main} {shortcut}" if order == "main first" else f"{shortcut} {main}"
     body = f"a = Conv<{SAME}>(x, wa, ba) r = Tanh(a) {branches} s0 = Add(e, k) s = Relu(s0) {POOLED.format('s')}"
     model = graph(IMAGE, body, wa=(8, 3, 3, 3), ba=(8,), we=(12, 8, 3, 3), be=(12,), wk=(12, 8, 1, 1), **HEAD)
-    prune(model, ratio=0.25, scope="local", calib=[inputs(model, 64, 7)], conv_residual=False)
+    prune(model, ratio=0.25, scope="local", calib=[inputs(model, 64, 7)], residual="none")
     alone, whole = problems[:2]
     assert (alone.low, alone.high) == (-np.inf, np.inf)
     assert not alone.offset.any()

@@ -8,9 +8,10 @@ import json
 import numpy as np
 from rich.console import Console
 
-from onnxprune.options import Cost, FrozenInfo, GroupInfo, Inspection, Options, Proof, Report
-from onnxprune.report import print_inspection, print_report, to_json
+from onnxprune.options import Options
+from onnxprune.report import Report, print_inspection, print_report, to_json
 from onnxprune.report.tables import ROWS, size
+from onnxprune.results import Cost, FrozenInfo, GroupInfo, Inspection, Proof
 
 GROUPS = tuple(GroupInfo(f"group{i}", (f"conv{i}", f"conv{i + 1}"), 8, 8, 6, 1000, 20000) for i in range(ROWS + 3))
 FROZEN = (

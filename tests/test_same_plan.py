@@ -136,7 +136,7 @@ def matrices(model: ModelProto) -> Shapes:
 
 
 def kept(model: ModelProto) -> Shapes:
-    return matrices(prune(model, ratio=0.5, residual=True, fast=True).model.to_proto())
+    return matrices(prune(model, ratio=0.5, residual="all", fast=True).model.to_proto())
 
 
 @cache

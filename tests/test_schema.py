@@ -13,8 +13,9 @@ import jsonschema
 import pytest
 
 import onnxprune
-from onnxprune.options import Options, Verified
+from onnxprune.options import Options
 from onnxprune.report import to_json
+from onnxprune.results import Verified
 
 SCHEMA = json.loads(files("onnxprune.report").joinpath("schema.json").read_text("utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

@@ -30,7 +30,7 @@ class Pruning:
     """The stages of one pruning, laid open so that one of them can be disturbed."""
 
     def __init__(self, model: ModelProto, **options: Any) -> None:
-        self.options = Options(ratio=0.5, residual=True, fast=True, **options).resolved()
+        self.options = Options(ratio=0.5, residual="all", fast=True, **options).resolved()
         self.groups: Groups = analysed(Model.load(model), self.options, Clock())
         scores = profile.importance(self.groups, l2, 0)
         self.kept: Mask = self.groups.kept_ids(select(self.groups, scores, self.options))
@@ -65,8 +65,8 @@ class Pruning:
         model = self.after.model.copy()
         name = s.parameter
         for node, i in s.uses:
-            original = self.groups.trace.model.proto.graph.node[node]
-            name = next(n for n in model.proto.graph.node if n.name == original.name).input[i]
+            original = self.groups.trace.model.skeleton.graph.node[node]
+            name = next(n for n in model.skeleton.graph.node if n.name == original.name).input[i]
         wrong = take(self.groups.trace.model.weights[s.parameter], s.blocks, kept)
         assert wrong.shape == model.weights[name].shape
         model.weights[name] = wrong
@@ -206,7 +206,7 @@ def picking() -> ModelProto:
 
 
 def node_of(model: Model, op_type: str) -> NodeProto:
-    return next(n for n in model.proto.graph.node if n.op_type == op_type)
+    return next(n for n in model.skeleton.graph.node if n.op_type == op_type)
 
 
 def changed(model: Model, op_type: str, changes: dict[int, Callable[[Ids], Ids]]) -> Model:
@@ -269,7 +269,7 @@ def test_a_swapped_scalar_index_fails_both() -> None:
     """Keys for values: their heads are the same ones, their dimensions are not."""
     made = Pruning(fused(), heads=False)
     wrong = made.after.model.copy()
-    gathers = [n for n in wrong.proto.graph.node if n.op_type == "Gather"]
+    gathers = [n for n in wrong.skeleton.graph.node if n.op_type == "Gather"]
     gathers[1].input[1] = gathers[2].input[1]
     with pytest.raises(CheckFailed, match="re-trace"):
         made.retrace(wrong)
@@ -286,7 +286,7 @@ def test_a_batch_that_is_baked_in_fails() -> None:
     target[0] = result.report.proof.batches[0]
     wrong = changed(result.model, "Reshape", {1: lambda value: target})
     with pytest.raises(CheckFailed):
-        api.verify(fused(), wrong, result.plan, residual=True, ratio=0.5)
+        api.verify(fused(), wrong, result.plan, residual="all", ratio=0.5)
 
 
 @pytest.mark.parametrize(
@@ -301,10 +301,10 @@ def test_a_shifted_parameter_fails_the_public_verify(build: Callable[[], ModelPr
     """What `verify` is given as a file need not come from this package."""
     model = build()
     result = pruned(model)
-    assert api.verify(model, result.model.to_proto(), result.plan, residual=True).couplings > 0
+    assert api.verify(model, result.model.to_proto(), result.plan, residual="all").couplings > 0
     for name in names:
         wrong = result.model.copy()
         value = wrong.weights[name].array()
         wrong.weights[name] = Weight.of(np.roll(value, 1, 1 if value.shape[0] == 1 else 0))
         with pytest.raises(CheckFailed, match="another order"):
-            api.verify(model, wrong.to_proto(), result.plan, residual=True)
+            api.verify(model, wrong.to_proto(), result.plan, residual="all")

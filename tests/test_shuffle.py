@@ -70,7 +70,7 @@ def test_channels_go_one_by_one(rank: int, kind: str) -> None:
 def test_chained_shuffles(ratio: float) -> None:
     """Every layer loses its share, and with zeros in what went the original computes the same."""
     model = shuffles(4)
-    plan = onnxprune.plan(model, ratio=ratio, residual=True, fast=True)
+    plan = onnxprune.plan(model, ratio=ratio, residual="all", fast=True)
     for removal in (r for group in plan.groups.values() for r in group):
         value = array(model, removal.parameter)
         where = np.zeros(removal.shape, bool)
@@ -78,7 +78,7 @@ def test_chained_shuffles(ratio: float) -> None:
         assert len(removal.axes) == 1
         np.moveaxis(value, removal.axes[0], 0)[where] = 0
         replace(model, removal.parameter, value)
-    result = onnxprune.prune(model, plan=plan, residual=True, fast=True)
+    result = onnxprune.prune(model, plan=plan, residual="all", fast=True)
     after = result.model.to_proto()
     found = shapes(after)
     assert all(abs(found[f"w{k}"][0] / (16 if k == 0 else 8) - (1 - ratio)) < 0.13 for k in range(5))
@@ -135,7 +135,7 @@ def test_a_wrong_order_is_found(checked: str, monkeypatch: pytest.MonkeyPatch) -
     if checked == "masked":
         monkeypatch.setattr("onnxprune.stages.retrace", lambda *_: 1)
     with pytest.raises(CheckFailed, match=checked):
-        onnxprune.verify(model, after, result.plan, residual=True)
+        onnxprune.verify(model, after, result.plan, residual="all")
 
 
 def test_rows_without_a_common_divisor_take_their_share_of_a_global_budget() -> None:

@@ -18,7 +18,8 @@ import onnxprune
 from onnxprune import api
 from onnxprune.cli import main
 from onnxprune.model import Model
-from onnxprune.options import Options, SweepPoint
+from onnxprune.options import Options
+from onnxprune.results import SweepPoint
 from onnxprune.sweeping import Job, Measured, fronts
 
 FAST = Options(fast=True)

@@ -55,7 +55,7 @@ def state_of(model: ModelProto) -> State:
 
 def halved(model: ModelProto) -> tuple[Plan, State]:
     """A plan for half of everything, and the weights that the rewriting leaves."""
-    plan = onnxprune.plan(model, ratio=0.5, fast=True, residual=True)
+    plan = onnxprune.plan(model, ratio=0.5, fast=True, residual="all")
     return plan, state_of(onnxprune.apply(model, plan).to_proto())
 
 

@@ -66,12 +66,12 @@ def test_an_operator_in_real_numbers(body: str, step: float) -> None:
     source = quantised(body)
     model = Model.load(source).normalised()
     shapes = infer(model)
-    assert rounds(model.proto.graph.node)
+    assert rounds(model.skeleton.graph.node)
     form = Unrounded(shapes.dtype, lambda name: None if shapes.static(name) is None else len(shapes.static(name) or ()))
     real = form(model)
     assert not form.still_rounding
     assert not any(n.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") or "QLinear" in n.op_type or "Integer" in n.op_type
-                   for n in real.proto.graph.node)  # fmt: skip
+                   for n in real.skeleton.graph.node)  # fmt: skip
     feeds = inputs(source, 2)
     expected, got = run(source, feeds)[0], run(real.to_proto(), feeds)[0]
     assert got.shape == expected.shape

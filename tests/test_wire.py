@@ -65,7 +65,7 @@ def test_large_weights_stay_in_the_file(tmp_path: Path) -> None:
     weight.release()
     np.testing.assert_array_equal(weight.array(), expected)
     assert not weight.array().flags.writeable
-    assert loaded.proto.ByteSize() < 3000
+    assert loaded.skeleton.ByteSize() < 3000
 
 
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 255, 256, 16383, 16384, 16385])

@@ -207,7 +207,7 @@ def onnxprune(name: str, args: argparse.Namespace) -> Figures:
         if not share:
             marks.append((stage, time.process_time()))
 
-    result = onnxprune.prune(source, ratio=args.ratio, heads=False, residual=True, fast=True, progress=mark)
+    result = onnxprune.prune(source, ratio=args.ratio, heads=False, residual="all", fast=True, progress=mark)
     mark("cut")
     for weight in result.model.weights.values():  # large parameters are cut when they are asked for
         weight.array()

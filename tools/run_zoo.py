@@ -95,7 +95,7 @@ def attempt(task: Task) -> Row:
     try:
         result = onnxprune.prune(
             task.path, ratio=task.ratio, scope=task.scope, criterion=task.criterion, heads=True,
-            residual=task.residual, calib_samples=SAMPLES, **plain,
+            residual="all" if task.residual else "conv", calib_samples=SAMPLES, **plain,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         with tempfile.TemporaryDirectory() as folder:

@@ -102,6 +102,12 @@ def calibration_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"at most so many samples (default {default.calib_samples})",
     )
+    inputs.add_argument(
+        "--calib-batch",
+        type=take.count,
+        metavar="N",
+        help=f"samples that are run at once (default {default.calib_batch})",
+    )
     memory_flag(inputs)
     pixel_flags(inputs)
 
@@ -197,7 +203,7 @@ def options(args: argparse.Namespace) -> Options:
     """The flags that were given; the rest keeps the defaults of Options."""
     given = {name: value for name, value in vars(args).items() if name in Options.__dataclass_fields__}
     if "residual" in given:
-        given["conv_residual"] = given["residual"]
+        given["residual"] = "all" if given["residual"] else "none"
     if "input_shapes" in given:
         given["input_shapes"] = dict(given["input_shapes"])
     return Options(**given)

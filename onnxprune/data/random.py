@@ -23,7 +23,7 @@ def random_inputs(
     """Normal floats, integers in [low, high), true booleans: one array for each real input."""
     rng = np.random.default_rng(seed)
     feeds: dict[str, NDArray[Any]] = {}
-    for info in model.proto.graph.input:
+    for info in model.skeleton.graph.input:
         if info.name in model.weights:
             continue
         kind = info.type.tensor_type.elem_type

@@ -63,6 +63,8 @@ def _read(data: Any, specs: Sequence[Input], limit: int, seed: int, decode: Deco
         return _path(Path(data), specs, limit, seed, decode)
     if callable(getattr(data, "get_next", None)):
         return Source(_stream(iter(data.get_next, None), specs, limit, "calib"), type(data).__name__)
+    if callable(data) and not isinstance(data, Iterable):
+        return Source(_stream(data(), specs, limit, "calib"), getattr(data, "__name__", "calib"))
     if isinstance(data, Mapping):
         data = [data]
     if not isinstance(data, Iterable):

@@ -99,7 +99,7 @@ HANDLES: dict[str, Handle] = {
 def layers(model: Model, rank: Callable[[str], int | None], skipped: dict[str, str] | None = None) -> list[Linear]:
     """Every linear map of an activation by a parameter in the main graph, in order. `skipped` collects the nodes that
     hold one which cannot be told apart, with the reason."""
-    nodes = list(model.proto.graph.node)
+    nodes = list(model.skeleton.graph.node)
     made_by = {o: n for n in nodes for o in n.output}
     found: list[Linear] = []
     for index, node in enumerate(nodes):

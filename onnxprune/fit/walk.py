@@ -102,7 +102,7 @@ class Walk(Topology):
         return model
 
     def _info(self, name: str) -> Any:
-        for info in (*self.model.proto.graph.input, *self.model.proto.graph.output):
+        for info in (*self.model.skeleton.graph.input, *self.model.skeleton.graph.output):
             if info.name == name and not info.type.HasField("tensor_type"):
                 return info
         like = next((self._named(k) for k, tap in self.taps.items() if tap == name), name)

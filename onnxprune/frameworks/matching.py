@@ -146,9 +146,10 @@ class _Matching:
                 self._settle(names, *settled)
 
     def _near(self, name: str) -> set[int]:
-        """The nodes that read settled tensors of the same module, and those that read what these make."""
+        """The nodes that read settled tensors of the same module, and those that read what these make; none where names
+        say no module, and all tensors would be beside each other."""
         near: set[int] = set()
-        for other in self.modules[_module(name)]:
+        for other in self.modules[_module(name)] if _module(name) else ():
             if other in self.cuts and other != name:
                 array = self.state[other]
                 near |= {u.node for u in self.uses.named(other, array) or self.uses.equal(array)}

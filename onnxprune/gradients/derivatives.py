@@ -77,7 +77,7 @@ def samples_of(feed: Mapping[str, Array]) -> int:
 
 def static_batch(trace: Trace) -> int | None:
     """The number of samples that the model takes in one run, where it is fixed."""
-    for info in trace.model.proto.graph.input:
+    for info in trace.model.skeleton.graph.input:
         if info.name not in trace.model.weights and info.type.tensor_type.shape.dim:
             return info.type.tensor_type.shape.dim[0].dim_value or None
     return None
@@ -108,7 +108,7 @@ class _Differentiated:
         only(plain, self.head.name, shapes)
         only(model, self.head.name, shapes)
         self.kinds = {i.name: helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type)
-                      for i in plain.proto.graph.input if i.name not in model.weights}  # fmt: skip
+                      for i in plain.skeleton.graph.input if i.name not in model.weights}  # fmt: skip
         adjoint = reverse(model, [g.name for g in self.gates], self.head.name)
         self.forward, self.backward = (open_session(m, options.providers) for m in (plain, adjoint))
         self.fixed = {g.name: g.ones() for g in self.gates}
@@ -179,7 +179,7 @@ def _axes(model: Model, shapes: Shapes, given: Mapping[str, tuple[int, ...]], sa
 
 def only(model: Model, name: str, shapes: Shapes) -> None:
     """Make `name` the one output, and drop what it does not need. Changes `model`."""
-    graph = model.proto.graph
+    graph = model.skeleton.graph
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(name, shapes.dtype(name) or 1, shapes.probe[0].get(name)))
     alive = _drop_dead(graph)
@@ -236,13 +236,13 @@ def _without_values(model: Model, large: Mapping[str, Weight]) -> ModelProto:
     """A copy whose `large` weights are inputs, all others initializers with their values."""
     model.sync()
     proto = ModelProto()
-    proto.CopyFrom(model.proto)
+    proto.CopyFrom(model.skeleton)
     proto.ir_version = max(proto.ir_version, 8)
     del proto.graph.initializer[:], proto.graph.input[:]
-    for tensor in model.proto.graph.initializer:
+    for tensor in model.skeleton.graph.initializer:
         if tensor.name not in large:
             model.weights[tensor.name].fill(proto.graph.initializer.add(name=tensor.name))
-    proto.graph.input.extend(i for i in model.proto.graph.input if i.name not in model.weights)
+    proto.graph.input.extend(i for i in model.skeleton.graph.input if i.name not in model.weights)
     for name, weight in large.items():
         proto.graph.input.append(helper.make_tensor_value_info(name, weight.onnx_type, weight.shape))
     return proto
@@ -251,7 +251,7 @@ def _without_values(model: Model, large: Mapping[str, Weight]) -> ModelProto:
 def _standard(model: Model, inputs: Sequence[str]) -> None:
     """onnx-ad goes by the operators' names alone: another domain's operator of the same name is not the same one."""
     live = set(inputs)
-    for node in model.proto.graph.node:
+    for node in model.skeleton.graph.node:
         if live.intersection(needs(node)):
             live.update(node.output)
             if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) != ("com.microsoft", "Gelu"):

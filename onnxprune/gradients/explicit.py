@@ -68,7 +68,7 @@ def _widen_attributes(node: NodeProto) -> None:
 def freeze_sizes(model: Model, shapes: Shapes) -> None:
     """Write the sizes of a run into the graph, and what they settle in place of what computes it: values of integers,
     paddings, the positions of strided slices. Changes `model`."""
-    graph = model.proto.graph
+    graph = model.skeleton.graph
     settled = _settled(model, shapes)
     nodes = _explicit(model, shapes, settled)
     made = {o for n in nodes for o in n.output}

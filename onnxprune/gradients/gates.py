@@ -58,7 +58,7 @@ def insert(trace: Trace, model: Model, shapes: Shapes, wanted: Mask, axes: Mappi
     axes: the axis of samples of a tensor, if it has one. With `masks` the gates are boolean and select the operand or
     the value that stands for zero. Reductions of kind 'gather' (statistics over a labelled axis) get none: a factor
     there would leave the count of positions as it is, which is not what removing a unit does."""
-    nodes = list(model.proto.graph.node)
+    nodes = list(model.skeleton.graph.node)
     before: dict[int, list[NodeProto]] = defaultdict(list)
     made: dict[Hashable, str] = {}
     seen: set[Hashable] = set()
@@ -70,7 +70,7 @@ def insert(trace: Trace, model: Model, shapes: Shapes, wanted: Mask, axes: Mappi
         if place in seen:  # the same sum stated twice must not count twice
             continue
         seen.add(place)
-        name = trace.model.proto.graph.node[r.node].input[r.operand]
+        name = trace.model.skeleton.graph.node[r.node].input[r.operand]
         source = nodes[r.node].input[r.operand]
         key = (source, r.fill, *place[2:])
         if key not in made:
@@ -85,10 +85,10 @@ def insert(trace: Trace, model: Model, shapes: Shapes, wanted: Mask, axes: Mappi
                 before[r.node].append(helper.make_node("Mul", [source, gate.name], [out], name=out))
         nodes[r.node].input[r.operand] = made[key]
     ordered = [NodeProto.FromString(n.SerializeToString()) for k, node in enumerate(nodes) for n in (*before[k], node)]
-    del model.proto.graph.node[:]
-    model.proto.graph.node.extend(ordered)
+    del model.skeleton.graph.node[:]
+    model.skeleton.graph.node.extend(ordered)
     kinds = [(g, helper.np_dtype_to_tensor_dtype(g.dtype)) for g in gates]
-    model.proto.graph.input.extend(helper.make_tensor_value_info(g.name, kind, g.shape) for g, kind in kinds)
+    model.skeleton.graph.input.extend(helper.make_tensor_value_info(g.name, kind, g.shape) for g, kind in kinds)
     return gates
 
 

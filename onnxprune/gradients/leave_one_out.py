@@ -81,10 +81,10 @@ class _Masked:
         model = trace.model.copy()
         self.gates = insert(trace, model, self.shapes, np.ones(trace.labels.n, bool), {}, samples, masks=True)
         only(model, self.head.name, self.shapes)
-        used = {i for n in model.proto.graph.node for i in n.input}
+        used = {i for n in model.skeleton.graph.node for i in n.input}
         self.gates = [g for g in self.gates if g.name in used]
         self.kinds = {i.name: helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type)
-                      for i in trace.model.proto.graph.input if i.name not in trace.model.weights}  # fmt: skip
+                      for i in trace.model.skeleton.graph.input if i.name not in trace.model.weights}  # fmt: skip
         self.session = open_session(model, options.providers)
         self.ones = {g.name: g.ones() for g in self.gates}
         self.statistics = [b.ids for r in trace.reductions if r.kind == "gather" for _, b in (*r.ins, *r.outs)]

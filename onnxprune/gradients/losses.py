@@ -33,7 +33,7 @@ def head(trace: Trace, shapes: Shapes, samples: int) -> Head:
     """The first float output with samples first and classes last (of two or three axes), taken before the Softmax or
     LogSoftmax that ends it; where there is none, the first float output."""
     floats = []
-    for out in trace.model.proto.graph.output:
+    for out in trace.model.skeleton.graph.output:
         dims = shapes.probe[0].get(out.name) or ()
         if shapes.dtype(out.name) in FLOATS and dims and dims[0] and dims[0] % samples == 0:
             floats.append((out.name, dims))
@@ -46,7 +46,7 @@ def head(trace: Trace, shapes: Shapes, samples: int) -> Head:
 
 
 def _before_softmax(trace: Trace, name: str, rank: int) -> str:
-    maker = next((n for n in trace.model.proto.graph.node if name in n.output), None)
+    maker = next((n for n in trace.model.skeleton.graph.node if name in n.output), None)
     if maker is not None and maker.op_type == "Identity":
         return _before_softmax(trace, maker.input[0], rank)
     if maker is not None and maker.op_type in traits.SOFTMAXES:

@@ -185,9 +185,13 @@ METRICS = {
 }
 
 
-def chosen(name: str, outputs: Outputs, labels: Array | None) -> Metric | Custom:
-    """The metric of this name; without one, what fits the labels, or fidelity to the dense model. UsageError where it
-    is none, or needs labels that are not there."""
+def chosen(
+    name: str | Callable[[list[Array], Any], Any], outputs: Outputs, labels: Array | None
+) -> Metric | Custom:  # fmt: skip
+    """The metric of this name, or a function as one; without one, what fits the labels, or fidelity to the dense model.
+    UsageError where it is none, or needs labels that are not there."""
+    if not isinstance(name, str):
+        return Custom(str(getattr(name, "__name__", "metric")), name)
     if name and name not in METRICS:
         return custom(name)
     if not name:

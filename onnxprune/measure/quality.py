@@ -88,7 +88,7 @@ def load(data: Any, model: Model, shapes: Shapes, options: Options, limit: int |
     return Data(feeds, given if labels else None, [len(x) for x in given or ()], source.name)
 
 
-def compared(model: Any, data: Any, options: Options, metric: str = "", limit: int | None = None) -> Comparison:
+def compared(model: Any, data: Any, options: Options, metric: Any = "", limit: int | None = None) -> Comparison:
     """The dense `model` on `data`; without data on made-up inputs, which show how far two models differ and no more."""
     source = Model.load(model).normalised()
     shapes = infer(source, options.input_shapes)
@@ -106,7 +106,7 @@ def compared(model: Any, data: Any, options: Options, metric: str = "", limit: i
 class Comparison:
     """A dense model and data; any number of other models are measured against them."""
 
-    def __init__(self, dense: Model, data: Data, metric: str = "", providers: Sequence[str] = ("cpu",)) -> None:
+    def __init__(self, dense: Model, data: Data, metric: Any = "", providers: Sequence[str] = ("cpu",)) -> None:
         """Runs the first batch, so that data or a metric that do not fit are known before any work."""
         self.data, self.providers = data, providers
         self.session = open_session(dense, providers)

@@ -47,9 +47,10 @@ INLINE_LIMIT = 1024
 
 @dataclass
 class Model:
-    """`proto` without weight bytes, `weights` by initializer name; edit either, `sync` brings them together."""
+    """`skeleton` is the graph without weight bytes, which no runtime loads (`to_proto` gives one that is whole);
+    `weights` by initializer name. Edit either, `sync` brings them together."""
 
-    proto: ModelProto
+    skeleton: ModelProto
     weights: dict[str, Weight]
     path: Path | None = None
     data_files: tuple[Path, ...] = ()
@@ -59,7 +60,7 @@ class Model:
     @property
     def graph(self) -> GraphProto:
         """The main graph."""
-        return self.proto.graph
+        return self.skeleton.graph
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | ModelProto | Any) -> Model:
@@ -96,11 +97,11 @@ class Model:
     def copy(self) -> Model:
         """An independent model that shares the weights, which nobody changes in place."""
         proto = ModelProto()
-        proto.CopyFrom(self.proto)
+        proto.CopyFrom(self.skeleton)
         return Model(proto, dict(self.weights), self.path, self.data_files)
 
     def sync(self) -> None:
-        """Make the initializers of `proto`, and what declares their shapes, follow `weights`."""
+        """Make the initializers of `skeleton`, and what declares their shapes, follow `weights`."""
         graph, seen = self.graph, {t.name for t in self.graph.initializer}
         kept = [described(t, self.weights[t.name]) for t in graph.initializer if t.name in self.weights]
         kept += [described(TensorProto(name=n), w) for n, w in self.weights.items() if n not in seen]
@@ -115,7 +116,7 @@ class Model:
 
     def size(self) -> int:
         """Bytes that the saved model takes, to within a few per tensor."""
-        return int(self.proto.ByteSize()) + sum(w.nbytes + 4 for w in self.weights.values())
+        return int(self.skeleton.ByteSize()) + sum(w.nbytes + 4 for w in self.weights.values())
 
     def _check_size(self) -> None:
         if self.size() > PROTOBUF_LIMIT:
@@ -126,10 +127,16 @@ class Model:
         self._check_size()
         self.sync()
         proto = ModelProto()
-        proto.CopyFrom(self.proto)
+        proto.CopyFrom(self.skeleton)
         for tensor in proto.graph.initializer:
             self.weights[tensor.name].fill(tensor)
         return proto
+
+    def to_graphsurgeon(self) -> Any:
+        """The whole model as an onnx_graphsurgeon Graph, to be edited and loaded again."""
+        import onnx_graphsurgeon as gs
+
+        return gs.import_onnx(self.to_proto())
 
     def save(
         self, path: str | os.PathLike[str], external: bool | None = None, also: Mapping[Path, str] | None = None
@@ -164,14 +171,14 @@ class Model:
         self._check_size()
         self.sync()
         with created(path) as write:
-            stream(self.proto, self.weights, write)
+            stream(self.skeleton, self.weights, write)
 
     def _write_data(self, path: Path) -> ModelProto:
         """Stream the weights to `path`, one tensor at a time; the first entry of each in the returned proto is the
         location, which is open yet."""
         self.sync()
         proto = ModelProto()
-        proto.CopyFrom(self.proto)
+        proto.CopyFrom(self.skeleton)
         offset = 0
         with created(path) as write:
             for tensor in proto.graph.initializer:
@@ -216,8 +223,8 @@ class Model:
         """A working copy: functions inlined, constants (of bodies, too) as initializers of the main graph, every tensor
         and node under a name of its own, nodes in topological order."""
         model = self.copy()
-        if model.proto.functions:
-            model.proto = inlined(model.proto)
+        if model.skeleton.functions:
+            model.skeleton = inlined(model.skeleton)
         make_names_distinct(model.graph, model.fresh_name)
         room = FILLED_LIMIT
         for scope in reversed(scopes(model.graph)):  # an outer graph is copied with what it holds
@@ -267,10 +274,10 @@ class Model:
         """A weight as an initializer of the main graph."""
         self.weights[name] = weight
         self.graph.initializer.append(described(TensorProto(name=name), weight))
-        if self.proto.ir_version < 4 and all(i.name != name for i in self.graph.input):
+        if self.skeleton.ir_version < 4 and all(i.name != name for i in self.graph.input):
             self.graph.input.append(helper.make_tensor_value_info(name, weight.onnx_type, weight.shape))
 
 
 def opset(model: Model, domain: str = "") -> int:
     """The version of a domain's operators that a model asks for."""
-    return next((o.version for o in model.proto.opset_import if o.domain in (domain, domain or "ai.onnx")), 1)
+    return next((o.version for o in model.skeleton.opset_import if o.domain in (domain, domain or "ai.onnx")), 1)

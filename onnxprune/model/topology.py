@@ -18,14 +18,14 @@ class Topology:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.nodes = list(model.proto.graph.node)
+        self.nodes = list(model.skeleton.graph.node)
         self.reads = [set(needs(n)) for n in self.nodes]
         self.made_by = {o: k for k, n in enumerate(self.nodes) for o in n.output if o}
         self.readers: dict[str, set[int]] = defaultdict(set)
         for k, names in enumerate(self.reads):
             for name in names:
                 self.readers[name].add(k)
-        self.outputs = [o.name for o in model.proto.graph.output]
+        self.outputs = [o.name for o in model.skeleton.graph.output]
 
     def ancestors(self, names: Sequence[str], stop: Container[str] = ()) -> set[int]:
         """Indices of all nodes that the tensors depend on; `stop` tensors are not looked behind."""
@@ -48,7 +48,7 @@ class Topology:
 
     def piece(self, nodes: Sequence[int], ins: Iterable[Any], outs: Iterable[Any]) -> Model:
         """These nodes as a model of their own; `ins` and `outs` describe what it is given and gives."""
-        source = self.model.proto
+        source = self.model.skeleton
         proto = ModelProto(
             ir_version=max(source.ir_version, 4), opset_import=source.opset_import, functions=source.functions
         )

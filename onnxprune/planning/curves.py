@@ -13,18 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.fit import Site
-from onnxprune.options import CurveInfo, Options, Progress
+from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria
 from onnxprune.planning.allocation import Choice, Costs, allocate, uniform
 from onnxprune.planning.buckets import LinkedBuckets
 from onnxprune.planning.criteria import l2
 from onnxprune.planning.criteria.inputs import CriterionInputs
-from onnxprune.planning.limits import most_of, share_above_floor
+from onnxprune.planning.limits import FLOOR, most_of, share_above_floor
 from onnxprune.planning.obs import eliminate
 from onnxprune.planning.profile import summed
 from onnxprune.planning.selection import parts, reachable, select
 from onnxprune.planning.sensitivity import OutputError, factor, loss_of
 from onnxprune.planning.steady import each
+from onnxprune.results import CurveInfo
 from onnxprune.trace import Groups, Mask
 
 Array = NDArray[np.float64]
@@ -116,7 +117,7 @@ def shares(
     ]
     if trust < 1 and choices:
         even = uniform(choices, costs, dead, budget)
-        most = even + max(0.0, 1 - options.floor - even) * trust
+        most = even + max(0.0, 1 - FLOOR - even) * trust
         for choice in choices:
             levels = len(choice.losses) - 1
             choice.losses[np.arange(levels + 1) > np.ceil(most * levels)] = np.inf

@@ -19,6 +19,7 @@ from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria, curves, timings
 from onnxprune.planning.allocation import Costs
 from onnxprune.planning.criteria.inputs import CriterionInputs
+from onnxprune.planning.limits import FLOOR
 from onnxprune.planning.memory import samples_that_fit, statistics_bytes
 from onnxprune.planning.selection import select
 from onnxprune.planning.steady import steady
@@ -216,7 +217,7 @@ def spread(groups: Groups, scores: NDArray[np.float64], options: Options, costs:
     if options.scope == "pq":
         prior = curves.pq(groups, scores, options)
         return _bisected(
-            lambda c: select(groups, scores, options, {n: min(c * v, 1 - options.floor) for n, v in prior.items()}),
+            lambda c: select(groups, scores, options, {n: min(c * v, 1 - FLOOR) for n, v in prior.items()}),
             lambda removed: _cost(groups, costs, removed), budget(groups, options, costs),
         )  # fmt: skip
     if options.of == "units":

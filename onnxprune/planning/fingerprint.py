@@ -22,7 +22,7 @@ def fingerprint(model: Model) -> str:
 
 
 def _model(model: Model) -> Iterator[Any]:
-    yield sorted((o.domain, o.version) for o in model.proto.opset_import)
+    yield sorted((o.domain, o.version) for o in model.skeleton.opset_import)
     yield sorted((name, weight.onnx_type, tuple(weight.shape)) for name, weight in model.weights.items())
     listed = [i for i in model.graph.input if i.name not in model.weights]
     yield [(i.name, i.type.tensor_type.elem_type) for i in listed], [o.name for o in model.graph.output]

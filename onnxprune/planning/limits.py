@@ -9,6 +9,9 @@ from onnxprune.options import Options
 SLIP = 1e-9
 """What a product of floats may be short of a whole number: 50 * 0.58 is 28.999999999999996 and means 29."""
 
+FLOOR = 0.1
+"""Share of a group's units that stays where groups compete for one budget."""
+
 
 def most_of(units: int, share: float) -> int:
     """How many of `units` go at most where a `share` (0..1) of them may."""
@@ -17,7 +20,7 @@ def most_of(units: int, share: float) -> int:
 
 def share_above_floor(options: Options) -> float:
     """The largest share of a group that may go where its floor stays: 0..1."""
-    return min(options.max_ratio, 1 - options.floor)
+    return min(options.max_ratio, 1 - FLOOR)
 
 
 def largest_share(options: Options) -> float:

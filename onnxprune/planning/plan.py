@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
+from onnxprune.files import write_json
 
 VERSION = 2
 
@@ -66,6 +68,16 @@ class Plan:
             "reconstruct": self.reconstruct,
             "groups": groups,
         }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """The plan as a JSON file, whole or not at all."""
+        write_json(Path(path), self.to_json())
+        return Path(path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """A plan from a file; UsageError, in one line, where it is none."""
+        return read_plan(Path(path))
 
     @staticmethod
     def from_json(data: Any) -> Plan:

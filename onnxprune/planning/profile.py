@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.model import Model
-from onnxprune.options import Cost
 from onnxprune.planning.criteria import ELEMENTWISE, Criterion
+from onnxprune.results import Cost
 from onnxprune.trace import LABELLED, Groups, Ids, Mask, Trace
 
 Place = tuple[tuple[int, ...], tuple[int, ...]]

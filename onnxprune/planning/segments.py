@@ -152,4 +152,4 @@ def signature(model: Model, sizes: Inputs) -> list[Any]:
             [weights[x] if x in weights else [kinds[x], sizes.get(x)] if x in kinds else 0 for x in node.input],
         ])  # fmt: skip
     outputs = [number.get(o.name, -1) for o in model.graph.output]
-    return [[[o.domain, o.version] for o in model.proto.opset_import], nodes, outputs]
+    return [[[o.domain, o.version] for o in model.skeleton.opset_import], nodes, outputs]

@@ -72,9 +72,9 @@ def _removals(part: LinkedBuckets, wanted: float, options: Options) -> list[int]
 def _allowed(groups: Groups, options: Options) -> Mask:
     """[classes]: the units that may go where residual channels are asked to stay or not."""
     allowed = groups.prunable.copy()
-    if not options.residual:
+    if options.residual != "all":
         allowed &= ~groups.normed
-    if not options.conv_residual:
+    if options.residual == "none":
         allowed &= ~groups.streams
     return allowed
 
@@ -104,7 +104,7 @@ def _families(groups: Groups, options: Options) -> Iterable[dict[frozenset[int],
     """Row units that may go, by family: the units in each, and its class."""
     families: dict[Hashable, dict[frozenset[int], int]] = defaultdict(dict)
     for row, units in groups.rows.items():
-        if not any(groups.normed_whole[u] for u in units) or options.residual:
+        if not any(groups.normed_whole[u] for u in units) or options.residual == "all":
             location = frozenset(groups.location_hash[list(units)].tolist())
             families[bool(groups.grid_columns[row]), location].setdefault(units, row)
     return families.values()

@@ -37,9 +37,9 @@ class OutputError:
         trace = groups.trace
         places = Places(trace, np.ones(trace.labels.n, bool))
         self.taps, ends = places.taps, places.ends
-        covered = {o for n in trace.model.proto.graph.node if set(self.taps) & set(n.input) and n.output[0] in ends
+        covered = {o for n in trace.model.skeleton.graph.node if set(self.taps) & set(n.input) and n.output[0] in ends
                    for o in ends[n.output[0]]}  # fmt: skip
-        outputs = [o.name for o in trace.model.proto.graph.output]
+        outputs = [o.name for o in trace.model.skeleton.graph.output]
         self.names = [*self.taps, *(o for o in outputs if o not in covered)]
         self.dense = self._outputs(trace.model)
 

@@ -21,7 +21,7 @@ sizes that no other way gives."""
 
 def branch_choices(model: Model, decided: Decided = lambda condition: False) -> list[tuple[bool, ...]]:
     """All ways in which every If of a level can go; none without an If."""
-    depth = min(DEEPEST, max((d for _, d in _ifs(model.proto.graph, 1, decided)), default=0))
+    depth = min(DEEPEST, max((d for _, d in _ifs(model.skeleton.graph, 1, decided)), default=0))
     return list(product((True, False), repeat=depth)) if depth else []
 
 
@@ -32,9 +32,9 @@ def with_choices_forced(model: Model, way: tuple[bool, ...], decided: Decided = 
     constants = {truth: model.fresh_name(f"every_if_{str(truth).lower()}") for truth in set(way)}
     for truth, name in constants.items():
         model.weights[name] = Weight.of(np.array(truth))
-    ifs = [*_ifs(model.proto.graph, 1, decided)]
+    ifs = [*_ifs(model.skeleton.graph, 1, decided)]
     choices = {id(node): way[(depth - 1) % len(way)] for node, depth in ifs}
-    for scope in reversed(scopes(model.proto.graph)):  # what is inside first: nodes are copied when others come in
+    for scope in reversed(scopes(model.skeleton.graph)):  # what is inside first: nodes are copied when others come in
         nodes: list[NodeProto] = []
         for node in scope.graph.node:
             if id(node) in choices:

@@ -41,7 +41,7 @@ def check_finite(
 ) -> None:  # fmt: skip
     """CheckFailed where `session`, of the model `pruned`, gives what is no number, or infinite, of inputs of which
     `dense` gives numbers."""
-    names = [o.name for o in dense.proto.graph.output]
+    names = [o.name for o in dense.skeleton.graph.output]
     feeds = list(_spread(feeds))
     for feed, values in zip(feeds, _each(session, feeds, names), strict=True):
         got = dict(zip(names, values, strict=False))
@@ -82,7 +82,7 @@ def _spread(feeds: Sequence[Feed]) -> Iterator[Feed]:
 
 def _where(model: Model, feed: Feed, options: Options, types: Types) -> str:
     """The first node that makes what is not finite."""
-    nodes = model.proto.graph.node
+    nodes = model.skeleton.graph.node
     names = [o for n in nodes for o in n.output if types(o) in FLOATS]
     session = opened(with_outputs(types, model, names), options, types)
     try:

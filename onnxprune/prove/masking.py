@@ -25,7 +25,7 @@ def masked(trace: Trace, kept: Mask, sizes: Mapping[str, Dims]) -> Model:
     """The masked original for a run in which the tensors have these sizes."""
     masking = _Masking(trace, kept, sizes, trace.model.copy())
     masking.reductions()
-    del masking.model.proto.graph.value_info[:]
+    del masking.model.skeleton.graph.value_info[:]
     return masking.model
 
 
@@ -40,7 +40,7 @@ class _Masking:
 
     def reductions(self) -> None:
         """Mask what every reduction sees, a node at a time."""
-        nodes = every_node(self.model.proto.graph)
+        nodes = every_node(self.model.skeleton.graph)
         before: dict[int, list[NodeProto]] = defaultdict(list)
         after: dict[int, list[NodeProto]] = defaultdict(list)
         edits: dict[int, list[Callable[[Editor], None]]] = defaultdict(list)
@@ -54,7 +54,7 @@ class _Masking:
                 editor = Editor(self.trace, self.kept, self.model, r.node, nodes[r.node], [], [])
                 for edit in edits.pop(r.node, ()):  # once a node: its sizes are those of what is gathered
                     edit(editor)
-        rearranged(self.model.proto.graph, before, after)
+        rearranged(self.model.skeleton.graph, before, after)
 
     def _mask_sum(self, r: Reduction, node: NodeProto, before: list[NodeProto]) -> None:
         """Give the node its operand with zeros, or what else `r` fills in, where a position is removed."""

@@ -173,12 +173,12 @@ class Original:
         return Run(feeds, dict(zip(names, got, strict=True)), sizes, self._open_sizes(shapes), session.blocks, deep)
 
     def _names(self, deep: bool) -> list[str]:
-        outputs = [o.name for o in self.trace.model.proto.graph.output]
+        outputs = [o.name for o in self.trace.model.skeleton.graph.output]
         return [*dict.fromkeys((*outputs, *(self.taps if deep else ())))]
 
     def _open_sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
         sizes: dict[str, int] = {}
-        for info in self.trace.model.proto.graph.input:
+        for info in self.trace.model.skeleton.graph.input:
             for axis, dim in enumerate(info.type.tensor_type.shape.dim):
                 if info.name in shapes and not dim.dim_value and axis < len(shapes[info.name]):
                     sizes.setdefault(symbol_name(dim) or f"{info.name}.{axis}", shapes[info.name][axis])
@@ -210,7 +210,7 @@ def _runnable(original: Original, shapes: Mapping[str, tuple[int, ...]]) -> dict
     """Input shapes near `shapes` at which the original runs: relations between symbols are known to the graph only."""
     model, options = original.trace.model, original.options
     symbols: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for info in model.proto.graph.input:
+    for info in model.skeleton.graph.input:
         if info.name in shapes:
             for axis, dim in enumerate(info.type.tensor_type.shape.dim):
                 if not dim.dim_value:

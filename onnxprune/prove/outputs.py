@@ -15,7 +15,7 @@ Types = Callable[[str], int | None]
 def with_outputs(types: Types, model: Model, names: Sequence[str]) -> Model:
     """A copy of the model that gives these tensors, too."""
     model = model.copy()
-    have = {o.name for o in model.proto.graph.output}
+    have = {o.name for o in model.skeleton.graph.output}
     made = (helper.make_tensor_value_info(n, types(n) or 1, None) for n in names if n not in have)
-    model.proto.graph.output.extend(made)
+    model.skeleton.graph.output.extend(made)
     return model

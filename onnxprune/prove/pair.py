@@ -243,8 +243,8 @@ class Pair:
 
     def _parting(self, run: Run, tolerance: float) -> str:
         """The first node, in order, at whose output the two models part."""
-        ours = {o for n in self.after.proto.graph.node for o in n.output}
-        producer = {o: n for n in self.trace.model.proto.graph.node for o in n.output}
+        ours = {o for n in self.after.skeleton.graph.node for o in n.output}
+        producer = {o: n for n in self.trace.model.skeleton.graph.node for o in n.output}
         names = [o for o in producer if o in ours and self.types(o) in FLOATS]
         try:
             left = self._values(self._original(run, names), run.feeds, names)

@@ -26,12 +26,12 @@ def saturating_ends(trace: Trace) -> dict[str, set[str]]:
     """What each saturating operator at the end of the graph gives, and the graph outputs that it gives it to, be it
     through operators that only move values."""
     users = defaultdict(list)
-    for node in trace.model.proto.graph.node:
+    for node in trace.model.skeleton.graph.node:
         for name in {*needs(node)}:
             users[name].append((node, all(n.op_type in traits.AFTER_SATURATING for n in (node, *nested(node)))))
-    outputs = {o.name for o in trace.model.proto.graph.output}
+    outputs = {o.name for o in trace.model.skeleton.graph.output}
     found: dict[str, set[str]] = {}
-    for node in trace.model.proto.graph.node:
+    for node in trace.model.skeleton.graph.node:
         if node.op_type in traits.SATURATING:
             reached, moving, todo = set(node.output), True, list(node.output)
             while todo and moving:
@@ -61,8 +61,8 @@ class Places:
     def taps(self) -> list[str]:
         """What goes into a saturating operator that ends the graph: a sigmoid's 1e-7 says nothing about the rest."""
         trace, kept, given = self.trace, self.kept, self.ends
-        outputs = {o.name for o in trace.model.proto.graph.output}
-        ends = [n for n in trace.model.proto.graph.node if n.output and n.output[0] in given]
+        outputs = {o.name for o in trace.model.skeleton.graph.output}
+        ends = [n for n in trace.model.skeleton.graph.node if n.output and n.output[0] in given]
         whole = (n.input[0] for n in ends if all(kept[b.ids].all() for b in trace.of(n.input[0])))
         return [x for x in dict.fromkeys(whole) if x not in outputs and trace.shapes.dtype(x) in FLOATS]
 
@@ -95,7 +95,7 @@ class Places:
     def interior(self, after: Model, sizes: Mapping[str, Dims], most: int = MAX_BYTES) -> list[str]:
         """Float tensors that both graphs make and that something that goes has reached: first what levels or decides
         reads, then one for every set of units, then others, spread over the graph; as many as fit in `most` bytes."""
-        nodes, comparable = self.trace.model.proto.graph.node, self._comparable(after)
+        nodes, comparable = self.trace.model.skeleton.graph.node, self._comparable(after)
         telling = dict.fromkeys(name for name in self._levelled_or_decided_from() if name in comparable)
         rest = [o for n in nodes for o in n.output if o in comparable and o not in telling]
         of_units = self._one_for_every_set_of_units(rest)
@@ -104,14 +104,14 @@ class Places:
         return _fitting([*telling, *of_units, *others], sizes, most)
 
     def _levelled_or_decided_from(self) -> list[str]:
-        nodes = self.trace.model.proto.graph.node
+        nodes = self.trace.model.skeleton.graph.node
         levelled = [n.input[0] for n in nodes if n.op_type in traits.SATURATING]
         return [*levelled, *(x for n in nodes for x in decides_from(self.trace.shapes.dtype, n))]
 
     def _comparable(self, after: Model) -> set[str]:
         """The float tensors inside both graphs that something that goes has reached."""
-        made = {o for n in after.proto.graph.node for o in n.output}
-        inside = (made & self.reached) - {o.name for o in self.trace.model.proto.graph.output}
+        made = {o for n in after.skeleton.graph.node for o in n.output}
+        inside = (made & self.reached) - {o.name for o in self.trace.model.skeleton.graph.output}
         return {name for name in inside if self.trace.shapes.dtype(name) in FLOATS}
 
     def _one_for_every_set_of_units(self, names: Sequence[str]) -> dict[str, None]:

@@ -10,13 +10,14 @@ import numpy as np
 
 from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.model import Model
-from onnxprune.options import Options, Proof
+from onnxprune.options import Options
 from onnxprune.prove.comparison import Comparison, Shown
 from onnxprune.prove.finiteness import check_finite, ordinary_inputs
 from onnxprune.prove.pair import Findings
 from onnxprune.prove.places import Places
 from onnxprune.prove.relabel import Kept
 from onnxprune.prove.slices import Compared, compared
+from onnxprune.results import Proof
 from onnxprune.rewrite import Rewritten
 from onnxprune.shapes import Shapes
 from onnxprune.trace import Groups, Mask, Trace
@@ -88,12 +89,12 @@ def _uncompared(places: Places, found: list[Findings], seen: set[str]) -> tuple[
     def why(name: str) -> str:
         return reasons.get(name, "not run") if name in places.reached else "nothing that was removed reaches it"
 
-    outputs = dict.fromkeys(o.name for o in places.trace.model.proto.graph.output)
+    outputs = dict.fromkeys(o.name for o in places.trace.model.skeleton.graph.output)
     return tuple(f"{name}: {why(name)}" for name in outputs if name not in seen)
 
 
 def _nothing_compared(places: Places, why: tuple[str, ...]) -> CheckFailed | NothingToPrune:
-    if places.reached.isdisjoint(o.name for o in places.trace.model.proto.graph.output):
+    if places.reached.isdisjoint(o.name for o in places.trace.model.skeleton.graph.output):
         return NothingToPrune("nothing that may go reaches an output of the model: its weights are not used")
     return CheckFailed(
         f"nothing of the pruned model could be compared with the original ({'; '.join(why) or 'it has no outputs'})"

@@ -98,7 +98,7 @@ def _slice(own: Weight, blocks: tuple[Block, ...], kept: Mask, like: Weight) -> 
 
 def _uses(trace: Trace) -> Mapping[str, list[tuple[NodeProto, int]]]:
     uses: dict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
-    for node in every_node(trace.model.proto.graph):
+    for node in every_node(trace.model.skeleton.graph):
         for i, name in enumerate(node.input):
             if name in trace.model.weights:
                 uses[name].append((node, i))

@@ -56,8 +56,8 @@ def _nudge(x: Array, rng: np.random.Generator) -> Array:
 
 def deciding(types: Types, original: Model, after: Model, also: Collection[str] = ()) -> list[str]:
     """The float tensors that decisions are made from, where the pruned model has them; `also`: operators that round."""
-    made = {o for n in after.proto.graph.node for o in n.output}
-    nodes = original.proto.graph.node
+    made = {o for n in after.skeleton.graph.node for o in n.output}
+    nodes = original.skeleton.graph.node
     return [
         i for i in dict.fromkeys(i for n in nodes for i in decides_from(types, n, also))
         if i in made and types(i) in FLOATS
@@ -74,12 +74,12 @@ def with_decisions_fed(types: Types, model: Model, values: Mapping[str, Array], 
     values: where a runtime knows no shape, it may take sizes that are decided for none at all."""
     model = model.copy()
     names = {n: fed_name(n) for n in values}
-    for node in model.proto.graph.node:
+    for node in model.skeleton.graph.node:
         here = {i: names[i] for i in decides_from(types, node, also) if i in names}
         node.input[:] = [here.get(i, i) for i in node.input]
         for _, body in bodies(node):
             renamed(body, {i: new for i, new in here.items() if i in captured(body)})
-    model.proto.graph.input.extend(
+    model.skeleton.graph.input.extend(
         helper.make_tensor_value_info(names[n], types(n) or TensorProto.FLOAT, value.shape)
         for n, value in values.items()
     )

@@ -44,7 +44,7 @@ class Scale:
     @cached_property
     def outputs(self) -> set[str]:
         """Names of what the graph gives."""
-        return {o.name for o in self.trace.model.proto.graph.output}
+        return {o.name for o in self.trace.model.skeleton.graph.output}
 
     def tolerance_of(self, name: str) -> float:
         """Of outputs that the user sees; sums inside, and of random weights, cancel out more often."""
@@ -86,7 +86,7 @@ class Scale:
         return set().union(*(outs for made, outs in self.places.ends.items() if self._reads_a_tap(made)))
 
     def _reads_a_tap(self, made: str) -> bool:
-        nodes = self.trace.model.proto.graph.node
+        nodes = self.trace.model.skeleton.graph.node
         return any(n.input[0] in self.taps for n in nodes if n.output and n.output[0] == made)
 
     def _channels(self, name: str, value: Any) -> int | None:

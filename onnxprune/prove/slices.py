@@ -90,14 +90,14 @@ class _Reads:
         found = cls(trace, kept, model)
         uses, everywhere = _blocks(trace)
         originals = {node.name: (index, node) for index, node in enumerate(trace.nodes)}
-        for node in every_node(model.proto.graph):
+        for node in every_node(model.skeleton.graph):
             index, before = originals.get(node.name, (-1, None))
             for i, name in enumerate(node.input):
                 if name in model.weights:
                     was = before.input[i] if before is not None and i < len(before.input) else ""
                     blocks = uses.get((index, i), everywhere.get(was, ()))
                     found._read(node, name, was, tuple(b for b in blocks if not kept[b.ids].all()), before is None)
-        for scope in scopes(model.proto.graph):
+        for scope in scopes(model.skeleton.graph):
             for out in scope.graph.output:
                 if out.name in model.weights and out.name in trace.model.weights:
                     found._note(out.name, Source(out.name, ()))

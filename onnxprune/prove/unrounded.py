@@ -48,8 +48,8 @@ class Unrounded:
     def __call__(self, model: Model) -> Model:
         """A copy in real numbers."""
         model = model.copy()
-        del model.proto.graph.value_info[:]
-        self._graph(model, model.proto.graph)
+        del model.skeleton.graph.value_info[:]
+        self._graph(model, model.skeleton.graph)
         return model
 
     def _graph(self, model: Model, graph: GraphProto) -> None:

@@ -67,7 +67,7 @@ class Merge:
         sums = sums_by_node(self.trace)
         likenesses = Likenesses(self.groups, ~self.alive, found)
         reads: dict[str, list[Likeness | None]] = defaultdict(list)  # of one weight, by the layers that share it
-        for index in range(len(self.trace.model.proto.graph.node)):
+        for index in range(len(self.trace.model.skeleton.graph.node)):
             if (layer := by_node.get(index)) is not None:
                 root = layer.weight.root
                 reads[root].append(likenesses.known.get(layer.data))

@@ -14,8 +14,9 @@ import numpy as np
 
 from onnxprune import __version__
 from onnxprune.files import json_text, write_texts
-from onnxprune.options import Compared, Inspection, Proof, Report, Sweep, Verified
 from onnxprune.report.page import render
+from onnxprune.report.run import Report
+from onnxprune.results import Compared, Inspection, Proof, Sweep, Verified
 
 SCHEMA = 1
 """It grows when a key changes its meaning."""

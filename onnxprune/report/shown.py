@@ -7,7 +7,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from onnxprune.options import Report
+from onnxprune.report.run import Report
 from onnxprune.report.tables import print_report
 
 WIDTH = 160

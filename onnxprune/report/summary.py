@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from onnxprune.model import bodies
-from onnxprune.options import FrozenInfo, GroupInfo, Options
+from onnxprune.options import Options
 from onnxprune.planning import Costs, profile, select
+from onnxprune.results import FrozenInfo, GroupInfo
 from onnxprune.trace import Groups, Mask
 
 ADVICE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("raise it", {"ratio": 0.999}),
-    ("--residual lets those go that cross a normalisation over their own axis", {"residual": True}),
-    ("leave out --no-residual", {"conv_residual": True}),
+    ("--residual lets those go that cross a normalisation over their own axis", {"residual": "all"}),
+    ("leave out --no-residual", {"residual": "conv"}),
     ("leave out --no-heads", {"heads": True}),
     ("lower --min-channels", {"min_channels": 1}),
     ("raise --max-ratio", {"max_ratio": 1.0}),
@@ -74,7 +75,7 @@ def frozen(groups: Groups) -> tuple[FrozenInfo, ...]:
 def nothing(groups: Groups, options: Options) -> str:
     """Why no unit goes, and what would change that: one line."""
     if not groups.blocks:
-        nodes = groups.trace.model.proto.graph.node
+        nodes = groups.trace.model.skeleton.graph.node
         owners = sorted({n.op_type for n in nodes if any(bodies(n))})
         where = f" outside the bodies of {', '.join(owners)}, which stay as they are" if owners else ""
         return f"the model has no weights that could be pruned{where}"

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from onnxprune.options import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Proof, Report, Sweep, Verified
+from onnxprune.report.run import Report
+from onnxprune.results import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Proof, Sweep, Verified
 
 ROWS = 20
 """Of a table, where --verbose does not ask for all."""

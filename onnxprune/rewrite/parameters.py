@@ -21,9 +21,9 @@ class Slicer:
 
     def __init__(self, trace: Trace, kept: Mask, model: Model) -> None:
         self.trace, self.kept, self.model = trace, kept, model
-        self.nodes = every_node(model.proto.graph)
+        self.nodes = every_node(model.skeleton.graph)
         self.reads = Counter(name for node in self.nodes for name in node.input)
-        self.outputs = {o.name for scope in scopes(model.proto.graph) for o in scope.graph.output}
+        self.outputs = {o.name for scope in scopes(model.skeleton.graph) for o in scope.graph.output}
 
     def sliced(self) -> dict[str, str]:
         """Slice all parameters; returns what those that are new were cut from (new name -> original name)."""

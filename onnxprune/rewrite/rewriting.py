@@ -30,9 +30,9 @@ def rewrite(trace: Trace, kept: Mask) -> Rewritten:
     aliases = Slicer(trace, kept, model).sliced()
     _patch(trace, kept, model)
     _forget_shapes(trace, kept, model)
-    if model.proto.ir_version < 4:  # there every initializer is an input, too
-        listed = {i.name for i in model.proto.graph.input}
-        model.proto.graph.input.extend(
+    if model.skeleton.ir_version < 4:  # there every initializer is an input, too
+        listed = {i.name for i in model.skeleton.graph.input}
+        model.skeleton.graph.input.extend(
             helper.make_tensor_value_info(n, w.onnx_type, w.shape) for n, w in model.weights.items() if n not in listed
         )
     return Rewritten(model, aliases)
@@ -43,14 +43,14 @@ def _patch(trace: Trace, kept: Mask, model: Model) -> None:
     before: dict[int, list[NodeProto]] = defaultdict(list)
     after: dict[int, list[NodeProto]] = defaultdict(list)
     gone: set[int] = set()
-    nodes = every_node(model.proto.graph)
+    nodes = every_node(model.skeleton.graph)
     for index, edit in trace.edits:
         edit(Editor(trace, kept, model, index, nodes[index], before[index], after[index], gone))
     dead: set[int] = set()
     if gone:
         ordered = [n for k, node in enumerate(nodes) for n in (*before[k], node, *after[k])]
         dead = _dead(model, ordered, [nodes[k] for k in gone])
-    rearranged(model.proto.graph, before, after, lambda node: id(node) in dead)
+    rearranged(model.skeleton.graph, before, after, lambda node: id(node) in dead)
 
 
 def _dead(model: Model, nodes: Sequence[NodeProto], gone: Sequence[NodeProto]) -> set[int]:
@@ -78,14 +78,14 @@ def _dead(model: Model, nodes: Sequence[NodeProto], gone: Sequence[NodeProto]) -
 def _reads(model: Model, nodes: Sequence[NodeProto]) -> Counter[str]:
     """How often a tensor is read by these nodes, or goes into or out of a graph."""
     reads = Counter(name for n in nodes for name in needs(n))
-    for scope in scopes(model.proto.graph):
+    for scope in scopes(model.skeleton.graph):
         reads.update(v.name for v in (*scope.graph.output, *scope.graph.input))
     return reads
 
 
 def _forget_shapes(trace: Trace, kept: Mask, model: Model) -> None:
     """Value_info of tensors that changed or went is dropped; that of the others stays."""
-    made = {o for n in every_node(model.proto.graph) for o in n.output}
+    made = {o for n in every_node(model.skeleton.graph) for o in n.output}
     changed = {o for n in trace.nodes for o in n.output if o not in made}
     changed |= {name for name, blocks in trace.blocks.items() if any(not kept[b.ids].all() for b in blocks)}
-    forget_shapes(model.proto.graph, changed)
+    forget_shapes(model.skeleton.graph, changed)

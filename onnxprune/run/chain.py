@@ -76,8 +76,8 @@ class Chain:
         self.model, self.providers, self.types = model, providers, types
         set_nodes(model.graph, sorted_nodes(model.graph.node))
         self.topology = Topology(model)
-        self.outputs = [o.name for o in model.proto.graph.output]
-        self.infos = {i.name: i for i in (*model.proto.graph.input, *model.proto.graph.output)}
+        self.outputs = [o.name for o in model.skeleton.graph.output]
+        self.infos = {i.name: i for i in (*model.skeleton.graph.input, *model.skeleton.graph.output)}
         self.pieces = self._cut(most)
         self.used: tuple[str, ...] = ()
         self.blocks = len(self.pieces)

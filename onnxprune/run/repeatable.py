@@ -20,16 +20,16 @@ from onnxprune.model import Model, Weight, every_node, opset, rearranged, traits
 def settled(model: Model, types: Callable[[str], int | None]) -> Model:
     """`model`, or a copy of it in which nothing is drawn: a draw is a point of its range, a Bernoulli its probability,
     a Dropout keeps everything; and every run begins alike. `types` gives the element type of a tensor, or None."""
-    if opset(model) < 9 or not any(_draws(n) or _trains(n) for n in every_node(model.proto.graph)):
+    if opset(model) < 9 or not any(_draws(n) or _trains(n) for n in every_node(model.skeleton.graph)):
         return model
     model = model.copy()
     before: dict[int, list[NodeProto]] = defaultdict(list)
-    for k, node in enumerate(every_node(model.proto.graph)):
+    for k, node in enumerate(every_node(model.skeleton.graph)):
         if _draws(node):
             before[k] += _constant(model, node, types)
         if _trains(node):
             before[k] += _computed(model, node, types)
-    rearranged(model.proto.graph, before, {})
+    rearranged(model.skeleton.graph, before, {})
     return model
 
 

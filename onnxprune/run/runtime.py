@@ -194,7 +194,7 @@ def shared(model: Model) -> tuple[ModelProto, dict[str, Array]]:
     drops it as it loads the graph, and then finds no place for the weight that it is handed."""
     model.sync()
     proto = ModelProto()
-    proto.CopyFrom(model.proto)
+    proto.CopyFrom(model.skeleton)
     _without_unread(proto)
     held: dict[str, Array] = {}
     for tensor in proto.graph.initializer:

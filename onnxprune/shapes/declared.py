@@ -97,7 +97,7 @@ def _dim(declared: Axis, bound: Assignment, roles: Mapping[str, Role]) -> Dim:
 
 def declare(model: Model, plan: SizePlan) -> None:
     """Write the sizes that were given into the declared inputs, and into whatever else bears the same symbol."""
-    graph = model.proto.graph
+    graph = model.skeleton.graph
     for info in graph.input:
         tensor = info.type.tensor_type
         for k, size in enumerate(plan.axes.get(info.name, ()) if plan.bound else ()):

@@ -15,10 +15,10 @@ from onnxprune.shapes.known import Pass
 def peak(model: Model, state: Pass) -> tuple[int, str]:
     """Bytes of all tensors that are alive at once, at the worst moment, and the largest tensor of that moment. Weights
     are not counted, tensors of unknown shape neither."""
-    nodes = model.proto.graph.node
+    nodes = model.skeleton.graph.node
     last = {name: index for index, node in enumerate(nodes) for name in needs(node)}
-    last |= {o.name: len(nodes) for o in model.proto.graph.output}
-    alive = {i.name: _bytes(state, i.name) for i in model.proto.graph.input if i.name not in model.weights}
+    last |= {o.name: len(nodes) for o in model.skeleton.graph.output}
+    alive = {i.name: _bytes(state, i.name) for i in model.skeleton.graph.input if i.name not in model.weights}
     total = sum(alive.values())
     worst = (total, max(alive, key=lambda n: alive[n], default=""))
     ends: dict[int, list[str]] = {}

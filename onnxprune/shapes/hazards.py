@@ -15,7 +15,7 @@ READS = {"Einsum": None, "Loop": 2, "If": 1}
 
 def check(model: Model, state: Pass) -> None:
     """RuntimeFailure at a node whose shapes are such ones."""
-    for node in every_node(model.proto.graph):
+    for node in every_node(model.skeleton.graph):
         if node.op_type in READS and any(0 in (state.dims(n) or ()) for n in node.input[: READS[node.op_type]] if n):
             raise RuntimeFailure(
                 f"{node.op_type} '{node.name}' reads a tensor without elements, which ONNX Runtime does not survive; "

@@ -48,13 +48,13 @@ class Inference:
     """The passes over one model; equal nodes at equal shapes (repeated layers, the second pass) are inferred once."""
 
     def __init__(self, model: Model) -> None:
-        versions = {o.domain: o.version for o in model.proto.opset_import}
+        versions = {o.domain: o.version for o in model.skeleton.opset_import}
         self._opset = versions.get("", versions.get("ai.onnx", 1))
         self._versions = versions | {"": self._opset}
-        self._onnx = OnnxInference(list(model.proto.opset_import), model.proto.ir_version)
+        self._onnx = OnnxInference(list(model.skeleton.opset_import), model.skeleton.ir_version)
         self._weights = model.weights
         self._weight_types: dict[str, ValueType] = {n: (w.onnx_type, w.shape) for n, w in self._weights.items()}
-        self._nodes = [recorded(n, self._versions) for n in model.proto.graph.node]
+        self._nodes = [recorded(n, self._versions) for n in model.skeleton.graph.node]
         self._bodies: dict[frozenset[str], list[NodeRecord]] = {}
         self._constants: dict[str, Value | None] = {}
         self._inferred: dict[Any, Found] = {}

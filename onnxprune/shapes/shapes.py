@@ -180,7 +180,7 @@ class Shapes:
 def infer(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None, memory: int = MEMORY) -> Shapes:
     """Infer every shape, with each dimension of the inputs that is open and that `input_shapes` leaves open as a
     symbol, and at sizes at which a run takes at most `memory` bytes."""
-    graph = model.proto.graph
+    graph = model.skeleton.graph
     inputs = [i for i in graph.input if i.name not in model.weights]
     axes = plan_sizes(inputs, input_shapes or {})
     elements = {i.name: i.type for i in inputs}

@@ -23,9 +23,10 @@ from onnxprune.files import write_json
 from onnxprune.measure import benchmark as timed
 from onnxprune.measure import compared
 from onnxprune.model import Model
-from onnxprune.options import Cost, Options, Progress, Sweep, SweepPoint
+from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria
 from onnxprune.report import to_json
+from onnxprune.results import Cost, Sweep, SweepPoint
 from onnxprune.stages import checked
 from onnxprune.sweeping.workers import Backend, workers
 

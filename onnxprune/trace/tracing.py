@@ -117,12 +117,12 @@ class Trace:
     @cached_property
     def scopes(self) -> list[Scope]:
         """The main graph and the bodies in it, outer before inner."""
-        return scopes(self.model.proto.graph)
+        return scopes(self.model.skeleton.graph)
 
     @cached_property
     def nodes(self) -> list[NodeProto]:
         """All nodes, those of bodies after those of the main graph: everything that counts nodes counts like this."""
-        return every_node(self.model.proto.graph)
+        return every_node(self.model.skeleton.graph)
 
     def scope(self, owner: int, attribute: str) -> Scope | None:
         """A body of a node."""
@@ -137,7 +137,7 @@ class Trace:
         """Trace the whole graph; `rules`: by operator type. What the graph gives out keeps its shape."""
         self.rules = rules
         self.enter(self.scopes[0])
-        for out in self.model.proto.graph.output:
+        for out in self.model.skeleton.graph.output:
             for block in self.of(out.name):
                 self.labels.freeze(block.ids, Reason("output", out.name, "an output of the model keeps its shape"))
 

@@ -19,7 +19,7 @@ from onnx import ModelProto
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 BATCH = 250
 """Graphs of one seed: a run that was ended goes on at the next one."""
-DEFAULTS = {"ratio", "scope", "heads", "residual", "conv_residual", "round_to"}
+DEFAULTS = {"ratio", "scope", "heads", "residual", "round_to"}
 
 
 def run(args: Namespace) -> int:

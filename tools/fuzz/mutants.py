@@ -52,7 +52,7 @@ class Pruned:
 
     @classmethod
     def of(cls, name: str, source: Any, ratio: float) -> Pruned:
-        options = Options(ratio=ratio, residual=True, fast=True).resolved()
+        options = Options(ratio=ratio, residual="all", fast=True).resolved()
         groups = analysed(Model.load(source), options, Clock())
         removed = select(groups, profile.importance(groups, l2, 0), options)
         if not removed.any():
@@ -123,14 +123,14 @@ def _numbers(pruned: Pruned) -> Iterator[Mutant]:
     """Attributes and constants that differ from the original's, each off by one or exchanged."""
     right, held = pruned.after.model, pruned.groups.trace.model.weights
     originals = {n.name: n for n in pruned.groups.trace.nodes}
-    for k, node in enumerate(every_node(right.proto.graph)):
+    for k, node in enumerate(every_node(right.skeleton.graph)):
         before = originals.get(node.name)
         for j, a in enumerate(node.attribute):
             was = next((b for b in before.attribute if b.name == a.name), None) if before is not None else None
             if a.name not in COUNTS or was is None or (was.i, list(was.ints)) == (a.i, list(a.ints)):
                 continue
             wrong = right.copy()
-            target = every_node(wrong.proto.graph)[k].attribute[j]
+            target = every_node(wrong.skeleton.graph)[k].attribute[j]
             if a.type == AttributeProto.INTS:
                 target.ints[:] = [*a.ints[1:], a.ints[0]] if len(set(a.ints)) > 1 else [a.ints[0] + 1, *a.ints[1:]]
             else:

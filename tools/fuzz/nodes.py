@@ -54,7 +54,7 @@ def judge(one: Wrapped, folder: Path) -> dict[str, Any]:
         return {"how": how, "detail": str(detail)[:300], "seconds": time.perf_counter() - start}
 
     try:
-        result = api.prune(str(before), ratio=0.5, fast=True, residual=True)
+        result = api.prune(str(before), ratio=0.5, fast=True, residual="all")
     except errors.NothingToPrune as error:
         return told("nothing", error)
     except errors.CheckFailed as error:
@@ -69,7 +69,7 @@ def judge(one: Wrapped, folder: Path) -> dict[str, Any]:
         written_file.check(before, after, None)
     except written_file.Invalid as error:
         return told("invalid", error)
-    return done | oracle(one, onnx.load(after), api.trace(str(before), residual=True))
+    return done | oracle(one, onnx.load(after), api.trace(str(before), residual="all"))
 
 
 def dense(one: Wrapped, model: ModelProto | None = None, random: int = 0, first: int = 0) -> list[Any] | None:

@@ -12,7 +12,8 @@ from onnxprune.cli import arguments, flags
 from onnxprune.cli.terminal import console, progress
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.files import check_distinct, check_outputs, json_text, write_texts
-from onnxprune.options import Options, Progress, Report
+from onnxprune.options import Options, Progress
+from onnxprune.report import Report
 
 if TYPE_CHECKING:
     from onnxprune.api import Result

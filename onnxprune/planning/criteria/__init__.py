@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +46,8 @@ UNITS = {
     "oracle": "oracle",
 }  # fmt: skip
 """Name -> function of `units`, which is imported when it is asked for."""
+OWN: dict[str, Callable[[CriterionInputs], NDArray[np.float64]]] = {}
+"""Functions of a caller, which score units."""
 WITHOUT_INPUTS = {"bn-scale", "fpgm", "lamp"}
 ELEMENTWISE: set[Criterion] = {l1, l2, random}
 """Criteria that look at each weight alone: they may be shown a parameter a few rows at a time."""
@@ -55,19 +58,41 @@ def register(name: str, criterion: Criterion) -> None:
     WEIGHTS[name] = criterion
 
 
+def named(criterion: str | Callable[..., NDArray[Any]]) -> str:
+    """The name of a criterion; of a function the one that it has, by which it can be asked for from then on.
+
+    A function of two arguments is given every weight and a random generator, and gives an array of the weight's shape;
+    one of a single argument is given `CriterionInputs`, and gives one score a unit. UsageError where it takes another
+    number of them, or has the name of a criterion that is there."""
+    if isinstance(criterion, str):
+        return criterion
+    name = str(getattr(criterion, "__name__", type(criterion).__name__))
+    known = {**WEIGHTS, **OWN, **dict.fromkeys(UNITS)}
+    if name in known and known[name] is not criterion:
+        raise UsageError(f"there is a criterion '{name}' already; give the function another name")
+    count = len(signature(criterion).parameters)
+    if count not in (1, 2):
+        raise UsageError(f"the criterion '{name}' takes (weight, rng) or one CriterionInputs, not {count} arguments")
+    if count == 2:
+        register(name, criterion)
+    else:
+        OWN[name] = criterion
+    return name
+
+
 def check(name: str) -> None:
     """UsageError with the known names where there is no such criterion."""
-    if name not in WEIGHTS and name not in UNITS:
+    if name not in WEIGHTS and name not in UNITS and name not in OWN:
         for point in entry_points(group="onnxprune.criteria"):
             if point.name == name:
                 register(name, point.load())
-    if name not in WEIGHTS and name not in UNITS:
+    if name not in WEIGHTS and name not in UNITS and name not in OWN:
         raise UsageError(f"no criterion '{name}'; choose one of {', '.join(sorted((*WEIGHTS, *UNITS)))}")
 
 
 def needs_inputs(name: str) -> bool:
     """Whether the criterion looks at activations or gradients."""
-    return name in UNITS and name not in WITHOUT_INPUTS
+    return name in OWN or (name in UNITS and name not in WITHOUT_INPUTS)
 
 
 def scores(name: str, inputs: CriterionInputs) -> NDArray[np.float64]:
@@ -75,6 +100,8 @@ def scores(name: str, inputs: CriterionInputs) -> NDArray[np.float64]:
     check(name)
     if name in WEIGHTS:
         return inputs.importance(WEIGHTS[name])
+    if name in OWN:
+        return np.asarray(OWN[name](inputs), np.float64)
     from onnxprune.planning.criteria import units
 
     found: NDArray[np.float64] = getattr(units, UNITS[name])(inputs)

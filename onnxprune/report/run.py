@@ -1,0 +1,42 @@
+"""The report of one run. Knows results as data and computes none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxprune.options import Options
+from onnxprune.results import Cost, CurveInfo, FrozenInfo, GroupInfo, Proof
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of one run, as written by `--report out.json` (see `report.to_json`) and shown by
+    `out.html`.
+
+    latency: in milliseconds, "predicted" (before, after) where the plan was made for it, "measured" (see
+    `measure.latency.Benchmark`) where a benchmark was asked for."""
+
+    before: Cost
+    after: Cost
+    groups: tuple[GroupInfo, ...]
+    frozen: tuple[FrozenInfo, ...]
+    proof: Proof
+    options: Options
+    notes: tuple[str, ...] = ()
+    validation: Mapping[str, Any] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    reconstruction: Mapping[str, Any] | None = None
+    curves: tuple[CurveInfo, ...] = ()
+    latency: Mapping[str, Any] | None = None
+
+    def save(self, path: str | os.PathLike[str], title: str = "") -> Path:
+        """A page where the name ends in .html, JSON otherwise, whole or not at all; `title` heads the page.
+        UsageError or RuntimeFailure where it cannot be written."""
+        from onnxprune.report.documents import write
+
+        write(Path(path), self, title or Path(path).stem)
+        return Path(path)

@@ -1,0 +1,150 @@
+"""What comes back: plain data, no behaviour. Knows names and numbers, no ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from onnxprune.options import Options
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters (elements of prunable and other weights), multiply-accumulates of one sample, bytes of the file."""
+
+    parameters: int
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """One connected component of the dependency graph: `units` of which `prunable` may go; `kept` after pruning."""
+
+    name: str
+    layers: tuple[str, ...]
+    units: int
+    prunable: int
+    kept: int
+    parameters: int
+    macs: int
+    kind: Literal["channel", "head"] = "channel"
+    crosses_norm: bool = False
+
+
+@dataclass(frozen=True)
+class FrozenInfo:
+    """`units` of the axis of `parameter` stay, because of `reason` at `node` (its operator is `op_type`)."""
+
+    parameter: str
+    axis: int
+    units: int
+    op_type: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `onnxprune inspect` prints. `notes` point out layers that look like fixed transforms; `graph` is the
+    networkx graph of parameters' axes and the operators that couple them (see `onnxprune.trace.dependencies`)."""
+
+    groups: tuple[GroupInfo, ...]
+    frozen: tuple[FrozenInfo, ...]
+    cost: Cost
+    notes: tuple[str, ...] = ()
+    graph: Any = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The proofs of one rewriting: `couplings` compared by the re-trace; `error` is the largest difference of any
+    output relative to the largest magnitude in that output (and channel); `batches` the batch sizes that were run;
+    `blocks`: into how many consecutive pieces the graphs were cut, so that the weights of one at a time were in memory.
+
+    sizes: the open dimensions at each run, in words. uncompared: outputs that say nothing, and why. redrawn: the
+    largest difference on weights drawn anew, None where these do not run. slices: parameters compared with slices of
+    the original's; tensors: tensors inside the graph that were compared. notes: what could not be shown."""
+
+    couplings: int
+    error: float
+    tolerance: float
+    batches: tuple[int, ...]
+    providers: tuple[str, ...]
+    blocks: int = 1
+    sizes: tuple[str, ...] = ()
+    uncompared: tuple[str, ...] = ()
+    redrawn: float | None = None
+    slices: int = 0
+    tensors: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verified(Proof):
+    """What `onnxprune verify DENSE PRUNED PLAN` prints: the proof of a file that was there already.
+
+    refitted: its parameters that are no slices of the original's. output_error: with these values ("written") and with
+    the slices instead ("sliced"), squared and relative to the variance, mean over the outputs; None where nothing is
+    refitted. inputs: what it was measured on, or why it could not be."""
+
+    refitted: tuple[str, ...] = ()
+    output_error: Mapping[str, float] | None = None
+    inputs: str = ""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What `onnxprune compare A B` prints: the costs of both models and `quality` (see `measure.Quality`)."""
+
+    before: Cost
+    after: Cost
+    quality: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CurveInfo:
+    """What cuts of one set of units that go together (of the group `group`) are expected to cost.
+
+    losses: relative error of the layers that read them, at evenly spaced shares from 0 to 1; None where the limits do
+    not allow the cut. factor: how much of that reaches the outputs, as measured. share: what was removed."""
+
+    group: str
+    units: int
+    losses: tuple[float | None, ...]
+    factor: float | None
+    share: float
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One way to prune a model, or why it failed (`error`). Of the original, the ratio is 0.
+
+    latency: seconds of one run, where it was measured. seconds: how long it took to get here. model: the file of it."""
+
+    name: str
+    criterion: str
+    ratio: float
+    metric: float | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    bytes: int | None = None
+    latency: float | None = None
+    seconds: float = 0.0
+    model: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Many points of one model. metric: larger is better; `data`: what it was measured on.
+
+    fronts: by cost, the names of the points that no other one beats in both, the cheapest first."""
+
+    metric: str
+    data: str
+    dense: SweepPoint
+    points: tuple[SweepPoint, ...]
+    fronts: Mapping[str, tuple[str, ...]]
+    options: Options
