@@ -83,7 +83,7 @@ def pruned(model: ModelProto, equal: bool = False, batches: Sequence[int] = (1, 
     """Prune `model`, and check without the package's help that outputs keep their shapes at several batch sizes.
 
     equal: what goes was silent, so that the outputs are those of the original."""
-    result = prune(model, **{"ratio": 0.5, "residual": True, "fast": True} | options)
+    result = prune(model, **{"ratio": 0.5, "residual": "all", "fast": True} | options)
     proof = result.report.proof
     assert proof.couplings > 0
     assert proof.error <= proof.tolerance

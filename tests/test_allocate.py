@@ -198,7 +198,7 @@ NETS = {"residual": residual, "attention": attention, "convolutions": convolutio
 
 
 def grouped(model: ModelProto, **options: Any) -> tuple[Any, Options]:
-    chosen = Options(**{"ratio": 0.4, "residual": True, "fast": True} | options).resolved()
+    chosen = Options(**{"ratio": 0.4, "residual": "all", "fast": True} | options).resolved()
     return analysed(Model.load(model), chosen, Clock()), chosen
 
 

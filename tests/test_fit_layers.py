@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from graphs import array, filled, graph, replace, run
 from hypothesis import given, settings
@@ -398,6 +399,8 @@ def expression(body: str, weights: dict[str, Any]) -> ModelProto:
 
 @pytest.mark.parametrize(("body", "weights", "step"), [r[1:] for r in EXPRESSIONS], ids=[r[0] for r in EXPRESSIONS])
 def test_a_parameter_behind_an_expression(body: str, weights: dict[str, Any], step: float) -> None:
+    if "axis=-1" in body and tuple(map(int, ort.__version__.split(".")[:2])) < (1, 31):
+        pytest.skip("ONNX Runtime before 1.31 does not survive a turned DequantizeLinear whose axis is counted from the end")
     proto = expression(body, weights)
     model = Model.load(proto)
     made_by = {o: n for n in proto.graph.node for o in n.output}

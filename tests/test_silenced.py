@@ -33,7 +33,7 @@ def made(body: str, weights: dict[str, Any], **options: Any) -> tuple[ModelProto
     model = graph(TOKENS, body, opset=18, **weights)
     for node in model.graph.node:
         node.name = node.output[0]
-    return model, prune(model, **{"ratio": 0.5, "fast": True, "residual": True} | options)
+    return model, prune(model, **{"ratio": 0.5, "fast": True, "residual": "all"} | options)
 
 
 @pytest.mark.parametrize(
