@@ -41,11 +41,11 @@ def mlp(extra: str = "", **weights: Any) -> ModelProto:
 
 
 def refused(model: Any, error: type[OnnxPruneError], match: str, seconds: float = 10) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(error, match=match) as caught:
         api.prune(model, fast=True)
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - start < seconds
+    assert time.process_time() - start < seconds
 
 
 @pytest.mark.parametrize("body", [
@@ -119,10 +119,10 @@ def test_what_is_not_finite_is_no_match_for_zeros(monkeypatch: pytest.MonkeyPatc
 
 def test_a_target_of_a_million_axes() -> None:
     body = "s = Constant<value_ints = [16777216]>() t = ConstantOfShape(s) z = Reshape(one, t) "
-    start = time.perf_counter()
+    start = time.process_time()
     with suppress(OnnxPruneError):
         api.prune(mlp(body, one=np.ones((1, 1), np.float32)), fast=True)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def edited(change: Any) -> ModelProto:
@@ -254,9 +254,9 @@ def test_a_long_chain_takes_no_longer_than_it_is() -> None:
     names = ["x", *(f"t{k}" for k in range(3000))]
     chain = "".join(f"{b} = Identity({a}) " for a, b in pairwise(names))
     model = graph(SIGNATURE, chain + MLP.replace("(x, w1)", f"({names[-1]}, w1)"), w1=(16, 32), w2=(32, 8))
-    start = time.perf_counter()
+    start = time.process_time()
     api.prune(model, fast=True)
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
 
 
 def test_many_parameters_of_few_units() -> None:
