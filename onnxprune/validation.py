@@ -37,6 +37,8 @@ CHOICES = {
 """The words that an option may be, as its type says; an empty one leaves it to others."""
 NUMBERS = {f.name: type(f.default) for f in fields(Options) if type(f.default) in (int, float)}
 SWITCHES = {f.name for f in fields(Options) if type(f.default) is bool}
+GATES = {"max_drop", "min_agreement", "min_cosine"}
+"""Flags that are no options: in Python they are fields of `Gates`."""
 NAMES = ("nodes_to_exclude", "op_types_to_exclude", "providers")
 
 
@@ -48,8 +50,12 @@ def flag(name: str) -> str:
 def given(options: Options | None, keywords: Mapping[str, Any] | OptionKeywords) -> Options:
     """The options with what the keywords say, checked. TypeError for a keyword that is no option, with the nearest
     name; UsageError for a value that an option cannot have."""
+    if not isinstance(options, Options | None):
+        raise TypeError(f"options are given by name or as an Options, not as {options!r}: write ratio=0.3")
     known = {f.name for f in fields(Options)}
     for name in keywords:
+        if name in GATES:
+            raise TypeError(f"'{name}' is a gate: write validate=data, gates=Gates({name}=...)")
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise TypeError(f"there is no option '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))

@@ -80,6 +80,13 @@ def test_an_unknown_keyword_names_the_nearest() -> None:
         onnxprune.inspect(TINY, zzz=1)
 
 
+def test_what_is_no_keyword_says_what_to_write() -> None:
+    with pytest.raises(TypeError, match=r"'max_drop' is a gate: write validate=data, gates=Gates\(max_drop=...\)"):
+        onnxprune.prune(TINY, max_drop=0.01)
+    with pytest.raises(TypeError, match=r"not as 0.3: write ratio=0.3"):
+        onnxprune.prune(TINY, 0.3)
+
+
 def test_every_rule_is_of_an_option() -> None:
     names = {f.name for f in fields(Options)}
     assert {name for name, _, _ in RULES} | CHOICES.keys() | NUMBERS.keys() <= names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxprune.data.batches import Batches, Feed, batched, checked
-from onnxprune.data.feed_sizes import sizes
+from onnxprune.data.calibration_sizes import sizes
 from onnxprune.data.inputs import describe
 from onnxprune.data.random import RANGES, random_inputs
 from onnxprune.data.samples import read

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 from onnx import NodeProto, helper
 
-from onnxprune.data.feed_sizes import sizes
+from onnxprune.data.calibration_sizes import sizes
 from onnxprune.data.inputs import Input, consumers
 from onnxprune.data.synthetic import images
 from onnxprune.errors import UsageError

@@ -18,7 +18,7 @@ from onnx import TensorProto, numpy_helper
 
 from onnxprune.data.batches import Feed
 from onnxprune.data.inputs import Input
-from onnxprune.data.pictures import PICTURES, Decode, class_numbers, read_pictures
+from onnxprune.data.picture_files import PICTURES, Decode, class_numbers, read_pictures
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files import function_of
 from onnxprune.model import Array

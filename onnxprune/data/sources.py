@@ -17,9 +17,9 @@ from onnx import NodeProto
 
 from onnxprune.data import sounds, synthetic
 from onnxprune.data.batches import Feed, batched, checked, cut
-from onnxprune.data.feed_sizes import sizes
+from onnxprune.data.calibration_sizes import sizes
 from onnxprune.data.inputs import Input, describe
-from onnxprune.data.pictures import Decode
+from onnxprune.data.picture_files import Decode
 from onnxprune.data.pixels import Pixels, pixels
 from onnxprune.data.random import random_inputs
 from onnxprune.data.samples import read

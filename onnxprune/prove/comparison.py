@@ -20,8 +20,8 @@ from onnxprune.prove.original import Run
 from onnxprune.prove.pair import Findings, Pair
 from onnxprune.prove.places import Places
 from onnxprune.prove.redraw import redrawn
-from onnxprune.prove.scale import FAR, NEAR
 from onnxprune.prove.slices import Source
+from onnxprune.prove.tolerances import FAR, NEAR
 from onnxprune.prove.unrounded import Unrounded, rounds
 from onnxprune.trace import Trace
 

@@ -22,7 +22,7 @@ from onnxprune.prove.difference import all_finite, incomparable
 from onnxprune.prove.original import Original, Run
 from onnxprune.prove.outputs import Types, with_outputs
 from onnxprune.prove.places import Places
-from onnxprune.prove.scale import NEAR, Scale
+from onnxprune.prove.tolerances import NEAR, Scale
 from onnxprune.run import Chain, Session, first_line, opened
 from onnxprune.trace import Trace
 

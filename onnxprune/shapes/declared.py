@@ -13,7 +13,7 @@ from onnx import TensorProto, TensorShapeProto, TypeProto, ValueInfoProto
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
 from onnxprune.shapes.quotients import parsed
-from onnxprune.shapes.sizes import Assignment, Role, SizePlan
+from onnxprune.shapes.size_choices import Assignment, Role, SizePlan
 from onnxprune.shapes.symbols import Dim, Size, symbol
 
 Axis = int | str

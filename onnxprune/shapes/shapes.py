@@ -23,7 +23,7 @@ from onnxprune.shapes.inference import Inference
 from onnxprune.shapes.known import Pass
 from onnxprune.shapes.node_view import ValueType, holds
 from onnxprune.shapes.quotients import content
-from onnxprune.shapes.sizes import Assignment, SizePlan
+from onnxprune.shapes.size_choices import Assignment, SizePlan
 from onnxprune.shapes.symbolic_values import Array, Value
 from onnxprune.shapes.symbols import Dim, Size, evaluated
 from onnxprune.shapes.values import Dims
