@@ -20,7 +20,7 @@ from graphs import array, graph, pruned, replace, shapes
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune import api, stages
-from onnxprune.errors import CheckFailed, OnnxPruneError, RuleFailed, RuntimeFailure, UsageError
+from onnxprune.errors import CheckFailed, NothingToPrune, OnnxPruneError, RuleFailed, RuntimeFailure, UsageError
 from onnxprune.model import Model, Weight
 from onnxprune.prove import proofs as verify
 from onnxprune.rewrite import Rewritten
@@ -339,4 +339,14 @@ def test_a_vector_without_elements() -> None:
     model = graph(SIGNATURE, "a = MatMul(x, w1) b = Relu(a) c = MatMul(b, w2) y = Add(c, none)", w1=(16, 32), w2=(32, 8),
                   none=np.zeros((0, 8), np.float32))  # fmt: skip
     with suppress(OnnxPruneError):
+        api.prune(model, fast=True)
+
+
+def test_a_convolution_over_no_channels() -> None:
+    """ONNX Runtime leaves its output as the memory was."""
+    body = "s = Slice(x, from, to, axes) c = Conv(s, k) f = Flatten(c) a = MatMul(f, w1) y = MatMul(a, w2)"
+    bounds = {"from": np.array([9], np.int64), "to": np.array([99], np.int64), "axes": np.array([1], np.int64)}
+    model = graph("(float[N, 3, 4, 4] x) => (float[N, 8] y)", body, k=np.zeros((4, 0, 1, 1), np.float32), w1=(64, 32),
+                  w2=(32, 8), **bounds)  # fmt: skip
+    with pytest.raises(NothingToPrune, match="has no channels to sum over"):
         api.prune(model, fast=True)
