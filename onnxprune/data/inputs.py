@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from onnx import NodeProto, TensorProto, ValueInfoProto
 
-from onnxprune.model import FLOATS, Model, dtype_of, every_node, traits
+from onnxprune.model import FLOATS, Model, attribute, dtype_of, every_node, traits
 from onnxprune.shapes import Shapes
 
 InputKind = Literal["image", "sound", "features", "tokens", "positions", "integers", "mask", "state", "text"]
@@ -108,7 +108,7 @@ class _Graph:
         if indices < 0 or node.input[indices] != given:
             return None
         name = node.input[data]
-        axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 0)
+        axis = attribute(node, "axis", 0)
         dims = self.model.weights[name].shape if name in self.model.weights else self.shapes.static(name)
         return dims[axis] if dims else None
 

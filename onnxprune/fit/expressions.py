@@ -12,9 +12,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
-from onnxprune.model import Array, Model, Weight, traits
+from onnxprune.model import Array, Model, Weight, attribute, traits
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,6 @@ def parameter(name: str, model: Model, made_by: Mapping[str, NodeProto]) -> Para
     if model.weights[tensor].dtype.kind not in "fiuV":
         return None
     return Parameter(name, tensor, tuple(reversed(path)))
-
-
-def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """The value of an attribute, text as str."""
-    for a in node.attribute:
-        if a.name == name:
-            value = helper.get_attribute_value(a)
-            return value.decode() if isinstance(value, bytes) else value
-    return default
 
 
 def _float(value: Array) -> Array:

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.fit.expressions import attribute, parameter
+from onnxprune.fit.expressions import parameter
 from onnxprune.fit.linear import Linear, Unsolvable
 from onnxprune.fit.products import Layer, Window
 from onnxprune.fit.recurrent import recurrent
-from onnxprune.model import Array, Model, traits
+from onnxprune.model import Array, Model, attribute, traits
 
 AnyLinear = TypeVar("AnyLinear", bound=Linear)
 Nodes = Mapping[str, NodeProto]

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.fit.expressions import attribute
 from onnxprune.fit.walk import Walk
-from onnxprune.model import Model, Weight
+from onnxprune.model import Model, Weight, attribute
 from onnxprune.trace import Trace
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]

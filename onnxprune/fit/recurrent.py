@@ -18,10 +18,10 @@ import scipy
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxprune.fit.expressions import Parameter, attribute, parameter
+from onnxprune.fit.expressions import Parameter, parameter
 from onnxprune.fit.linear import Shift, Unsolvable
 from onnxprune.fit.walk import Walk
-from onnxprune.model import Array, Model, traits
+from onnxprune.model import Array, Model, attribute, traits
 from onnxprune.trace import KEPT, Ids, Mask, Reduction, Trace
 
 X, H = 0, 1

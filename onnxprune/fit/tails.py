@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.fit.expressions import attribute
 from onnxprune.fit.linear import Linear, Shift
-from onnxprune.model import Array, Model, Topology, traits
+from onnxprune.model import Array, Model, Topology, attribute, traits
 
 
 @dataclass(frozen=True)

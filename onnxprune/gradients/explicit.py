@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.model import HALVES, Model, Weight, traits
+from onnxprune.model import HALVES, Model, Weight, attributes, traits
 from onnxprune.shapes import Shapes
 from onnxprune.trace import Dims
 
@@ -112,7 +112,7 @@ def _explicit(model: Model, shapes: Shapes, settled: Mapping[str, NDArray[Any]])
 
 def _write_pads(node: NodeProto, sizes: Mapping[str, Dims]) -> None:
     """auto_pad and ceil_mode of a window written as pads, where its sizes are known. Changes `node`."""
-    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    given = attributes(node)
     auto, ceil = given.get("auto_pad", b"NOTSET"), given.get("ceil_mode", 0)
     missing = [] if auto in (b"NOTSET", b"") and not ceil else _missing(node, given, sizes)
     if not missing:

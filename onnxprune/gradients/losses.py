@@ -13,7 +13,7 @@ import scipy
 from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
-from onnxprune.model import FLOATS, Array, opset, traits
+from onnxprune.model import FLOATS, Array, attribute, opset, traits
 from onnxprune.shapes import Shapes
 from onnxprune.trace import Trace
 
@@ -50,7 +50,7 @@ def _before_softmax(trace: Trace, name: str, rank: int) -> str:
     if maker is not None and maker.op_type == "Identity":
         return _before_softmax(trace, maker.input[0], rank)
     if maker is not None and maker.op_type in traits.SOFTMAXES:
-        axis = next((a.i for a in maker.attribute if a.name == "axis"), -1 if opset(trace.model) >= 13 else 1)
+        axis = attribute(maker, "axis", -1 if opset(trace.model) >= 13 else 1)
         return maker.input[0] if axis in (-1, rank - 1) else name
     return name
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from onnxprune.model.graph import (
     Scope,
+    attribute,
+    attributes,
     bodies,
     captured,
     defined,
@@ -34,7 +36,7 @@ __all__ = [
     "Scope",
     "Topology",
     "Weight",
-    "bodies",
+    "attribute", "attributes", "bodies",
     "captured",
     "defined",
     "dtype_of",

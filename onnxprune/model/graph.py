@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from onnx import AttributeProto, GraphProto, NodeProto
+from onnx import AttributeProto, GraphProto, NodeProto, helper
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,20 @@ def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
 def graphs(a: AttributeProto) -> Sequence[GraphProto]:
     """The graphs that an attribute holds, mostly none or one."""
     return [a.g] if a.HasField("g") else a.graphs
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """The value of an attribute, a text as str; `default` where the node has none of that name."""
+    for a in node.attribute:
+        if a.name == name:
+            value = helper.get_attribute_value(a)
+            return value.decode() if isinstance(value, bytes) else value
+    return default
+
+
+def attributes(node: NodeProto, *but: str) -> dict[str, Any]:
+    """The values of all attributes but these, by name; a text as bytes."""
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name not in but}
 
 
 def scopes(graph: GraphProto) -> list[Scope]:

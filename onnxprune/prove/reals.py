@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.model import Model, Weight, opset
+from onnxprune.model import Model, Weight, attribute, attributes, opset
 
 FLOAT = TensorProto.FLOAT
 LIMITS: Mapping[int, tuple[int, int]] = {
@@ -61,11 +61,11 @@ class Step:
 
     def attr(self, name: str, default: Any = None) -> Any:
         """The value of an attribute of the node."""
-        return next((helper.get_attribute_value(a) for a in self.node.attribute if a.name == name), default)
+        return attribute(self.node, name, default)
 
     def attrs(self, *but: str) -> dict[str, Any]:
         """All attributes of the node but these, by name."""
-        return {a.name: helper.get_attribute_value(a) for a in self.node.attribute if a.name not in but}
+        return attributes(self.node, *but)
 
     def put(self, op_type: str, *inputs: str, **attrs: Any) -> str:
         """A node of these inputs; the name of what it makes."""

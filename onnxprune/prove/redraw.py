@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto
 
-from onnxprune.model import FLOATS, Derived, Model, Weight, every_node, traits
+from onnxprune.model import FLOATS, Derived, Model, Weight, attribute, every_node, traits
 from onnxprune.prove.rounding import POOL
 from onnxprune.prove.slices import Source, kept_of
 from onnxprune.trace import Block, Mask, Trace
@@ -179,7 +179,7 @@ class Drawing:
 
 
 def _gemm_terms(node: NodeProto, i: int, shape: Shape) -> int:
-    turned = any(a.name == ("transB" if i else "transA") and helper.get_attribute_value(a) for a in node.attribute)
+    turned = bool(attribute(node, "transB" if i else "transA", 0))
     return shape[0] if turned != bool(i) else shape[-1]
 
 

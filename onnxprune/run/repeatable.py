@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.model import Model, Weight, every_node, opset, rearranged, traits
+from onnxprune.model import Model, Weight, attribute, attributes, every_node, opset, rearranged, traits
 
 
 def settled(model: Model, types: Callable[[str], int | None]) -> Model:
@@ -42,7 +42,7 @@ def _draws(node: NodeProto) -> bool:
 
 def _trains(node: NodeProto) -> bool:
     """Whether a node is a BatchNormalization that writes new statistics."""
-    return node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i for a in node.attribute)
+    return node.op_type == "BatchNormalization" and bool(attribute(node, "training_mode", 0))
 
 
 def _computed(model: Model, node: NodeProto, types: Callable[[str], int | None]) -> list[NodeProto]:
@@ -64,7 +64,7 @@ def _computed(model: Model, node: NodeProto, types: Callable[[str], int | None])
 
 def _constant(model: Model, node: NodeProto, types: Callable[[str], int | None]) -> list[NodeProto]:
     """Make `node` one that draws nothing; what has to stand before it."""
-    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    given = attributes(node)
     kind = given.get("dtype") or types(node.output[0]) or TensorProto.FLOAT
     if node.op_type == "Dropout":
         del node.input[2:]

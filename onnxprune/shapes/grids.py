@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
+from onnxprune.model import attribute
 from onnxprune.shapes.quotients import floor_div, mod, quotient
 from onnxprune.shapes.symbolic_values import LIMIT, Array, Value
 from onnxprune.shapes.symbols import Dim, Size, lower
@@ -91,7 +92,7 @@ def _placed(x: Grid, sizes: tuple[Dim, ...]) -> Grid | None:
 def _picked(node: NodeProto, operands: Sequence[Grid], sizes: tuple[Dim, ...]) -> Grid | None:
     """Fixed places along an axis, or a table that is looked up at places which are the same along every open axis."""
     x, index = operands
-    axis = next((a.i for a in node.attribute if a.name == "axis"), 0) % len(x.dims)
+    axis = attribute(node, "axis", 0) % len(x.dims)
     if any(step != 0 for step in index.steps.values()) or axis in x.steps:
         return None
     if index.steps and len(x.dims) > 1:

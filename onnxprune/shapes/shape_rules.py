@@ -9,7 +9,7 @@ import math
 
 from onnx import NodeProto
 
-from onnxprune.model import traits
+from onnxprune.model import attribute, traits
 from onnxprune.shapes.node_view import SymbolicDims, ValueTypes, dims_of
 from onnxprune.shapes.symbolic_values import Array, Value
 from onnxprune.shapes.symbols import Dim
@@ -71,10 +71,10 @@ def in_range(node: NodeProto, dims: SymbolicDims | None, index: Value | None) ->
     ):
         return True
     if node.op_type == "GatherND":
-        skipped = next((a.i for a in node.attribute if a.name == "batch_dims"), 0)
+        skipped = attribute(node, "batch_dims", 0)
         lists = index.data.reshape(-1, index.data.shape[-1]).T
         return all(_within(x, n) for x, n in zip(lists, dims[skipped:], strict=False))
-    return _within(index.data, dims[next((a.i for a in node.attribute if a.name == "axis"), 0)])
+    return _within(index.data, dims[attribute(node, "axis", 0)])
 
 
 def _within(index: Array, size: Dim | None) -> bool:

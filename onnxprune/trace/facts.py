@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import NodeProto
 
-from onnxprune.model import opset
+from onnxprune.model import attribute, opset
 from onnxprune.shapes import Dim
 from onnxprune.trace.equation import Dims
 from onnxprune.trace.tracing import Trace
@@ -33,11 +32,7 @@ class NodeFacts:
 
     def attr(self, name: str, default: Any = None) -> Any:
         """The value of an attribute; `default` where the node has none of that name."""
-        for a in self.node.attribute:
-            if a.name == name:
-                value = onnx.helper.get_attribute_value(a)
-                return value.decode() if isinstance(value, bytes) else value
-        return default
+        return attribute(self.node, name, default)
 
     @property
     def opset(self) -> int:

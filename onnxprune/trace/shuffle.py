@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.model import traits
+from onnxprune.model import attribute, traits
 from onnxprune.shapes import Dim, Size, quotient
 from onnxprune.trace.editor import Editor
 from onnxprune.trace.labels import Block, Ids
@@ -105,7 +105,7 @@ def _followed(trace: Trace, nodes: Sequence[NodeProto], dims: Sequence[Dim]) -> 
     axes: list[list[Atom]] = [[(k, 1, n)] for k, n in enumerate(dims)]
     for node in nodes:
         if node.op_type == "Transpose":
-            perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), range(len(axes))[::-1])
+            perm = attribute(node, "perm", range(len(axes))[::-1])
             axes = [axes[k] for k in perm]
             continue
         fitting = _regrouped([a for own in axes for a in own], trace.shapes.sizes(node.output[0]) or ())
