@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from graphs import array, filled, graph, replace, run
 from hypothesis import given, settings
@@ -391,10 +390,6 @@ EXPRESSIONS: list[tuple[str, str, dict[str, Any], float]] = [
     ("steps of four bits", "e = DequantizeLinear<axis=0>(w, scale)", {"w": INT4, "scale": STEPS * 10}, 0.25),
     ("steps of half precision", "q = DequantizeLinear(w, scale) e = Cast<to=1>(q)", {"w": INT8, "scale": np.float16(0.03)}, 0.016),
 ]  # fmt: skip
-KILLED = tuple(map(int, ort.__version__.split(".")[:2])) < (1, 31)
-"""ONNX Runtime before 1.31 does not survive a product with a weight in steps by axis that is turned."""
-if KILLED:
-    EXPRESSIONS = [row for row in EXPRESSIONS if row[0] != "steps a column, turned"]
 
 
 def expression(body: str, weights: dict[str, Any]) -> ModelProto:
@@ -469,7 +464,6 @@ def test_a_kernel_whose_axes_stand_in_another_order() -> None:
     np.testing.assert_allclose(made.rerun().values["y"], made.values["y"][:, ::-1], atol=1e-5)
 
 
-@pytest.mark.skipif(KILLED, reason="see KILLED")
 def test_a_refitted_weight_reaches_the_output_through_its_expression() -> None:
     """A layer's matrix, changed and restored, is what ONNX Runtime then computes with, whatever stands between."""
     body = "q = DequantizeLinear<axis=1>(w, scale) h = Transpose(q) y = MatMul(x, h)"
