@@ -19,8 +19,8 @@ from onnxprune.trace import Groups, Mask
 
 ADVICE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("raise it", {"ratio": 0.999}),
-    ("--residual lets those go that cross a normalisation over their own axis", {"residual": "all"}),
     ("leave out --no-residual", {"residual": "conv"}),
+    ("--residual lets those go that cross a normalisation over their own axis", {"residual": "all"}),
     ("leave out --no-heads", {"heads": True}),
     ("lower --min-channels", {"min_channels": 1}),
     ("raise --max-ratio", {"max_ratio": 1.0}),

@@ -13,11 +13,11 @@ from onnxprune.cli.terminal import console, progress
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.files import check_distinct, check_outputs, json_text, write_texts
 from onnxprune.options import Options, Progress
-from onnxprune.report import Report
 
 if TYPE_CHECKING:
     from onnxprune.api import Result
     from onnxprune.measure import Comparison, Gates, Quality
+    from onnxprune.report import Report
 
 EPILOG = """\
 exit codes: 0 done, 1 a check or a gate failed (OUT is not written), 2 wrong usage, 3 nothing can be pruned as
