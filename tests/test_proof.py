@@ -292,3 +292,15 @@ def test_a_channel_that_dies_for_one_input_is_found_and_its_node_named(monkeypat
     monkeypatch.setattr(verify, "ordinary_inputs", lambda *given: [{"x": -np.ones((2, 4), np.float32)}])
     with pytest.raises(CheckFailed, match=r"no finite 'y' .*\(Div\) is the first"):
         api.prune(model, fast=True, ratio=0.5)
+
+
+def test_weights_that_amplify_rounding_are_drawn_anew() -> None:
+    """A sine of large numbers makes much of a last place: with random weights of full spread nothing can be said."""
+    rng = np.random.default_rng(0)
+    model = graph("(float[N, 64] x) => (float[N, 8] y)",
+                  "a = MatMul(x, w1) r = Relu(a) b = MatMul(r, w2) m = Mul(b, many) c = Sin(m) y = MatMul(c, w3)",
+                  w1=(64, 2048), many=np.array(1e5, np.float32), w3=(32, 8),
+                  w2=1e-6 * rng.standard_normal((2048, 32)).astype(np.float32))  # fmt: skip
+    proof = pruned(model).report.proof
+    assert proof.redrawn is not None
+    assert proof.redrawn <= 1e-3

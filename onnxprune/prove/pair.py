@@ -171,8 +171,10 @@ class Pair:
     def _judge(self, run: Run, got: Mapping[str, Any], found: Findings) -> None:
         """CheckFailed where the results of a run differ by more than they may; what was found otherwise."""
         self._check_finite(run)
-        errors, allowed = self._verdict(run, got)
+        errors, allowed, noise = self._verdict(run, got)
         bad = self._scale.beyond(errors, allowed, run.values)
+        if self.drawn and any(n in noise and 4 * noise[n] > self._scale.farthest(n) for n in bad):
+            raise RuntimeFailure("rounding alone moves what they make as far")  # others say more
         if bad:
             name = bad[0]
             raise CheckFailed(
@@ -189,10 +191,13 @@ class Pair:
         elif known is not None and not whole >= known & run.values.keys():
             raise RuntimeFailure("what they make is not finite")
 
-    def _verdict(self, run: Run, got: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
-        """How far each tensor is off, and how far it may be: where that is too far, once rounding is measured; where it
-        still is, once both models decide from the same values."""
+    def _verdict(
+        self, run: Run, got: Mapping[str, Any]
+    ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:  # fmt: skip
+        """How far each tensor is off, how far it may be, and how far rounding moves it where that was measured: where
+        it is too far off, once rounding is known; where it still is, once both models decide from the same values."""
         scale = self._scale
+        noise: dict[str, float] = {}
         errors = {name: scale.error(name, value, got[name]) for name, value in run.values.items()}
         allowed = {name: scale.tolerance_of(name) for name in errors}
         if scale.beyond(errors, allowed, run.values) and self.options.check_rtol is None:
@@ -203,7 +208,7 @@ class Pair:
             if fed is not None:
                 errors = fed
                 allowed = {n: self.tolerance_when_fed or allowed.get(n, scale.tolerance_of(n)) for n in fed}
-        return errors, allowed
+        return errors, allowed, noise
 
     @cached_property
     def _scale(self) -> Scale:
