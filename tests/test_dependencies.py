@@ -95,8 +95,12 @@ def test_the_page_draws_a_group_and_runs_no_name(tmp_path: Path) -> None:
     with opened(page) as shown:
         assert shown.locator("svg circle").count() == 5
         assert shown.locator("tbody tr").count() == 5
-        shown.get_by_placeholder("Group or parameter").fill("w1[1]")
-        assert "w1[1]" in shown.locator("tbody").inner_text() or shown.locator("option").count() == 0
+        search = shown.get_by_placeholder("Group or parameter")
+        search.fill("w3[1]")
+        assert shown.locator("option").count() == 1
+        assert "w3[1]" in shown.locator("tbody").inner_text()
+        search.fill("w1[1]")  # alone and frozen: no group to draw
+        assert shown.locator("option").count() == 0
 
 
 def test_the_command_writes_what_the_name_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

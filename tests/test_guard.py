@@ -149,10 +149,9 @@ def test_what_never_ends_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_equation_that_nobody_comes_to_the_end_of() -> None:
     body = 'a = MatMul(x, w1) b = Einsum<equation = "......ij,jk->...ik">(a, w2) y = MatMul(b, w3)'
     model = graph("(float[2, 3, 16] x) => (float[2, 3, 8] y)", body, w1=(16, 32), w2=(32, 12), w3=(12, 8))
-    start = time.process_time()
-    with pytest.raises(OnnxPruneError):
+    with pytest.raises(OnnxPruneError) as caught:
         api.prune(model, fast=True)
-    assert time.process_time() - start < 10
+    assert "did not end" not in str(caught.value)  # refused at once, not given up on
 
 
 def test_several_threads_at_once() -> None:

@@ -12,7 +12,7 @@ from onnx.checker import ValidationError
 from onnx.inliner import inline_local_functions
 
 from onnxprune.errors import UsageError
-from onnxprune.model.graph import bodies, graphs, needs
+from onnxprune.model.graph import attribute, bodies, graphs, needs
 from onnxprune.model.storage import ExternalData
 from onnxprune.model.weight import FLOATS, Array, Weight
 
@@ -54,7 +54,7 @@ def filled(node: NodeProto, weights: Mapping[str, Weight]) -> Weight | None:
     shape = tuple(int(d) for d in weights[node.input[0]].array().reshape(-1))
     if min(shape, default=0) < 0 or not 64 <= math.prod(shape) <= FILLED_LIMIT:
         return None
-    value = next((a.t for a in node.attribute if a.name == "value"), None)
+    value = attribute(node, "value")
     if value is None:
         return Weight.of(np.zeros(shape, np.float32))
     if value.data_type not in FLOATS:

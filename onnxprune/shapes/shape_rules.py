@@ -56,8 +56,8 @@ def possible(node: NodeProto, types: ValueTypes, index: Value | None) -> bool:
 
 def _circular(node: NodeProto) -> bool:
     """A term with two ellipses is no equation, and ONNX's inference never comes to its end."""
-    equation = next((a.s for a in node.attribute if a.name == "equation"), b"")
-    return any(term.count(b"...") > 1 for term in equation.split(b"->")[0].split(b","))
+    equation = str(attribute(node, "equation", ""))
+    return any(term.count("...") > 1 for term in equation.split("->")[0].split(","))
 
 
 def in_range(node: NodeProto, dims: SymbolicDims | None, index: Value | None) -> bool:

@@ -46,8 +46,8 @@ UNITS = {
     "oracle": "oracle",
 }  # fmt: skip
 """Name -> function of `units`, which is imported when it is asked for."""
-OWN: dict[str, Callable[[CriterionInputs], NDArray[np.float64]]] = {}
-"""Functions of a caller, which score units."""
+OWN: dict[str, Callable[..., NDArray[Any]]] = {}
+"""Functions of a caller, by their names: the latest of each, as a notebook defines them again."""
 WITHOUT_INPUTS = {"bn-scale", "fpgm", "lamp"}
 ELEMENTWISE: set[Criterion] = {l1, l2, random}
 """Criteria that look at each weight alone: they may be shown a parameter a few rows at a time."""
@@ -67,17 +67,16 @@ def named(criterion: str | Callable[..., NDArray[Any]]) -> str:
     if isinstance(criterion, str):
         return criterion
     name = str(getattr(criterion, "__name__", type(criterion).__name__))
-    known = {**WEIGHTS, **OWN, **dict.fromkeys(UNITS)}
-    if name in known and known[name] is not criterion:
+    if name in WEIGHTS or name in UNITS:
         raise UsageError(f"there is a criterion '{name}' already; give the function another name")
-    count = len(signature(criterion).parameters)
-    if count not in (1, 2):
+    if (count := _arguments(criterion)) not in (1, 2):
         raise UsageError(f"the criterion '{name}' takes (weight, rng) or one CriterionInputs, not {count} arguments")
-    if count == 2:
-        register(name, criterion)
-    else:
-        OWN[name] = criterion
+    OWN[name] = criterion
     return name
+
+
+def _arguments(criterion: Callable[..., NDArray[Any]]) -> int:
+    return len(signature(criterion).parameters)
 
 
 def check(name: str) -> None:
@@ -92,7 +91,9 @@ def check(name: str) -> None:
 
 def needs_inputs(name: str) -> bool:
     """Whether the criterion looks at activations or gradients."""
-    return name in OWN or (name in UNITS and name not in WITHOUT_INPUTS)
+    if name in OWN:
+        return _arguments(OWN[name]) == 1
+    return name in UNITS and name not in WITHOUT_INPUTS
 
 
 def scores(name: str, inputs: CriterionInputs) -> NDArray[np.float64]:
@@ -101,7 +102,8 @@ def scores(name: str, inputs: CriterionInputs) -> NDArray[np.float64]:
     if name in WEIGHTS:
         return inputs.importance(WEIGHTS[name])
     if name in OWN:
-        return np.asarray(OWN[name](inputs), np.float64)
+        own = OWN[name]
+        return np.asarray(own(inputs), np.float64) if _arguments(own) == 1 else inputs.importance(own)
     from onnxprune.planning.criteria import units
 
     found: NDArray[np.float64] = getattr(units, UNITS[name])(inputs)
