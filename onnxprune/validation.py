@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from numbers import Integral, Real
 from typing import Any, get_args, get_type_hints
@@ -16,27 +17,49 @@ from typing import Any, get_args, get_type_hints
 from onnxprune.errors import UsageError
 from onnxprune.options import OptionKeywords, Options
 
+
+def all_of(fits: Callable[[float], bool]) -> Callable[[Any], bool]:
+    """What holds of numbers, one or more, of which each `fits`."""
+
+    def holds(values: Any) -> bool:
+        numbers = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else []
+        return bool(numbers) and all(isinstance(x, Real) and fits(float(x)) for x in numbers)
+
+    return holds
+
+
 Rule = tuple[str, Callable[[Any], bool], str]
 RULES: tuple[Rule, ...] = (
     ("ratio", lambda x: 0 < x < 1, "is not between 0 and 1; it is the share of units to remove, such as 0.3"),
     ("calib_samples", lambda n: n >= 1, "is not at least 1"),
     ("calib_batch", lambda n: n >= 1, "is not at least 1"),
-    ("memory", lambda n: n >= 1 << 20, "is not at least 1 MiB"),
+    ("mean", all_of(math.isfinite), "is not numbers, such as 0.485,0.456,0.406"),
+    ("std", all_of(lambda x: 0 < x < math.inf), "is not numbers above 0, such as 0.229,0.224,0.225"),
+    ("scale", lambda x: 0 < x < math.inf, "is not above 0; 0.00392 (1/255) brings pixels into 0..1"),
+    ("memory", lambda n: n >= 1 << 20, "is not at least 1 MiB (1M); 4G is usual"),
     ("round_to", lambda n: n >= 0, "is not auto (0) or from 1 on"),
     ("min_channels", lambda n: n >= 1, "is not at least 1"),
     ("max_ratio", lambda x: 0 < x <= 1, "is not in (0, 1]; it is the share of its units that a group may lose"),
+    ("seed", lambda n: n >= 0, "is not from 0 on"),
     ("threads", lambda n: n >= 0, "is not from 0 on (0: as many as the runtime likes)"),
     ("batch", lambda n: n >= 1, "is not at least 1"),
+    ("check_rtol", lambda x: 0 <= x < math.inf, "is not from 0 on"),
+    ("check_atol", lambda x: 0 <= x < math.inf, "is not from 0 on"),
 )
-"""(option, what holds of its value, words for where it does not)."""
+"""(option, what holds of its value where there is one, words for where it does not)."""
+WORDS = {name: words for name, _, words in RULES}
+HINTS = get_type_hints(Options)
 CHOICES = {
     name: get_args(hint)
-    for name, hint in get_type_hints(Options).items()
+    for name, hint in HINTS.items()
     if get_args(hint) and all(isinstance(c, str) for c in get_args(hint))
 }
 """The words that an option may be, as its type says; an empty one leaves it to others."""
-NUMBERS = {f.name: type(f.default) for f in fields(Options) if type(f.default) in (int, float)}
+NUMBERS: dict[str, type[int] | type[float]] = {
+    name: kind for name, hint in HINTS.items() for kind in (int, float) if hint in (kind, kind | None)
+}
 SWITCHES = {f.name for f in fields(Options) if type(f.default) is bool}
+OPTIONAL = {f.name for f in fields(Options) if f.default is None}
 GATES = {"max_drop", "min_agreement", "min_cosine"}
 """Flags that are no options: in Python they are fields of `Gates`."""
 NAMES = ("nodes_to_exclude", "op_types_to_exclude", "providers")
@@ -68,12 +91,18 @@ def validated(options: Options) -> Options:
     options = replace(options, **single)
     for name in (f.name for f in fields(options)):
         value = getattr(options, name)
-        wrong = _wrong_kind(name, value) or next((w for n, holds, w in RULES if n == name and not holds(value)), "")
-        if wrong:
+        if wrong := objection(name, value):
             raise UsageError(f"{flag(name)} {value!r} {wrong}")
     for name in options.nodes_to_exclude:
         pattern(name)  # says which is none
     return options
+
+
+def objection(name: str, value: Any) -> str:
+    """Why an option cannot have this value, as the end of a sentence that begins with the value; "" where it can."""
+    if value is None and name in OPTIONAL:
+        return ""
+    return _wrong_kind(name, value) or next((w for n, holds, w in RULES if n == name and not holds(value)), "")
 
 
 def _wrong_kind(name: str, value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -14,9 +15,10 @@ import onnx
 import pytest
 
 import onnxprune
+from onnxprune.cli.commands import prune as prune_command
 from onnxprune.options import OptionKeywords, Options
 from onnxprune.planning import criteria
-from onnxprune.validation import CHOICES, NUMBERS, RULES, flag, given
+from onnxprune.validation import CHOICES, NUMBERS, RULES, flag, given, objection
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "models" / "tiny_conv.onnx"
@@ -95,7 +97,26 @@ def test_every_rule_is_of_an_option() -> None:
     assert given(None, {}) == Options()
     assert flag("calib_samples") == "--calib-samples"
     for name, holds, _ in RULES:
-        assert holds(getattr(Options(), name)), name
+        default = getattr(Options(), name)
+        assert default is None or holds(default), name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("ratio", 1.5, "1.5"), ("ratio", "x", "x"), ("calib_samples", 0, "0"), ("memory", 1024, "1K"),
+        ("mean", ("a",), "a"), ("std", (1.0, 0.0), "1,0"), ("scale", -1.0, "-1"), ("round_to", -3, "-3"),
+        ("min_channels", 0, "0"), ("max_ratio", 2.0, "2"), ("seed", -1, "-1"), ("threads", -1, "-1"),
+        ("check_rtol", float("nan"), "nan"), ("check_atol", -1.0, "-1"), ("seed", 1.5, "1.5"),
+    ],
+)  # fmt: skip
+def test_a_flag_refuses_in_the_words_of_the_keyword(name: str, value: Any, text: str) -> None:
+    words = objection(name, value)
+    assert words
+    with pytest.raises(onnxprune.UsageError, match=re.escape(f"{flag(name)} {value!r} {words}")):
+        onnxprune.prune(TINY, **{name: value})
+    with pytest.raises(onnxprune.UsageError, match=re.escape(f"argument {flag(name)}: {text!r} {words}")):
+        prune_command.parser().parse([str(TINY), "out.onnx", f"{flag(name)}={text}"])
 
 
 def test_a_name_alone_is_one_name() -> None:

@@ -40,7 +40,7 @@ def test_flags_win(tmp_path: Path, flags: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("ratoi = 0.3", "there is no flag --ratoi"), ("ratio = ", "not TOML"), ("ratio = 1.5", "'1.5' is not a share"),
+        ("ratoi = 0.3", "there is no flag --ratoi"), ("ratio = ", "not TOML"), ("ratio = 1.5", "'1.5' is not between 0 and 1"),
         ("ratio = true", "takes a value"), ("ratio = [0.1]", "takes one value"), ("fast = 3", "true or false"),
         ("[ratio]\nx = 1", "takes one value"), ('config = "x"', "there is no flag --config"),
     ],

@@ -19,7 +19,7 @@ HEAVY = {"onnx", "onnxruntime", "numpy"}
 
 # A package or a module of the top, from the street down: what it imports of the package, and which libraries never.
 HOUSE = [
-    ("cli", "api errors files frameworks guard measure model options planning report sweeping", HEAVY),
+    ("cli", "api errors files frameworks guard measure model options planning report sweeping validation", HEAVY),
     ("sweeping", "api errors files measure model options planning report results stages", HEAVY),
     ("frameworks", "api errors files model planning rewrite trace", {"onnx", "onnxruntime"}),
     (

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from onnxprune import __version__
 from onnxprune.errors import UsageError
+from onnxprune.validation import NUMBERS, WORDS, objection
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,46 +113,45 @@ def allocation(text: str) -> str:
     return names[text]
 
 
-def numbers(text: str) -> tuple[float, ...]:
+def option(name: str) -> Callable[[str], Any]:
+    """A type of arguments: values of the option `name`, refused in the words that it has in Python, too."""
+    read = READERS.get(name) or NUMBERS[name]
+
+    def convert(text: str) -> Any:
+        try:
+            value = read(text)
+            wrong = objection(name, value)
+        except ValueError:
+            wrong = WORDS[name] if name in READERS else objection(name, text)
+        if wrong:
+            raise argparse.ArgumentTypeError(f"{text!r} {wrong}")
+        return value
+
+    return convert
+
+
+def _numbers(text: str) -> tuple[float, ...]:
     """Numbers with commas between them."""
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = (math.nan,)
-    if not all(map(math.isfinite, found)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas, such as 0.485,0.456,0.406")
-    return found
+    return tuple(float(part) for part in text.split(","))
 
 
-def deviations(text: str) -> tuple[float, ...]:
-    """Numbers above 0 with commas between them."""
-    found = numbers(text)
-    if min(found) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not numbers above 0 with commas, such as 0.229,0.224,0.225")
-    return found
-
-
-def size(text: str) -> int:
-    """Bytes, with K, M or G for powers of 1024; from 1M on."""
+def _bytes(text: str) -> int:
+    """Bytes, with K, M or G for powers of 1024."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     factor = units.get(text[-1:].upper(), 1)
-    number = text[:-1] if text[-1:].upper() in units else text
-    if not number.isdigit() or int(number) * factor < 1 << 20:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 1M on, such as 4G or 512M")
-    return int(number) * factor
+    return int(text[:-1] if text[-1:].upper() in units else text) * factor
 
 
-share = number(float, "a share between 0 and 1, such as 0.3", lambda value: 0 < value < 1)
-limit = number(float, "a share above 0 and up to 1", lambda value: 0 < value <= 1)
+READERS: dict[str, Callable[[str], Any]] = {
+    "mean": _numbers,
+    "std": _numbers,
+    "memory": _bytes,
+    "round_to": lambda text: 0 if text == "auto" else int(text),
+}
+"""How options are read that are more than a number; ValueError where a text is nothing of the kind."""
+share = number(float, "a share above 0 and up to 1", lambda value: 0 < value <= 1)
 count = number(int, "a whole number from 1 on", lambda value: value >= 1)
-seed = number(int, "a whole number from 0 on", lambda value: value >= 0)
-factor = number(float, "a number above 0, such as 0.00392", lambda value: 0 < value < math.inf)
 tolerance = number(float, "a number from 0 on", lambda value: 0 <= value < math.inf)
-
-
-def multiple(text: str) -> int:
-    """0 stands for auto, as in Options."""
-    return 0 if text == "auto" else int(count(text))
 
 
 def shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -23,7 +23,7 @@ def plan_flags(parser: argparse.ArgumentParser) -> None:
     default = Options()
     what = parser.add_argument_group("what goes")
     what.add_argument(
-        "--ratio", type=take.share, help=f"share of the prunable units to remove (default {default.ratio})"
+        "--ratio", type=take.option("ratio"), help=f"share of the prunable units to remove (default {default.ratio})"
     )
     what.add_argument(
         "--criterion", metavar="NAME", help=f"how units are ranked: obs (default; l2 with --fast), {CRITERIA}"
@@ -55,15 +55,19 @@ def spread_flags(what: argparse._ActionsContainer) -> None:
         choices=("ls", "merge", "none"),
         help="refit what is left by least squares (default), in weight space, or not (as --fast)",
     )
-    what.add_argument("--min-channels", type=take.count, metavar="N", help="keep at least N units of every group")
+    what.add_argument(
+        "--min-channels", type=take.option("min_channels"), metavar="N", help="keep at least N units of every group"
+    )
     what.add_argument(
         "--round-to",
-        type=take.multiple,
+        type=take.option("round_to"),
         metavar="N",
         help="keep a multiple of N units; auto: of what this machine's runtime likes",
     )
-    what.add_argument("--max-ratio", type=take.limit, metavar="R", help="remove at most this share of any group")
-    what.add_argument("--seed", type=take.seed, help="seed of the random criterion and of the proof's inputs")
+    what.add_argument(
+        "--max-ratio", type=take.option("max_ratio"), metavar="R", help="remove at most this share of any group"
+    )
+    what.add_argument("--seed", type=take.option("seed"), help="seed of the random criterion and of the proof's inputs")
 
 
 def stay_flags(parser: argparse.ArgumentParser) -> None:
@@ -98,13 +102,13 @@ def calibration_flags(parser: argparse.ArgumentParser) -> None:
     )
     inputs.add_argument(
         "--calib-samples",
-        type=take.count,
+        type=take.option("calib_samples"),
         metavar="N",
         help=f"at most so many samples (default {default.calib_samples})",
     )
     inputs.add_argument(
         "--calib-batch",
-        type=take.count,
+        type=take.option("calib_batch"),
         metavar="N",
         help=f"samples that are run at once (default {default.calib_batch})",
     )
@@ -115,25 +119,34 @@ def calibration_flags(parser: argparse.ArgumentParser) -> None:
 def memory_flag(parser: argparse._ActionsContainer) -> None:
     """How much memory a look at activations may take."""
     parser.add_argument(
-        "--memory", type=take.size, metavar="SIZE", help="of activations, and without --fast statistics (default 4G)"
+        "--memory",
+        type=take.option("memory"),
+        metavar="SIZE",
+        help="of activations, and without --fast statistics (default 4G)",
     )
 
 
 def pixel_flags(parser: argparse._ActionsContainer) -> None:
     """How image files are read."""
     parser.add_argument(
-        "--mean", type=take.numbers, metavar="M,..", help="of image files: (pixel * scale - mean) / std"
+        "--mean", type=take.option("mean"), metavar="M,..", help="of image files: (pixel * scale - mean) / std"
     )
-    parser.add_argument("--std", type=take.deviations, metavar="S,..", help="see --mean")
-    parser.add_argument("--scale", type=take.factor, metavar="X", help="see --mean (1/255 brings pixels into 0..1)")
+    parser.add_argument("--std", type=take.option("std"), metavar="S,..", help="see --mean")
+    parser.add_argument(
+        "--scale", type=take.option("scale"), metavar="X", help="see --mean (1/255 brings pixels into 0..1)"
+    )
 
 
 def proof_flags(parser: argparse.ArgumentParser) -> None:
     """Where the proof runs, and what it lets pass."""
     proof = parser.add_argument_group("proof")
     provider_flag(proof)
-    proof.add_argument("--check-rtol", type=take.tolerance, metavar="X", help="allowed error, as a share of the output")
-    proof.add_argument("--check-atol", type=take.tolerance, metavar="X", help="allowed absolute error on top of that")
+    proof.add_argument(
+        "--check-rtol", type=take.option("check_rtol"), metavar="X", help="allowed error, as a share of the output"
+    )
+    proof.add_argument(
+        "--check-atol", type=take.option("check_atol"), metavar="X", help="allowed absolute error on top of that"
+    )
 
 
 def metric_flag(parser: argparse._ActionsContainer) -> None:
@@ -161,19 +174,21 @@ def quality_flags(parser: argparse._ActionsContainer) -> None:
         help="fail if the metric falls by more (0.01 is a point)",
     )
     parser.add_argument(
-        "--min-agreement", type=take.limit, default=None, metavar="X", help="fail if the models agree on fewer answers"
+        "--min-agreement", type=take.share, default=None, metavar="X", help="fail if the models agree on fewer answers"
     )
     parser.add_argument(
-        "--min-cosine", type=take.limit, default=None, metavar="X", help="fail if the outputs' mean cosine is less"
+        "--min-cosine", type=take.share, default=None, metavar="X", help="fail if the outputs' mean cosine is less"
     )
 
 
 def timing_flags(parser: argparse._ActionsContainer) -> None:
     """How time is measured."""
     parser.add_argument(
-        "--threads", type=take.seed, metavar="N", help="inside an operator (default: the runtime's own)"
+        "--threads", type=take.option("threads"), metavar="N", help="inside an operator (default: the runtime's own)"
     )
-    parser.add_argument("--batch", type=take.count, metavar="N", help="samples, where their number is open (default 1)")
+    parser.add_argument(
+        "--batch", type=take.option("batch"), metavar="N", help="samples, where their number is open (default 1)"
+    )
 
 
 def provider_flag(parser: argparse._ActionsContainer) -> None:

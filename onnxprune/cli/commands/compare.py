@@ -30,7 +30,7 @@ def parser() -> arguments.Parser:
     flags.memory_flag(made)
     made.add_argument("--overwrite-input-shape", dest="input_shapes", metavar="NAME:1,3,224,224", type=arguments.shape,
                       **flags.MANY, help="fix the shape of an input")  # fmt: skip
-    made.add_argument("--seed", type=arguments.seed, help="of made-up inputs and of the interval")
+    made.add_argument("--seed", type=arguments.option("seed"), help="of made-up inputs and of the interval")
     return made
 
 

@@ -24,7 +24,7 @@ def parser() -> arguments.Parser:
     grid = made.add_argument_group("the grid")
     default = " ".join(map(str, RATIOS))
     grid.add_argument(
-        "--ratios", type=arguments.share, metavar="R", nargs="+", default=RATIOS, help=f"default {default}"
+        "--ratios", type=arguments.option("ratio"), metavar="R", nargs="+", default=RATIOS, help=f"default {default}"
     )
     grid.add_argument(
         "--criteria", metavar="NAME", nargs="+", default=(), help=f"obs (default; l2 with --fast), {flags.CRITERIA}"

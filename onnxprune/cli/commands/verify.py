@@ -32,7 +32,7 @@ def parser() -> arguments.Parser:
     flags.stay_flags(made)
     flags.calibration_flags(made)
     flags.proof_flags(made)
-    made.add_argument("--seed", type=arguments.seed, help="of the proof's inputs and of made-up ones")
+    made.add_argument("--seed", type=arguments.option("seed"), help="of the proof's inputs and of made-up ones")
     made.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
     return made
 
