@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxprune.data.batches import Batches, Feed, batched, checked
 from onnxprune.data.calibration_sizes import sizes
 from onnxprune.data.inputs import describe
+from onnxprune.data.mirroring import mirrored
 from onnxprune.data.random import RANGES, random_inputs
 from onnxprune.data.samples import read
 from onnxprune.data.sources import Calibration, calibration, decoder
@@ -19,6 +20,7 @@ __all__ = [
     "checked",
     "decoder",
     "describe",
+    "mirrored",
     "random_inputs",
     "read",
     "sizes",

@@ -17,7 +17,8 @@ from onnxprune.fit.normal import Moments, Normal
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.float32]
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, np.inf)
+"""The last one moves biases alone."""
 CLIP_ROUNDS = 2
 
 

@@ -25,8 +25,8 @@ from onnxprune.trace import Groups, Ids, Reduction, Trace
 
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
-ROWS_PER_COLUMN = 24
-LEAST_ROWS, MORE_ROWS = 6000, 20000
+ROWS_PER_COLUMN = 48
+LEAST_ROWS, MORE_ROWS = 12000, 40000
 MOST_NUMBERS = 150_000_000
 """Sampled rows of one layer, in numbers: 600 MB of float32."""
 
