@@ -67,9 +67,11 @@ class Solution:
     before: float
 
 
-def solve(p: Problem, start: Array, bias: Array, held: int, ridges: Sequence[float] = RIDGES) -> Solution:
-    """Fit on all but the last `held` rows, choose the ridge on those, then fit on all. `start` [K, O] and `bias` [O]
-    are the old weights: the ridge pulls towards them, and they win where no fit is better on the held-out rows."""
+def solve(
+    p: Problem, start: Array, bias: Array, held: int, ridges: Sequence[float] = RIDGES, again: bool = True
+) -> Solution:
+    """Fit on all but the last `held` rows, choose the ridge on those, then fit on all (`again`). `start` [K, O] and
+    `bias` [O] are the old weights: the ridge pulls towards them, and they win where no fit is better on the held-out rows."""
     cut = len(p.rows) - held
     fit, test = p.part(slice(0, cut)), p.part(slice(cut, None))
     before = test.error(start, bias)
@@ -92,6 +94,8 @@ def solve(p: Problem, start: Array, bias: Array, held: int, ridges: Sequence[flo
         best = min(best, clipped, key=_error)
     if not best.error < before:
         return stays
+    if not again:
+        return best
     rest = Moments.of(test.rows, goal.targets(test, test.wanted), first.shift, first.base)
     normal = Normal(first + rest, p.intercept)
     matrix, b = goal.kept(normal.solve(start, best.ridge))

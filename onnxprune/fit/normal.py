@@ -89,8 +89,8 @@ class Normal:
         self.factors: dict[float, Any] = {}
 
     def solve(self, start: Array, ridge: float, changed: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
-        """(W [K, O], b [O]); an infinite ridge keeps `start` and moves the bias alone. `changed`: cross moments [K, O] (centred or raw, as the equations are) and target means
-        that take the place of the first ones."""
+        """(W [K, O], b [O]); an infinite ridge keeps `start` and moves the bias alone. `changed`: cross
+        moments [K, O] (centred or raw, as the equations are) and target means that take the place of the first ones."""
         cross, target_mean = changed or (self.cross, self.moments.target_mean)
         matrix = start
         while np.isfinite(ridge):

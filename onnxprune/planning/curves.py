@@ -21,9 +21,10 @@ from onnxprune.planning.criteria import l2
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.limits import FLOOR, most_of, share_above_floor
 from onnxprune.planning.obs import eliminate
+from onnxprune.planning.parting import Parts, lightly
 from onnxprune.planning.profile import summed
 from onnxprune.planning.selection import parts, reachable, select
-from onnxprune.planning.sensitivity import OutputError, factor, loss_of
+from onnxprune.planning.sensitivity import OutputError, factor, refit_loss
 from onnxprune.planning.steady import each
 from onnxprune.results import CurveInfo
 from onnxprune.trace import Groups, Mask
@@ -82,13 +83,19 @@ def observe(groups: Groups, inputs: CriterionInputs, options: Options, progress:
 
 
 def measure(
-    groups: Groups, curve_set: CurveSet, feeds: Feeds, options: Options, progress: Progress | None = None
+    groups: Groups, curve_set: CurveSet, inputs: Parts, options: Options, progress: Progress | None = None
 ) -> None:
-    """Find the factor of every curve on inputs that the statistics have not seen."""
-    judge = OutputError(groups, feeds, options.providers)
+    """Find the factor of every curve: what is lost when a large part of that set alone goes and the rest is
+    refitted."""
+    some = lightly(inputs)
+    judge = OutputError(groups, some.judge, options.providers)
+
+    def lost(removed: Mask) -> float | None:
+        return refit_loss(judge, some, removed, options.seed)
+
     plain = replace(options, round_to=1, min_channels=1)
     heads, _ = parts(groups, curve_set.scores, plain)
-    base = loss_of(judge, curve_set.sites, heads) if heads.any() else None
+    base = lost(heads) if heads.any() else None
     for k, curve in enumerate(curve_set.curves):
         if progress:
             progress("sensitivity", k / len(curve_set.curves))
@@ -96,7 +103,7 @@ def measure(
         inside = curve.part.members
         share = float(removed[inside].mean()) if removed.any() else 0.0
         loss = float(np.interp(share, np.linspace(0, 1, len(curve.losses)), np.nan_to_num(curve.losses, posinf=1.0)))
-        curve.factor = factor(judge, curve_set.sites, removed, loss, base or 0.0) if share else None
+        curve.factor = factor(lost(removed), loss, base or 0.0) if share else None
     known = [c.factor for c in curve_set.curves if c.factor is not None]
     for curve in curve_set.curves:
         if curve.factor is None:

@@ -149,7 +149,7 @@ class Informed:
         if options.heads not in self.found:
             found = curves.observe(self.groups, self.criterion_inputs, options, self.progress)
             if options.scope == "sensitivity":
-                curves.measure(self.groups, found, self.parts.choose or self.parts.fit, options, self.progress)
+                curves.measure(self.groups, found, self.parts, options, self.progress)
             self.found[options.heads] = found
         return self.found[options.heads]
 

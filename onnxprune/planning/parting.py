@@ -21,6 +21,8 @@ from onnxprune.trace import Groups
 Feeds = tuple[Mapping[str, NDArray[Any]], ...]
 SHARE = 0.125
 """Of the batches, that choose, and as many that judge."""
+TRIAL_FIT, TRIAL_JUDGE = 128, 256
+"""Samples to which a trial is fitted, and which judge it, at most."""
 BATCHES = 8
 """So many batches are made of few samples, so that each part has some."""
 ALIKE = 2 / 3
@@ -54,6 +56,15 @@ def parted(feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Parts:
     choose = own if len(feeds) > 2 else 0
     rest = len(feeds) - judge - choose
     return Parts(feeds[:rest], feeds[rest : rest + choose], feeds[rest + choose :])
+
+
+def lightly(parts: Parts) -> Parts:
+    """Some of what is not kept for the verdict: to fit a trial to, the rest to judge it by."""
+    feeds = parts.solved
+    sizes = np.cumsum([_count(feed) for feed in feeds])
+    fit = max(1, min(int(np.searchsorted(sizes, TRIAL_FIT)) + 1, len(feeds) // 2))
+    last = int(np.searchsorted(sizes, sizes[fit - 1] + TRIAL_JUDGE)) + 1
+    return Parts(feeds[:fit], (), feeds[fit:last] or feeds)
 
 
 def folds(feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[Parts]:

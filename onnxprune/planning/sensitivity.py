@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError, RuntimeFailure
-from onnxprune.fit import Fitted, Linear, Site, tail
+from onnxprune.fit import Fitted, Linear, Reconstruction, Site, tail
 from onnxprune.model import Model, Topology, Weight
 from onnxprune.planning.obs import DAMP
+from onnxprune.planning.parting import Parts
 from onnxprune.prove import Places, with_outputs
 from onnxprune.rewrite import rewrite
 from onnxprune.run import first_line, open_session
@@ -122,8 +123,24 @@ def loss_of(judge: OutputError, sites: Sequence[Site], removed: Mask) -> float |
     return error if np.isfinite(error) else None
 
 
-def factor(judge: OutputError, sites: Sequence[Site], removed: Mask, loss: float, base: float = 0.0) -> float | None:
-    """Output error by `loss` (what the curve says) when the units of `removed` go; None where it cannot be run.
-    `base`: the part of it that is due to units (heads) that the curve does not know."""
-    error = loss_of(judge, sites, removed)
+def refit_loss(judge: OutputError, parts: Parts, removed: Mask, seed: int) -> float | None:
+    """Output error when the units of `removed` go and all layers behind them are refitted, lightly; None where it
+    cannot be run. Later layers take back much of what the closed form of the readers alone counts as lost."""
+    groups = judge.groups
+    kept = groups.kept_ids(removed)
+    work = rewrite(groups.trace, kept)
+    try:
+        walk = Reconstruction(
+            groups.trace, kept, work, parts.solved, len(parts.choose), judge.providers, seed, light=True
+        )
+        walk.run()
+        error = judge.error(work.model)
+    except OnnxPruneError:
+        return None
+    return error if np.isfinite(error) else None
+
+
+def factor(error: float | None, loss: float, base: float = 0.0) -> float | None:
+    """Output error by `loss` (what the curve says); None where either says nothing. `base`: the part of it that is due
+    to units (heads) that the curve does not know."""
     return max(error - base, 0.1 * error) / loss if error is not None and loss > 0 else None

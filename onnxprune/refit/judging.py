@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import RuntimeFailure
-from onnxprune.fit import restore
+from onnxprune.fit import Reconstruction, Refits, restore
 from onnxprune.model import Model
 from onnxprune.options import Options, Progress
 from onnxprune.planning import (
@@ -29,7 +29,6 @@ from onnxprune.planning import (
     with_mirrors,
     working,
 )
-from onnxprune.refit.reconstruction import Reconstruction, Refits
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.trace import Groups, Mask
 
