@@ -71,7 +71,7 @@ def solve(
     p: Problem, start: Array, bias: Array, held: int, ridges: Sequence[float] = RIDGES, again: bool = True
 ) -> Solution:
     """Fit on all but the last `held` rows, choose the ridge on those, then fit on all (`again`). `start` [K, O] and
-    `bias` [O] are the old weights: the ridge pulls towards them, and they win where no fit is better on the held-out rows."""
+    `bias` [O] are the old weights: the ridge pulls towards them, and they win where no fit is better on those rows."""
     cut = len(p.rows) - held
     fit, test = p.part(slice(0, cut)), p.part(slice(cut, None))
     before = test.error(start, bias)

@@ -29,7 +29,8 @@ ROUNDS = 2
 """A layer that reads what it gave before is solved for this often, each time on what its weights make it read."""
 HELD = 0.2
 """Share of the rows that judge where no batch is left to do so."""
-LIGHT = 3
+NOTHING = "nothing that it reads or gives was cut"
+LIGHT = 6
 """A light refit takes one row of so many, and fits to those that do not choose only."""
 LIGHT_RIDGES = RIDGES[1::2]
 MOST_HELD = 0.5
@@ -109,6 +110,7 @@ class Reconstruction:
         self.open: set[int] = set()
         self.fitted = Fitted(self.current, trace.shapes.dtype, after.aliases)
         self.refits = Refits()
+        self.touched = self.current.followers(self._changed())
 
     def run(self, progress: Callable[[float], None] | None = None) -> Refits:
         """Solve for all layers in order, changing the weights of `after`; `progress` is told the share that is done."""
@@ -133,12 +135,20 @@ class Reconstruction:
                     self.dense.release()
         return self.refits
 
+    def _changed(self) -> list[int]:
+        """The nodes that are new, or that read other weights than in the dense graph."""
+        dense, walk = self.trace.model.weights, self.current
+        there = self.dense.made_by
+        other = {name for name, weight in walk.model.weights.items() if weight is not dense.get(name)}
+        other |= {o for o in walk.made_by if o not in there}
+        return [k for k, n in enumerate(walk.nodes) if other & (walk.reads[k] | set(n.output))]
+
     def _refit(self, members: list[Linear], seen: int) -> Refit:
         """Solve for one matrix by the first `seen` of the layers that use it; Unsolvable where that cannot be done."""
         here = self._equations(members, seen)
         report = self._improve(here)
         if not report.before:
-            raise Unsolvable("nothing that it reads or gives was cut")
+            raise Unsolvable(NOTHING)
         if members[0].feeds_back:
             report.after = self._settle(here, seen, report.before)
         return report
@@ -169,7 +179,7 @@ class Reconstruction:
         at.members[0].write(self.after.model, matrix)
         moved = (bias - at.bias).ravel()
         self.fitted.move(at.tails, moved if at.movable else np.zeros_like(moved))
-        self.current.forget(m.index for m in at.members)
+        self.touched |= self.current.forget(m.index for m in at.members)
 
     def _equations(self, members: list[Linear], seen: int) -> Equations:
         """What the first `seen` of the layers read and should give; a change is for all of them."""
@@ -178,6 +188,9 @@ class Reconstruction:
         matrix = members[0].read(self.after.model)
         groups, outputs = matrix.shape[0], matrix.shape[0] * matrix.shape[2]
         tails = [self._tail(m, outputs) for m in members]
+        ends = {self.current.made_by.get(t.compared, m.index) for m, t in zip(members, tails, strict=True)}
+        if not ends & self.touched:
+            raise Unsolvable(NOTHING)
         bias = self._bias(members, tails, outputs).reshape(groups, -1)
         movable = all(self.fitted.movable(t.shift) for t in tails)
         low, high = min(t.low for t in tails), max(t.high for t in tails)

@@ -56,18 +56,14 @@ class Walk(Topology):
             self._run([name])
         return self.values[name]
 
-    def forget(self, nodes: Iterable[int]) -> None:
-        """What these nodes and all that follow them made is stale: their weights changed."""
-        todo, stale = list(nodes), set[int]()
-        while todo:
-            k = todo.pop()
-            if k not in stale:
-                stale.add(k)
-                todo += [r for o in self.nodes[k].output for r in self.readers[o]]
+    def forget(self, nodes: Iterable[int]) -> set[int]:
+        """What these nodes and all that follow them made is stale: their weights changed. Gives all of these."""
+        stale = self.followers(nodes)
         for k in stale:
             for o in self.makes(k):
                 self.values.pop(o, None)
         self.done -= stale
+        return stale
 
     def release(self, keep: Iterable[str] = ()) -> None:
         """Let go of what no node that is still to run will read."""
