@@ -26,6 +26,8 @@ class Options:
     fast: weights only: no inputs are run but for the proof.
     calib: inputs to calibrate on (see `calibrate`); None makes them up.
     mean, std, scale: how the pixels of image files are normalised; (pixel * scale - mean) / std.
+    effort: "low" measures what cuts do to the outputs in closed form and takes images as they are; "normal" by light
+    refits where these take about a minute, and mirrors images; "high" by three refits each, however long they take.
     memory: bytes that activations may take; what would need more for statistics than that is refused.
     max_ratio: at most this share of any group, in every scope.
     round_to: kept counts are rounded to the nearest multiple of this; 0: of what wastes no time in this runtime on
@@ -41,6 +43,7 @@ class Options:
     criterion: str = ""
     reconstruct: Literal["", "ls", "merge", "none"] = ""
     fast: bool = False
+    effort: Literal["low", "normal", "high"] = "normal"
     calib: Any = None
     calib_samples: int = 512
     calib_batch: int = 32
@@ -83,6 +86,7 @@ class OptionKeywords(TypedDict, total=False):
     criterion: str | Callable[..., Any]
     reconstruct: Literal["", "ls", "merge", "none"]
     fast: bool
+    effort: Literal["low", "normal", "high"]
     calib: Any
     calib_samples: int
     calib_batch: int

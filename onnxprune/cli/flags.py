@@ -56,6 +56,11 @@ def spread_flags(what: argparse._ActionsContainer) -> None:
         help="refit what is left by least squares (default), in weight space, or not (as --fast)",
     )
     what.add_argument(
+        "--effort",
+        choices=("low", "normal", "high"),
+        help="how long is looked for the shares of the layers (default normal)",
+    )
+    what.add_argument(
         "--min-channels", type=take.option("min_channels"), metavar="N", help="keep at least N units of every group"
     )
     what.add_argument(

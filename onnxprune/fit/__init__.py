@@ -12,12 +12,13 @@ from onnxprune.fit.likeness import Likeness, Likenesses
 from onnxprune.fit.linear import Linear, Unsolvable
 from onnxprune.fit.moments import normalisations, re_estimated, restore
 from onnxprune.fit.products import Layer
-from onnxprune.fit.reconstruction import Reconstruction, Refits
+from onnxprune.fit.reconstruction import LIGHT, Reconstruction, Refits
 from onnxprune.fit.sites import Site, collect, sample_size, sums_by_node, units_of
 from onnxprune.fit.tails import Tail, tail
 from onnxprune.fit.walk import Walk
 
 __all__ = [
+    "LIGHT",
     "Fitted", "Layer", "Likeness", "Likenesses", "Linear", "Problem", "Reconstruction", "Refits", "Site", "Solution",
     "Tail", "Unsolvable", "Walk", "collect", "layers", "normalisations", "re_estimated", "restore", "sample_size",
     "shared", "solve", "sums_by_node", "tail", "units_of",

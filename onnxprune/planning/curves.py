@@ -21,19 +21,17 @@ from onnxprune.planning.criteria import l2
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.limits import FLOOR, most_of, share_above_floor
 from onnxprune.planning.obs import eliminate
-from onnxprune.planning.parting import Parts, lightly
+from onnxprune.planning.parting import Parts
 from onnxprune.planning.profile import summed
 from onnxprune.planning.selection import parts, reachable, select
-from onnxprune.planning.sensitivity import OutputError, factor, refit_loss
 from onnxprune.planning.steady import each
+from onnxprune.planning.trials import SHARES, Trials, factor
 from onnxprune.results import CurveInfo
 from onnxprune.trace import Groups, Mask
 
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 LEVELS = 64
-TRIAL = 0.45
-"""Share of a set that is taken out to measure its factor."""
 
 
 @dataclass
@@ -85,25 +83,29 @@ def observe(groups: Groups, inputs: CriterionInputs, options: Options, progress:
 def measure(
     groups: Groups, curve_set: CurveSet, inputs: Parts, options: Options, progress: Progress | None = None
 ) -> None:
-    """Find the factor of every curve: what is lost when a large part of that set alone goes and the rest is
-    refitted."""
-    some = lightly(inputs)
-    judge = OutputError(groups, some.judge, options.providers)
-
-    def lost(removed: Mask) -> float | None:
-        return refit_loss(judge, some, removed, options.seed)
-
+    """Find the factor of every curve: what is lost when a large part of that set alone goes and the rest makes up for
+    it. Where several parts are tried, the curve is bent to go through all of them."""
+    tried = SHARES[options.effort]
+    trials = Trials(groups, curve_set.sites, inputs, options, len(tried) * len(curve_set.curves))
     plain = replace(options, round_to=1, min_channels=1)
     heads, _ = parts(groups, curve_set.scores, plain)
-    base = lost(heads) if heads.any() else None
+    base = (trials.lost(heads) or 0.0) if heads.any() else 0.0
+
+    def measured(curve: Curve, wanted: float) -> tuple[float, float | None]:
+        """The share that goes where `wanted` may, and the factor there."""
+        removed = select(groups, curve_set.scores, plain, {curve.part.name: wanted})
+        share = float(removed[curve.part.members].mean()) if removed.any() else 0.0
+        loss = float(np.interp(share, np.linspace(0, 1, len(curve.losses)), np.nan_to_num(curve.losses, posinf=1.0)))
+        return share, factor(trials.lost(removed), loss, base) if share else None
+
     for k, curve in enumerate(curve_set.curves):
         if progress:
             progress("sensitivity", k / len(curve_set.curves))
-        removed = select(groups, curve_set.scores, plain, {curve.part.name: TRIAL})
-        inside = curve.part.members
-        share = float(removed[inside].mean()) if removed.any() else 0.0
-        loss = float(np.interp(share, np.linspace(0, 1, len(curve.losses)), np.nan_to_num(curve.losses, posinf=1.0)))
-        curve.factor = factor(lost(removed), loss, base or 0.0) if share else None
+        found = {s: f for s, f in (measured(curve, wanted) for wanted in tried) if f is not None}
+        if found:
+            curve.factor = float(np.median(list(found.values())))
+            bend = np.interp(np.linspace(0, 1, len(curve.losses)), list(found), list(found.values())) / curve.factor
+            curve.losses = curve.losses * bend
     known = [c.factor for c in curve_set.curves if c.factor is not None]
     for curve in curve_set.curves:
         if curve.factor is None:

@@ -21,8 +21,6 @@ from onnxprune.trace import Groups
 Feeds = tuple[Mapping[str, NDArray[Any]], ...]
 SHARE = 0.125
 """Of the batches, that choose, and as many that judge."""
-TRIAL_FIT, TRIAL_JUDGE = 128, 256
-"""Samples to which a trial is fitted, and which judge it, at most."""
 BATCHES = 8
 """So many batches are made of few samples, so that each part has some."""
 ALIKE = 2 / 3
@@ -58,12 +56,12 @@ def parted(feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Parts:
     return Parts(feeds[:rest], feeds[rest : rest + choose], feeds[rest + choose :])
 
 
-def lightly(parts: Parts) -> Parts:
-    """Some of what is not kept for the verdict: to fit a trial to, the rest to judge it by."""
+def lightly(parts: Parts, samples: int) -> Parts:
+    """Of what is not kept for the verdict: about so many samples to fit a trial to, and as many to judge it by."""
     feeds = parts.solved
     sizes = np.cumsum([_count(feed) for feed in feeds])
-    fit = max(1, min(int(np.searchsorted(sizes, TRIAL_FIT)) + 1, len(feeds) // 2))
-    last = int(np.searchsorted(sizes, sizes[fit - 1] + TRIAL_JUDGE)) + 1
+    fit = max(1, min(int(np.searchsorted(sizes, samples)) + 1, len(feeds) // 2))
+    last = int(np.searchsorted(sizes, 2 * sizes[fit - 1])) + 1
     return Parts(feeds[:fit], (), feeds[fit:last] or feeds)
 
 

@@ -66,7 +66,8 @@ class Refit:
     def on(decision: Decision, parts: Parts, options: Options, progress: Progress | None = None) -> Refit:
         """Nothing of what judges is looked at. RuntimeFailure where inputs cannot be run."""
         trace, kept = decision.groups.trace, decision.groups.kept_ids(decision.removed)
-        parts = with_mirrors(decision.groups, parts, options)
+        if options.effort != "low":
+            parts = with_mirrors(decision.groups, parts, options)
         work = rewrite(trace, kept)
         walk = Reconstruction(trace, kept, work, parts.solved, len(parts.choose), options.providers, options.seed)
         return Refit(work, walk.run(None if progress is None else lambda share: progress("reconstruct", share)))
