@@ -31,7 +31,8 @@ def cost(model: Model, macs: float) -> Cost:
 
 def macs(trace: Trace, kept: Mask | None = None) -> float:
     """Multiply-accumulates at the first probe's sizes, for one sample where the batch is dynamic."""
-    return float(sum(count * (1.0 if kept is None else share(blocks, kept)) for count, blocks in trace.macs.values()))
+    products = (product for node in trace.macs.values() for product in node)
+    return float(sum(count * (1.0 if kept is None else share(blocks, kept)) for count, blocks in products))
 
 
 def share(blocks: Sequence[Ids], kept: Mask) -> float:
