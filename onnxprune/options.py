@@ -26,7 +26,8 @@ class Options:
     fast: weights only: no inputs are run but for the proof.
     calib: inputs to calibrate on (see `calibrate`); None makes them up.
     mean, std, scale: how the pixels of image files are normalised; (pixel * scale - mean) / std.
-    memory: bytes that activations may take; what would need more for statistics than that is refused.
+    memory: bytes that the process may take: as many inputs are looked at as fit, of those that are asked for; what
+    needs more for statistics alone is refused.
     max_ratio: at most this share of any group, in every scope.
     round_to: kept counts are rounded to the nearest multiple of this; 0: of what wastes no time in this runtime on
     this machine, as measured. With `of` "latency" this is so unless the multiple is 2 or more.

@@ -32,6 +32,13 @@ class Parameter:
             value = _forward(node, value, model)
         return np.asarray(value, np.float64)
 
+    def shape(self, model: Model) -> tuple[int, ...]:
+        """Of its value, without reading it: only a transposition changes that of the initializer."""
+        dims = model.weights[self.root].shape
+        for node in self.path:
+            dims = tuple(dims[k] for k in _perm(node, len(dims))) if node.op_type == "Transpose" else dims
+        return tuple(dims)
+
     def write(self, model: Model, value: Array, root: str | None = None) -> None:
         """Store the nearest value that the initializer's type (and its scales) can hold, under `root` if given."""
         kind = model.weights[self.root].onnx_type
