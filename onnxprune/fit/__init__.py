@@ -16,9 +16,10 @@ from onnxprune.fit.sites import Site, collect, sample_size, sums_by_node, units_
 from onnxprune.fit.tails import Tail, tail
 from onnxprune.fit.walk import Walk
 from onnxprune.fit.weighing import Held, weigh
+from onnxprune.fit.weight_values import WeightValues
 
 __all__ = [
     "Extent", "Fitted", "Held", "Layer", "Likeness", "Likenesses", "Linear", "Problem", "Site", "Solution", "Tail",
-    "Unsolvable", "Walk", "collect", "layers", "normalisations", "re_estimated", "restore", "sample_size", "shared",
-    "solve", "sums_by_node", "tail", "units_of", "weigh",
+    "Unsolvable", "Walk", "WeightValues", "collect", "layers", "normalisations", "re_estimated", "restore", "sample_size",
+    "shared", "solve", "sums_by_node", "tail", "units_of", "weigh",
 ]  # fmt: skip

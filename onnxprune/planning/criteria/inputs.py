@@ -56,9 +56,12 @@ class CriterionInputs:
 
     def slices(self) -> Iterator[tuple[Array, Ids]]:
         """(rows [positions, weights], their classes) of every matrix that units have a slice in."""
+        from onnxprune.fit import WeightValues
+
+        values = WeightValues(self.groups.trace.nodes, self.groups.trace.model)
         for s, axes, ids in self.groups.blocks:
-            weight = self.groups.trace.model.weights[s.parameter].array()
-            if weight.ndim < 2 or weight.dtype.kind != "f" or any(
+            weight = values.of(s.parameter)
+            if weight is None or weight.ndim < 2 or weight.dtype.kind != "f" or any(
                 weight.shape[a] != n for a, n in zip(axes, ids.shape, strict=True)
             ):  # fmt: skip
                 continue
