@@ -20,6 +20,6 @@ from onnxprune.fit.weight_values import WeightValues
 
 __all__ = [
     "Extent", "Fitted", "Held", "Layer", "Likeness", "Likenesses", "Linear", "Problem", "Site", "Solution", "Tail",
-    "Unsolvable", "Walk", "WeightValues", "collect", "layers", "normalisations", "re_estimated", "restore", "sample_size",
-    "shared", "solve", "sums_by_node", "tail", "units_of", "weigh",
+    "Unsolvable", "Walk", "WeightValues", "collect", "layers", "normalisations", "re_estimated", "restore",
+    "sample_size", "shared", "solve", "sums_by_node", "tail", "units_of", "weigh",
 ]  # fmt: skip
