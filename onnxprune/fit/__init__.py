@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
+from onnxprune.fit.flows import Flow, flows, turns
 from onnxprune.fit.least_squares import Problem, Solution, solve
 from onnxprune.fit.likeness import Likeness, Likenesses
 from onnxprune.fit.linear import Extent, Linear, Unsolvable
@@ -19,7 +20,7 @@ from onnxprune.fit.weighing import Held, weigh
 from onnxprune.fit.weight_values import WeightValues
 
 __all__ = [
-    "Extent", "Fitted", "Held", "Layer", "Likeness", "Likenesses", "Linear", "Problem", "Site", "Solution", "Tail",
-    "Unsolvable", "Walk", "WeightValues", "collect", "layers", "normalisations", "re_estimated", "restore",
-    "sample_size", "shared", "solve", "sums_by_node", "tail", "units_of", "weigh",
+    "Extent", "Fitted", "Flow", "Held", "Layer", "Likeness", "Likenesses", "Linear", "Problem", "Site", "Solution",
+    "Tail", "Unsolvable", "Walk", "WeightValues", "collect", "flows", "layers", "normalisations", "re_estimated",
+    "restore", "sample_size", "shared", "solve", "sums_by_node", "tail", "turns", "units_of", "weigh",
 ]  # fmt: skip
