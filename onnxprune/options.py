@@ -21,8 +21,8 @@ class Options:
     scope: how the budget is spread. "local" (uniform): the same share of every group; "global": all units in one
     ranking; "sensitivity": where the measured loss is least; "pq": by the weights' PQ index. "" is "sensitivity", or
     with `fast` "local".
-    reconstruct: "ls" refits what is left by least squares, "merge" in weight space, "none" does not; "" is "ls", or
-    with `fast` "none".
+    reconstruct: "ls" refits what is left by least squares; in weight space "merge" gives what goes to what is left, and
+    "fold" makes one of what is alike; "none" does not; "" is "ls", or with `fast` "none".
     fast: weights only: no inputs are run but for the proof.
     calib: inputs to calibrate on (see `calibrate`); None makes them up.
     mean, std, scale: how the pixels of image files are normalised; (pixel * scale - mean) / std.
@@ -40,7 +40,7 @@ class Options:
     of: Literal["units", "macs", "params", "latency"] = "units"
     scope: Literal["", "local", "global", "sensitivity", "pq"] = ""
     criterion: str = ""
-    reconstruct: Literal["", "ls", "merge", "none"] = ""
+    reconstruct: Literal["", "ls", "merge", "fold", "none"] = ""
     fast: bool = False
     calib: Any = None
     calib_samples: int = 512
@@ -82,7 +82,7 @@ class OptionKeywords(TypedDict, total=False):
     of: Literal["units", "macs", "params", "latency"]
     scope: Literal["", "local", "global", "sensitivity", "pq"]
     criterion: str | Callable[..., Any]
-    reconstruct: Literal["", "ls", "merge", "none"]
+    reconstruct: Literal["", "ls", "merge", "fold", "none"]
     fast: bool
     calib: Any
     calib_samples: int

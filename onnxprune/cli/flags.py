@@ -54,8 +54,8 @@ def spread_flags(what: argparse._ActionsContainer) -> None:
     )
     what.add_argument(
         "--reconstruct",
-        choices=("ls", "merge", "none"),
-        help="refit what is left by least squares (default), in weight space, or not (as --fast)",
+        choices=("ls", "merge", "fold", "none"),
+        help="refit what is left by least squares (default), in weight space (merge, fold), or not (as --fast)",
     )
     what.add_argument("--min-channels", type=take.count, metavar="N", help="keep at least N units of every group")
     what.add_argument(

@@ -13,7 +13,7 @@ from onnxprune.fit.likeness import Likeness, Likenesses
 from onnxprune.fit.linear import Extent, Linear, Unsolvable
 from onnxprune.fit.moments import normalisations, re_estimated, restore
 from onnxprune.fit.products import Layer
-from onnxprune.fit.sites import Site, collect, sample_size, sums_by_node, units_of
+from onnxprune.fit.sites import Site, collect, sample_size, sums_by_node, units_made, units_of
 from onnxprune.fit.tails import Tail, tail
 from onnxprune.fit.walk import Walk
 from onnxprune.fit.weighing import Held, weigh
@@ -22,5 +22,6 @@ from onnxprune.fit.weight_values import WeightValues
 __all__ = [
     "Extent", "Fitted", "Flow", "Held", "Layer", "Likeness", "Likenesses", "Linear", "Problem", "Site", "Solution",
     "Tail", "Unsolvable", "Walk", "WeightValues", "collect", "flows", "layers", "normalisations", "re_estimated",
-    "restore", "sample_size", "shared", "solve", "sums_by_node", "tail", "turns", "units_of", "weigh",
+    "restore", "sample_size", "shared", "solve", "sums_by_node", "tail", "turns", "units_made", "units_of",
+    "weigh",
 ]  # fmt: skip

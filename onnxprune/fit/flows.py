@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.fit.finding import layers
-from onnxprune.fit.linear import Linear
 from onnxprune.fit.products import Layer
-from onnxprune.fit.sites import LEAST_ROWS
+from onnxprune.fit.sites import LEAST_ROWS, units_made
 from onnxprune.fit.tails import tail
 from onnxprune.fit.walk import Walk
 from onnxprune.trace import Groups, Ids
@@ -42,7 +41,7 @@ class Flow:
 def flows(groups: Groups, feeds: Feeds, providers: Sequence[str], seed: int) -> Iterator[Flow]:
     """Of every convolution and matrix product that makes units, in order."""
     for layer, walk, at in _layers(groups, feeds, providers, seed):
-        units = _made(groups, layer)
+        units = units_made(groups, layer)
         if units is None:
             continue
         places = len(at[0]) if layer.window else 1
@@ -51,7 +50,7 @@ def flows(groups: Groups, feeds: Feeds, providers: Sequence[str], seed: int) -> 
             rows, wanted = layer.rows(x, where), layer.targets(y, where)
             taken.add(rows.reshape(layer.groups, -1, places, rows.shape[2]), (1, 3))
             given.add(wanted.reshape(layer.groups, -1, places, wanted.shape[2]), (1,))
-        yield Flow(units.reshape(layer.groups, -1), layer.read(groups.trace.model), taken.deviation, given.deviation)
+        yield Flow(units, layer.read(groups.trace.model), taken.deviation, given.deviation)
 
 
 def turns(groups: Groups, feeds: Feeds, providers: Sequence[str], seed: int) -> dict[int, float]:
@@ -86,14 +85,6 @@ def _layers(
             at = [layer.sample(x, -(-LEAST_ROWS // len(xs)), np.random.default_rng((seed, layer.index))) for x in xs]
             yield layer, walk, at
             walk.release()
-
-
-def _made(groups: Groups, layer: Linear) -> Ids | None:
-    """[outputs]: the class of every channel that a layer makes; None where they are not those of one axis."""
-    rank = groups.trace.rank(layer.out)
-    axis = layer.y_axis % rank if rank else -1
-    block = next((b for b in groups.trace.of(layer.out) if b.axes == (axis,)), None)
-    return None if block is None else np.asarray(groups.classes[block.ids])
 
 
 def _angles(a: Array, b: Array) -> Array:
