@@ -20,7 +20,7 @@ from onnxprune.measure import Comparison, Gates, compared
 from onnxprune.model import Model
 from onnxprune.options import OptionKeywords, Options, Progress
 from onnxprune.planning import Decision, Plan, criteria, curves, decide, plan_of, planner, profile, removed_by, settled
-from onnxprune.refit import merged, refitted, replayed
+from onnxprune.refit import folded, merged, refitted, replayed
 from onnxprune.report import Report, frozen, infos, notes, nothing, predicted, report_html, report_text
 from onnxprune.results import Compared, Inspection, Verified
 from onnxprune.rewrite import rewrite
@@ -157,9 +157,10 @@ def _carried_out(groups: Groups, decision: Decision, options: Options, clock: Cl
         else:
             check(groups, kept, after, options, clock)
         story = refit.reconstruction_report
-    elif options.reconstruct == "merge" or decision.merge:
+    elif options.reconstruct in ("merge", "fold") or decision.merge:
         clock("reconstruct")
-        story = merged(groups, decision.removed, after)
+        way = folded if options.reconstruct == "fold" else merged
+        story = way(groups, decision.removed, after)
         check(groups, kept, after, options, clock)
     if decision.inputs is not None:
         ran(groups, after.model, decision.inputs.feeds, options, clock)
@@ -175,11 +176,12 @@ def _carried_out(groups: Groups, decision: Decision, options: Options, clock: Cl
     return Result(after.model, replace(plan or plan_of(groups, kept, done), reconstruct=done.reconstruct), report)
 
 
-def _reconstructed(story: Mapping[str, Any] | None) -> Literal["ls", "merge", "none"]:
+def _reconstructed(story: Mapping[str, Any] | None) -> Literal["ls", "merge", "fold", "none"]:
     """What was done to the weights that stay."""
     if story is None or "failed" in story or story.get("fell_back"):
         return "none"
-    return "merge" if story.get("method") == "merge" else "ls"
+    done: Literal["ls", "merge", "fold"] = story.get("method", "ls")
+    return done
 
 
 @blame_model
@@ -258,7 +260,7 @@ def verify(
     groups = analysed(Model.load(model), options, Clock())
     kept = groups.kept_ids(removed_by(groups, plan, force_plan))
     small = pruned if isinstance(pruned, Model) else Model.load(pruned)
-    free = plan.reconstruct in ("ls", "merge") if refitted is None else refitted
+    free = plan.reconstruct in ("ls", "merge", "fold") if refitted is None else refitted
     return audited(groups, kept, small, free, options)
 
 

@@ -21,14 +21,15 @@ class Options:
     scope: how the budget is spread. "local" (uniform): the same share of every group; "global": all units in one
     ranking; "sensitivity": where the measured loss is least; "pq": by the weights' PQ index. "" is "sensitivity", or
     with `fast` "local".
-    reconstruct: "ls" refits what is left by least squares, "merge" in weight space, "none" does not; "" is "ls", or
-    with `fast` "none".
+    reconstruct: "ls" refits what is left by least squares; in weight space "merge" gives what goes to what is left, and
+    "fold" makes one of what is alike; "none" does not; "" is "ls", or with `fast` "none".
     fast: weights only: no inputs are run but for the proof.
     calib: inputs to calibrate on (see `calibrate`); None makes them up.
     mean, std, scale: how the pixels of image files are normalised; (pixel * scale - mean) / std.
     effort: "low" measures what cuts do to the outputs in closed form and takes images as they are; "normal" by light
     refits where these take about a minute, and mirrors images; "high" by three refits each, however long they take.
-    memory: bytes that activations may take; what would need more for statistics than that is refused.
+    memory: bytes that the process may take: as many inputs are looked at as fit, of those that are asked for; what
+    needs more for statistics alone is refused.
     max_ratio: at most this share of any group, in every scope.
     round_to: kept counts are rounded to the nearest multiple of this; 0: of what wastes no time in this runtime on
     this machine, as measured. With `of` "latency" this is so unless the multiple is 2 or more.
@@ -41,7 +42,7 @@ class Options:
     of: Literal["units", "macs", "params", "latency"] = "units"
     scope: Literal["", "local", "global", "sensitivity", "pq"] = ""
     criterion: str = ""
-    reconstruct: Literal["", "ls", "merge", "none"] = ""
+    reconstruct: Literal["", "ls", "merge", "fold", "none"] = ""
     fast: bool = False
     effort: Literal["low", "normal", "high"] = "normal"
     calib: Any = None
@@ -84,7 +85,7 @@ class OptionKeywords(TypedDict, total=False):
     of: Literal["units", "macs", "params", "latency"]
     scope: Literal["", "local", "global", "sensitivity", "pq"]
     criterion: str | Callable[..., Any]
-    reconstruct: Literal["", "ls", "merge", "none"]
+    reconstruct: Literal["", "ls", "merge", "fold", "none"]
     fast: bool
     effort: Literal["low", "normal", "high"]
     calib: Any

@@ -24,7 +24,7 @@ from onnxprune.errors import UsageError
 from onnxprune.fit import sites
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.planning import Costs, OutputError, criteria, curves, decision, memory, profile, select
+from onnxprune.planning import Costs, OutputError, criteria, curves, decision, profile, select
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.curves import CurveSet
 from onnxprune.refit import judging
@@ -486,15 +486,3 @@ def test_rows_and_columns_of_a_made_weight_go_where_there_is_nothing_else() -> N
     )  # fmt: skip
     report = api.prune(model, ratio=0.5, calib_samples=16).report
     assert report.after.macs < 0.6 * report.before.macs
-
-
-def test_inputs_of_a_recurrent_layer_are_no_kernel() -> None:
-    """Its weights have three axes, and a unit is one column of them: 32 inputs and 32 states here."""
-    model = graph(
-        "(float[6, N, 32] x) => (float[6, N, 5] y)",
-        """
-        a = MatMul(x, w0) b = Relu(a) l = LSTM<hidden_size = 32>(b, w, r) s = Squeeze(l, one) y = MatMul(s, w1)
-        """,
-        w0=(32, 32), w=(1, 128, 32), r=(1, 128, 32), one=np.array([1]), w1=(32, 5),
-    )  # fmt: skip
-    assert memory.statistics_bytes(grouped(model, Options())) < 1 << 18

@@ -15,7 +15,9 @@ from onnxprune.options import Options
 
 MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}
 """How a flag is declared that takes several values and may be given more than once."""
-CRITERIA = "l1, l2, random, bn-scale, fpgm, lamp, activation, wanda, flap, taylor, taylor-so, lrp, oracle"
+CRITERIA = (
+    "l1, l2, random, bn-scale, fpgm, lamp, activation, wanda, flap, cfsp, beta-rank, taylor, taylor-so, lrp, oracle"
+)
 
 
 def plan_flags(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +54,8 @@ def spread_flags(what: argparse._ActionsContainer) -> None:
     )
     what.add_argument(
         "--reconstruct",
-        choices=("ls", "merge", "none"),
-        help="refit what is left by least squares (default), in weight space, or not (as --fast)",
+        choices=("ls", "merge", "fold", "none"),
+        help="refit what is left by least squares (default), in weight space (merge, fold), or not (as --fast)",
     )
     what.add_argument(
         "--effort",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.fit import Site
+from onnxprune.fit import Site, WeightValues
 from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria
 from onnxprune.planning.allocation import Choice, Costs, allocate, uniform
@@ -158,10 +158,14 @@ def pq(groups: Groups, scores: Array, options: Options) -> dict[int, float]:
     _, linked = parts(groups, scores, options)
     roots, sums = (np.zeros(len(scores)) for _ in range(2))
     count = np.zeros(len(scores))
+    values = WeightValues(groups.trace.nodes, groups.trace.model)
     for s, axes, ids in groups.blocks:
-        weight = np.abs(groups.trace.model.weights[s.parameter].array().astype(np.float64))
-        for out, values in ((roots, np.sqrt(weight)), (sums, weight), (count, np.ones_like(weight))):
-            np.add.at(out, groups.classes[ids], summed(values, axes, weight.shape[axes[0]] // ids.shape[0]))
+        value = values.of(s.parameter)
+        if value is None:
+            continue
+        weight = np.abs(value.astype(np.float64))
+        for out, terms in ((roots, np.sqrt(weight)), (sums, weight), (count, np.ones_like(weight))):
+            np.add.at(out, groups.classes[ids], summed(terms, axes, weight.shape[axes[0]] // ids.shape[0]))
     found = {}
     for part in linked:
         units = part.members

@@ -108,7 +108,7 @@ def calibrated(groups: Groups, options: Options, progress: Progress | None = Non
     if progress:
         progress("calibrate", 0.0)
     trace = groups.trace
-    samples = min(options.calib_samples, max(1, samples_that_fit(groups, options)))
+    samples = max(1, int(min(options.calib_samples, samples_that_fit(groups, options))))
     batch = max(1, min(options.calib_batch, samples // BATCHES))
     inputs = calibration(trace.model, trace.shapes, replace(options, calib_samples=samples, calib_batch=batch))
     return replace(inputs, feeds=_apart(groups, inputs.feeds))

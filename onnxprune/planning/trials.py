@@ -73,7 +73,10 @@ def _samples(trace: Trace, options: Options, count: int) -> int:
         return 0
     solving = 0.0
     for layer in layers(trace.model, trace.rank):
-        groups, columns, outputs = layer.read(trace.model).shape
+        extent = layer.extent(trace.shapes.of_sample)
+        if extent is None:
+            continue
+        groups, columns, outputs = extent.groups, extent.columns, extent.outputs
         rows = sample_size(groups, columns) / LIGHT
         solving += groups * (rows * columns * (columns + 3 * outputs) + columns**2 * (columns + 6 * outputs))
 

@@ -38,7 +38,7 @@ def infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
     alive = groups.alive(kept)
     sizes = profile.of_units(groups)
     work = np.zeros(len(groups.prunable))
-    for count, blocks in groups.trace.macs.values():
+    for count, blocks in (product for node in groups.trace.macs.values() for product in node):
         for ids in blocks:
             np.add.at(work, groups.classes[ids], count / ids.size)
     out = []

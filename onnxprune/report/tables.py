@@ -210,6 +210,10 @@ def _print_reconstruction(refit: Mapping[str, Any] | None, console: Console, ver
         like = f", which are {refit['similarity']:.2f} similar on average" if refit["merged"] else ""
         console.print(f"merged {refit['merged']:,} removed units into kept ones{like}")
         return
+    if refit.get("method") == "fold":
+        apart = f", {refit['distance']:.2f} of their length away on average" if refit["folded"] else ""
+        console.print(f"folded {refit['folded']:,} removed units into kept ones{apart}")
+        return
     diverse = "" if refit.get("diversity") is None else f", diversity {refit['diversity']:.2f}"
     console.print(f"calibrated on {refit['inputs']}{diverse}")
     if "failed" in refit:
