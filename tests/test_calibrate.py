@@ -250,7 +250,7 @@ def test_images_balanced_and_deterministic(tiny: ModelProto) -> None:
     found, again = run(tiny), run(tiny)
     assert found.synthetic
     assert found.samples == 64
-    assert found.source.startswith("synthetic images (textured dead leaves; ")
+    assert found.source.startswith("photographs that come with onnxprune (normalised, by ")
     assert found.source.endswith("class-balanced")
     assert np.array_equal(rows(found, "image"), rows(again, "image"))
     assert found.diversity is not None

@@ -18,10 +18,12 @@ from onnx import NodeProto
 from onnxprune.data import sounds, synthetic
 from onnxprune.data.batches import Feed, batched, checked, cut
 from onnxprune.data.calibration_sizes import sizes
+from onnxprune.data.images import ImageSource
 from onnxprune.data.inputs import Input, describe
 from onnxprune.data.picture_files import Decode
-from onnxprune.data.pixels import Pixels, pixels
+from onnxprune.data.pixels import Pixels
 from onnxprune.data.random import random_inputs
+from onnxprune.data.ranges import pixels
 from onnxprune.data.samples import read
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model
@@ -29,6 +31,8 @@ from onnxprune.options import Options
 from onnxprune.run import first_line, open_session
 from onnxprune.shapes import Inputs, Shapes
 
+PHOTOGRAPHS = float(__import__("os").environ.get("PH", "1"))
+"""The share of photographs among images."""
 POOL, POOL_LIMIT = 5, 2500
 """To choose from by the predicted classes, as many times the samples wanted are made ..."""
 POOL_ELEMENTS, POOL_MACS = 160e6, 3e12
@@ -70,7 +74,7 @@ class _Calibrator:
         self.model, self.shapes, self.options, self.want, self.batch = model, shapes, options, want, batch
         self.specs = describe(model, shapes)
         self.session = open_session(model, options.providers)
-        self.fields: dict[tuple[int, ...], Array] = {}  # textures by the shape of an image, costly to make
+        self.images = ImageSource(PHOTOGRAPHS)
         self.streams: dict[str, Iterator[Array]] = {}  # what is left of the sounds that go on from batch to batch
 
     @cached_property
@@ -106,7 +110,6 @@ class _Calibrator:
         """Inputs by their kinds at the first sizes that the model runs at, or else plain random ones."""
         for dims in self.sizes():
             rng = np.random.default_rng(self.options.seed)
-            self.fields.clear()
             self.streams.clear()
             try:
                 first = self.feed(dims, rng)
@@ -123,7 +126,7 @@ class _Calibrator:
         classes = all(s.batch == 0 for s in self.specs) and self.probabilities(first, rows) is not None
         count = math.ceil((self.pool(dims, rows) if classes else self.want) / rows)
         feeds = [first] + [self.feed(dims, rng) for _ in range(count - 1)]
-        text = self.text()
+        text = self.text(dims)
         if classes:
             found = [self.probabilities(feed, rows) for feed in feeds]
             scores = np.concatenate([p for p in found if p is not None])
@@ -135,7 +138,7 @@ class _Calibrator:
         self.carry_states(feeds)
         samples = min(self.want, rows * len(feeds))
         spread = synthetic.entropy(scores[picked]) if classes else self.diversity(feeds, samples)
-        return Calibration(tuple(feeds), samples, f"synthetic {text}", True, spread)
+        return Calibration(tuple(feeds), samples, text, True, spread)
 
     def carry_states(self, feeds: list[Feed]) -> None:
         """Recurrent states are what the batch before left behind: at zero, where they begin, little depends on them."""
@@ -173,7 +176,7 @@ class _Calibrator:
         values: Array
         match spec.kind:
             case "image":
-                values = self.image(spec, shape, rng)
+                values = self.images.drawn(rng, spec, shape, self.scales[spec.name])
             case "sound" | "features" if spec.batch is None or len(shape) < 2:
                 values = rng.standard_normal(shape)
             case "sound":
@@ -192,19 +195,6 @@ class _Calibrator:
                 values = np.full(shape, "a")
         return values.astype(spec.dtype)
 
-    def image(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-        """Images, or volumes in which every image stands for a whole stack of them."""
-        inner = shape[1:] if spec.channel == 1 else (shape[-1], *shape[1:-1])
-        size = (inner[0], inner[-2], inner[-1])
-        if size not in self.fields:
-            self.fields[size] = synthetic.leaf_textures(rng, *size)
-        made = synthetic.images(rng, shape[0], *size, self.fields[size])
-        if len(shape) == 5:
-            made = np.repeat(made[:, :, None], inner[1], 2)
-        if spec.channel != 1:
-            made = np.moveaxis(made, 1, -1)
-        return self.scales[spec.name].of_normalised(made, spec.channel, spec.dtype)
-
     def sound(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         """Sounds of their own; of a model with a state the next piece of those of the batch before."""
         if all(s.kind != "state" for s in self.specs):
@@ -218,13 +208,12 @@ class _Calibrator:
             piece = next(self.streams[spec.name])
         return piece
 
-    def text(self) -> str:
+    def text(self, dims: Inputs) -> str:
         """What the inputs are, for the report."""
-        names = {"sound": "sound", "features": "features", "tokens": "tokens", "integers": "integers"}
-        for image, scale in self.scales.items():
-            names[image] = f"images (textured dead leaves; {scale.text})"
-        kinds = [names.get(s.name if s.kind == "image" else s.kind) for s in self.specs]
-        return " and ".join(dict.fromkeys(filter(None, kinds))) or "constants"
+        images = [self.images.text(s, dims[s.name], self.scales[s.name]) for s in self.specs if s.kind == "image"]
+        made = [s.kind for s in self.specs if s.kind in ("sound", "features", "tokens", "integers")]
+        others = [f"synthetic {' and '.join(dict.fromkeys(made))}"] if made else []
+        return " and ".join(dict.fromkeys(images + others)) or "constants"
 
     def pool(self, dims: Inputs, rows: int) -> int:
         """How many samples to choose from."""
