@@ -2,9 +2,10 @@
 gave. Knows pictures and arrays, no models.
 
 Photographs of anything bring a trained network closer to the states of its own data than made-up images do. There are
-few of them, so each is used at every scale: crops from all of a picture down to a quarter of its side, mirrored,
-brighter or paler, with pieces of others laid over them as in CutMix (Yun et al. 2019, arXiv 1905.04899). What each is,
-who took it and its licence stand in `photographs/SOURCES.md`.
+few of them, so each is used at every scale: crops from all of a picture down to a quarter of its side, mirrored, with
+pieces of others laid over them as in CutMix (Yun et al. 2019, arXiv 1905.04899). Brightness, contrast and tint stay as
+they are: changed at random, they brought nothing or, the stronger, the worse. What each picture is, who took it and its
+licence stand in `photographs/SOURCES.md`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,6 @@ STRETCH = 4 / 3
 """At most so many times wider or higher than the model's input, before the crop is resized."""
 MIXED, PIECE = 0.5, (0.3, 0.7)
 """So many of the images have a piece of another laid over them, whose sides are such a share of theirs."""
-BRIGHTNESS, CONTRAST, TINT = 0.15, 0.25, 0.05
-"""Standard deviations of what is added to all pixels, and of the logarithm of what their spread and the channels are
-multiplied by."""
 
 
 @cache
@@ -67,8 +65,4 @@ def _crop(rng: np.random.Generator, height: int, width: int) -> NDArray[Any]:
     left, top = rng.uniform(0, picture.width - wide), rng.uniform(0, picture.height - high)
     box = (left, top, min(left + wide, picture.width), min(top + high, picture.height))
     piece = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box), np.float32) / 255
-    if rng.random() < 0.5:
-        piece = piece[:, ::-1]
-    gain = np.exp(CONTRAST * rng.standard_normal() + TINT * rng.standard_normal(3))
-    mean = piece.mean()
-    return np.asarray(np.clip((piece - mean) * gain + mean + BRIGHTNESS * rng.standard_normal(), 0, 1))
+    return piece[:, ::-1] if rng.random() < 0.5 else piece
