@@ -250,7 +250,7 @@ def test_images_balanced_and_deterministic(tiny: ModelProto) -> None:
     found, again = run(tiny), run(tiny)
     assert found.synthetic
     assert found.samples == 64
-    assert found.source.startswith("synthetic images (textured dead leaves; ")
+    assert "(normalised, by " in found.source
     assert found.source.endswith("class-balanced")
     assert np.array_equal(rows(found, "image"), rows(again, "image"))
     assert found.diversity is not None
@@ -262,6 +262,14 @@ def test_the_carried_classifiers_get_spread_predictions() -> None:
         assert "normalised" in found.source
         assert found.diversity is not None
         assert found.diversity > 0.7
+
+
+@pytest.mark.parametrize(
+    ("name", "source"), [("cifar_mobile", "photographs that come with onnxprune"), ("fashion_resnet", "made-up images")]
+)
+def test_what_spreads_the_answers_of_a_classifier_is_shown_to_it(name: str, source: str) -> None:
+    """Ten classes of things in photographs, and of clothes on a black ground."""
+    assert run(MODELS / f"{name}.onnx", calib_samples=256).source.startswith(source)
 
 
 @pytest.mark.parametrize("batch", ["1", "5"])

@@ -101,7 +101,7 @@ def stay_flags(parser: argparse.ArgumentParser) -> None:
 def calibration_flags(parser: argparse.ArgumentParser) -> None:
     """Inputs, and the memory that their activations may take."""
     default = Options()
-    inputs = parser.add_argument_group("inputs to calibrate on (made up where none are given)")
+    inputs = parser.add_argument_group("inputs to calibrate on (photographs or made-up ones where none are given)")
     inputs.add_argument(
         "--calib",
         metavar="DATA",
