@@ -5,14 +5,13 @@ Knows groups, scores and shares; no operator, and nothing of the rewriting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.data import Calibration, describe
+from onnxprune.data import Calibration
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.fit import normalisations, re_estimated
 from onnxprune.options import Options, Progress
@@ -21,7 +20,7 @@ from onnxprune.planning.allocation import Costs
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.limits import FLOOR
 from onnxprune.planning.memory import statistics_bytes
-from onnxprune.planning.parting import calibrated, parted
+from onnxprune.planning.parting import calibrated, counts, parted
 from onnxprune.planning.selection import select
 from onnxprune.planning.steady import steady
 from onnxprune.trace import Groups, Mask
@@ -118,7 +117,7 @@ class Informed:
     ) -> None:  # fmt: skip
         self.groups, self.inputs, self.costs, self.progress = groups, inputs, costs, progress
         self.parts = parted(inputs.feeds)
-        labels = None if inputs.labels is None else inputs.labels[: _rows(groups, self.parts.fit)]
+        labels = None if inputs.labels is None else inputs.labels[: sum(counts(groups, self.parts.fit))]
         self.criterion_inputs = CriterionInputs(groups, options, self.parts.fit, labels)
         self.trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
         self.found: dict[bool, curves.CurveSet] = {}
@@ -165,13 +164,6 @@ class Informed:
             if not groups.rows or _cost(groups, costs, removed) <= SLACK * wanted:
                 break
         return removed, curve_set
-
-
-def _rows(groups: Groups, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> int:
-    """How many samples the feeds hold, by the first input that counts them."""
-    inputs = describe(groups.trace.model, groups.trace.shapes)
-    name = next((i.name for i in inputs if i.batch == 0), None)
-    return sum(len(f[name]) if name else 1 for f in feeds)
 
 
 @steady()

@@ -1,6 +1,6 @@
 """Calibration inputs in three parts: weights are fitted to one, the next one chooses, the last one only judges.
 
-Knows batches and how many of them the memory allows, no units and no weights.
+Knows batches and how many of them the memory allows, no weights.
 """
 
 from __future__ import annotations
@@ -56,10 +56,17 @@ def parted(feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Parts:
     return Parts(feeds[:rest], feeds[rest : rest + choose], feeds[rest + choose :])
 
 
-def lightly(parts: Parts, samples: int) -> Parts:
+def everything(parts: Parts) -> Parts:
+    """With what judges among what is fitted: where each part of it has judged in its turn."""
+    feeds = parts.fit + parts.choose + parts.judge
+    own = len(parts.choose)
+    return Parts(feeds[: len(feeds) - own], feeds[len(feeds) - own :], ())
+
+
+def lightly(groups: Groups, parts: Parts, samples: int) -> Parts:
     """Of what is not kept for the verdict: about so many samples to fit a trial to, and as many to judge it by."""
     feeds = parts.solved
-    sizes = np.cumsum([_count(feed) for feed in feeds])
+    sizes = np.cumsum(counts(groups, feeds))
     fit = max(1, min(int(np.searchsorted(sizes, samples)) + 1, len(feeds) // 2))
     last = int(np.searchsorted(sizes, 2 * sizes[fit - 1])) + 1
     return Parts(feeds[:fit], (), feeds[fit:last] or feeds)
@@ -79,11 +86,10 @@ def with_mirrors(groups: Groups, parts: Parts, options: Options) -> Parts:
     """With mirrored images, as many as the memory allows besides, where the model answers most of them as it answers
     the images: it does not where writing is read."""
     turned = mirrored(parts.fit, describe(groups.trace.model, groups.trace.shapes))
-    room = samples_that_fit(groups, options) - sum(_count(f) for f in (*parts.fit, *parts.choose))
-    counts = np.cumsum([_count(feed) for feed in turned])
-    turned = turned[: int(np.searchsorted(counts, room, "right"))]
     if not turned:
         return parts
+    room = samples_that_fit(groups, options) - sum(counts(groups, parts.solved))
+    turned = turned[: int(np.searchsorted(np.cumsum(counts(groups, turned)), room, "right"))]
     session = open_session(groups.trace.model, options.providers)
     ways = [[session.run(None, dict(f)) for f in feeds] for feeds in (parts.fit[: len(turned)], turned)]
     alike = [_alike(a, b) for straight, other in zip(*ways, strict=True) for a, b in zip(straight, other, strict=True)]
@@ -98,9 +104,11 @@ def _alike(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(a.reshape(len(a), -1).argmax(1) == b.reshape(len(b), -1).argmax(1))
 
 
-def _count(feed: Mapping[str, NDArray[Any]]) -> int:
-    """Samples of a batch of images."""
-    return len(next(iter(feed.values())))
+def counts(groups: Groups, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[int]:
+    """How many samples each batch holds, by the first input that counts them."""
+    inputs = describe(groups.trace.model, groups.trace.shapes)
+    name = next((i.name for i in inputs if i.batch == 0), None)
+    return [len(feed[name]) if name else 1 for feed in feeds]
 
 
 def calibrated(groups: Groups, options: Options, progress: Progress | None = None) -> Calibration:

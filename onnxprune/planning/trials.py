@@ -43,7 +43,7 @@ class Trials:
         self.groups, self.sites, self.seed = groups, sites, options.seed
         samples = _samples(groups.trace, options, count)
         self.by_refit = samples > 0
-        self.some = lightly(inputs, samples or FIT)
+        self.some = lightly(groups, inputs, samples or FIT)
         feeds = self.some.judge if self.by_refit else inputs.choose or inputs.fit
         self.judge = OutputError(groups, feeds, options.providers)
 

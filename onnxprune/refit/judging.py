@@ -13,16 +13,15 @@ import numpy as np
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit import Reconstruction, Refits, restore
-from onnxprune.model import Model
 from onnxprune.options import Options, Progress
 from onnxprune.planning import (
     FEW,
     Decision,
-    Feeds,
     OutputError,
     Parts,
     by_weights,
     calibrated,
+    everything,
     folds,
     parted,
     uses_inputs,
@@ -82,37 +81,37 @@ def refitted(
     inputs = decision.inputs
     assert inputs is not None
     parts = parted(inputs.feeds)
+    turns = folds(inputs.feeds) if inputs.samples < FEW and parts.judge else []
     try:
-        turns = folds(inputs.feeds) if inputs.samples < FEW and len(inputs.feeds) > 1 else []
-        done = [(turn, Refit.on(decision, turn, options, progress)) for turn in turns]
-        if turns:  # every input has judged, so that all of them may be fitted to
-            own = len(parts.choose)
-            parts = Parts(inputs.feeds[: len(inputs.feeds) - own], inputs.feeds[len(inputs.feeds) - own :], ())
-        final = Refit.on(decision, parts, options, progress)
+        tried = [Refit.on(decision, turn, options, progress) for turn in turns]
+        final = Refit.on(decision, everything(parts) if turns else parts, options, progress)
     except RuntimeFailure as failure:
         return Refitted({"inputs": inputs.source, "failed": failure.message})
     plain = replace(options, criterion="l2", scope="local")
     fast = decision.removed if decision.given else by_weights(weights, plain, decision.costs)
-    rival = rewrite(decision.groups.trace, decision.groups.kept_ids(fast)).model if fast.any() else None
-    sliced = rewrite(decision.groups.trace, decision.groups.kept_ids(decision.removed)).model
-    errors = [
-        _errors(decision.groups, turn.judge or turn.fit, (sliced, refit.work.model, rival), options)
-        for turn, refit in done or [(parts, final)]
-    ]
-    before, error, other = np.mean(errors, axis=0).tolist()
-    worse = bool(fast.any()) and (other < error or not np.isfinite(error))
+    sliced, refit, rival = _verdict(decision, fast, turns or [parts], tried or [final], options)
+    worse = bool(fast.any()) and (rival < refit or not np.isfinite(refit))
     restore(final.work.model, after.model)
     after.model, after.aliases = final.work.model, final.work.aliases
     report = {
         "inputs": inputs.source, "samples": inputs.samples, "diversity": inputs.diversity,
-        "held_out_batches": len(parts.judge), "turns": len(done),
-        "output_error": {"sliced": before, "refitted": error, "fast": other},
+        "held_out_batches": len(parts.judge), "turns": len(turns),
+        "output_error": {"sliced": sliced, "refitted": refit, "fast": rival},
         "layers": [vars(r) for r in final.refits.solved], "skipped": final.refits.skipped, "fell_back": worse,
     }  # fmt: skip
     return Refitted(report, fast if worse else None)
 
 
-def _errors(groups: Groups, feeds: Feeds, models: Sequence[Model | None], options: Options) -> list[float]:
-    """Output error of each model; of one that is missing it is infinite."""
-    judge = OutputError(groups, feeds, options.providers)
-    return [np.inf if model is None else judge.error(model) for model in models]
+def _verdict(
+    decision: Decision, fast: Mask, turns: Sequence[Parts], tried: Sequence[Refit], options: Options
+) -> list[float]:
+    """Output errors without refit, with it, and of weights alone (infinite where these remove nothing), each the mean
+    over the turns."""
+    groups = decision.groups
+    plans = (decision.removed, fast)
+    sliced, rival = (rewrite(groups.trace, groups.kept_ids(p)).model if p.any() else None for p in plans)
+    errors = []
+    for turn, refit in zip(turns, tried, strict=True):
+        judge = OutputError(groups, turn.judge or turn.fit, options.providers)
+        errors.append([np.inf if m is None else judge.error(m) for m in (sliced, refit.work.model, rival)])
+    return [float(x) for x in np.mean(errors, axis=0)]
