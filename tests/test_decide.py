@@ -411,16 +411,16 @@ def seen_by(monkeypatch: pytest.MonkeyPatch, *spied: tuple[Any, str, int]) -> li
 
 def test_nothing_that_was_fitted_to_or_chosen_by_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     places = ((decision, "CriterionInputs", 2), (trials, "Reconstruction", 3), (trials, "OutputError", 1))
-    fitted = seen_by(monkeypatch, *places, (judging, "Reconstruction", 3))
+    fitted, solved = seen_by(monkeypatch, *places), seen_by(monkeypatch, (judging, "Reconstruction", 3))
     judges = seen_by(monkeypatch, (judging, "OutputError", 1))
     result = api.prune(net(), ratio=0.5, calib=[inputs(net(), 128, 3)])
     assert result.report.reconstruction is not None
     assert result.report.reconstruction["turns"] == 0
     assert len(fitted) > 4
     assert [len(rows) for rows in judges] == [16]
-    assert not judges[0] & set.union(*fitted)
+    assert not judges[0] & set.union(*fitted, *solved)
     every = rows_of([inputs(net(), 128, 3)])
-    assert fitted[-1] & every == every - judges[0]
+    assert solved[-1] & every == every - judges[0]
 
 
 def test_of_few_inputs_all_judge_what_was_fitted_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
