@@ -139,9 +139,9 @@ def test_more_memory_takes_more_samples() -> None:
 
 
 MEASURED = """
-import resource, sys, numpy as np, onnxprune
-x = np.random.default_rng(0).standard_normal((400, 3, 128, 128), np.float32)
-report = onnxprune.prune(sys.argv[1], ratio=0.3, of="macs", calib={"x": x}, memory=int(sys.argv[2])).report
+import resource, sys, onnxprune
+model, data, memory = sys.argv[1:]
+report = onnxprune.prune(model, ratio=0.3, of="macs", calib=data, memory=int(memory)).report
 print(report.reconstruction["samples"], 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -151,9 +151,10 @@ print(report.reconstruction["samples"], 1024 * resource.getrusage(resource.RUSAG
 def test_a_process_takes_most_of_what_it_is_given_and_no_more(end: str, tmp_path: Path) -> None:
     """As the system counts it, with all that Python and its libraries take."""
     onnx.save(residual(end, 128), tmp_path / "net.onnx")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((400, 3, 128, 128), np.float32))
     given = 1200 << 20
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, str(tmp_path / "net.onnx"), str(given)], capture_output=True, text=True,
+        [sys.executable, "-c", MEASURED, tmp_path / "net.onnx", tmp_path / "x.npy", str(given)], capture_output=True, text=True,
         check=True,
     )  # fmt: skip
     samples, peak = map(int, done.stdout.split())
