@@ -16,6 +16,7 @@ from onnx import ModelProto
 from random_graph import models
 from test_shifted import convolutions, perceptron
 
+from onnxprune import api
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.planning import Costs, by_weights, profile
@@ -283,6 +284,16 @@ def test_macs_of_attention_in_one_operator() -> None:
         key, value, packed = weights["wk"].shape[1], weights["wv"].shape[1], weights["w"].shape[1] // 3
         expected = products + 7 * 7 * (key + value + 2 * packed)
         assert Costs.of(groups, "macs").total(groups.alive(kept)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_a_recurrent_group_holds() -> None:
+    """All that its units are an axis of, once: 5 steps of what reads them, makes them and gives them back."""
+    model = graph(
+        "(float[5,1,2] x) => (float[5,1,3] y)",
+        "l = GRU<hidden_size = 16>(x, w, r) s = Squeeze(l, one) y = MatMul(s, wo)",
+        w=(1, 48, 2), r=(1, 48, 16), one=np.array([1]), wo=(16, 3),
+    )  # fmt: skip
+    assert [g.macs for g in api.inspect(model).groups] == [5 * (48 * 2 + 48 * 16 + 16 * 3)]
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])

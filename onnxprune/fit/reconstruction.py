@@ -226,6 +226,8 @@ class Reconstruction:
         parts: list[list[tuple[Array, Array, Array]]] = [[] for _ in range(self.dense.batches)]
         for layer, its in zip(members, tails, strict=True):
             dense = layer.dense(self.trace, self.kept, self.dense, its.compared, outputs)
+            if not layer.feeds_back:  # which looks at what it read again
+                self.dense.release([its.compared])
             xs = layer.inputs(self.current)
             others = self.current.value(its.other) if its.other else [None] * len(xs)
             rng = np.random.default_rng((self.seed, layer.index))

@@ -5,14 +5,14 @@ Knows layers and shapes, no values; nothing is run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import helper
 
 from onnxprune.fit.finding import layers
-from onnxprune.fit.linear import DimsOf, Extent
+from onnxprune.fit.linear import DimsOf, Extent, Linear
 from onnxprune.fit.tails import tail
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Array
@@ -44,10 +44,21 @@ class _Weighed(Walk):
         dtype = helper.tensor_dtype_to_np_dtype(kind) if kind else np.dtype(np.float32)
         return np.broadcast_to(np.zeros((), np.float32 if dtype.hasobject else dtype), shape)
 
+    def reached(self, names: Iterable[str]) -> int:
+        """Bytes of what is at hand when these tensors are."""
+        for name in filter(None, names):
+            self.value(name)
+        return self.held
+
     @property
     def held(self) -> int:
         """Bytes of what is at hand."""
         return sum(v[0].nbytes for v in self.values.values())
+
+
+def _read(layer: Linear, walk: Walk) -> list[str]:
+    """What a layer's `inputs` asks for: with what it gave before, where that comes back."""
+    return [layer.data, walk.tap(layer.index)] if layer.feeds_back else [layer.data]
 
 
 def weigh(trace: Trace, dims: DimsOf, refit: bool) -> Iterator[Held]:
@@ -62,13 +73,14 @@ def weigh(trace: Trace, dims: DimsOf, refit: bool) -> Iterator[Held]:
         if extent is None:
             continue
         if refit:
-            its = tail(layer, dense, extent.groups * extent.outputs, trace.rank(layer.out) if layer.out else None)
-            for walk, name in ((dense, its.compared), (cut, layer.data), (cut, its.other)):
-                if name:
-                    walk.value(name)
+            its = tail(layer, dense, extent.groups * extent.outputs, trace.rank(layer.out))
+            most = dense.reached([its.compared] if its.compared else _read(layer, dense)) + cut.held
+            if not layer.feeds_back:
+                dense.release([its.compared])
+            most = max(most, dense.held + cut.reached([*_read(layer, cut), its.other]))
         else:
-            dense.value(layer.data)
-        yield Held(dense.held + cut.held, extent)
+            most = dense.reached(_read(layer, dense))
+        yield Held(most, extent)
         if k + 1 == len(found) or found[k + 1].index != layer.index:
             dense.release()
             cut.release()
