@@ -34,6 +34,8 @@ from onnxprune.shapes import Inputs, Shapes
 
 TRIED = 256
 """So many photographs and made-up images are shown to a classifier, whose answers then decide between them."""
+STEPS = 4
+"""Batches in a row on which a model with a state is tried."""
 PIECES = 32
 """A sound is cut into so many pieces at most for a model that carries a state from one to the next."""
 
@@ -105,20 +107,34 @@ class _Calibrator:
 
     def synthetic(self) -> Calibration:
         """Inputs by their kinds at the first sizes that the model runs at, or else plain random ones."""
-        for dims in self.sizes():
-            rng = np.random.default_rng(self.options.seed)
-            self.streams.clear()
-            try:
-                first = self.feed(dims, rng)
-                self.session.run(None, first)
-            except Exception:  # whatever fails, other sizes or plain random inputs may do
-                continue
-            return self.chosen(dims, first, rng)
-        return self.plain()
+        trials = list(self.sizes())
+        running = (dims for dims in trials if self.heard(dims) is not None)
+        dims = next(running, None)
+        if dims is None:
+            return self.plain()
+        if dims != trials[0] and any(s.kind == "sound" for s in self.specs):
+            # A detector for pieces of 576 samples may run on 512, too, and hear nothing in them.
+            dims = max([dims, *running], key=lambda dims: self.heard(dims) or 0.0)
+        self.streams.clear()
+        return self.chosen(dims)
 
-    def chosen(self, dims: Inputs, first: Feed, rng: np.random.Generator) -> Calibration:
+    def heard(self, dims: Inputs) -> float | None:
+        """How much the first output varies over a few batches of these sizes; None where the model does not run."""
+        rng = np.random.default_rng(self.options.seed)
+        self.streams.clear()
+        try:
+            feeds = [self.feed(dims, rng) for _ in range(STEPS if any(s.kind == "state" for s in self.specs) else 1)]
+            self.carry_states(feeds)
+            answers = [np.asarray(self.session.run(None, feed)[0], float) for feed in feeds]
+            return float(np.std(np.stack(answers)))
+        except Exception:  # whatever fails, other sizes or plain random inputs may do
+            return None
+
+    def chosen(self, dims: Inputs) -> Calibration:
         """As many samples as wanted at these sizes; for a classifier, those of a pool whose predicted classes are most
         evenly spread."""
+        rng = np.random.default_rng(self.options.seed)
+        first = self.feed(dims, rng)
         rows = next((dims[s.name][0] for s in self.specs if s.batch == 0), 1)
         want, most = amounts(self.model, self.shapes, dims, rows, self.want)
         if all(s.batch == 0 for s in self.specs) and self.probabilities(first, rows) is not None:
