@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.data import sounds, synthetic
+from onnxprune.data import sounds, spectra, synthetic
 from onnxprune.data.amounts import amounts
 from onnxprune.data.batches import Feed, batched, checked, cut
 from onnxprune.data.calibration_sizes import sizes
 from onnxprune.data.images import ImageSource
 from onnxprune.data.inputs import Input, describe
-from onnxprune.data.picture_files import Decode
 from onnxprune.data.pixels import Pixels
 from onnxprune.data.pool import Pool
 from onnxprune.data.random import random_inputs
-from onnxprune.data.ranges import pixels
+from onnxprune.data.ranges import decoder, pixels
 from onnxprune.data.samples import read
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model
@@ -205,6 +204,8 @@ class _Calibrator:
                 values = rng.standard_normal(shape)
             case "sound":
                 values = self.sound(spec, shape, rng)
+            case "features" if spectra.axis_of_bands(shape) is not None:
+                values = spectra.features(rng, shape)
             case "features":
                 values = synthetic.features(rng, shape)
             case "tokens" | "integers":
@@ -235,9 +236,14 @@ class _Calibrator:
     def text(self, dims: Inputs) -> str:
         """What the inputs are, for the report."""
         images = [self.images.text(s, dims[s.name], self.scales[s.name]) for s in self.specs if s.kind == "image"]
-        made = [s.kind for s in self.specs if s.kind in ("sound", "features", "tokens", "integers")]
+        made = [self.kind(s, dims) for s in self.specs if s.kind in ("sound", "features", "tokens", "integers")]
         others = [f"synthetic {' and '.join(dict.fromkeys(made))}"] if made else []
         return " and ".join(dict.fromkeys(images + others)) or "constants"
+
+    def kind(self, spec: Input, dims: Inputs) -> str:
+        """What is made for an input, in a word or few."""
+        spectral = spec.kind == "features" and spectra.axis_of_bands(dims[spec.name]) is not None
+        return "spectra of speech" if spectral else spec.kind
 
     def scores(self, feed: Feed, rows: int) -> Array:
         """The probabilities (rows, classes) of a model that was seen to have some."""
@@ -266,17 +272,6 @@ class _Calibrator:
                 return None  # as many scores as the input is long are no classes either
             scores.append(found)
         return synthetic.entropy(np.concatenate(scores)[:samples]) if scores else None
-
-
-def decoder(model: Model, shapes: Shapes, specs: Sequence[Input], options: Options) -> Decode:
-    """How pictures become what an input takes: its range of values and its size."""
-
-    def decode(name: str) -> tuple[Pixels, tuple[int, ...]]:
-        spec = next(s for s in specs if s.name == name)
-        dims = next(sizes(model, shapes, options.calib_batch, options.input_shapes))
-        return pixels(model, shapes, spec, options), dims[name]
-
-    return decode
 
 
 def _classes(labels: list[Array] | None, source: str) -> Array | None:
