@@ -31,6 +31,8 @@ from onnxprune.options import Options
 from onnxprune.run import first_line, open_session
 from onnxprune.shapes import Inputs, Shapes
 
+CLASSES = 50_000
+"""More scores a sample than these are no classes, but a map or letters in a row."""
 TRIED = 256
 """So many photographs and made-up images are shown to a classifier, whose answers then decide between them."""
 STEPS = 4
@@ -256,10 +258,12 @@ class _Calibrator:
         for spec in self.session.get_outputs():
             if spec.type not in ("tensor(float)", "tensor(float16)", "tensor(double)") or len(spec.shape or ()) < 2:
                 continue
-            scores = np.asarray(self.session.run([spec.name], feed)[0], np.float64)
-            if scores.ndim < 2 or len(scores) != rows or scores.size != rows * scores.shape[1] or scores.shape[1] < 2:
+            scores = np.asarray(self.session.run([spec.name], feed)[0])
+            if scores.ndim < 2 or len(scores) != rows or scores.size != rows * scores.shape[1]:
                 continue
-            return synthetic.softmax(scores.reshape(rows, -1))
+            if not 2 <= scores.shape[1] <= CLASSES:
+                continue
+            return synthetic.softmax(scores.reshape(rows, -1).astype(float))
         return None
 
     def diversity(self, feeds: Sequence[Feed], samples: int) -> float | None:
