@@ -34,7 +34,7 @@ SAMPLES, LAYERS = 64, 48
 ELEMENTS = 3e6
 """At most so many numbers are the photographs, where they are large."""
 USUAL = 0.92
-"""What is most usual, normalised, wins unless another range is so much better."""
+"""Where only one thing speaks, what is most usual, normalised, wins unless another range is so much better."""
 
 
 def pixels(model: Model, shapes: Shapes, spec: Input, options: Options) -> Pixels:
@@ -62,7 +62,7 @@ def _likeliest(model: Model, shapes: Shapes, spec: Input, options: Options) -> P
     if not evidence:
         return normalised("assumed normalised")
     scores = np.prod(list(evidence.values()), axis=0)
-    scores[1:] *= USUAL
+    scores[1:] *= USUAL if len(evidence) == 1 else 1
     best, second = (int(k) for k in np.argsort(-scores, kind="stable")[:2])
     return replace(ranges[best], text=f"{names[best]}, by {' and '.join(evidence)} (next: {names[second]})")
 
