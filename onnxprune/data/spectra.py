@@ -20,6 +20,8 @@ BANDS = (40, 64, 80)
 """How many bands networks for speech take."""
 WINDOW, STEP = RATE // 40, RATE // 100
 """25 ms every 10 ms, as nearly all of them do."""
+RECORDED = 0.25
+"""So many of the voices are recorded ones."""
 LEAST = 16
 """Frames that make a spectrum in time."""
 SCALES = ("power", "log", "levelled log", "log of 80 dB")
@@ -64,7 +66,7 @@ def mel_bank(bands: int) -> Array:
 
 def spectra(rng: np.random.Generator, count: int, frames: int, bands: int, scale: str) -> Array:
     """Voices, tones and noise as (count, frames, bands), on one of `SCALES`."""
-    waves = sounds.sounds(rng, (count, frames * STEP)).astype(np.float64)
+    waves = sounds.sounds(rng, (count, frames * STEP), RECORDED).astype(np.float64)
     padded = np.pad(waves, ((0, 0), (WINDOW // 2, WINDOW // 2)), mode="reflect")
     pieces = np.lib.stride_tricks.sliding_window_view(padded, WINDOW, axis=1)[:, ::STEP][:, :frames]
     window = scipy.signal.get_window("hann", WINDOW)
