@@ -7,8 +7,9 @@ from onnxprune.data.calibration_sizes import sizes
 from onnxprune.data.inputs import describe
 from onnxprune.data.mirroring import mirrored
 from onnxprune.data.random import RANGES, random_inputs
+from onnxprune.data.ranges import decoder
 from onnxprune.data.samples import read
-from onnxprune.data.sources import Calibration, calibration, decoder
+from onnxprune.data.sources import Calibration, calibration
 
 __all__ = [
     "RANGES",

@@ -21,6 +21,7 @@ from onnx import NodeProto, helper
 from onnxprune.data import photographs
 from onnxprune.data.calibration_sizes import sizes
 from onnxprune.data.inputs import Input, consumers
+from onnxprune.data.picture_files import Decode
 from onnxprune.data.pixels import Pixels, between, normalised, stated
 from onnxprune.data.synthetic import entropy, softmax
 from onnxprune.model import Array, Model, needs
@@ -33,13 +34,24 @@ SAMPLES, LAYERS = 64, 48
 ELEMENTS = 3e6
 """At most so many numbers are the photographs, where they are large."""
 USUAL = 0.92
-"""What is most usual, normalised, wins unless another range is so much better."""
+"""Where only one thing speaks, what is most usual, normalised, wins unless another range is so much better."""
 
 
 def pixels(model: Model, shapes: Shapes, spec: Input, options: Options) -> Pixels:
     """What the user says; else what the type and the first operators show; else the range under which layers and
     answers look as they must have in training, whose text names the runner-up."""
     return stated(model, shapes, spec, options) or _likeliest(model, shapes, spec, options)
+
+
+def decoder(model: Model, shapes: Shapes, specs: Sequence[Input], options: Options) -> Decode:
+    """How pictures become what an input takes: its range of values and its size."""
+
+    def decode(name: str) -> tuple[Pixels, tuple[int, ...]]:
+        spec = next(s for s in specs if s.name == name)
+        dims = next(sizes(model, shapes, options.calib_batch, options.input_shapes))
+        return pixels(model, shapes, spec, options), dims[name]
+
+    return decode
 
 
 def _likeliest(model: Model, shapes: Shapes, spec: Input, options: Options) -> Pixels:
@@ -50,7 +62,7 @@ def _likeliest(model: Model, shapes: Shapes, spec: Input, options: Options) -> P
     if not evidence:
         return normalised("assumed normalised")
     scores = np.prod(list(evidence.values()), axis=0)
-    scores[1:] *= USUAL
+    scores[1:] *= USUAL if len(evidence) == 1 else 1
     best, second = (int(k) for k in np.argsort(-scores, kind="stable")[:2])
     return replace(ranges[best], text=f"{names[best]}, by {' and '.join(evidence)} (next: {names[second]})")
 

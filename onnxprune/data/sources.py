@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.data import sounds, synthetic
+from onnxprune.data import sounds, spectra, synthetic
 from onnxprune.data.amounts import amounts
 from onnxprune.data.batches import Feed, batched, checked, cut
 from onnxprune.data.calibration_sizes import sizes
 from onnxprune.data.images import ImageSource
 from onnxprune.data.inputs import Input, describe
-from onnxprune.data.picture_files import Decode
 from onnxprune.data.pixels import Pixels
 from onnxprune.data.pool import Pool
 from onnxprune.data.random import random_inputs
-from onnxprune.data.ranges import pixels
+from onnxprune.data.ranges import decoder, pixels
 from onnxprune.data.samples import read
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model
@@ -32,8 +31,12 @@ from onnxprune.options import Options
 from onnxprune.run import first_line, open_session
 from onnxprune.shapes import Inputs, Shapes
 
+CLASSES = 50_000
+"""More scores a sample than these are no classes, but a map or letters in a row."""
 TRIED = 256
 """So many photographs and made-up images are shown to a classifier, whose answers then decide between them."""
+STEPS = 4
+"""Batches in a row on which a model with a state is tried."""
 PIECES = 32
 """A sound is cut into so many pieces at most for a model that carries a state from one to the next."""
 
@@ -105,20 +108,34 @@ class _Calibrator:
 
     def synthetic(self) -> Calibration:
         """Inputs by their kinds at the first sizes that the model runs at, or else plain random ones."""
-        for dims in self.sizes():
-            rng = np.random.default_rng(self.options.seed)
-            self.streams.clear()
-            try:
-                first = self.feed(dims, rng)
-                self.session.run(None, first)
-            except Exception:  # whatever fails, other sizes or plain random inputs may do
-                continue
-            return self.chosen(dims, first, rng)
-        return self.plain()
+        trials = list(self.sizes())
+        running = (dims for dims in trials if self.heard(dims) is not None)
+        dims = next(running, None)
+        if dims is None:
+            return self.plain()
+        if dims != trials[0] and any(s.kind == "sound" for s in self.specs):
+            # A detector for pieces of 576 samples may run on 512, too, and hear nothing in them.
+            dims = max([dims, *running], key=lambda dims: self.heard(dims) or 0.0)
+        self.streams.clear()
+        return self.chosen(dims)
 
-    def chosen(self, dims: Inputs, first: Feed, rng: np.random.Generator) -> Calibration:
+    def heard(self, dims: Inputs) -> float | None:
+        """How much the first output varies over a few batches of these sizes; None where the model does not run."""
+        rng = np.random.default_rng(self.options.seed)
+        self.streams.clear()
+        try:
+            feeds = [self.feed(dims, rng) for _ in range(STEPS if any(s.kind == "state" for s in self.specs) else 1)]
+            self.carry_states(feeds)
+            answers = [np.asarray(self.session.run(None, feed)[0], float) for feed in feeds]
+            return float(np.std(np.stack(answers)))
+        except Exception:  # whatever fails, other sizes or plain random inputs may do
+            return None
+
+    def chosen(self, dims: Inputs) -> Calibration:
         """As many samples as wanted at these sizes; for a classifier, those of a pool whose predicted classes are most
         evenly spread."""
+        rng = np.random.default_rng(self.options.seed)
+        first = self.feed(dims, rng)
         rows = next((dims[s.name][0] for s in self.specs if s.batch == 0), 1)
         want, most = amounts(self.model, self.shapes, dims, rows, self.want)
         if all(s.batch == 0 for s in self.specs) and self.probabilities(first, rows) is not None:
@@ -189,6 +206,8 @@ class _Calibrator:
                 values = rng.standard_normal(shape)
             case "sound":
                 values = self.sound(spec, shape, rng)
+            case "features" if spectra.axis_of_bands(shape) is not None:
+                values = spectra.features(rng, shape)
             case "features":
                 values = synthetic.features(rng, shape)
             case "tokens" | "integers":
@@ -219,9 +238,14 @@ class _Calibrator:
     def text(self, dims: Inputs) -> str:
         """What the inputs are, for the report."""
         images = [self.images.text(s, dims[s.name], self.scales[s.name]) for s in self.specs if s.kind == "image"]
-        made = [s.kind for s in self.specs if s.kind in ("sound", "features", "tokens", "integers")]
+        made = [self.kind(s, dims) for s in self.specs if s.kind in ("sound", "features", "tokens", "integers")]
         others = [f"synthetic {' and '.join(dict.fromkeys(made))}"] if made else []
         return " and ".join(dict.fromkeys(images + others)) or "constants"
+
+    def kind(self, spec: Input, dims: Inputs) -> str:
+        """What is made for an input, in a word or few."""
+        spectral = spec.kind == "features" and spectra.axis_of_bands(dims[spec.name]) is not None
+        return "spectra of speech" if spectral else spec.kind
 
     def scores(self, feed: Feed, rows: int) -> Array:
         """The probabilities (rows, classes) of a model that was seen to have some."""
@@ -234,10 +258,12 @@ class _Calibrator:
         for spec in self.session.get_outputs():
             if spec.type not in ("tensor(float)", "tensor(float16)", "tensor(double)") or len(spec.shape or ()) < 2:
                 continue
-            scores = np.asarray(self.session.run([spec.name], feed)[0], np.float64)
-            if scores.ndim < 2 or len(scores) != rows or scores.size != rows * scores.shape[1] or scores.shape[1] < 2:
+            scores = np.asarray(self.session.run([spec.name], feed)[0])
+            if scores.ndim < 2 or len(scores) != rows or scores.size != rows * scores.shape[1]:
                 continue
-            return synthetic.softmax(scores.reshape(rows, -1))
+            if not 2 <= scores.shape[1] <= CLASSES:
+                continue
+            return synthetic.softmax(scores.reshape(rows, -1).astype(float))
         return None
 
     def diversity(self, feeds: Sequence[Feed], samples: int) -> float | None:
@@ -250,17 +276,6 @@ class _Calibrator:
                 return None  # as many scores as the input is long are no classes either
             scores.append(found)
         return synthetic.entropy(np.concatenate(scores)[:samples]) if scores else None
-
-
-def decoder(model: Model, shapes: Shapes, specs: Sequence[Input], options: Options) -> Decode:
-    """How pictures become what an input takes: its range of values and its size."""
-
-    def decode(name: str) -> tuple[Pixels, tuple[int, ...]]:
-        spec = next(s for s in specs if s.name == name)
-        dims = next(sizes(model, shapes, options.calib_batch, options.input_shapes))
-        return pixels(model, shapes, spec, options), dims[name]
-
-    return decode
 
 
 def _classes(labels: list[Array] | None, source: str) -> Array | None:
