@@ -102,7 +102,9 @@ def objection(name: str, value: Any) -> str:
     """Why an option cannot have this value, as the end of a sentence that begins with the value; "" where it can."""
     if value is None and name in OPTIONAL:
         return ""
-    return _wrong_kind(name, value) or next((w for n, holds, w in RULES if n == name and not holds(value)), "")
+    if wrong := _wrong_kind(name, value):
+        return "; ".join([wrong, *WORDS.get(name, "").split("; ")[1:]])
+    return next((w for n, holds, w in RULES if n == name and not holds(value)), "")
 
 
 def _wrong_kind(name: str, value: Any) -> str:

@@ -27,7 +27,8 @@ HOUSE = [
         {"onnx", "onnxruntime"},
     ),
     ("auditing", "errors fit model options planning results rewrite stages trace", {"onnxruntime"}),
-    ("stages", "errors guard model options planning prove rehearsal results rewrite run shapes trace validation", {"onnxruntime", "numpy"}),
+    ("stages", "errors exclusion guard model options planning prove rehearsal results rewrite run shapes trace validation", {"onnxruntime", "numpy"}),
+    ("exclusion", "errors model options validation", {"onnxruntime", "numpy"}),
     ("rehearsal", "blame errors guard model options", {"onnxruntime", "numpy"}),
     ("blame", "data errors model options run shapes", HEAVY),
     ("report", "errors files model options planning results trace", {"onnx", "onnxruntime"}),
@@ -53,7 +54,14 @@ HOUSE = [
 ROWS = {name: (set(may.split()), never) for name, may, never in HOUSE}
 
 # What the first lines of a module may say that it does not know, and what it then must not import.
-SCORES = {"planning.criteria", "planning.curves", "planning.selection", "planning.allocation", "planning.obs", "gradients"}
+SCORES = {
+    "planning.criteria",
+    "planning.curves",
+    "planning.selection",
+    "planning.allocation",
+    "planning.obs",
+    "gradients",
+}
 CLAIMS: dict[str, tuple[set[str], set[str]]] = {
     "knows? arrays only": ({"model", "trace.tracing", "trace.op", "shapes", "run", "stages"}, {"onnx", "onnxruntime"}),
     "no ONNX": (set(), {"onnx", "onnxruntime"}),

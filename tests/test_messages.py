@@ -81,11 +81,16 @@ WRONG: list[tuple[int, str, str]] = [
     (2, "m.onnx out.onnx more.onnx", "more.onnx"),
     (2, "m.onnx out.onnx --raito 0.3", "--raito"),
     (2, "m.onnx out.onnx --ratio 30", "between 0 and 1"),
-    (2, "m.onnx out.onnx --ratio 30%", "between 0 and 1"),
+    (2, "m.onnx out.onnx --ratio 30%", "such as 0.3"),
     (2, "m.onnx out.onnx --ratio", "expected one argument"),
     (2, "m.onnx out.onnx --nodes-to-exclude re:[", "re:["),
     (2, "inspect m.onnx --nodes-to-exclude c re:(", "re:("),
     (2, "sweep m.onnx out --nodes-to-exclude re:*", "re:*"),
+    (2, "m.onnx out.onnx --nodes-to-exclude xyz", "no node, parameter or group"),
+    (2, "m.onnx out.onnx --nodes-to-exclude conv1_wieght", "did you mean conv1_weight"),
+    (2, "m.onnx out.onnx --nodes-to-exclude conv*[7]", "no node"),
+    (2, "inspect m.onnx --op-types-to-exclude Convv", "did you mean Conv?"),
+    (2, "inspect m.onnx --nodes-to-exclude re:^$", "inspect"),
     (2, "m.onnx out.onnx --overwrite-input-shape image:1,3", "give 4 sizes"),
     (2, "m.onnx out.onnx --overwrite-input-shape picture:1,3,8,8", "image"),
     (2, "m.onnx out.onnx --overwrite-input-shape image:1,4,8,8", "3, not 4"),
@@ -103,7 +108,12 @@ WRONG: list[tuple[int, str, str]] = [
     (3, "m.onnx out.onnx --fast --max-ratio 0.01", "--max-ratio"),
     (3, "m.onnx out.onnx --fast --round-to 64", "--round-to"),
     (3, "m.onnx out.onnx --fast --round-to 64 --min-channels 50", "--min-channels and lower --round-to"),
-    (3, "m.onnx out.onnx --fast --nodes-to-exclude re:", "excluded by the user"),
+    (3, "m.onnx out.onnx --fast --nodes-to-exclude re:", "everything is excluded by --nodes-to-exclude"),
+    (
+        3,
+        "m.onnx out.onnx --fast --op-types-to-exclude Conv --nodes-to-exclude head*",
+        "by --nodes-to-exclude and --op-types-to-exclude",
+    ),
 ]
 
 

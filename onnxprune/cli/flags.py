@@ -73,7 +73,12 @@ def spread_flags(what: argparse._ActionsContainer) -> None:
 def stay_flags(parser: argparse.ArgumentParser) -> None:
     """What stays, and at which sizes the model is looked at."""
     keep = parser.add_argument_group("what stays")
-    keep.add_argument("--nodes-to-exclude", metavar="NODE", **MANY, help="names, globs, or re:REGULAR-EXPRESSION")
+    keep.add_argument(
+        "--nodes-to-exclude",
+        metavar="NODE",
+        **MANY,
+        help="names of nodes or of parameters, globs, or re:REGULAR-EXPRESSION",
+    )
     keep.add_argument("--op-types-to-exclude", metavar="OP", **MANY, help="operator types such as Gemm")
     keep.add_argument("--heads", action=argparse.BooleanOptionalAction, help="remove whole attention heads (default)")
     keep.add_argument(

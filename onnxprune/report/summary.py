@@ -29,6 +29,7 @@ ADVICE: tuple[tuple[str, dict[str, Any]], ...] = (
 """What may help where nothing goes, and what it does to the options; the likeliest first."""
 SIZES = ("not known", "run-time")
 """Words of the reasons that are none where every input has the size that it is given."""
+EXCLUDING = (("--nodes-to-exclude", "nodes_to_exclude"), ("--op-types-to-exclude", "op_types_to_exclude"))
 FOLLOWS = "with a fixed side"
 """How reasons end that only follow from what stands before: what a layer reads can be no narrower than it is given."""
 
@@ -81,6 +82,10 @@ def nothing(groups: Groups, options: Options) -> str:
         return f"the model has no weights that could be pruned{where}"
     if groups.prunable.any():
         return f"ratio {options.ratio} removes no unit inside the limits; {_helpful(groups, options)}"
+    weights = groups.trace.model.weights
+    if all(groups.trace.excluded(n) for n in groups.trace.nodes if not weights.keys().isdisjoint(n.input)):
+        by = [flag for flag, given in EXCLUDING if getattr(options, given)]
+        return f"everything is excluded by {' and '.join(by)}"
     why, share = _blocking(groups)
     said = f": {why.reason} ({why.op_type} '{why.node}'), which holds {share:.0%} of the parameters" if why else ""
     sized = why is not None and any(word in why.reason for word in SIZES)
