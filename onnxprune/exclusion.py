@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import chain
 
 from onnx import NodeProto
@@ -15,7 +15,7 @@ from onnx import NodeProto
 from onnxprune.errors import UsageError
 from onnxprune.model import Model, every_node, needs
 from onnxprune.options import Options
-from onnxprune.validation import pattern
+from onnxprune.validation import listed, pattern
 
 AXES = re.compile(r"\[\d+(,\d+)*\]( of .+)?\Z")
 """What a table adds to a parameter's name: its axes, and the use where there are others."""
@@ -64,5 +64,5 @@ def _matching(text: str, names: set[str]) -> set[str]:
 
 def _near(text: str, names: Iterable[str]) -> str:
     """The end of a message: what may have been meant."""
-    near: Sequence[str] = difflib.get_close_matches(text, sorted(set(names)), SHOWN)
-    return f"; did you mean {' or '.join(near)}?" if near else "; `onnxprune inspect` lists the names"
+    found = difflib.get_close_matches(text, sorted(set(names)), SHOWN)
+    return f"; did you mean {listed(found)}?" if found else "; `onnxprune inspect` lists the names"

@@ -8,6 +8,7 @@ from importlib.resources import files
 
 from onnxprune.cli import arguments
 from onnxprune.errors import UsageError
+from onnxprune.validation import near
 
 TOPICS = {
     "concepts": "unit, group, coupling, frozen, refit, fidelity: each word before it is used",
@@ -39,7 +40,8 @@ def run(argv: Sequence[str]) -> int:
         print("\n".join(f"{name:<14}{said}" for name, said in TOPICS.items()))
         return 0
     if topic not in TOPICS:
-        raise UsageError(f"no topic '{topic}' in the guide; choose {', '.join(TOPICS)}")
+        meant = near(topic, TOPICS) or f"; choose {', '.join(TOPICS)}"
+        raise UsageError(f"no topic '{topic}' in the guide{meant}")
     text = files("onnxprune").joinpath("guide", f"{topic}.md").read_text("utf-8")
     if not sys.stdout.isatty():
         print(text, end="")
