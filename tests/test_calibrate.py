@@ -404,7 +404,7 @@ def test_plain_random_inputs_where_nothing_else_runs() -> None:
 
 def test_a_model_that_runs_on_nothing() -> None:
     model = parsed("(float[N, 4] x) => (float y) { s = Size(x) y = Gather(table, s) }", table=np.ones(2, np.float32))
-    with pytest.raises(RuntimeFailure, match="--calib"):
+    with pytest.raises(RuntimeFailure, match="give data with calib"):
         run(model)
 
 

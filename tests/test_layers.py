@@ -19,11 +19,11 @@ HEAVY = {"onnx", "onnxruntime", "numpy"}
 
 # A package or a module of the top, from the street down: what it imports of the package, and which libraries never.
 HOUSE = [
-    ("cli", "api errors files frameworks guard measure model options planning report sweeping validation", HEAVY),
+    ("cli", "api errors files frameworks guard measure model options planning report sweeping unread validation", HEAVY),
     ("sweeping", "api errors files measure model options planning report results stages", HEAVY),
     ("frameworks", "api errors files model planning rewrite trace", {"onnx", "onnxruntime"}),
     (
-        "api", "auditing blame errors measure model options planning refit report results rewrite stages trace validation",
+        "api", "auditing blame errors measure model options planning refit report results rewrite stages trace unread validation",
         {"onnx", "onnxruntime"},
     ),
     ("auditing", "errors fit model options planning results rewrite stages trace", {"onnxruntime"}),
@@ -45,6 +45,7 @@ HOUSE = [
     ("run", "errors guard model options", set()),
     ("model", "errors files", {"onnxruntime"}),
     ("files", "errors", HEAVY),
+    ("unread", "errors options validation", HEAVY),
     ("validation", "errors options", HEAVY),
     ("results", "options", HEAVY),
     ("guard", "", HEAVY),

@@ -49,6 +49,11 @@ class Plan:
     fingerprint: str = ""
     reconstruct: str = ""
 
+    @property
+    def refits(self) -> bool:
+        """Whether its run gave the weights that stay other values."""
+        return self.reconstruct in ("ls", "merge")
+
     def to_json(self) -> dict[str, Any]:
         """What a plan's file holds: plain dicts, lists, strings and numbers."""
         groups = {

@@ -6,6 +6,7 @@ Knows flags and what is printed; the work is done by `sweep`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from onnxprune.cli import arguments, flags
@@ -53,6 +54,11 @@ def run(argv: Sequence[str]) -> int:
     """Do what the arguments ask for; 0, or an error that bears its exit code."""
     args = parser().parse(argv)
     options = flags.options(args)
+    from onnxprune.planning import uses_inputs
+
+    ways = [replace(options, criterion=name).resolved() for name in args.criteria or [""]]
+    reads = not args.validate or any(map(uses_inputs, ways))
+    flags.refuse_unread(args, options, inputs=reads, times=args.benchmark)
     folder: Path = args.OUT_FOLDER
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; a sweep writes into a folder")
