@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore", RuleFailed)  # the table of what is frozen says it
     try:
         name, rest = (args[0], args[1:]) if args[:1] and args[0] in COMMANDS else ("prune", args)
-        if name == "prune" and rest is args and args[:1] and not os.path.exists(args[0]):
+        if rest is args and args and args[0][:1] != "-" and not os.path.exists(args[0]):
             _check_command(args[0])
         code: int = import_module(f"onnxprune.cli.commands.{name.replace('-', '_')}").run(rest)
         sys.stdout.flush()
