@@ -218,12 +218,12 @@ def test_wrong_sources(tmp_path: Path) -> None:
     (tmp_path / "pb").mkdir()
     (tmp_path / "pb" / "input_0.pb").write_text("hello")
     for data, says in [
-        (tmp_path / "none.npz", "no such file"),
+        (tmp_path / "none.npz", "does not exist"),
         (tmp_path / "text.npz", "not plain arrays"),
         (tmp_path / "empty", "nothing to read"),
         (tmp_path / "junk", "pictures need a model"),
         (tmp_path / "pb", "not an ONNX tensor"),
-        (f"{tmp_path}/none.py:f", "no such file"),
+        (f"{tmp_path}/none.py:f", "does not exist"),
         (f"{tmp_path}/s.py:x", "no function 'x'"),
         (f"{tmp_path}/s.py:bad", "ValueError: no"),
         (f"{tmp_path}/s.py:number", "not a int"),

@@ -285,7 +285,7 @@ def test_bfloat16_stays(files: Path) -> None:
     ("arguments", "message"),
     [
         (("plan.json", "weights.bin", "out.safetensors"), "weights.bin: weights are read and written as"),
-        (("plan.json", "missing.safetensors", "out.safetensors"), "no such file"),
+        (("plan.json", "missing.safetensors", "out.safetensors"), "does not exist"),
         (("plan.json", "weights.safetensors", "out.npz"), "out.npz: weights are read and written as"),
         (("plan.json", "weights.safetensors", "weights.safetensors"), "both read and written"),
         (("plan.json", "broken.safetensors", "out.safetensors"), "not a complete safetensors file"),

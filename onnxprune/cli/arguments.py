@@ -72,6 +72,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     """What a file of flags holds; UsageError where it cannot be read or is no TOML."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist; --config takes a TOML file of flags") from None
     except OSError as error:
         raise UsageError(f"{path or '--config'}: {error.strerror}; --config takes a TOML file of flags") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

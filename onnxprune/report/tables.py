@@ -161,6 +161,10 @@ def _times(before: float, after: float) -> tuple[str, str, str]:
     return f"{before:.3g} ms", f"{after:.3g} ms", f"{after / before:.1%}"
 
 
+def _faster(speedup: float) -> str:
+    return f"{speedup:.2f} times faster" if speedup >= 1 else f"{1 / speedup:.2f} times slower"
+
+
 def _print_latency(report: Report, console: Console) -> None:
     measured = (report.latency or {}).get("measured")
     if not measured:
@@ -169,7 +173,7 @@ def _print_latency(report: Report, console: Console) -> None:
     macs = f" (MACs {report.before.macs / report.after.macs:.2f} times fewer)" if report.after.macs else ""
     threads = measured["threads"] or f"default, {measured['cores']} cores"
     console.print(
-        f"latency: {measured['speedup']:.2f} times faster{macs}; median {before['median']:.3g} -> "
+        f"latency: {_faster(measured['speedup'])}{macs}; median {before['median']:.3g} -> "
         f"{after['median']:.3g} ms (quartiles {before['low']:.3g}-{before['high']:.3g}, {after['low']:.3g}-"
         f"{after['high']:.3g}), {min(measured['runs']):,} runs each in turns, batch {measured['batch']}, threads "
         f"{threads}, {', '.join(measured['providers'])}"

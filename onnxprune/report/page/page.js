@@ -230,7 +230,7 @@ function showReport() {
   if (times) {
     const [was, is] = [times.before, times.after].map((t) => t.median ?? t);
     const how = times.speedup ? `measured, ${whole(times.threads) === "0" ? "default" : whole(times.threads)} threads` : "predicted";
-    figures.push(figure("latency", `${(was / is).toFixed(2)} times faster`, `${brief(is)} of ${brief(was)} ms, ${how}`, is / was));
+    figures.push(figure("latency", is > was ? `${(is / was).toFixed(2)} times slower` : `${(was / is).toFixed(2)} times faster`, `${brief(is)} of ${brief(was)} ms, ${how}`, is / was));
   }
   const errors = story?.output_error;
   page.append(el("div", { class: "figures" }, ...figures), facts([
