@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 exit codes: 0 done, 1 a check or a gate failed (OUT is not written), 2 wrong usage, 3 nothing can be pruned as
-asked, 4 the runtime, a provider or the disk failed.
+asked, 4 the runtime, a provider or the disk failed, 130 interrupted.
 other jobs: onnxprune inspect | verify | compare | sweep | apply-plan, each with --help; onnxprune help: the guide."""
 
 
