@@ -85,6 +85,11 @@ def test_a_flag_that_somebody_reads(flags: str, folder: Path) -> None:
     assert main(["m.onnx", "out.onnx", "-q", *flags.split()]) == 0
 
 
+@pytest.mark.parametrize("flags", ["--metric cosine", "--calib d.npz --calib-samples 8 --mean 0.5", "--validate d.npz"])
+def test_a_sweep_measures_quality_in_any_case(flags: str, folder: Path) -> None:
+    assert main(["sweep", "m.onnx", "s", "-q", "--fast", "--ratios", "0.3", "--jobs", "1", *flags.split()]) == 0
+
+
 def test_time_is_measured_for_a_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(folder / "cache"))
     assert main(["m.onnx", "out.onnx", "-q", "--fast", "--round-to", "auto", "--threads", "1", "--batch", "2"]) == 0

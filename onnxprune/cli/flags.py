@@ -230,14 +230,17 @@ def options(args: argparse.Namespace) -> Options:
     return Options(**given)
 
 
-def refuse_unread(args: argparse.Namespace, options: Options, *, inputs: bool, times: bool = False) -> None:
+def refuse_unread(
+    args: argparse.Namespace, options: Options, *, inputs: bool, data: bool = False, times: bool = False
+) -> None:
     """UsageError for a flag that was given and that nobody would read. inputs: whether any would be run, beyond those
-    of --validate. times: whether any would be measured beyond what the plan needs."""
+    that quality is measured on. data: whether that is measured without --validate, too. times: whether time is
+    measured beyond what the plan needs."""
     asked = {name for name, value in vars(args).items() if value is not None and value is not False and value != ""}
     asked |= vars(args).keys() & Options.__dataclass_fields__.keys()
     gates = not asked.isdisjoint(("max_drop", "min_agreement", "min_cosine"))
     times = times or options.of == "latency" or options.round_to == 0
-    unread.check(asked, unread.Run(inputs, "validate" in asked, times, "plan" in asked, gates, options.fast))
+    unread.check(asked, unread.Run(inputs, data or "validate" in asked, times, "plan" in asked, gates, options.fast))
 
 
 def model_argument(parser: argparse.ArgumentParser, name: str = "IN") -> None:

@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
     """Do what the arguments ask for; 0, or an error that bears its exit code."""
     args = parser().parse(argv)
     options = flags.options(args)
-    flags.refuse_unread(args, options, inputs=_runs_inputs(args, options), times=args.benchmark)
+    flags.refuse_unread(args, options, inputs=_runs_inputs(args, options), data=True, times=args.benchmark)
     folder: Path = args.OUT_FOLDER
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; a sweep writes into a folder")
