@@ -28,6 +28,8 @@ SHOWN = 3
 def excluded(given: Model, working: Model, options: Options) -> Callable[[NodeProto], bool]:
     """Whether a node of `working`, the model as it is traced, is left alone. `given`: the model as the user sees it,
     whose constants are still nodes. UsageError where a name or a type is of nothing there."""
+    if not options.nodes_to_exclude and not options.op_types_to_exclude:
+        return lambda node: False
     nodes = [*every_node(given.graph), *every_node(working.graph)]
     types = set(options.op_types_to_exclude)
     known_types = {t for node in nodes for t in _types(node)}

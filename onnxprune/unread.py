@@ -46,8 +46,6 @@ ROWS: tuple[tuple[tuple[str, ...], Callable[[Run], bool], str], ...] = (
     (("keep_on_fail",), lambda run: run.gates, "{flag} needs a gate; give --max-drop, --min-agreement or --min-cosine"),
 )  # fmt: skip
 """(what may be asked for, where it is read, what is said where it is not)."""
-
-
 DIALS = {"calib_samples", "calib_batch", "threads", "batch"}
 """How much and how fast: in a program the same numbers may go with many calls, and where one turns nothing no harm is
 done. Whoever types one means it."""

@@ -183,8 +183,8 @@ def first_class(outputs: Any, reference: Any) -> Any:
 
 def test_functions_are_criteria_data_and_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(criteria, "OWN", {})
-    for criterion in (heaviest_last, last_first):
-        done = onnxprune.prune(TINY, criterion=criterion, scope="local", calib=feeds, reconstruct="none")
+    for criterion, calib in ((heaviest_last, None), (last_first, feeds)):
+        done = onnxprune.prune(TINY, criterion=criterion, scope="local", calib=calib, reconstruct="none")
         assert done.report.options.criterion == criterion.__name__
         assert done.report.after.parameters < done.report.before.parameters
     done = onnxprune.prune(TINY, fast=True, validate=feeds, metric=first_class)
