@@ -15,7 +15,8 @@ from onnxprune.cli.terminal import console
 EPILOG = """\
 PRUNED must be DENSE without what PLAN removes, for every value of the weights. Where the plan's run refitted weights,
 their shapes and places are proven, and the error of the outputs is measured on --calib or made-up inputs.
-exit codes: 0 proven, 1 it is not what the plan leaves, 2 wrong usage, 4 the runtime failed."""
+exit codes: 0 proven, 1 it is not what the plan leaves, 2 wrong usage, 4 the runtime failed,
+130 interrupted."""
 
 
 def parser() -> arguments.Parser:
