@@ -31,11 +31,7 @@ def excluded(given: Model, working: Model, options: Options) -> Callable[[NodePr
     if not options.nodes_to_exclude and not options.op_types_to_exclude:
         return lambda node: False
     nodes = [*every_node(given.graph), *every_node(working.graph)]
-    types = set(options.op_types_to_exclude)
-    known_types = {t for node in nodes for t in _types(node)}
-    for kind in options.op_types_to_exclude:
-        if kind not in known_types:
-            raise UsageError(f"--op-types-to-exclude {kind}: the model has no such operator{_near(kind, known_types)}")
+    types = _existing_types(options.op_types_to_exclude, nodes)
     names = {node.name for node in nodes} - {""}
     parameters = {name for node in nodes for name in needs(node) if name in working.weights}
     left: set[str] = set()
@@ -48,6 +44,15 @@ def excluded(given: Model, working: Model, options: Options) -> Callable[[NodePr
         left |= found
         read |= held
     return lambda node: node.name in left or not types.isdisjoint(_types(node)) or not read.isdisjoint(node.input)
+
+
+def _existing_types(types: Iterable[str], nodes: Iterable[NodeProto]) -> set[str]:
+    """These types of operators; UsageError where the model has none of one."""
+    known = {kind for node in nodes for kind in _types(node)}
+    for kind in types:
+        if kind not in known:
+            raise UsageError(f"--op-types-to-exclude {kind}: the model has no such operator{_near(kind, known)}")
+    return set(types)
 
 
 def _types(node: NodeProto) -> tuple[str, ...]:
