@@ -13,13 +13,26 @@ from typing import Any, Literal, Unpack
 
 import numpy as np
 
+from onnxprune import unread
 from onnxprune.auditing import audited
 from onnxprune.blame import blame_model
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.measure import Comparison, Gates, compared
 from onnxprune.model import Model
 from onnxprune.options import OptionKeywords, Options, Progress
-from onnxprune.planning import Decision, Plan, criteria, curves, decide, plan_of, planner, profile, removed_by, settled
+from onnxprune.planning import (
+    Decision,
+    Plan,
+    criteria,
+    curves,
+    decide,
+    plan_of,
+    planner,
+    profile,
+    removed_by,
+    settled,
+    uses_inputs,
+)
 from onnxprune.refit import folded, merged, refitted, replayed
 from onnxprune.report import Report, frozen, infos, notes, nothing, predicted, report_html, report_text
 from onnxprune.results import Compared, Inspection, Verified
@@ -75,6 +88,7 @@ def prune(
     Raises UsageError (bad input), NothingToPrune, CheckFailed (a proof or a gate failed), RuntimeFailure (ONNX Runtime,
     a provider, the disk)."""
     options = _asked(options, keywords)
+    _refuse_unread(options, keywords, validate is not None, plan is not None)
     comparison = None if validate is None else compared(model, validate, options, metric)
     if gates and comparison is None:
         raise UsageError("`gates` need data: give it with `validate`")
@@ -106,6 +120,7 @@ def largest(
     on the ratio (inputs, statistics, curves) is worked out once. CheckFailed where none is small enough. The smaller
     models are taken to be the worse ones."""
     options = _asked(options, keywords)
+    _refuse_unread(options, keywords)
     clock = Clock(progress)
     groups = analysed(_loaded(model, clock), options, clock)
     clock("decide")
@@ -136,6 +151,14 @@ def _asked(options: Options | None, keywords: OptionKeywords) -> Options:
     if callable(said.get("criterion")):
         said["criterion"] = criteria.named(said["criterion"])
     return checked(given(options, said))
+
+
+def _refuse_unread(options: Options, keywords: OptionKeywords, data: bool = False, plan: bool = False) -> None:
+    """UsageError for a keyword of this call that nobody would read. An Options may serve several calls: what it holds
+    is not asked."""
+    asked = unread.differing({**keywords})
+    times = options.of == "latency" or options.round_to == 0
+    unread.check(asked, unread.Run(uses_inputs(options.resolved()), data, times, plan, fast=options.fast))
 
 
 def _loaded(model: Any, clock: Clock) -> Model:
@@ -211,6 +234,7 @@ def compare(
 def plan(model: Any, options: Options | None = None, **keywords: Unpack[OptionKeywords]) -> Plan:
     """The plan that `prune` would apply."""
     options = _asked(options, keywords)
+    _refuse_unread(options, keywords)
     groups = analysed(Model.load(model), options, Clock())
     options = settled(groups, options)
     return plan_of(groups, groups.kept_ids(decide(groups, options).removed), options)
@@ -260,7 +284,7 @@ def verify(
     groups = analysed(Model.load(model), options, Clock())
     kept = groups.kept_ids(removed_by(groups, plan, force_plan))
     small = pruned if isinstance(pruned, Model) else Model.load(pruned)
-    free = plan.reconstruct in ("ls", "merge", "fold") if refitted is None else refitted
+    free = plan.refits if refitted is None else refitted
     return audited(groups, kept, small, free, options)
 
 

@@ -6,16 +6,42 @@ Knows nothing else of the package.
 from __future__ import annotations
 
 import errno
+import re
+
+FLAG = re.compile(
+    r"(?<![\w-])--(?!save-plan|verbose|report|graph|config)([a-z][a-z-]*)(?: (?=['\d-])('[^']*'|-?[\d.]+(?!\w)))?"
+)
+"""A flag that has a keyword beside it in Python, with a value where one follows."""
+KEYWORDS = {
+    "fast": "fast=True", "residual": "residual='all'", "no-residual": "residual='none'", "no-heads": "heads=False",
+    "overwrite-input-shape": "input_shapes", "force-plan": "force_plan=True", "refitted": "refitted=True",
+}  # fmt: skip
+"""What flags are in Python that are not simply the keyword of their name."""
+
+
+def in_python(text: str) -> str:
+    """A message that names flags, for whoever has typed keywords: `--calib-samples 0` is `calib_samples=0`."""
+
+    def keyword(found: re.Match[str]) -> str:
+        name = KEYWORDS.get(found[1], found[1].replace("-", "_"))
+        return f"{name}={found[2]}" if found[2] else name
+
+    return FLAG.sub(keyword, text)
 
 
 class OnnxPruneError(Exception):
-    """Base of every error raised on purpose; ``message`` is one line, ``exit_code`` is what the CLI returns."""
+    """Base of every error raised on purpose; ``message`` is one line, ``exit_code`` is what the CLI returns.
+
+    The message names flags, as the command line has them; as text the error names keywords, as Python has them."""
 
     exit_code: int = 1
 
     def __init__(self, message: object = "") -> None:
         self.message: str = " ".join(str(message).split())
         super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return in_python(self.message)
 
 
 class UsageError(OnnxPruneError):

@@ -31,8 +31,8 @@ class Options:
     memory: bytes that the process may take: as many inputs are looked at as fit, of those that are asked for; what
     needs more for statistics alone is refused.
     max_ratio: at most this share of any group, in every scope.
-    round_to: kept counts are rounded to the nearest multiple of this; 0: of what wastes no time in this runtime on
-    this machine, as measured. With `of` "latency" this is so unless the multiple is 2 or more.
+    round_to: kept counts are rounded to the nearest multiple of this; "auto" (0): of what wastes no time in this
+    runtime on this machine, as measured. With `of` "latency" this is so unless the multiple is 2 or more.
     threads, batch: what time is measured with: threads inside an operator (0: the runtime's default) and samples.
     residual: which units of branches that are added may go. "conv" (the default): those of convolutional streams, but
     none that cross a normalisation over their own axis (a transformer's residual width); "all" or "none".
@@ -98,7 +98,7 @@ class OptionKeywords(TypedDict, total=False):
     heads: bool
     residual: Literal["none", "conv", "all"]
     min_channels: int
-    round_to: int
+    round_to: int | Literal["auto"]
     max_ratio: float
     nodes_to_exclude: Sequence[str]
     op_types_to_exclude: Sequence[str]

@@ -20,7 +20,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class GroupInfo:
-    """One connected component of the dependency graph: `units` of which `prunable` may go; `kept` after pruning."""
+    """One connected component of the dependency graph: `units` of which `prunable` may go; `kept` after pruning.
+
+    nodes: names of the nodes that read its parameters (`layers`). rows: how many rows of equal size its units make up,
+    which may go whole: heads, or the groups of a convolution; 0 where they make up none."""
 
     name: str
     layers: tuple[str, ...]
@@ -31,6 +34,8 @@ class GroupInfo:
     macs: int
     kind: Literal["channel", "head"] = "channel"
     crosses_norm: bool = False
+    nodes: tuple[str, ...] = ()
+    rows: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import onnx
 
 from onnxprune import guard, rehearsal
 from onnxprune.errors import CheckFailed, NothingToPrune
+from onnxprune.exclusion import excluded
 from onnxprune.model import Model
 from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria, profile
@@ -23,7 +24,7 @@ from onnxprune.run import opened
 from onnxprune.shapes import Shapes, declare, footprint, hazards, infer
 from onnxprune.trace import Groups, Labels, Mask, Trace, build
 from onnxprune.trace.rules import RULES
-from onnxprune.validation import pattern, validated
+from onnxprune.validation import validated
 
 ROUNDS = 6
 """Tracing is run again while it learns which axes of a parameter belong together; a handful of rounds settles it."""
@@ -71,6 +72,7 @@ def analysed(source: Model, options: Options, clock: Clock) -> Groups:
     _check_inputs(source)
     with rehearsal.begun(source, options) as tried:
         working = source.normalised()
+        alone = excluded(source, working, options)
         clock("shapes")
         tried.wait_until_inferred(len(working.graph.node))
         shapes = infer(working, options.input_shapes, options.memory)
@@ -78,7 +80,7 @@ def analysed(source: Model, options: Options, clock: Clock) -> Groups:
         footprint.check(working, shapes.passes[0], options.memory)
         hazards.check(working, shapes.passes[0])
         clock("trace")
-        traced = _traced(working, shapes, options)
+        traced = _traced(working, shapes, alone)
         guard.wait_for(profile.macs(traced), sum(w.nbytes for w in working.weights.values()))
         clock("group")
         groups = build(traced, options.heads)
@@ -86,10 +88,10 @@ def analysed(source: Model, options: Options, clock: Clock) -> Groups:
     return groups
 
 
-def _traced(working: Model, shapes: Shapes, options: Options) -> Trace:
+def _traced(working: Model, shapes: Shapes, alone: Callable[[onnx.NodeProto], bool]) -> Trace:
     structures: dict[Any, Any] = {}
     for _ in range(ROUNDS):
-        traced = Trace(working, shapes, Labels(), structures, excluded=_excluded(options))
+        traced = Trace(working, shapes, Labels(), structures, excluded=alone)
         traced.run(RULES)
         more = {
             k: [*structures.get(k, []), *(a for a in v if a not in structures.get(k, []))]
@@ -99,12 +101,6 @@ def _traced(working: Model, shapes: Shapes, options: Options) -> Trace:
             break
         structures = structures | more
     return traced
-
-
-def _excluded(options: Options) -> Callable[[onnx.NodeProto], bool]:
-    types = set(options.op_types_to_exclude)
-    patterns = [pattern(name) for name in options.nodes_to_exclude]
-    return lambda node: node.op_type in types or any(p.search(node.name) for p in patterns)
 
 
 def proven(groups: Groups, removed: Mask, options: Options, clock: Clock) -> tuple[Rewritten, Mask, Proof, float]:

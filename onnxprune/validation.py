@@ -35,7 +35,7 @@ RULES: tuple[Rule, ...] = (
     ("calib_batch", lambda n: n >= 1, "is not at least 1"),
     ("mean", all_of(math.isfinite), "is not numbers, such as 0.485,0.456,0.406"),
     ("std", all_of(lambda x: 0 < x < math.inf), "is not numbers above 0, such as 0.229,0.224,0.225"),
-    ("scale", lambda x: 0 < x < math.inf, "is not above 0; 0.00392 (1/255) brings pixels into 0..1"),
+    ("scale", lambda x: 0 < x < math.inf, "is not a number above 0; 1/255 brings pixels into 0..1"),
     ("memory", lambda n: n >= 1 << 20, "is not at least 1 MiB (1M); 4G is usual"),
     ("round_to", lambda n: n >= 0, "is not auto (0) or from 1 on"),
     ("min_channels", lambda n: n >= 1, "is not at least 1"),
@@ -62,6 +62,8 @@ SWITCHES = {f.name for f in fields(Options) if type(f.default) is bool}
 OPTIONAL = {f.name for f in fields(Options) if f.default is None}
 GATES = {"max_drop", "min_agreement", "min_cosine"}
 """Flags that are no options: in Python they are fields of `Gates`."""
+AUTO: Any = "auto"
+"""Of `round_to`: to be found out, which is 0 from here on."""
 NAMES = ("nodes_to_exclude", "op_types_to_exclude", "providers")
 
 
@@ -80,19 +82,20 @@ def given(options: Options | None, keywords: Mapping[str, Any] | OptionKeywords)
         if name in GATES:
             raise TypeError(f"'{name}' is a gate: write validate=data, gates=Gates({name}=...)")
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise TypeError(f"there is no option '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+            raise TypeError(f"there is no option '{name}'{near(name, known)}")
     return validated(replace(options or Options(), **keywords))
 
 
 def validated(options: Options) -> Options:
-    """The same options, a single name as a list of one. UsageError where one of them cannot be what it is."""
-    single: dict[str, Any] = {n: (x,) for n in NAMES if isinstance(x := getattr(options, n), str)}
-    options = replace(options, **single)
+    """The same options, a single name as a list of one, "auto" as the number that stands for it. UsageError where one
+    of them cannot be what it is; whoever comes by the command line has been told before, as the flags are read."""
+    plain: dict[str, Any] = {n: (x,) for n in NAMES if isinstance(x := getattr(options, n), str)}
+    plain |= {"round_to": 0} if options.round_to == AUTO else {}
+    options = replace(options, **plain)
     for name in (f.name for f in fields(options)):
         value = getattr(options, name)
         if wrong := objection(name, value):
-            raise UsageError(f"{flag(name)} {value!r} {wrong}")
+            raise UsageError(f"{name}={value!r} {wrong}")
     for name in options.nodes_to_exclude:
         pattern(name)  # says which is none
     return options
@@ -102,7 +105,21 @@ def objection(name: str, value: Any) -> str:
     """Why an option cannot have this value, as the end of a sentence that begins with the value; "" where it can."""
     if value is None and name in OPTIONAL:
         return ""
-    return _wrong_kind(name, value) or next((w for n, holds, w in RULES if n == name and not holds(value)), "")
+    if wrong := _wrong_kind(name, value):
+        return "; ".join([wrong, *WORDS.get(name, "").split("; ")[1:]])
+    return next((w for n, holds, w in RULES if n == name and not holds(value)), "")
+
+
+def listed(words: Iterable[str]) -> str:
+    """a, b or c; an empty word is none."""
+    *most, last = filter(None, words)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def near(word: str, words: Iterable[str]) -> str:
+    """The end of a message about a word that is none of these: which one may have been meant."""
+    found = difflib.get_close_matches(word, sorted(words), 1)
+    return f"; did you mean '{found[0]}'?" if found else ""
 
 
 def _wrong_kind(name: str, value: Any) -> str:
@@ -115,7 +132,7 @@ def _wrong_kind(name: str, value: Any) -> str:
     if name in SWITCHES:
         return "" if truth else "is not True or False"
     if name in CHOICES and value not in CHOICES[name]:
-        return f"is not {' or '.join(filter(None, CHOICES[name]))}"
+        return f"is not {listed(CHOICES[name])}"
     return ""
 
 

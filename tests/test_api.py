@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ import onnxprune
 from onnxprune.cli.commands import prune as prune_command
 from onnxprune.options import OptionKeywords, Options
 from onnxprune.planning import criteria
-from onnxprune.validation import CHOICES, NUMBERS, RULES, flag, given, objection
+from onnxprune.validation import AUTO, CHOICES, NUMBERS, RULES, flag, given, objection
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "models" / "tiny_conv.onnx"
@@ -40,6 +40,7 @@ def test_keywords_are_the_fields_of_options() -> None:
     given, kept = get_type_hints(OptionKeywords), get_type_hints(Options)
     assert str in get_args(given.pop("criterion"))  # which may be a function, too
     assert kept.pop("criterion") is str
+    assert given.pop("round_to") == kept.pop("round_to") | Literal["auto"]  # a number once it is checked
     assert given == kept
     assert OptionKeywords.__optional_keys__ == {f.name for f in fields(Options)}
 
@@ -60,15 +61,18 @@ def test_a_result_saves_shows_and_describes_itself(result: onnxprune.Result, tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ratio": "0.3"}, "--ratio '0.3' is not a number"),
-        ({"ratio": True}, "--ratio True is not a number"),
-        ({"ratio": 1.5}, "--ratio 1.5 is not between 0 and 1"),
-        ({"scope": "everywhere"}, "--scope 'everywhere' is not local or global or sensitivity or pq"),
-        ({"fast": 1}, "--fast 1 is not True or False"),
-        ({"calib_samples": 0}, "--calib-samples 0 is not at least 1"),
-        ({"memory": 1024}, "--memory 1024 is not at least 1 MiB"),
-        ({"max_ratio": 0}, "--max-ratio 0 is not in"),
-        ({"nodes_to_exclude": "re:["}, "not a regular expression"),
+        ({"ratio": "0.3"}, "ratio='0.3' is not a number"),
+        ({"ratio": True}, "ratio=True is not a number"),
+        ({"ratio": 1.5}, "ratio=1.5 is not between 0 and 1"),
+        ({"scope": "everywhere"}, "scope='everywhere' is not local, global, sensitivity or pq"),
+        ({"fast": 1}, "fast=1 is not True or False"),
+        ({"calib_samples": 0}, "calib_samples=0 is not at least 1"),
+        ({"memory": 1024}, "memory=1024 is not at least 1 MiB"),
+        ({"max_ratio": 0}, "max_ratio=0 is not in"),
+        ({"residual": "no"}, "residual='no' is not none, conv or all"),
+        ({"round_to": "many"}, "round_to='many' is not a whole number"),
+        ({"nodes_to_exclude": "re:["}, "nodes_to_exclude re:[: not a regular expression"),
+        ({"op_types_to_exclude": "Convv"}, "op_types_to_exclude Convv: the model has no such operator"),
         ({"criterion": "l3"}, "no criterion 'l3'"),
     ],
 )  # fmt: skip
@@ -113,10 +117,29 @@ def test_every_rule_is_of_an_option() -> None:
 def test_a_flag_refuses_in_the_words_of_the_keyword(name: str, value: Any, text: str) -> None:
     words = objection(name, value)
     assert words
-    with pytest.raises(onnxprune.UsageError, match=re.escape(f"{flag(name)} {value!r} {words}")):
+    with pytest.raises(onnxprune.UsageError, match=re.escape(f"{name}={value!r} {words}")):
         onnxprune.prune(TINY, **{name: value})
-    with pytest.raises(onnxprune.UsageError, match=re.escape(f"argument {flag(name)}: {text!r} {words}")):
+    with pytest.raises(onnxprune.UsageError) as refused:
         prune_command.parser().parse([str(TINY), "out.onnx", f"{flag(name)}={text}"])
+    assert f"argument {flag(name)}: {text!r} {words}" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("flags", "keywords"),
+    [
+        ("allow it with --memory 5G, or give --fast", "allow it with memory 5G, or give fast=True"),
+        ("not even --ratio 0.016 does", "not even ratio=0.016 does"), ("--scope 'x' is", "scope='x' is"),
+        ("leave out --no-heads", "leave out heads=False"), ("made by --save-plan", "made by --save-plan"),
+        ("more than --max-drop 0.01", "more than max_drop=0.01"), ("--metric top-1 needs", "metric top-1 needs"),
+    ],
+)  # fmt: skip
+def test_errors_speak_python_in_python_and_flags_on_the_command_line(flags: str, keywords: str) -> None:
+    error = onnxprune.UsageError(flags)
+    assert (str(error), error.message) == (keywords, flags)
+
+
+def test_auto_is_a_multiple_in_python_too() -> None:
+    assert given(None, {"round_to": "auto"}) == given(None, {"round_to": 0}) == given(Options(round_to=AUTO), {})
 
 
 def test_a_name_alone_is_one_name() -> None:
@@ -160,8 +183,8 @@ def first_class(outputs: Any, reference: Any) -> Any:
 
 def test_functions_are_criteria_data_and_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(criteria, "OWN", {})
-    for criterion in (heaviest_last, last_first):
-        done = onnxprune.prune(TINY, criterion=criterion, scope="local", calib=feeds, reconstruct="none")
+    for criterion, calib in ((heaviest_last, None), (last_first, feeds)):
+        done = onnxprune.prune(TINY, criterion=criterion, scope="local", calib=calib, reconstruct="none")
         assert done.report.options.criterion == criterion.__name__
         assert done.report.after.parameters < done.report.before.parameters
     done = onnxprune.prune(TINY, fast=True, validate=feeds, metric=first_class)

@@ -218,12 +218,12 @@ def test_wrong_sources(tmp_path: Path) -> None:
     (tmp_path / "pb").mkdir()
     (tmp_path / "pb" / "input_0.pb").write_text("hello")
     for data, says in [
-        (tmp_path / "none.npz", "no such file"),
+        (tmp_path / "none.npz", "does not exist"),
         (tmp_path / "text.npz", "not plain arrays"),
         (tmp_path / "empty", "nothing to read"),
         (tmp_path / "junk", "pictures need a model"),
         (tmp_path / "pb", "not an ONNX tensor"),
-        (f"{tmp_path}/none.py:f", "no such file"),
+        (f"{tmp_path}/none.py:f", "does not exist"),
         (f"{tmp_path}/s.py:x", "no function 'x'"),
         (f"{tmp_path}/s.py:bad", "ValueError: no"),
         (f"{tmp_path}/s.py:number", "not a int"),
@@ -417,7 +417,7 @@ def test_plain_random_inputs_where_nothing_else_runs() -> None:
 
 def test_a_model_that_runs_on_nothing() -> None:
     model = parsed("(float[N, 4] x) => (float y) { s = Size(x) y = Gather(table, s) }", table=np.ones(2, np.float32))
-    with pytest.raises(RuntimeFailure, match="--calib"):
+    with pytest.raises(RuntimeFailure, match="give data with calib"):
         run(model)
 
 

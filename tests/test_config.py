@@ -46,11 +46,12 @@ def test_flags_win(tmp_path: Path, flags: list[str]) -> None:
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_the_file_is_said(tmp_path: Path, text: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError) as refused:
         parsed(tmp_path, text)
+    assert says in refused.value.message
 
 
 @pytest.mark.parametrize("name", ["no.toml", ""])
 def test_no_such_file(name: str) -> None:
-    with pytest.raises(UsageError, match="--config"):
+    with pytest.raises(UsageError, match="config"):
         prune.parser().parse(["in.onnx", "out.onnx", "--config", name])

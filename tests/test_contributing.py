@@ -1,8 +1,11 @@
-"""CONTRIBUTING's walk through adding an operator and a criterion shows what is in the files, and its picture what is traced."""
+"""CONTRIBUTING's walk through adding an operator and a criterion shows what is in the files, and the picture of
+`onnxprune help how-it-works` what is traced."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -32,13 +35,25 @@ def test_a_step_is_in_its_file(block: str) -> None:
 
 def test_every_file_of_the_way_exists() -> None:
     named = [n for row in re.findall(r"^\| (`.*?) \|", SECTION, re.MULTILINE) for n in re.findall(r"`(.*?)`", row)]
-    assert len(named) > 20
+    _, found, _ = SECTION.partition("| you want to change | look at |\n")
+    named += [n for row in found.split("\n\n")[0].splitlines() for n in re.findall(r"`(.*?)`", row)]
+    assert len(named) > 40
     for name in named:
         assert (ROOT / "onnxprune" / name).exists(), name
 
 
 def test_every_criterion_is_in_the_help() -> None:
     assert {*flags.CRITERIA.split(", "), "obs"} == {*criteria.WEIGHTS, *criteria.UNITS}
+
+
+@pytest.mark.parametrize("test", re.findall(r"python -m\s+pytest\s+(tests/\w+\.py -k \w+)", SECTION))
+def test_the_command_that_tries_one_finds_tests(test: str) -> None:
+    path, _, name = test.split()
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", path, "-k", name],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout
 
 
 def test_the_picture_of_a_traced_block() -> None:

@@ -17,6 +17,8 @@ from onnx import numpy_helper
 from onnxprune.cli import main
 from onnxprune.cli.commands import help as guide
 from onnxprune.cli.commands import prune, sweep
+from onnxprune.planning import criteria
+from onnxprune.trace.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 GUIDE = sorted((ROOT / "onnxprune" / "guide").glob("*.md"))
@@ -117,6 +119,19 @@ def test_the_guide_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out == said(path)
     assert main(["help", "nothing"]) == 2
     assert "choose concepts" in capsys.readouterr().err
+
+
+def test_every_operator_that_has_a_rule_is_listed() -> None:
+    listed: dict[str, list[str]] = {}
+    for domain, names in re.findall(r"^## (\S+)\n\n([^#]*)", said(ROOT / "onnxprune" / "guide" / "operators.md"), re.MULTILINE):
+        listed[domain] = re.split(r",\s+", names.strip())
+    found = [name if domain == "ONNX" else f"{domain}::{name}" for domain, names in listed.items() for name in names]
+    assert sorted(found) == sorted(RULES)
+
+
+def test_every_criterion_is_described() -> None:
+    (row,) = [line for line in said(ROOT / "onnxprune" / "guide" / "flags.md").splitlines() if "| `--criterion NAME`" in line]
+    assert set(re.findall(r"`([a-z][a-z0-9-]*)`", row)) == {*criteria.WEIGHTS, *criteria.UNITS}
 
 
 def test_readme_is_short() -> None:

@@ -19,15 +19,16 @@ HEAVY = {"onnx", "onnxruntime", "numpy"}
 
 # A package or a module of the top, from the street down: what it imports of the package, and which libraries never.
 HOUSE = [
-    ("cli", "api errors files frameworks guard measure model options planning report sweeping validation", HEAVY),
+    ("cli", "api errors files frameworks guard measure model options planning report sweeping unread validation", HEAVY),
     ("sweeping", "api errors files measure model options planning report results stages", HEAVY),
     ("frameworks", "api errors files model planning rewrite trace", {"onnx", "onnxruntime"}),
     (
-        "api", "auditing blame errors measure model options planning refit report results rewrite stages trace validation",
+        "api", "auditing blame errors measure model options planning refit report results rewrite stages trace unread validation",
         {"onnx", "onnxruntime"},
     ),
     ("auditing", "errors fit model options planning results rewrite stages trace", {"onnxruntime"}),
-    ("stages", "errors guard model options planning prove rehearsal results rewrite run shapes trace validation", {"onnxruntime", "numpy"}),
+    ("stages", "errors exclusion guard model options planning prove rehearsal results rewrite run shapes trace validation", {"onnxruntime", "numpy"}),
+    ("exclusion", "errors model options validation", {"onnxruntime", "numpy"}),
     ("rehearsal", "blame errors guard model options", {"onnxruntime", "numpy"}),
     ("blame", "data errors model options run shapes", HEAVY),
     ("report", "errors files model options planning results trace", {"onnx", "onnxruntime"}),
@@ -44,6 +45,7 @@ HOUSE = [
     ("run", "errors guard model options", set()),
     ("model", "errors files", {"onnxruntime"}),
     ("files", "errors", HEAVY),
+    ("unread", "errors options validation", HEAVY),
     ("validation", "errors options", HEAVY),
     ("results", "options", HEAVY),
     ("guard", "", HEAVY),
@@ -53,7 +55,14 @@ HOUSE = [
 ROWS = {name: (set(may.split()), never) for name, may, never in HOUSE}
 
 # What the first lines of a module may say that it does not know, and what it then must not import.
-SCORES = {"planning.criteria", "planning.curves", "planning.selection", "planning.allocation", "planning.obs", "gradients"}
+SCORES = {
+    "planning.criteria",
+    "planning.curves",
+    "planning.selection",
+    "planning.allocation",
+    "planning.obs",
+    "gradients",
+}
 CLAIMS: dict[str, tuple[set[str], set[str]]] = {
     "knows? arrays only": ({"model", "trace.tracing", "trace.op", "shapes", "run", "stages"}, {"onnx", "onnxruntime"}),
     "no ONNX": (set(), {"onnx", "onnxruntime"}),

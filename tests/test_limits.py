@@ -107,7 +107,10 @@ def test_at_most_so_many_heads() -> None:
         (("--nodes-to-exclude", "*.y"), {"w3"}),
         (("--nodes-to-exclude", "re:^block\\.[fy]$"), {"w0", "w2", "w3"}),
         (("--nodes-to-exclude", "re:[cd]$"), {"w0", "w1", "w2"}),
-        (("--nodes-to-exclude", "re:^f$", "block"), set()),
+        (("--nodes-to-exclude", "w1"), {"w0", "w1", "w2"}),
+        (("--nodes-to-exclude", "w1[0]"), {"w0", "w1", "w2"}),
+        (("--nodes-to-exclude", "w[1]"), {"w0", "w1", "w2"}),
+        (("--nodes-to-exclude", "w4[1]"), {"w3"}),
     ],
     ids=str,
 )

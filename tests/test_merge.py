@@ -206,7 +206,7 @@ def unrunnable(*_: Any, **__: Any) -> Any:
 def test_merged_where_no_inputs_run(replay: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decision, "calibration", unrunnable)
     model = doubled(chain(), "wa", "ba")
-    result = prune(model, plan=without(model) if replay else None, ratio=0.5)
+    result = prune(model, plan=without(model)) if replay else prune(model, ratio=0.5)
     assert any("no inputs here" in n and "merged" in n for n in result.report.notes)
     assert story(result)["method"] == "merge"
     assert story(result)["merged"] >= 4

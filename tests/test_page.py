@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,49 @@ def test_sorts_and_filters(tmp_path: Path) -> None:
         assert names(page, "Frozen") == ["no rule"]
         assert page.locator("figure svg").count() == 2
         assert page.locator(".curve path").count() == 2
+
+
+def test_the_page_says_what_the_terminal_says(tmp_path: Path) -> None:
+    proof = replace(
+        REPORT.proof, error=0.0, sizes=("N=2", "N=1"), slices=44, tensors=50, redrawn=2e-6, uncompared=("z, which is empty",)
+    )  # fmt: skip
+    times = {"before": {"median": 0.0345}, "after": {"median": 0.0279}, "speedup": 1.24, "threads": 0}
+    path = tmp_path / "r.html"
+    write(path, replace(REPORT, proof=proof, latency={"measured": times}), "model.onnx")
+    with opened(path) as page:
+        text = page.inner_text("main")
+        for part in (
+            "exactly equal (allowed 1e-5)", "at N=2; N=1 on CPU", "44 parameters are slices", "50 tensors inside agree",
+            "equal within 2.0e-6 with weights drawn anew", "not compared: z, which is empty", "0.0279 of 0.0345 ms",
+            "4 GiB", "default",
+        ):  # fmt: skip
+            assert part in text, part
+
+
+def test_curves_stay_inside_their_chart_and_bear_names(tmp_path: Path) -> None:
+    many = tuple(replace(REPORT.curves[0], group=f"layer{i}.conv", losses=(0.0, 3e-4 * 2**i, 0.3 * 2**i)) for i in range(8))
+    path = tmp_path / "r.html"
+    write(path, replace(REPORT, curves=many), "model.onnx")
+    with opened(path) as page:
+        chart = page.locator("section:has(h2:text-is('Sensitivity')) figure svg").first
+        frame = chart.bounding_box()
+        for curve in chart.locator(".curve path").all():
+            box = curve.bounding_box()
+            assert frame["y"] <= box["y"]
+            assert box["y"] + box["height"] <= frame["y"] + frame["height"]
+        colours = {chart.locator(".curve path").nth(i).get_attribute("stroke") for i in range(8)}
+        assert len(colours) == 8
+        tops = sorted(label.bounding_box()["y"] for label in chart.get_by_text(".conv").all())
+        assert len(tops) == 8
+        assert all(b - a > 10 for a, b in pairwise(tops))
+
+
+def test_the_graph_counts_groups_as_the_table_does(tiny_path: Path, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "deps.html"
+    assert main(["inspect", str(tiny_path), "--graph", str(path), "--json"]) == 0
+    groups = json.loads(capsys.readouterr().out)["groups"]
+    with opened(path) as page:
+        assert page.inner_text("main").split("\n", 1)[1].strip().startswith(f"{len(groups)} groups")
 
 
 def test_names_do_not_run(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_script_gives_data_and_a_metric(tmp_path: Path) -> None:
     for name, says in (("bad", "KeyError"), ("shape", "must give a number"), ("none", "has no function")):
         with pytest.raises(UsageError, match=says):
             compared(linear(np.eye(5)), data, Options(), f"{tmp_path}/s.py:{name}").measure(other)
-    with pytest.raises(UsageError, match="--metric takes one of"):
+    with pytest.raises(UsageError, match="metric takes one of"):
         compared(linear(np.eye(5)), data, Options(), "no-such")
 
 

@@ -13,8 +13,9 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from onnxprune.errors import RuleFailed, explain
+from onnxprune.errors import RuleFailed, UsageError, explain
 from onnxprune.guard import supervised
+from onnxprune.validation import near
 
 COMMANDS = ("apply-plan", "compare", "help", "inspect", "prune", "sweep", "verify")
 """Modules of `commands` by the first word; without one of these words the job is `prune`."""
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore", RuleFailed)  # the table of what is frozen says it
     try:
         name, rest = (args[0], args[1:]) if args[:1] and args[0] in COMMANDS else ("prune", args)
+        if rest is args and args and args[0][:1] != "-" and not os.path.exists(args[0]):
+            _check_command(args[0])
         code: int = import_module(f"onnxprune.cli.commands.{name.replace('-', '_')}").run(rest)
         sys.stdout.flush()
         return code
@@ -49,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--verbose" in args:
             traceback.print_exc()
         return _fail(*explain(error))
+
+
+def _check_command(word: str) -> None:
+    """UsageError where the first word is neither a file nor a flag, but much like a command."""
+    if meant := near(word, COMMANDS):
+        raise UsageError(f"there is no file and no command '{word}'{meant}")
 
 
 def _interrupted(error: BaseException | None) -> bool:

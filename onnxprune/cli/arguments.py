@@ -9,20 +9,24 @@ import argparse
 import math
 import tomllib
 from collections.abc import Callable, Container, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
 from onnxprune import __version__
 from onnxprune.errors import UsageError
-from onnxprune.validation import NUMBERS, WORDS, objection
+from onnxprune.validation import NUMBERS, WORDS, near, objection
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are a UsageError of one line, and that takes a file of flags."""
 
     def error(self, message: str) -> NoReturn:
-        """UsageError that says where the help is."""
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        """UsageError that says where the help is, and of a flag that there is not what is nearest to it."""
+        what, _, words = message.partition(": ")
+        wrong = next((w.partition("=")[0] for w in words.split() if w.startswith("--")), "")
+        meant = near(wrong, self._option_string_actions) if what == "unrecognized arguments" and wrong else ""
+        raise UsageError(f"{message}{meant} (see {self.prog} --help)")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """The arguments, and for what they leave out those of the file that --config names."""
@@ -43,7 +47,7 @@ class Parser(argparse.ArgumentParser):
             flag = f"--{key.replace('_', '-')}"
             action = self._option_string_actions.get(flag)
             if action is None or action.dest in ("config", "help", "version"):
-                raise UsageError(f"{path}: there is no flag {flag}")
+                raise UsageError(f"{path}: there is no flag {flag}{near(flag, self._option_string_actions)}")
             if action.dest not in said:
                 yield from self._words(path, key, value, action)
 
@@ -68,6 +72,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     """What a file of flags holds; UsageError where it cannot be read or is no TOML."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist; --config takes a TOML file of flags") from None
     except OSError as error:
         raise UsageError(f"{path or '--config'}: {error.strerror}; --config takes a TOML file of flags") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -132,7 +138,15 @@ def option(name: str) -> Callable[[str], Any]:
 
 def _numbers(text: str) -> tuple[float, ...]:
     """Numbers with commas between them."""
-    return tuple(float(part) for part in text.split(","))
+    return tuple(map(_fraction, text.split(",")))
+
+
+def _fraction(text: str) -> float:
+    """A number, or one over another, such as 1/255."""
+    try:
+        return float(Fraction(text.strip()))
+    except (ZeroDivisionError, OverflowError):
+        raise ValueError(text) from None
 
 
 def _bytes(text: str) -> int:
@@ -145,6 +159,7 @@ def _bytes(text: str) -> int:
 READERS: dict[str, Callable[[str], Any]] = {
     "mean": _numbers,
     "std": _numbers,
+    "scale": _fraction,
     "memory": _bytes,
     "round_to": lambda text: 0 if text == "auto" else int(text),
 }

@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from onnxprune import unread
 from onnxprune.cli import arguments as take
-from onnxprune.errors import UsageError
 from onnxprune.options import Options
 
 MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}
@@ -77,17 +77,23 @@ def spread_flags(what: argparse._ActionsContainer) -> None:
     what.add_argument("--seed", type=take.option("seed"), help="seed of the random criterion and of the proof's inputs")
 
 
-def stay_flags(parser: argparse.ArgumentParser) -> None:
-    """What stays, and at which sizes the model is looked at."""
+def stay_flags(parser: argparse.ArgumentParser, decides: bool = True) -> None:
+    """What stays, and at which sizes the model is looked at. decides: whether the command decides what goes."""
     keep = parser.add_argument_group("what stays")
-    keep.add_argument("--nodes-to-exclude", metavar="NODE", **MANY, help="names, globs, or re:REGULAR-EXPRESSION")
+    keep.add_argument(
+        "--nodes-to-exclude",
+        metavar="NODE",
+        **MANY,
+        help="names of nodes or of parameters, globs, or re:REGULAR-EXPRESSION",
+    )
     keep.add_argument("--op-types-to-exclude", metavar="OP", **MANY, help="operator types such as Gemm")
     keep.add_argument("--heads", action=argparse.BooleanOptionalAction, help="remove whole attention heads (default)")
-    keep.add_argument(
-        "--residual",
-        action=argparse.BooleanOptionalAction,
-        help="remove residual channels: all, none, or (neither flag) all but those that cross a norm",
-    )
+    if decides:
+        keep.add_argument(
+            "--residual",
+            action=argparse.BooleanOptionalAction,
+            help="remove residual channels: all, none, or (neither flag) all but those that cross a norm",
+        )
     keep.add_argument(
         "--overwrite-input-shape",
         dest="input_shapes",
@@ -231,11 +237,17 @@ def options(args: argparse.Namespace) -> Options:
     return Options(**given)
 
 
-def refuse_with_plan(args: argparse.Namespace) -> None:
-    """A plan leaves nothing to decide."""
-    chosen = [name for name in ("ratio", "scope", "criterion", "seed") if hasattr(args, name)]
-    if getattr(args, "plan", None) and chosen:
-        raise UsageError(f"--plan already says what goes; leave out --{chosen[0]}")
+def refuse_unread(
+    args: argparse.Namespace, options: Options, *, inputs: bool, data: bool = False, times: bool = False
+) -> None:
+    """UsageError for a flag that was given and that nobody would read. inputs: whether any would be run, beyond those
+    that quality is measured on. data: whether that is measured without --validate, too. times: whether time is
+    measured beyond what the plan needs."""
+    asked = {name for name, value in vars(args).items() if value is not None and value is not False and value != ""}
+    asked |= vars(args).keys() & Options.__dataclass_fields__.keys()
+    gates = not asked.isdisjoint(("max_drop", "min_agreement", "min_cosine"))
+    times = times or options.of == "latency" or options.round_to == 0
+    unread.check(asked, unread.Run(inputs, data or "validate" in asked, times, "plan" in asked, gates, options.fast))
 
 
 def model_argument(parser: argparse.ArgumentParser, name: str = "IN") -> None:

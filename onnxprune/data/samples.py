@@ -120,7 +120,7 @@ def _path(path: Path, specs: Sequence[Input], limit: int, seed: int, decode: Dec
     if path.is_file():
         return Source([_arrays(path)], path.name)
     if not path.is_dir():
-        raise UsageError(f"{path}: no such file or folder; give {FORMS}")
+        raise UsageError(f"{path} does not exist; give {FORMS}")
     if sets := _test_data(path):
         return Source([_tensors(found, specs) for found in sets], path.name)
     files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))

@@ -14,7 +14,7 @@ def function_of(path: str, name: str, hint: str) -> Callable[..., Any]:
     """The function of a script, which is run; what is wrong with it is a UsageError. `hint` ends the line where there
     is no such file."""
     if not Path(path).is_file():
-        raise UsageError(f"{path}: no such file; {hint}")
+        raise UsageError(f"{path} does not exist; {hint}")
     try:
         names = runpy.run_path(path)
     except Exception as error:  # whatever the user's code raises

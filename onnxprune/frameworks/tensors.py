@@ -47,7 +47,7 @@ def read(path: Path) -> Tensors:
     """Raises UsageError where the file is missing, is no such file, or its package is not installed."""
     check_suffix(path)
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; give a state dict saved as {', '.join(SUFFIXES)}")
+        raise UsageError(f"{path} does not exist; give a state dict saved as {', '.join(SUFFIXES)}")
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 

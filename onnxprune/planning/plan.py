@@ -49,6 +49,11 @@ class Plan:
     fingerprint: str = ""
     reconstruct: str = ""
 
+    @property
+    def refits(self) -> bool:
+        """Whether its run gave the weights that stay other values."""
+        return self.reconstruct in ("ls", "merge")
+
     def to_json(self) -> dict[str, Any]:
         """What a plan's file holds: plain dicts, lists, strings and numbers."""
         groups = {
@@ -133,6 +138,8 @@ def read_plan(path: Path) -> Plan:
         return Plan.from_json(json.loads(path.read_text("utf-8"), object_pairs_hook=_once_each))
     except UsageError as error:
         raise UsageError(f"{path}: {error.message}") from None
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist; a plan is a file made by --save-plan") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; a plan is a file made by --save-plan") from None
     except (ValueError, RecursionError):

@@ -29,8 +29,11 @@ ADVICE: tuple[tuple[str, dict[str, Any]], ...] = (
 """What may help where nothing goes, and what it does to the options; the likeliest first."""
 SIZES = ("not known", "run-time")
 """Words of the reasons that are none where every input has the size that it is given."""
-FOLLOWS = "with a fixed side"
+EXCLUDING = (("--nodes-to-exclude", "nodes_to_exclude"), ("--op-types-to-exclude", "op_types_to_exclude"))
+FOLLOWS = "whose other side stays"
 """How reasons end that only follow from what stands before: what a layer reads can be no narrower than it is given."""
+FROM_INPUT = "the other side is an input of the model"
+"""The reason of those where nothing stands before."""
 
 
 def infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
@@ -49,27 +52,40 @@ def infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
         live = units[groups.prunable[units]]
         if live.size:
             layers = tuple(dict.fromkeys(groups.blocks[k][0].parameter for k in component))
-            heads = any(row <= set(live.tolist()) for row in groups.rows.values())
+            heads, rows = _rows(groups, frozenset(live.tolist()))
+            nodes = dict.fromkeys(n.name for n in groups.trace.nodes if not set(layers).isdisjoint(n.input))
             out.append(GroupInfo(
                 groups.name(component), layers, int(units.size), int(live.size), int(alive[units].sum()),
                 int(sizes[units].sum()), int(work[units].sum()), "head" if heads else "channel",
-                bool(groups.normed[live].any()),
+                bool(groups.normed[live].any()), tuple(nodes), rows,
             ))  # fmt: skip
     return tuple(out)
+
+
+def _rows(groups: Groups, live: frozenset[int]) -> tuple[bool, int]:
+    """Whether rows of these units have an attention map each, and how many rows there are that have no unit in common
+    and one size, and leave none out; 0 where they are not so."""
+    inside = {row: units for row, units in groups.rows.items() if units <= live}
+    heads = any(groups.channels[row] for row in inside)
+    distinct = {units for row, units in inside.items() if bool(groups.channels[row]) == heads}
+    sizes = {len(units) for units in distinct}
+    even = len(sizes) == 1 and sum(map(len, distinct)) == len(live) == len(frozenset().union(*distinct))
+    return heads, len(distinct) if even else 0
 
 
 def frozen(groups: Groups) -> tuple[FrozenInfo, ...]:
     """The axes of parameters of which something stays, and the first reason for it."""
     out: dict[tuple[str, int], FrozenInfo] = {}
+    given = {i.name for i in groups.trace.model.graph.input} - groups.trace.model.weights.keys()
+    fed = {n.name for n in groups.trace.nodes if not given.isdisjoint(n.input)}
     for s, axes, ids in groups.blocks:
         classes = groups.classes[ids.ravel()]
         stuck = [c for c in np.unique(classes).tolist() if groups.reason[c] is not None]
         why = groups.reason[stuck[0]] if stuck else None
         if why is not None and why.text:
             n = int(np.isin(classes, stuck).sum())
-            out.setdefault(
-                (s.parameter, axes[-1]), FrozenInfo(s.parameter, axes[-1], n, why.op_type, why.node, why.text)
-            )
+            text = FROM_INPUT if why.text.endswith(FOLLOWS) and why.node in fed else why.text
+            out.setdefault((s.parameter, axes[-1]), FrozenInfo(s.parameter, axes[-1], n, why.op_type, why.node, text))
     return tuple(out.values())
 
 
@@ -82,6 +98,10 @@ def nothing(groups: Groups, options: Options) -> str:
         return f"the model has no weights that could be pruned{where}"
     if groups.prunable.any():
         return f"ratio {options.ratio} removes no unit inside the limits; {_helpful(groups, options)}"
+    weights = groups.trace.model.weights
+    if all(groups.trace.excluded(n) for n in groups.trace.nodes if not weights.keys().isdisjoint(n.input)):
+        by = [flag for flag, given in EXCLUDING if getattr(options, given)]
+        return f"everything is excluded by {' and '.join(by)}"
     why, share = _blocking(groups)
     said = f": {why.reason} ({why.op_type} '{why.node}'), which holds {share:.0%} of the parameters" if why else ""
     sized = why is not None and any(word in why.reason for word in SIZES)
@@ -115,7 +135,7 @@ def _blocking(groups: Groups) -> tuple[FrozenInfo | None, float]:
         nodes[kind][replace(info, parameter="", axis=0, units=0)] += size
     if not held:
         return None, 0.0
-    kind = max(held, key=lambda k: (not k[1].endswith(FOLLOWS), k[0] != "output", sum(held[k].values())))
+    kind = max(held, key=lambda k: (not k[1].endswith((FOLLOWS, FROM_INPUT)), k[0] != "output", sum(held[k].values())))
     whole = sum(weights[name].size for name in {s.parameter for s, _, _ in groups.blocks})
     return max(nodes[kind], key=lambda info: nodes[kind][info]), sum(held[kind].values()) / max(whole, 1)
 

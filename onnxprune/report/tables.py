@@ -28,7 +28,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     if report.validation:
         _add_quality(table, report.validation)
     console.print(table)
-    _print_groups(report.groups, console, verbose)
+    _print_groups(report.groups, console, verbose, kept=True)
     _print_frozen(report.frozen, console, verbose)
     _print_notes(report.notes, console)
     _print_reconstruction(report.reconstruction, console, verbose)
@@ -49,9 +49,7 @@ def print_verified(found: Verified, console: Console, verbose: bool = False) -> 
     print_proof(found, console)
     if not found.refitted:
         return
-    shown = found.refitted if verbose else found.refitted[:2]
-    more = f" and {len(found.refitted) - len(shown)} more" if len(shown) < len(found.refitted) else ""
-    console.print(f"refitted, so that only their shapes and places are proven: {', '.join(shown)}{more}")
+    console.print(f"refitted, so that only their shapes and places are proven: {_some(found.refitted, verbose)}")
     errors = found.output_error
     told = f"{errors['written']:.3f} (as sliced {errors['sliced']:.3f}) on {found.inputs}" if errors else found.inputs
     console.print(f"output error beside the original: {told}")
@@ -64,10 +62,10 @@ def _proof(proof: Proof) -> Iterator[str]:
     at = "; ".join(proof.sizes) or f"batch {', '.join(map(str, proof.batches))}"
     pieces = f", in {proof.blocks} pieces" if proof.blocks > 1 else ""
     yield (
-        f"proof: {proof.couplings:,} couplings agree; outputs equal within {proof.error:.1e} (allowed "
-        f"{proof.tolerance:.0e}) at {at} on {', '.join(proof.providers)}{pieces}"
+        f"proof: {proof.couplings:,} couplings agree; outputs {_equal(proof.error)} (allowed {proof.tolerance:.0e}) at "
+        f"{at} on {', '.join(proof.providers)}{pieces}"
     )
-    drawn = "" if proof.redrawn is None else f"; {proof.redrawn:.1e} with weights drawn anew"
+    drawn = "" if proof.redrawn is None else f"; {_equal(proof.redrawn)} with weights drawn anew"
     if proof.slices:
         yield (
             f"       {proof.slices:,} parameters are slices of the original's; {proof.tensors:,} tensors inside agree"
@@ -75,6 +73,10 @@ def _proof(proof: Proof) -> Iterator[str]:
         )
     for text in (*(f"not compared: {output}" for output in proof.uncompared), *proof.notes):
         yield f"       {text}"
+
+
+def _equal(error: float) -> str:
+    return f"equal within {error:.1e}" if error else "exactly equal"
 
 
 def print_comparison(found: Compared, console: Console) -> None:
@@ -159,6 +161,10 @@ def _times(before: float, after: float) -> tuple[str, str, str]:
     return f"{before:.3g} ms", f"{after:.3g} ms", f"{after / before:.1%}"
 
 
+def _faster(speedup: float) -> str:
+    return f"{speedup:.2f} times faster" if speedup >= 1 else f"{1 / speedup:.2f} times slower"
+
+
 def _print_latency(report: Report, console: Console) -> None:
     measured = (report.latency or {}).get("measured")
     if not measured:
@@ -167,22 +173,39 @@ def _print_latency(report: Report, console: Console) -> None:
     macs = f" (MACs {report.before.macs / report.after.macs:.2f} times fewer)" if report.after.macs else ""
     threads = measured["threads"] or f"default, {measured['cores']} cores"
     console.print(
-        f"latency: {measured['speedup']:.2f} times faster{macs}; medians, quartiles {before['low']:.3g}-"
-        f"{before['high']:.3g} and {after['low']:.3g}-{after['high']:.3g} ms of {min(measured['runs']):,} runs each "
-        f"in turns, batch {measured['batch']}, threads {threads}, {', '.join(measured['providers'])}"
+        f"latency: {_faster(measured['speedup'])}{macs}; median {before['median']:.3g} -> "
+        f"{after['median']:.3g} ms (quartiles {before['low']:.3g}-{before['high']:.3g}, {after['low']:.3g}-"
+        f"{after['high']:.3g}), {min(measured['runs']):,} runs each in turns, batch {measured['batch']}, threads "
+        f"{threads}, {', '.join(measured['providers'])}"
     )
 
 
-def _print_groups(groups: Sequence[GroupInfo], console: Console, verbose: bool) -> None:
+def _print_groups(groups: Sequence[GroupInfo], console: Console, verbose: bool, kept: bool = False) -> None:
+    """kept: what is left of each, after a run; else the nodes that read its parameters, to be named in flags."""
     if not groups:
         return
-    table = _table("group", ">layers", ">units", ">prunable", ">kept", ">parameters", ">MACs", "kind", title="groups")
+    counted = (">layers", ">units", ">prunable", *([">kept"] if kept else []), ">parameters", ">MACs")
+    table = _table("group", *counted, "kind", *([] if kept else ["nodes"]), title="groups")
     for group in groups if verbose else groups[:ROWS]:
-        kind = f"{group.kind}, crosses a norm" if group.crosses_norm else group.kind
-        counts = (len(group.layers), group.units, group.prunable, group.kept, group.parameters, group.macs)
-        table.add_row(group.name, *(f"{count:,}" for count in counts), kind)
+        left = [group.kept] if kept else []
+        numbers = (len(group.layers), group.units, group.prunable, *left, group.parameters, group.macs)
+        nodes = [] if kept else [_some(group.nodes, verbose)]
+        table.add_row(group.name, *(f"{n:,}" for n in numbers), _kind(group), *nodes)
     console.print(table)
     _print_rest(len(groups), console, verbose)
+
+
+def _kind(group: GroupInfo) -> str:
+    """What the units are: channels, or so many heads or groups of a convolution of so many channels each."""
+    word = "heads" if group.kind == "head" else "groups"
+    kind = f"{group.rows} {word} x {group.prunable // group.rows}" if group.rows else group.kind
+    return f"{kind}, crosses a norm" if group.crosses_norm else kind
+
+
+def _some(names: Sequence[str], verbose: bool) -> str:
+    """The first names, and how many more there are."""
+    shown = names if verbose else names[:2]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
 
 
 def _print_frozen(frozen: Sequence[FrozenInfo], console: Console, verbose: bool) -> None:
@@ -196,9 +219,7 @@ def _print_frozen(frozen: Sequence[FrozenInfo], console: Console, verbose: bool)
         names.setdefault(key, []).append(f"{info.parameter}[{info.axis}]")
     table = _table("reason", "operator", "node", ">units", "parameters", title="frozen")
     for key, count in units.most_common(None if verbose else ROWS):
-        shown = names[key] if verbose else names[key][:2]
-        more = f" and {len(names[key]) - len(shown)} more" if len(shown) < len(names[key]) else ""
-        table.add_row(*key, f"{count:,}", ", ".join(shown) + more)
+        table.add_row(*key, f"{count:,}", _some(names[key], verbose))
     console.print(table)
     _print_rest(len(units), console, verbose)
 

@@ -264,7 +264,7 @@ def _digest(sources: Sequence[Name]) -> str:
         if not path.exists():
             path = Path(str(source).rpartition(":")[0] or source)
         if not path.exists():
-            raise UsageError(f"{source}: no such file or folder")
+            raise UsageError(f"{source} does not exist; check the path")
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
                 with file.open("rb") as stream:

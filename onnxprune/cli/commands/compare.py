@@ -18,7 +18,7 @@ def parser() -> arguments.Parser:
     made = arguments.parser(
         "onnxprune compare",
         "Compare any two models of the same inputs and outputs: size, MACs, the metric, fidelity of B to A.",
-        "exit codes: 0 done, 1 a gate failed, 2 wrong usage, 4 the runtime failed.",
+        "exit codes: 0 done, 1 a gate failed, 2 wrong usage, 4 the runtime failed, 130 interrupted.",
     )
     flags.model_argument(made, "A")
     flags.model_argument(made, "B")

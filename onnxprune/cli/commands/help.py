@@ -8,6 +8,7 @@ from importlib.resources import files
 
 from onnxprune.cli import arguments
 from onnxprune.errors import UsageError
+from onnxprune.validation import near
 
 TOPICS = {
     "concepts": "unit, group, coupling, frozen, refit, fidelity: each word before it is used",
@@ -19,6 +20,7 @@ TOPICS = {
     "sweeps": "many ways to prune one model",
     "reports": "pages for people, JSON for machines",
     "large-models": "gigabytes of weights",
+    "operators": "those that have rules, and what happens beside the others",
     "pipelines": "exit codes, an action for GitHub, an image for Docker",
     "how-it-works": "from the file to the proof",
     "figures": "what was measured, and by which command",
@@ -39,7 +41,8 @@ def run(argv: Sequence[str]) -> int:
         print("\n".join(f"{name:<14}{said}" for name, said in TOPICS.items()))
         return 0
     if topic not in TOPICS:
-        raise UsageError(f"no topic '{topic}' in the guide; choose {', '.join(TOPICS)}")
+        meant = near(topic, TOPICS) or f"; choose {', '.join(TOPICS)}"
+        raise UsageError(f"no topic '{topic}' in the guide{meant}")
     text = files("onnxprune").joinpath("guide", f"{topic}.md").read_text("utf-8")
     if not sys.stdout.isatty():
         print(text, end="")

@@ -23,7 +23,7 @@ def parser() -> arguments.Parser:
     made.add_argument(
         "--graph", type=Path, default=None, metavar="FILE", help="write what couples what: FILE.dot, .json or .html"
     )
-    flags.stay_flags(made)
+    flags.stay_flags(made, decides=False)
     flags.memory_flag(made)
     return made
 

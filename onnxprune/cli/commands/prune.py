@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune.cli import arguments, flags
 from onnxprune.cli.terminal import console, progress
-from onnxprune.errors import CheckFailed, UsageError
+from onnxprune.errors import CheckFailed
 from onnxprune.files import check_distinct, check_outputs, json_text, write_texts
 from onnxprune.options import Options, Progress
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 exit codes: 0 done, 1 a check or a gate failed (OUT is not written), 2 wrong usage, 3 nothing can be pruned as
-asked, 4 the runtime, a provider or the disk failed.
+asked, 4 the runtime, a provider or the disk failed, 130 interrupted.
 other jobs: onnxprune inspect | verify | compare | sweep | apply-plan, each with --help; onnxprune help: the guide."""
 
 
@@ -61,8 +61,10 @@ def parser() -> arguments.Parser:
 def run(argv: Sequence[str]) -> int:
     """Do what the arguments ask for; 0, or an error that bears its exit code."""
     args = parser().parse(argv)
-    flags.refuse_with_plan(args)
     options = flags.options(args)
+    from onnxprune.planning import uses_inputs
+
+    flags.refuse_unread(args, options, inputs=uses_inputs(options.resolved()), times=args.benchmark)
     outputs = _checked_outputs(args)
     comparison, gates = _comparison(args, options)
     with progress(args.quiet) as show:
@@ -101,10 +103,7 @@ def _checked_outputs(args: argparse.Namespace) -> list[Path]:
 
 def _comparison(args: argparse.Namespace, options: Options) -> tuple[Comparison | None, Gates | None]:
     """The dense model on the validation data, before any work is done."""
-    given = [f for f in ("metric", "max_drop", "min_agreement", "min_cosine") if getattr(args, f) not in (None, "")]
     if not args.validate:
-        if given:
-            raise UsageError(f"--{given[0].replace('_', '-')} needs data: give it with --validate")
         return None, None
     from onnxprune.measure import Gates, compared
 

@@ -5,13 +5,16 @@ Knows flags and what is printed; the work is done by `sweep`.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from onnxprune.cli import arguments, flags
 from onnxprune.cli.terminal import console, progress
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.files import check_distinct, check_outputs
+from onnxprune.options import Options
 
 RATIOS = (0.2, 0.4, 0.6)
 
@@ -49,10 +52,19 @@ def parser() -> arguments.Parser:
     return made
 
 
+def _runs_inputs(args: argparse.Namespace, options: Options) -> bool:
+    """Whether inputs are run beside those of --validate: for a plan of the grid, or for want of them to compare by."""
+    from onnxprune.planning import uses_inputs
+
+    ways = [replace(options, criterion=name).resolved() for name in args.criteria or [""]]
+    return not args.validate or any(map(uses_inputs, ways))
+
+
 def run(argv: Sequence[str]) -> int:
     """Do what the arguments ask for; 0, or an error that bears its exit code."""
     args = parser().parse(argv)
     options = flags.options(args)
+    flags.refuse_unread(args, options, inputs=_runs_inputs(args, options), data=True, times=args.benchmark)
     folder: Path = args.OUT_FOLDER
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; a sweep writes into a folder")

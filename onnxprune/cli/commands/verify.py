@@ -15,7 +15,8 @@ from onnxprune.cli.terminal import console
 EPILOG = """\
 PRUNED must be DENSE without what PLAN removes, for every value of the weights. Where the plan's run refitted weights,
 their shapes and places are proven, and the error of the outputs is measured on --calib or made-up inputs.
-exit codes: 0 proven, 1 it is not what the plan leaves, 2 wrong usage, 4 the runtime failed."""
+exit codes: 0 proven, 1 it is not what the plan leaves, 2 wrong usage, 4 the runtime failed,
+130 interrupted."""
 
 
 def parser() -> arguments.Parser:
@@ -29,7 +30,7 @@ def parser() -> arguments.Parser:
     made.add_argument(
         "--refitted", action="store_true", default=None, help="weights may have other values than DENSE's"
     )
-    flags.stay_flags(made)
+    flags.stay_flags(made, decides=False)
     flags.calibration_flags(made)
     flags.proof_flags(made)
     made.add_argument("--seed", type=arguments.option("seed"), help="of the proof's inputs and of made-up ones")
@@ -44,6 +45,7 @@ def run(argv: Sequence[str]) -> int:
     from onnxprune.planning import read_plan
 
     plan = read_plan(args.PLAN)
+    flags.refuse_unread(args, options, inputs=bool(args.refitted) or plan.refits)
 
     from onnxprune import api
     from onnxprune.report import print_verified, to_json

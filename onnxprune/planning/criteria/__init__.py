@@ -90,7 +90,8 @@ def check(name: str) -> None:
 
 
 def needs_inputs(name: str) -> bool:
-    """Whether the criterion looks at activations or gradients."""
+    """Whether the criterion looks at activations or gradients. UsageError where there is none of that name."""
+    check(name)
     if name in OWN:
         return _arguments(OWN[name]) == 1
     return name in UNITS and name not in WITHOUT_INPUTS

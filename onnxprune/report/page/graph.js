@@ -23,9 +23,11 @@ const groups = d3.rollups(data.nodes, (nodes) => {
   .filter((g) => g.free || g.axes.length > 1)
   .sort((a, b) => (b.free > 0) - (a.free > 0) || b.axes.length - a.axes.length);
 
+const free = groups.filter((g) => g.free).length;
 page.append(el("h1", {}, data.title), el("p", { class: "soft" },
-  `${groups.length} groups. Round: axes of parameters, with how many of their units may go. Square: operators that let ` +
-  "them go together only. Grey stays; the reason is in the table below."));
+  `${free} ${free === 1 ? "group" : "groups"}${groups.length > free ? `, ${groups.length - free} more that ${groups.length - free === 1 ? "stays" : "stay"}` : ""}. ` +
+  "Circles: axes of parameters, grey where they stay; the table below says why. Squares: operators that force the axes " +
+  "beside them to be cut together."));
 const search = el("input", { type: "search", placeholder: "Group or parameter", "aria-label": "Find a group" });
 const choice = el("select", { "aria-label": "Group" });
 page.append(el("div", { class: "tools" }, search, choice));
@@ -45,12 +47,29 @@ function fill() {
   if (found.length) draw(found[0]);
 }
 
+/** Where the label of each mark goes: beside it, below or above, the first place that is free, inside the picture. */
+function placed(marks) {
+  const taken = marks.map(({ x, y }) => [x - 7, y - 7, x + 7, y + 7]);
+  return marks.map(({ x, y, text }) => {
+    const wide = 6.3 * text.length, room = (dx, dy) => [x + dx, y + dy - 6, x + dx + wide, y + dy + 6];
+    const ways = [["start", 9, 0, 9], ["end", -9, 0, -9 - wide], ["middle", 0, 15, -wide / 2], ["middle", 0, -15, -wide / 2],
+      ["start", 6, 13, 6], ["start", 6, -13, 6], ["end", -6, 13, -6 - wide], ["end", -6, -13, -6 - wide]];
+    const clashes = ([, , dy, left]) => {
+      const [a, b, c, d] = room(left, dy);
+      return (a < 0 || c > WIDTH ? 3 : 0) + d3.sum(taken, ([e, f, g, h]) => (a < g && e < c && b < h && f < d ? 1 : 0));
+    };
+    const [anchor, dx, dy, left] = ways[d3.minIndex(ways, clashes)];
+    taken.push(room(left, dy));
+    return { anchor, dx, dy, text };
+  });
+}
+
 function draw(group) {
   const nodes = group.nodes.map((n) => ({ ...n })), ids = new Set(nodes.map((n) => n.id));
   const links = data.edges.filter((e) => ids.has(e.source) && ids.has(e.target)).map((e) => ({ ...e }));
   const few = nodes.length <= 80;
   d3.forceSimulation(nodes).force("link", d3.forceLink(links).id((n) => n.id).distance(few ? 60 : 25))
-    .force("charge", d3.forceManyBody().strength(few ? -260 : -60)).force("x", d3.forceX().strength(0.04))
+    .force("collide", d3.forceCollide(few ? 26 : 8)).force("charge", d3.forceManyBody().strength(few ? -260 : -60)).force("x", d3.forceX().strength(0.04))
     .force("y", d3.forceY().strength(0.07)).stop().tick(nodes.length <= 1500 ? 300 : 60);
   const [left, right] = d3.extent(nodes, (n) => n.x), [top, bottom] = d3.extent(nodes, (n) => n.y);
   const scale = Math.min((WIDTH - 240) / (right - left || 1), (HEIGHT - 60) / (bottom - top || 1), 1.6);
@@ -58,7 +77,7 @@ function draw(group) {
   svg.selectAll("*").remove();
   const all = svg.append("g");
   svg.call(d3.zoom().scaleExtent([0.3, 12]).on("zoom", ({ transform }) => all.attr("transform", transform)));
-  all.selectAll("line").data(links).join("line").attr("stroke", "var(--pale)")
+  all.selectAll("line").data(links).join("line").attr("stroke", "var(--soft)").attr("stroke-opacity", 0.7)
     .attr("x1", (e) => x(e.source)).attr("y1", (e) => y(e.source)).attr("x2", (e) => x(e.target)).attr("y2", (e) => y(e.target));
   const marks = all.selectAll("g").data(nodes).join("g").attr("transform", (n) => `translate(${x(n)},${y(n)})`);
   const operators = marks.filter((n) => n.kind === "coupling"), axes = marks.filter((n) => n.kind === "axis");
@@ -66,8 +85,10 @@ function draw(group) {
   axes.append("circle").attr("r", 6).attr("fill", (n) => (n.free ? "var(--accent)" : "var(--pale)"));
   marks.append("title").text((n) => (n.kind === "axis" ? `${axisName(n)} ${frozen(n)}` : `${n.op_type} ${n.node}`));
   if (few) {
-    marks.append("text").attr("x", 9).attr("y", 4).attr("fill", (n) => (n.kind === "axis" ? "var(--ink)" : "var(--soft)"))
-      .text((n) => (n.kind === "axis" ? clip(axisName(n), 34) : n.op_type));
+    const places = placed(nodes.map((n) => ({ x: x(n), y: y(n), text: n.kind === "axis" ? clip(axisName(n), 34) : n.op_type })));
+    marks.append("text").attr("x", (n, i) => places[i].dx).attr("y", (n, i) => places[i].dy + 4).text((n, i) => places[i].text)
+      .attr("text-anchor", (n, i) => places[i].anchor).attr("paint-order", "stroke").attr("stroke", "var(--paper)").attr("stroke-width", 3)
+      .attr("fill", (n) => (n.kind === "axis" ? "var(--ink)" : "var(--soft)"));
   }
   body.replaceChildren(...group.axes.map((n) => el("tr", {}, el("td", {}, axisName(n)), el("td", {}, n.shape.join(" x ")),
     el("td", { class: "number" }, String(n.units)), el("td", { class: "number" }, String(n.free)), el("td", {}, frozen(n)))));

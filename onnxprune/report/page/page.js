@@ -13,11 +13,23 @@ function el(tag, attributes, ...children) {
   return made;
 }
 
-const whole = d3.format(","), short = d3.format(".3~s"), exact = d3.format(".4~g"), hundredth = d3.format(".1%");
+const whole = d3.format(","), short = d3.format(".3~s"), exact = d3.format(".4~g"), brief = d3.format(".3~g"), hundredth = d3.format(".1%");
 const bytes = (n) => (n < 1000 ? `${n} B` : `${short(n).replace("k", " k").replace("M", " M").replace("G", " G")}B`);
 const amount = (n) => short(n).replace(/([kMGT])$/, " $1");
 const share = (part, of) => (of ? hundredth(part / of) : "-");
 const clip = (text, most) => (text.length > most ? `…${text.slice(1 - most)}` : text);
+
+/** Text that breaks at the joints of a name, and nowhere else. */
+function jointed(text) {
+  const parts = text.split(/(?<=[./_:])/);
+  return parts.flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
+}
+
+/** Options whose numbers mean more than a number. */
+const MEANINGS = {
+  memory: (n) => `${brief(n / 2 ** 30)} GiB`, threads: (n) => (n ? String(n) : "default"), round_to: (n) => (n ? String(n) : "auto"),
+};
+const option = ([name, value]) => [name, MEANINGS[name]?.(value) ?? said(value)];
 
 /** How one value of `options` and the like is written. */
 function said(value) {
@@ -57,7 +69,7 @@ function table(rows, columns, noun) {
   let shown = rows.map((row) => columns.map(([, value]) => value(row)));
   const lines = new Map(shown.map((cells) => [cells, el("tr", {}, ...cells.map((cell, i) => {
     const write = columns[i][2];
-    return el("td", write ? { class: "number" } : {}, cell == null ? "-" : write ? write(cell) : String(cell));
+    return el("td", write ? { class: "number" } : {}, ...(cell == null ? ["-"] : write ? [write(cell)] : jointed(String(cell))));
   }))]));
 
   function sort(i) {
@@ -108,6 +120,25 @@ function widths(groups) {
   }));
 }
 
+/** Labels at heights that are far enough from each other, in their order. */
+function spaced(labels, least = 15) {
+  const sorted = d3.sort(labels, (label) => label.at);
+  sorted.forEach((label, k) => { if (k) label.at = Math.max(label.at, sorted[k - 1].at + least); });
+  return sorted;
+}
+
+/** What was proven, in the words of the terminal. */
+function proven(proof) {
+  const equal = (error) => (error ? `equal within ${d3.format(".1e")(error)}` : "exactly equal");
+  const at = proof.sizes.length ? proof.sizes.join("; ") : `batch ${proof.batches.join(", ")}`;
+  const parts = [`${whole(proof.couplings)} couplings agree`,
+    `outputs are ${equal(proof.error)} (allowed ${d3.format(".0e")(proof.tolerance)}) beside the original without the removed units, at ${at} on ${proof.providers.join(", ")}${proof.blocks > 1 ? `, run in ${proof.blocks} pieces` : ""}`,
+    proof.slices ? `${whole(proof.slices)} parameters are slices of the original's` : null, proof.slices ? `${whole(proof.tensors)} tensors inside agree` : null,
+    proof.redrawn == null ? null : `${equal(proof.redrawn)} with weights drawn anew`,
+    ...proof.uncompared.map((output) => `not compared: ${output}`), ...proof.notes];
+  return parts.filter((part) => part).join("; ");
+}
+
 function curves(all) {
   const cost = (curve, loss) => loss * (curve.factor ?? 1);
   const at = (curve, position) => {
@@ -120,23 +151,31 @@ function curves(all) {
   const chosen = all.map((curve, i) => ({ i, curve, share: curve.share, cost: at(curve, curve.share * (curve.losses.length - 1)) }))
     .filter((point) => point.cost > 0);
   const [least, most] = d3.extent(points, (point) => Math.log10(point.cost));
-  const decades = d3.range(Math.floor(least), Math.ceil(most) + 1).map((power) => 10 ** power);
+  const [bottom, top] = [Math.floor(least), Math.max(Math.ceil(most), Math.floor(least) + 1)];
+  const decades = d3.range(bottom, top + 1).map((power) => 10 ** power);
+  const few = all.length <= 8, colour = (i) => (few ? d3.schemeTableau10[i] : SOFT), drawn = [...new Set(points.map((point) => point.i))];
+  const HEIGHT = 420, ABOVE = 28, BELOW = 44, INSET = 12;
+  const height = (cost) => INSET + ((top - Math.log10(cost)) / (top - bottom)) * (HEIGHT - ABOVE - BELOW - INSET);
+  const labels = few ? spaced(drawn.map((i) => ({ i, at: height(points.findLast((point) => point.i === i).cost) }))) : [];
   const tip = (p) => [p.curve.group, `${hundredth(p.share)} of ${p.curve.units} units gone: error ${exact(p.cost)}`,
     `removed here: ${hundredth(p.curve.share)}`,
     p.curve.factor == null ? "factor not measured" : `factor ${exact(p.curve.factor)}`].join("\n");
   const made = chart({
-    width: 1016, height: 420, marginLeft: 64, marginRight: 16, marginTop: 28, marginBottom: 44, insetTop: 12,
+    width: 1016, height: HEIGHT, marginLeft: 64, marginRight: few ? 190 : 16, marginTop: ABOVE, marginBottom: BELOW, insetTop: INSET,
     x: { label: "share of the units that goes", tickFormat: "%", tickSize: 0, domain: [0, 1] },
-    y: { type: "log", label: "expected relative error of the outputs" },
+    y: { type: "log", label: "expected relative error of the outputs", domain: [10 ** bottom, 10 ** top] },
     marks: [
       Plot.gridY({ ticks: decades, strokeOpacity: 0.12 }),
       Plot.axisY({ ticks: decades, tickSize: 0, tickFormat: "~g" }),
-      Plot.line(points, { x: "share", y: "cost", z: "i", stroke: SOFT, strokeOpacity: Math.max(0.12, Math.min(0.45, 12 / all.length)), strokeWidth: 1.3, className: "curve" }),
+      Plot.line(points, { x: "share", y: "cost", z: "i", stroke: (p) => colour(p.i), strokeOpacity: few ? 1 : Math.max(0.12, 12 / all.length / 2), strokeWidth: 1.3, className: "curve" }),
       Plot.dot(chosen, { x: "share", y: "cost", r: 4.5, fill: ACCENT, stroke: "var(--paper)" }),
+      ...labels.map(({ i, at }) => Plot.text([clip(all[i].group, 26)], {
+        text: (name) => name, frameAnchor: "top-right", textAnchor: "start", lineAnchor: "middle", dx: 8, dy: at, fill: colour(i),
+      })),
       Plot.tip(points, Plot.pointer({ x: "share", y: "cost", title: tip, ...BOX })),
     ],
   }, key([PALE, "one curve for each set of units that go together"], [ACCENT, "what was chosen"]));
-  const plot = made.querySelector("svg"), drawn = [...new Set(points.map((point) => point.i))];
+  const plot = made.querySelector("svg");
   plot.addEventListener("input", () => plot.querySelectorAll(".curve path").forEach((path, k) => {
     path.classList.toggle("on", plot.value?.i === drawn[k]);
   }));
@@ -170,6 +209,12 @@ function front(points, names, cost, dense, write) {
   });
 }
 
+/** Channels, or so many heads or groups of a convolution of so many channels each. */
+function kind(group) {
+  const units = group.rows ? `${group.rows} ${group.kind === "head" ? "heads" : "groups"} x ${group.prunable / group.rows}` : group.kind;
+  return group.crosses_norm ? `${units}, crosses a norm` : units;
+}
+
 function showReport() {
   const { before, after, proof, validation, reconstruction: story, groups, frozen } = data;
   const figures = [
@@ -185,11 +230,11 @@ function showReport() {
   if (times) {
     const [was, is] = [times.before, times.after].map((t) => t.median ?? t);
     const how = times.speedup ? `measured, ${whole(times.threads) === "0" ? "default" : whole(times.threads)} threads` : "predicted";
-    figures.push(figure("latency", `${(was / is).toFixed(2)} times faster`, `${is.toFixed(2)} of ${was.toFixed(2)} ms, ${how}`, is / was));
+    figures.push(figure("latency", is > was ? `${(is / was).toFixed(2)} times slower` : `${(was / is).toFixed(2)} times faster`, `${brief(is)} of ${brief(was)} ms, ${how}`, is / was));
   }
   const errors = story?.output_error;
   page.append(el("div", { class: "figures" }, ...figures), facts([
-    ["Proof", `${whole(proof.couplings)} couplings agree; outputs equal those of the original without the removed units within ${d3.format(".1e")(proof.error)} (allowed ${d3.format(".0e")(proof.tolerance)}), at batch ${proof.batches.join(", ")} on ${proof.providers.join(", ")}${proof.blocks > 1 ? `, run in ${proof.blocks} consecutive pieces` : ""}`],
+    ["Proof", proven(proof)],
     ["Inputs used", story?.inputs ? `${story.inputs}${story.samples ? `, ${whole(story.samples)} samples` : ""}${story.diversity == null ? "" : `, diversity ${exact(story.diversity)}`}` : "none: weights alone decided"],
     ["Refitted", errors && !story.failed ? `${story.layers.length} layers; output error on held-out inputs ${exact(errors.refitted)} (as sliced ${exact(errors.sliced)}, by weights alone ${said(errors.fast)})${story.fell_back ? "; this was worse than weights alone, so theirs was taken" : ""}` : story?.failed ?? (story?.merged == null ? null : `${whole(story.merged)} removed units were merged into kept ones`)],
     ...data.notes.map((note) => ["Note", note]),
@@ -202,7 +247,7 @@ function showReport() {
     ["group", (g) => g.name], ["layers", (g) => g.layers.length, whole], ["units", (g) => g.units, whole],
     ["prunable", (g) => g.prunable, whole], ["kept", (g) => g.kept, whole], ["kept share", (g) => g.kept / g.units, hundredth],
     ["parameters", (g) => g.parameters, whole], ["MACs", (g) => g.macs, whole],
-    ["kind", (g) => (g.crosses_norm ? `${g.kind}, crosses a norm` : g.kind)],
+    ["kind", kind],
   ], "groups"));
   if (frozen.length) section("Frozen", "What stays, and why.", table(frozen, [
     ["reason", (f) => f.reason], ["operator", (f) => f.op_type], ["node", (f) => f.node], ["parameter", (f) => f.parameter],
@@ -240,5 +285,5 @@ page.append(el("h1", {}, data.title), el("div", { class: "soft" }, data.kind ===
 section("Environment", null, el("div", { class: "columns" },
   el("div", {}, el("h3", {}, "Versions"), facts(Object.entries(data.versions)),
     data.seconds && el("h3", { style: "margin-top: 20px" }, "Seconds"), data.seconds && facts(Object.entries(data.seconds).map(([k, v]) => [k, d3.format(".2f")(v)]))),
-  el("div", {}, el("h3", {}, "Options"), facts(Object.entries(data.options).filter(([k]) => !(data.kind === "sweep" && GRID.has(k))).map(([k, v]) => [k, said(v)])))));
+  el("div", {}, el("h3", {}, "Options"), facts(Object.entries(data.options).filter(([k]) => !(data.kind === "sweep" && GRID.has(k))).map(option)))));
 page.append(el("footer", {}, `onnxprune ${data.versions.onnxprune}. Charts by Observable Plot and D3 (ISC licence).`));

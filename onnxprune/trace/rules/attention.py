@@ -16,7 +16,7 @@ from onnxprune.trace.rules.base import ranks_known, spell
 from onnxprune.trace.rules.inputs import Attention, FusedAttention, GroupQueryAttention, MultiHeadAttention
 
 QUERY, KEY, VALUE = range(3)
-FIXED = "attention with a fixed side"
+FIXED = "attention whose other side stays"
 EIGHT = 8
 """Head sizes that the kernels of GroupQueryAttention take are multiples of this."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from string import ascii_lowercase, ascii_uppercase
 
 import numpy as np
@@ -68,16 +68,26 @@ def first_only(op: Op) -> None:
     op.seen.update(range(1, len(op.inputs)))
 
 
+SUMS = ("Add", "Sub", "Sum", "Mean")
+"""Elementwise operators by which branches are added."""
+
+
 def pointwise(op: Op) -> None:
     """Numpy broadcasting over all inputs."""
     used = [i for i in range(len(op.inputs)) if op.has(i)]
     if ranks_known(op, used):
         rank = max(len(op.dims(i)) for i in used)
         op.eq({i: aligned(op.dims(i), rank) for i in used}, {0: list(LETTERS[:rank])})
-        added = [i for i in used if op.blocks(i) and not op.is_parameter(i)]
-        if op.type in ("Add", "Sum") and len(added) > 1:
-            for b in (b for i in added for b in op.blocks(i)):
-                op.note_added(b.ids)
+        if op.type in SUMS:
+            note_sum_of(op, used, used)
+
+
+def note_sum_of(op: Op, positions: Iterable[int], terms: Iterable[int]) -> None:
+    """The output is a sum of what is made of the inputs `terms`; `positions`: those of them that go into it position
+    by position. Where two are computed, and not parameters, these are branches that are added."""
+    if sum(bool(op.blocks(i)) and not op.is_parameter(i) for i in terms) > 1:
+        for b in (b for i in positions if not op.is_parameter(i) for b in op.blocks(i)):
+            op.note_added(b.ids)
 
 
 def opaque(op: Op) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from onnxprune.trace.op import Op
-from onnxprune.trace.rules.base import LETTERS, ranks_known, spell
+from onnxprune.trace.rules.base import LETTERS, note_sum_of, ranks_known, spell
 from onnxprune.trace.rules.inputs import Conv, DeformConv, Gemm, Integer, QGemm, QLinear
 
 KERNEL, IMAGE, RESULT = "UVW", "XYZ", "PQR"
@@ -48,7 +48,8 @@ def _conv(
     }
     op.eq(
         spellings, {0: ["n", cout, *result]}, sizes=sizes, pinned=kernel + image, fills=fills, silent=kernel,
-        macs="goc"[groups == 1 :] + kernel + (image if transposed else result), text="a convolution with a fixed side",
+        macs="goc"[groups == 1 :] + kernel + (image if transposed else result),
+        text="a convolution whose other side stays",
     )  # fmt: skip
     if groups > 1 and transposed:
         op.edit(lambda e: e.attr("group", (e.out_shape(0)[1] or 1) // e.in_size(w, 1)))
@@ -74,6 +75,7 @@ def fused_conv(op: Op) -> None:
         if {b.axes for b in own} != {b.axes for b in added}:
             op.freeze("the fused sum has another structure", outputs=True)
         op.set(0, own)
+        note_sum_of(op, [Conv.SUM], [Conv.X, Conv.SUM])
 
 
 def deform_conv(op: Op) -> None:
@@ -122,7 +124,9 @@ def _gemm(
     if op.has(c):
         ins[c] = spell(op.dims(c), ["m", "n"][2 - len(op.dims(c)) :]) if op.dims(c) else []
     ins |= {i: _vector(op, i, "n") for i in per_column}
-    op.eq(ins, {0: ["m", "n"]}, macs="mkn", fills=fills, text="a matrix product with a fixed side")
+    op.eq(ins, {0: ["m", "n"]}, macs="mkn", fills=fills, text="a matrix product whose other side stays")
+    if op.has(c):
+        note_sum_of(op, [c], [a, c])
 
 
 def _matmul(
@@ -148,7 +152,7 @@ def _matmul(
         for i in inputs:
             dims = op.dims(i)
             ins[i] = spell(dims, [row] if len(dims) == 1 else spelled[-len(dims) :])
-    op.eq(ins, {0: out}, macs=letters + "MKN", fills=fills, text="a matrix product with a fixed side")
+    op.eq(ins, {0: out}, macs=letters + "MKN", fills=fills, text="a matrix product whose other side stays")
 
 
 def matmul(op: Op) -> None:
@@ -180,7 +184,7 @@ def einsum(op: Op) -> None:
     macs = "".join(dict.fromkeys("".join(lefts))) if len(used) > 1 else ""
     op.eq(
         ins, {0: ["" if x in twice else x for x in out]}, macs=macs, pinned="".join(sorted(twice)),
-        text="an einsum with a fixed side",
+        text="an einsum whose other side stays",
     )  # fmt: skip
 
 

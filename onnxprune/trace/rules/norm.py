@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxprune.trace.op import Op
-from onnxprune.trace.rules.base import LETTERS, aligned, axis_of, own_axis, ranks_known, spell
+from onnxprune.trace.rules.base import LETTERS, aligned, axis_of, note_sum_of, own_axis, ranks_known, spell
 from onnxprune.trace.rules.inputs import EmbedNorm, Norm
 
 
@@ -44,6 +44,7 @@ def skip_layer_norm(op: Op) -> None:
         ins = {i: aligned(op.dims(i), rank) for i in range(len(op.inputs)) if op.has(i)}
         moments = [*spelled[:-1], ""]
         op.eq(ins, {0: spelled, 1: moments, 2: moments, 3: spelled}, stat=spelled[-1])
+        note_sum_of(op, [0, 1], [0, 1])
 
 
 def embed_layer_norm(op: Op) -> None:

@@ -1,0 +1,75 @@
+"""Which nodes a user wants left alone: by names of nodes, parameters and groups, and by types of operators.
+
+Knows names as they stand in the model and in tables, no stage.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from itertools import chain
+
+from onnx import NodeProto
+
+from onnxprune.errors import UsageError
+from onnxprune.model import Model, every_node, needs
+from onnxprune.options import Options
+from onnxprune.validation import listed, pattern
+
+AXES = re.compile(r"\[\d+(,\d+)*\]( of .+)?\Z")
+"""What a table adds to a parameter's name: its axes, and the use where there are others."""
+OWN = ("", "ai.onnx")
+"""Domains of the operators whose types bear no domain."""
+SHOWN = 3
+"""Near names that a message gives."""
+
+
+def excluded(given: Model, working: Model, options: Options) -> Callable[[NodeProto], bool]:
+    """Whether a node of `working`, the model as it is traced, is left alone. `given`: the model as the user sees it,
+    whose constants are still nodes. UsageError where a name or a type is of nothing there."""
+    if not options.nodes_to_exclude and not options.op_types_to_exclude:
+        return lambda node: False
+    nodes = [*every_node(given.graph), *every_node(working.graph)]
+    types = _existing_types(options.op_types_to_exclude, nodes)
+    names = {node.name for node in nodes} - {""}
+    parameters = {name for node in nodes for name in needs(node) if name in working.weights}
+    left: set[str] = set()
+    read: set[str] = set()
+    for text in options.nodes_to_exclude:
+        found, held = _matching(text, names), _matching(text, parameters)
+        if not found and not held:
+            near = _near(text, chain(names, parameters))
+            raise UsageError(f"--nodes-to-exclude {text}: no node, parameter or group has such a name{near}")
+        left |= found
+        read |= held
+    return lambda node: node.name in left or not types.isdisjoint(_types(node)) or not read.isdisjoint(node.input)
+
+
+def _existing_types(types: Iterable[str], nodes: Iterable[NodeProto]) -> set[str]:
+    """These types of operators; UsageError where the model has none of one."""
+    known = {kind for node in nodes for kind in _types(node)}
+    for kind in types:
+        if kind not in known:
+            raise UsageError(f"--op-types-to-exclude {kind}: the model has no such operator{_near(kind, known)}")
+    return set(types)
+
+
+def _types(node: NodeProto) -> tuple[str, ...]:
+    """How the type of a node may be written: as in the file, and as tables do."""
+    return (node.op_type,) if node.domain in OWN else (node.op_type, f"{node.domain}::{node.op_type}")
+
+
+def _matching(text: str, names: set[str]) -> set[str]:
+    """The name itself where it is one, with axes behind it or without; else all that the glob or regular expression
+    fits."""
+    if exact := names & {text, AXES.sub("", text)}:
+        return exact
+    fits = pattern(text)
+    return {name for name in names if fits.search(name)}
+
+
+def _near(text: str, names: Iterable[str]) -> str:
+    """The end of a message: what may have been meant."""
+    found = difflib.get_close_matches(text, sorted(set(names)), SHOWN)
+    return f"; did you mean {listed(found)}?" if found else "; `onnxprune inspect` lists the names"

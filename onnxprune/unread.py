@@ -1,0 +1,66 @@
+"""What was asked for and nobody would read: one row for each kind, and a line that says so before any work is done.
+
+Knows options and what a run does with them, no stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from onnxprune.errors import UsageError
+from onnxprune.options import Options
+from onnxprune.validation import flag
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run does, as far as it decides who reads what. inputs: activations are looked at, on inputs that are given
+    or made up. data: quality is measured on data of the user's. times: time is measured. plan: a plan says what goes.
+    gates: something must hold of the quality. fast: weights alone decide."""
+
+    inputs: bool = False
+    data: bool = False
+    times: bool = False
+    plan: bool = False
+    gates: bool = False
+    fast: bool = False
+
+
+DECIDING = ("ratio", "of", "scope", "criterion", "min_channels", "round_to", "max_ratio", "residual")
+INPUTS = ("calib", "calib_samples")
+READING = ("calib_batch", "mean", "std", "scale")
+QUALITY = ("metric", "validate_samples", "max_drop", "min_agreement", "min_cosine")
+ROWS: tuple[tuple[tuple[str, ...], Callable[[Run], bool], str], ...] = (
+    (DECIDING, lambda run: not run.plan, "--plan already says what goes; leave out {flag}"),
+    (("force_plan",), lambda run: run.plan, "{flag} is about a plan; give one with --plan"),
+    (INPUTS, lambda run: run.inputs or not run.fast, "{flag} is not used with --fast; leave one of them out"),
+    (INPUTS, lambda run: run.inputs, "{flag} is not used: nothing here looks at inputs"),
+    (READING, lambda run: run.inputs or run.data, "{flag} is not used: nothing here reads inputs or pictures"),
+    (
+        ("threads", "batch"), lambda run: run.times,
+        "{flag} says how time is measured, and none is; add --benchmark, --of latency or --round-to auto",
+    ),
+    (QUALITY, lambda run: run.data, "{flag} needs data; give it with --validate"),
+    (("keep_on_fail",), lambda run: run.gates, "{flag} needs a gate; give --max-drop, --min-agreement or --min-cosine"),
+)  # fmt: skip
+"""(what may be asked for, where it is read, what is said where it is not)."""
+DIALS = {"calib_samples", "calib_batch", "threads", "batch"}
+"""How much and how fast: in a program the same numbers may go with many calls, and where one turns nothing no harm is
+done. Whoever types one means it."""
+
+
+def check(asked: Iterable[str], run: Run) -> None:
+    """UsageError for the first of what was `asked` for, by the names of options and flags, that this run reads not."""
+    asked = set(asked)
+    for names, is_read, said in ROWS:
+        for name in names:
+            if name in asked and not is_read(run):
+                raise UsageError(said.format(flag=flag(name)))
+
+
+def differing(keywords: Mapping[str, Any]) -> set[str]:
+    """The keywords of a call that ask for something: not the defaults, and no dials."""
+    defaults = {f.name: getattr(Options(), f.name) for f in fields(Options)}
+    return {name for name, value in keywords.items() if name not in DIALS and value is not defaults.get(name)}
