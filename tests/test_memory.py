@@ -12,7 +12,6 @@ import onnx
 import pytest
 from graphs import Shape, graph, inputs
 from onnx import ModelProto
-from onnxprune.refit.reconstruction import Reconstruction
 from test_allocate import attention
 from test_shifted import perceptron
 
