@@ -21,11 +21,10 @@ from test_random_graphs import EXAMPLES
 from onnxprune.api import Result, prune
 from onnxprune.api import trace as onnx_trace
 from onnxprune.errors import NothingToPrune
-from onnxprune.fit import Problem, Solution, normalisations, re_estimated, sites, solve
+from onnxprune.fit import Problem, Solution, normalisations, re_estimated, reconstruction, sites, solve
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.planning import criteria
-from onnxprune.refit import reconstruction
 
 Array = NDArray[Any]
 SAME = "pads=[1,1,1,1]"
