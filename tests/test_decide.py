@@ -413,13 +413,13 @@ def test_nothing_that_was_fitted_to_or_chosen_by_judges(monkeypatch: pytest.Monk
     places = ((decision, "CriterionInputs", 2), (trials, "Reconstruction", 3), (trials, "OutputError", 1))
     fitted, solved = seen_by(monkeypatch, *places), seen_by(monkeypatch, (judging, "Reconstruction", 3))
     judges = seen_by(monkeypatch, (judging, "OutputError", 1))
-    result = api.prune(net(), ratio=0.5, calib=[inputs(net(), 128, 3)])
+    result = api.prune(net(), ratio=0.5, calib=[inputs(net(), 512, 3)])
     assert result.report.reconstruction is not None
     assert result.report.reconstruction["turns"] == 0
     assert len(fitted) > 4
-    assert [len(rows) for rows in judges] == [16]
+    assert [len(rows) for rows in judges] == [64]
     assert not judges[0] & set.union(*fitted, *solved)
-    every = rows_of([inputs(net(), 128, 3)])
+    every = rows_of([inputs(net(), 512, 3)])
     assert solved[-1] & every == every - judges[0]
 
 

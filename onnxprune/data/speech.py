@@ -32,7 +32,8 @@ ROOM, DECAY = 0.5, (0.1, 0.6)
 @cache
 def recordings() -> tuple[Array, ...]:
     """The recordings, float64 within -1 and 1, (samples,) each."""
-    with (resources.files("onnxprune.data") / "speech" / "speech.npz").open("rb") as file, np.load(file) as codes:
+    path = resources.files("onnxprune.data") / "speech" / "speech.npz"
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as codes:
         return tuple(np.sign(c) * np.expm1(np.abs(c) / CODES * math.log1p(MU)) / MU for c in codes.values())
 
 

@@ -84,7 +84,7 @@ def solve(
     if not (np.isfinite(normal.gram).all() and np.isfinite(normal.cross).all()):
         return stays
     tried = []
-    for ridge in ridges:
+    for ridge in (r for r in ridges if normal.takes(r)):
         found = goal.kept(normal.solve(start, ridge))
         tried.append(Solution(*found, ridge, test.error(*found), before))
     best, clipped = min(tried, key=_error), None
@@ -98,6 +98,8 @@ def solve(
         return best
     rest = Moments.of(test.rows, goal.targets(test, test.wanted), first.shift, first.base)
     normal = Normal(first + rest, p.intercept)
+    if not normal.takes(best.ridge):
+        return best
     matrix, b = goal.kept(normal.solve(start, best.ridge))
     if best is clipped:
         matrix, b = _clipped(p, normal, goal, start, best.ridge, matrix, b)

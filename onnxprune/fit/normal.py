@@ -88,6 +88,10 @@ class Normal:
             self.gram, self.cross = moments.raw()
         self.factors: dict[float, Any] = {}
 
+    def takes(self, ridge: float) -> bool:
+        """Whether a float can hold the diagonal with it."""
+        return bool(np.isinf(ridge) or np.isfinite(self.gram.diagonal() + ridge * self.unit).all())
+
     def solve(self, start: Array, ridge: float, changed: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
         """(W [K, O], b [O]); an infinite ridge keeps `start` and moves the bias alone. `changed`: cross
         moments [K, O] (centred or raw, as the equations are) and target means that take the place of the first ones."""
