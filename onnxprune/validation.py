@@ -16,6 +16,21 @@ from typing import Any, get_args, get_type_hints
 from onnxprune.errors import UsageError
 from onnxprune.options import OptionKeywords, Options
 
+LENGTHS = "a number of steps from 1 on, or a time such as 90s, 5m or 1h"
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def training_length(asked: Any) -> tuple[int, float] | None:
+    """(steps, seconds), 0 where the other one or neither is asked for: of True or "" nothing, of a whole number steps, of
+    90s, 5m or 1h a time, of None or False neither. None where it is none of these."""
+    if asked is None or isinstance(asked, bool) or asked == "":
+        return 0, 0.0
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])|(\d+)", str(asked))
+    if found is None or not isinstance(asked, Integral | str) or float(found[1] or found[3]) <= 0:
+        return None
+    return (int(found[3]), 0.0) if found[3] else (0, float(found[1]) * SECONDS[found[2]])
+
+
 Rule = tuple[str, Callable[[Any], bool], str]
 RULES: tuple[Rule, ...] = (
     ("ratio", lambda x: 0 < x < 1, "is not between 0 and 1; it is the share of units to remove, such as 0.3"),
@@ -27,6 +42,7 @@ RULES: tuple[Rule, ...] = (
     ("max_ratio", lambda x: 0 < x <= 1, "is not in (0, 1]; it is the share of its units that a group may lose"),
     ("threads", lambda n: n >= 0, "is not from 0 on (0: as many as the runtime likes)"),
     ("batch", lambda n: n >= 1, "is not at least 1"),
+    ("finetune", lambda x: training_length(x) is not None, f"is not {LENGTHS}"),
 )
 """(option, what holds of its value, words for where it does not)."""
 CHOICES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxprune.data.batches import Batches, Feed, batched, checked
 from onnxprune.data.calibration_sizes import sizes
-from onnxprune.data.inputs import describe
+from onnxprune.data.inputs import Input, describe
 from onnxprune.data.random import RANGES, random_inputs
 from onnxprune.data.samples import read
 from onnxprune.data.sources import Calibration, calibration, decoder
@@ -14,6 +14,7 @@ __all__ = [
     "Batches",
     "Calibration",
     "Feed",
+    "Input",
     "batched",
     "calibration",
     "checked",

@@ -1,0 +1,173 @@
+"""The loop: AdamW over one cycle of the rate, with a guard against rates that are too high, and the best state kept.
+
+Knows a network in torch, batches and answers; whether the result is taken is decided by others. The same steps are drawn
+for a seed and a step, so that a run that was stopped goes on as it would have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from onnxprune.data import Feed
+from onnxprune.finetuning import recipe
+from onnxprune.finetuning.checkpoints import Checkpoint
+from onnxprune.finetuning.inputs import Bucket
+from onnxprune.finetuning.losses import losses
+from onnxprune.finetuning.network import Network, tensor
+from onnxprune.finetuning.targets import Target
+from onnxprune.model import Array
+
+Tensor = Any
+Answers = Callable[[int, Array, Feed], Sequence[Array]]
+"""What the dense model says to the samples at these places of a bucket, whose feed this is."""
+
+
+@dataclass
+class Run:
+    """What is trained on what. judge: feeds with the dense model's answers, which choose among states."""
+
+    network: Network
+    targets: Sequence[Target]
+    buckets: Sequence[Bucket]
+    answers: Answers
+    judge: Sequence[tuple[Feed, Sequence[Array]]]
+    batch: int
+    length: recipe.Length
+    seed: int
+    progress: Callable[[str, float], None] | None = None
+    checkpoint: Checkpoint | None = None
+
+
+@dataclass
+class Trained:
+    """steps: of the last try. rate: its peak. loss: on the inputs that choose, at the start and of the best state, which
+    the network is left in. tries: rates that were tried. interrupted: by Ctrl-C."""
+
+    steps: int = 0
+    rate: float = 0.0
+    start: float = 0.0
+    best: float = 0.0
+    tries: int = 0
+    interrupted: bool = False
+    state: dict[str, Array] = field(default_factory=dict)
+
+
+class TooHigh(Exception):
+    """The rate makes the network worse."""
+
+
+def train(run: Run, rate: float) -> Trained:
+    """Train the network, and leave it in the best state that was seen, which may be the first."""
+    leaves = run.network.leaves
+    first = {n: leaf.detach().clone() for n, leaf in leaves.items()}
+    done = Trained(rate=rate, start=judged(run))
+    done.best, done.state = done.start, _copied(leaves)
+    kept = run.checkpoint.load() if run.checkpoint else None
+    if kept is not None:
+        done.rate, done.tries, done.best, done.state = kept.rate, kept.tries, kept.best, dict(kept.state)
+    began = time.monotonic()
+    try:
+        while done.tries < recipe.TRIES:
+            try:
+                _try(run, done, began, kept)
+                break
+            except TooHigh:
+                kept, done.tries, done.rate = None, done.tries + 1, done.rate / recipe.LOWER
+                _set(leaves, first)
+    except KeyboardInterrupt:
+        done.interrupted = True
+    _set(leaves, {n: torch.from_numpy(a.copy()) for n, a in done.state.items()})
+    return done
+
+
+def _try(run: Run, done: Trained, began: float, kept: Any) -> None:
+    """One cycle at a rate; TooHigh where it does harm."""
+    leaves = run.network.leaves
+    decayed = [leaf for leaf in leaves.values() if leaf.dim() > 1]
+    others = [leaf for leaf in leaves.values() if leaf.dim() <= 1]
+    groups = [{"params": p} for p in (decayed, others) if p]
+    optimiser = torch.optim.AdamW(groups, lr=done.rate, weight_decay=recipe.DECAY)
+    steps, at = run.length.steps, 0
+    if kept is not None:
+        at, steps = kept.resume(leaves, optimiser), kept.steps
+    look, first, since = max(1, steps // recipe.LOOKS), at, time.monotonic()
+    while at < steps:
+        if run.length.seconds and at % recipe.TRIAL == 0 and at > first:
+            now = time.monotonic()
+            left = max(0.0, run.length.seconds - (now - began))
+            steps = at + int(left * (at - first) / max(now - since, 1e-9))
+            look = max(1, steps // recipe.LOOKS)
+            if steps == at:
+                break
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate_at(at, steps, done.rate)
+        _step(run, optimiser, at)
+        at += 1
+        done.steps = at
+        if at == recipe.TRIAL or at % look == 0 or at == steps:
+            _look(run, done, at, steps)
+            if run.checkpoint and at < steps:
+                run.checkpoint.save(run.network.leaves, optimiser, done, at, steps)
+
+
+def _step(run: Run, optimiser: Any, at: int) -> None:
+    """One batch, which a model of fixed batch size takes in pieces."""
+    rng = np.random.default_rng((run.seed, 2, at))
+    sizes = np.array([len(b) for b in run.buckets], np.float64)
+    k = int(rng.choice(len(sizes), p=sizes / sizes.sum()))
+    bucket = run.buckets[k]
+    count = min(max(run.batch, bucket.size or 1), max(len(bucket), bucket.size or 1))
+    places = rng.choice(len(bucket), count, replace=count > len(bucket))
+    optimiser.zero_grad(set_to_none=True)
+    pieces = list(bucket.feeds(places))
+    for feed, some in pieces:
+        rows = len(some)
+        theirs = [tensor(a, run.network.device) for a in run.answers(k, some, feed)]
+        labels = None if bucket.labels is None else tensor(bucket.labels[some], run.network.device).long()
+        ours = run.network(feed, [t.name for t in run.targets])
+        (losses(run.targets, ours, theirs, rows, labels).mean() / len(pieces)).backward()
+    torch.nn.utils.clip_grad_norm_(list(run.network.leaves.values()), recipe.CLIP)
+    if all(leaf.grad is None or bool(torch.isfinite(leaf.grad).all()) for leaf in run.network.leaves.values()):
+        optimiser.step()
+
+
+def _look(run: Run, done: Trained, at: int, steps: int) -> None:
+    """Keep the state if it is the best; TooHigh where the rate does harm."""
+    loss = judged(run)
+    if loss < done.best:
+        done.best, done.state = loss, _copied(run.network.leaves)
+    if run.progress:
+        run.progress(f"finetune: loss {loss:.3g} of {done.start:.3g}", at / steps)
+    grown = loss > done.start * (recipe.WORSE if at <= recipe.TRIAL else 1.0)
+    late = at <= recipe.TRIAL or at >= steps / 2
+    if (grown and late and done.best >= done.start) or not np.isfinite(loss):
+        raise TooHigh
+
+
+def judged(run: Run) -> float:
+    """Mean loss on the inputs that choose."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for feed, answers in run.judge:
+            rows = len(answers[0]) if answers[0].ndim else 1
+            ours = run.network(feed, [t.name for t in run.targets])
+            theirs = [tensor(a, run.network.device) for a in answers]
+            total += float(losses(run.targets, ours, theirs, rows).sum())
+            count += rows
+    return total / max(count, 1)
+
+
+def _copied(leaves: Mapping[str, Tensor]) -> dict[str, Array]:
+    return {n: leaf.detach().cpu().numpy().copy() for n, leaf in leaves.items()}
+
+
+def _set(leaves: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, leaf in leaves.items():
+            leaf.copy_(values[name])
