@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import errno
 
+INTERRUPTED = 130
+"""Exit code of what Ctrl-C ended."""
+
 
 class OnnxPruneError(Exception):
     """Base of every error raised on purpose; ``message`` is one line, ``exit_code`` is what the CLI returns."""

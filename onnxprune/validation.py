@@ -21,9 +21,9 @@ SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def training_length(asked: Any) -> tuple[int, float] | None:
-    """(steps, seconds), 0 where the other one or neither is asked for: of True or "" nothing, of a whole number steps, of
-    90s, 5m or 1h a time, of None or False neither. None where it is none of these."""
-    if asked is None or isinstance(asked, bool) or asked == "":
+    """(steps, seconds), 0 for what is not said: a whole number says steps, 90s, 5m or 1h a time; True, False and None
+    say neither. None where it is none of these."""
+    if asked is None or isinstance(asked, bool):
         return 0, 0.0
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])|(\d+)", str(asked))
     if found is None or not isinstance(asked, Integral | str) or float(found[1] or found[3]) <= 0:

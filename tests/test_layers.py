@@ -19,18 +19,20 @@ HEAVY = {"onnx", "onnxruntime", "numpy"}
 
 # A package or a module of the top, from the street down: what it imports of the package, and which libraries never.
 HOUSE = [
-    ("cli", "api errors files frameworks guard measure model options planning report sweeping", HEAVY),
+    ("cli", "api errors files frameworks guard measure model options planning report sweeping tuning validation", HEAVY),
     ("sweeping", "api errors files measure model options planning report results stages", HEAVY),
     ("frameworks", "api errors files model planning rewrite trace", {"onnx", "onnxruntime"}),
     (
-        "api", "auditing blame errors measure model options planning refit report results rewrite stages trace validation",
+        "api", "auditing blame errors finetuning measure model options planning refit report results rewrite stages trace tuning validation",
         {"onnx", "onnxruntime"},
     ),
+    ("tuning", "blame errors finetuning model options rewrite stages trace validation", HEAVY),
     ("auditing", "errors fit model options planning results rewrite stages trace", {"onnxruntime"}),
     ("stages", "errors guard model options planning prove rehearsal results rewrite run shapes trace validation", {"onnxruntime", "numpy"}),
     ("rehearsal", "blame errors guard model options", {"onnxruntime", "numpy"}),
     ("blame", "data errors model options run shapes", HEAVY),
     ("report", "errors files model options planning results trace", {"onnx", "onnxruntime"}),
+    ("finetuning", "data errors files model options prove run shapes validation", {"onnxruntime"}),
     ("refit", "errors fit model options planning rewrite trace", {"onnx", "onnxruntime"}),
     ("planning", "data errors files fit gradients measure model options prove results rewrite run shapes trace", set()),
     ("measure", "data errors files model options run shapes", {"onnx"}),
@@ -53,7 +55,14 @@ HOUSE = [
 ROWS = {name: (set(may.split()), never) for name, may, never in HOUSE}
 
 # What the first lines of a module may say that it does not know, and what it then must not import.
-SCORES = {"planning.criteria", "planning.curves", "planning.selection", "planning.allocation", "planning.obs", "gradients"}
+SCORES = {
+    "planning.criteria",
+    "planning.curves",
+    "planning.selection",
+    "planning.allocation",
+    "planning.obs",
+    "gradients",
+}
 CLAIMS: dict[str, tuple[set[str], set[str]]] = {
     "knows? arrays only": ({"model", "trace.tracing", "trace.op", "shapes", "run", "stages"}, {"onnx", "onnxruntime"}),
     "no ONNX": (set(), {"onnx", "onnxruntime"}),

@@ -13,12 +13,11 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from onnxprune.errors import RuleFailed, explain
+from onnxprune.errors import INTERRUPTED, RuleFailed, explain
 from onnxprune.guard import supervised
 
-COMMANDS = ("apply-plan", "compare", "help", "inspect", "prune", "sweep", "verify")
+COMMANDS = ("apply-plan", "compare", "finetune", "help", "inspect", "prune", "sweep", "verify")
 """Modules of `commands` by the first word; without one of these words the job is `prune`."""
-INTERRUPTED = 130
 
 
 def command() -> int:

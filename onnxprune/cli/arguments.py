@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from onnxprune import __version__
 from onnxprune.errors import UsageError
+from onnxprune.validation import LENGTHS, training_length
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         flag, several = f"--{key.replace('_', '-')}", isinstance(value, list) and action.nargs == "+"
         if isinstance(value, bool):
             off = f"--no-{flag[2:]}"
-            if action.nargs != 0:
+            if action.nargs not in (0, "?"):
                 raise UsageError(f"{path}: {key} takes a value, not {str(value).lower()}")
             if value or off in self._option_string_actions:
                 yield flag if value else off
@@ -139,6 +140,13 @@ def size(text: str) -> int:
     if not number.isdigit() or int(number) * factor < 1 << 20:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size from 1M on, such as 4G or 512M")
     return int(number) * factor
+
+
+def training(text: str) -> str:
+    """How long to fine-tune: steps, or a time."""
+    if training_length(text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {LENGTHS}")
+    return text
 
 
 share = number(float, "a share between 0 and 1, such as 0.3", lambda value: 0 < value < 1)

@@ -128,6 +128,18 @@ def pixel_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--scale", type=take.factor, metavar="X", help="see --mean (1/255 brings pixels into 0..1)")
 
 
+def finetune_flag(parser: argparse._ActionsContainer) -> None:
+    """Whether what is left is trained, and how long."""
+    parser.add_argument(
+        "--finetune",
+        nargs="?",
+        const=True,
+        type=take.training,
+        metavar="STEPS|5m",
+        help="then train it on the dense model's answers, for so many steps or so long (needs torch)",
+    )
+
+
 def proof_flags(parser: argparse.ArgumentParser) -> None:
     """Where the proof runs, and what it lets pass."""
     proof = parser.add_argument_group("proof")

@@ -1,4 +1,4 @@
-"""Weights trained: a pruned model learns from the dense one, on unlabelled inputs. Knows models and inputs, no units."""
+"""A pruned model learns from its dense one, on unlabelled inputs. Knows models and inputs, no units."""
 
 from __future__ import annotations
 

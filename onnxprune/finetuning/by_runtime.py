@@ -13,7 +13,6 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 from onnxprune.model import Array, Model, attributes
 from onnxprune.run import open_session
 
-
 IR = 10
 """Of the file format: old enough for any runtime that is allowed, new enough for any operator set."""
 FEW = 16
@@ -50,13 +49,16 @@ class Runtime:
         constants = [numpy_helper.from_array(a, n) for n, a in fixed.items()]
         outputs = [ValueInfoProto(name=o) for o in node.output if o]
         opsets = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
-        return helper.make_model(helper.make_graph([node], "one", inputs, outputs, constants), opset_imports=opsets, ir_version=IR)
+        return helper.make_model(
+            helper.make_graph([node], "one", inputs, outputs, constants), opset_imports=opsets, ir_version=IR
+        )
 
     def resizing(self, node: NodeProto, size: int, scale: float | None, wanted: int | None) -> Array:
         """[out, size]: what a Resize or Upsample does to one axis, found by resizing an identity matrix."""
         kept = attributes(node, "axes", "keep_aspect_ratio_policy")
         key = (repr(sorted(kept.items())), size, scale, wanted)
         if key not in self._matrices:
+            arrays: list[Array | None]
             x = np.eye(size, dtype=np.float32)[None, None]
             if node.op_type == "Upsample":
                 alone = helper.make_node("Upsample", ["x", "scales"], ["y"], **kept)

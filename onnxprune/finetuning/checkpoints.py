@@ -1,4 +1,6 @@
-"""A training that can go on where it was stopped: one .npz, written whole or not at all. Knows arrays and files, no graph.
+"""A training that can go on where it was stopped: one .npz, written whole or not at all.
+
+Knows arrays and files, no graph.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class Kept:
     steps: int
     rate: float
     tries: int
-    best: float
+    best: Array
 
     @property
     def state(self) -> dict[str, Array]:
@@ -63,12 +65,13 @@ class Checkpoint:
         try:
             with np.load(self.path, allow_pickle=False) as found:
                 arrays = {name: found[name] for name in found.files}
-            key, (at, steps, tries), (rate, best) = str(arrays.pop("key")), arrays.pop("counts"), arrays.pop("numbers")
+            key, (at, steps, tries) = str(arrays.pop("key")), arrays.pop("counts")
+            rate, best = float(arrays.pop("rate")), arrays.pop("losses")
         except (OSError, ValueError, KeyError, EOFError):
             raise UsageError(f"{self.path}: not a checkpoint of a fine-tuning; give another --checkpoint") from None
         if key != self.key:
             raise UsageError(f"{self.path}: a checkpoint of other models, data or options; give another --checkpoint")
-        return Kept(arrays, int(at), int(steps), float(rate), int(tries), float(best))
+        return Kept(arrays, int(at), int(steps), rate, int(tries), best)
 
     def save(self, leaves: Mapping[str, Any], optimiser: Any, done: Any, at: int, steps: int) -> None:
         """Write how far the run is."""
@@ -76,9 +79,9 @@ class Checkpoint:
         arrays |= {f"best:{n}": a for n, a in done.state.items()}
         for name, leaf in leaves.items():
             arrays |= {f"{m}:{name}": x.detach().cpu().numpy() for m, x in optimiser.state.get(leaf, {}).items()}
-        numbers = np.array([done.rate, done.best])
         buffer = io.BytesIO()
-        np.savez(buffer, key=np.array(self.key), counts=np.array([at, steps, done.tries]), numbers=numbers, **arrays)
+        counts, rate = np.array([at, steps, done.tries]), np.array(done.rate)
+        np.savez(buffer, key=np.array(self.key), counts=counts, rate=rate, losses=done.best, **arrays)
         with disk_errors(self.path), replacing([self.path]) as files, created(files.temporary[self.path]) as write:
             write(buffer.getvalue())
 

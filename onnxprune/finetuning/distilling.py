@@ -1,7 +1,7 @@
 """A pruned model learns from its dense one: from inputs and two graphs to the same graph with other values.
 
 It is written only where the inputs that judge say that it is nearer to the dense model than before, run by ONNX Runtime
-as it is written. Knows models and inputs, no torch and no units.
+as it is written. Knows models and inputs, no units.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxprune.data import Feed, Input
+from onnxprune.data import Feed, Input, describe
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.finetuning import recipe
-from onnxprune.finetuning.inputs import Bucket, Parts, buckets, multiplied, rows
+from onnxprune.finetuning.inputs import Parts, buckets, fitting, multiplied, rows
 from onnxprune.finetuning.targets import Target, Teacher, errors
 from onnxprune.model import HALVES, Array, Model, every_node, traits
 from onnxprune.options import Options, Progress
 from onnxprune.run import open_session
+from onnxprune.shapes import Shapes
 
 if TYPE_CHECKING:
     from onnxprune.finetuning.network import Network
@@ -32,8 +33,6 @@ MISSING = "--finetune needs torch: pip install 'onnxprune[finetune]'"
 EXACT, ROUNDED = 1e-4, 1e-2
 """How far torch may be from ONNX Runtime: the largest difference by the largest number; where the graph rounds or holds
 half floats, the squared difference by the variance."""
-CHOOSE = 4
-"""One in so many of the held-out feeds chooses among states, the others judge."""
 
 
 @dataclass(frozen=True)
@@ -80,21 +79,21 @@ def check_trainable(model: Model, feed: Feed) -> None:
 
 
 def finetuned(
-    dense: Model, pruned: Model, parts: Parts, specs: Sequence[Input], options: Options,
-    progress: Progress | None = None, checkpoint: Path | None = None,
+    dense: Model, pruned: Model, shapes: Shapes, parts: Parts, options: Options, progress: Progress | None = None,
+    checkpoint: Path | None = None,
 ) -> Finetuned:  # fmt: skip
     """`pruned` with weights that bring it nearer to `dense` on inputs that neither was fitted to, or as it is.
 
-    specs: the inputs of both. Raises UsageError (no torch, data that do not fit), NothingToPrune (an operator or
-    weights that cannot be trained), CheckFailed (torch computes something else than ONNX Runtime)."""
+    dense: normalised, with its `shapes`. Raises UsageError (no torch, data that do not fit), NothingToPrune (operators
+    or weights that cannot be trained), CheckFailed (torch computes something else than ONNX Runtime)."""
     check_torch()
     began = time.monotonic()
     samples, judging = sum(map(rows, parts.fit)), sum(map(rows, parts.judge))
     told: dict[str, Any] = {"inputs": parts.source, "made_up": parts.made_up, "samples": samples, "judged_on": judging}
-    if samples + judging < recipe.FEWEST:
-        why = f"{samples + judging} inputs are too few to learn from; give {recipe.FEWEST} or more"
+    if samples + judging < recipe.FEWEST or not judging:
+        why = f"{samples + judging} inputs are too few to learn from and to judge by; give {recipe.FEWEST} or more"
         return Finetuned(pruned, {**told, "skipped": why, "seconds": 0.0})
-    job = _Job(dense.normalised(), pruned, parts, specs, options, progress)
+    job = _Job(dense, pruned, parts, shapes, options, progress)
     done = job.train(_checkpoint(dense, pruned, parts, options, checkpoint))
     model = _with(pruned, job.network)
     errors_before, errors_after, before, after = job.judged(model)
@@ -119,13 +118,13 @@ class _Job:
     """Both models, the inputs in buckets with their copies, and the dense model's answers."""
 
     def __init__(
-        self, dense: Model, pruned: Model, parts: Parts, specs: Sequence[Input], options: Options,
-        progress: Progress | None,
-    ) -> None:  # fmt: skip
+        self, dense: Model, pruned: Model, parts: Parts, shapes: Shapes, options: Options, progress: Progress | None
+    ) -> None:
         from onnxprune.finetuning.network import Network
 
         self.dense, self.parts, self.options, self.progress = dense, parts, options, progress
-        self.working = pruned.normalised()
+        self.working, specs = pruned.normalised(), describe(dense, shapes)
+        _check_alike(dense, self.working)
         self._say(0.0)
         self.network = Network(self.working, pruned.weights.keys(), device())
         self.teacher = Teacher(dense, self.working, options.providers)
@@ -134,7 +133,9 @@ class _Job:
         self._check(dense, parts.judge[0])
         self._check(self.working, parts.judge[0])
         self.judge = [(feed, self._answers(self.teacher.session, feed)) for feed in parts.judge]
-        copies = max(2, min(recipe.COPIES, recipe.POOL // max(1, sum(map(rows, parts.fit)))))
+        self.copies = self._copies(specs)
+        n = sum(map(rows, parts.fit))
+        copies = min(max(2, min(recipe.COPIES, recipe.POOL // n)), max(1, fitting(shapes, options) // n))
         self.buckets = [
             multiplied(b, specs, parts.made_up, copies, options.seed) for b in buckets(parts.fit, specs, parts.labels)
         ]
@@ -187,39 +188,52 @@ class _Job:
             return self._answers(self.teacher.session, feed)
         return [a[places] for a in self.stored[bucket]]
 
+    def _copies(self, specs: Sequence[Input]) -> list[tuple[Feed, list[Array]]]:
+        """The inputs that judge with varied copies of images: few inputs say more so."""
+        found = []
+        for bucket in buckets(self.parts.judge, specs):
+            more = multiplied(bucket, specs, False, recipe.COPIES, self.options.seed + 1)
+            for at in np.array_split(np.arange(len(more)), -(-len(more) // recipe.BATCH)):
+                found += [(feed, self._answers(self.teacher.session, feed)) for feed, _ in more.feeds(at)]
+        return found
+
     def train(self, checkpoint: Any) -> Trained:
         """Leaves the network in the best state."""
         from onnxprune.finetuning.training import Run, train
 
-        choose = self.judge[::CHOOSE] if len(self.judge) > 1 else self.judge
         deep = sum(leaf.dim() > 1 for leaf in self.network.leaves.values()) >= recipe.DEEP
         run = Run(
-            self.network, self.targets, self.buckets, self.answers, choose, self.batch,
+            self.network, self.targets, self.buckets, self.answers, self.judge, self.batch,
             recipe.Length.of(self.options.finetune), self.options.seed, self.progress, checkpoint,
         )  # fmt: skip
         return train(run, recipe.DEEP_RATE if deep else recipe.RATE)
 
     def judged(self, model: Model) -> tuple[float, float, float, float]:
-        """Output errors and mean losses before and after, by ONNX Runtime, on the inputs that nothing was chosen by."""
+        """Output errors on the inputs that judge, before and after, and mean losses on these and their copies; by ONNX
+        Runtime."""
         import torch
 
         from onnxprune.finetuning.losses import losses
 
-        left = [pair for k, pair in enumerate(self.judge) if k % CHOOSE] or self.judge
-        dense = [answers for _, answers in left]
+        def tensors(arrays: Sequence[Array]) -> list[Any]:
+            return [torch.from_numpy(a) for a in arrays]
+
         found = []
         for one in (self.working, model.normalised()):
             session = self.teacher.opened(one)
-            ours = [self._answers(session, feed) for feed, _ in left]
+            ours = [self._answers(session, feed) for feed, _ in self.judge]
+            error = errors(self.targets, ours, [theirs for _, theirs in self.judge])
             total = [
-                losses(self.targets, [torch.from_numpy(a) for a in mine], [torch.from_numpy(a) for a in theirs], rows(feed))
-                for mine, theirs, (feed, _) in zip(ours, dense, left, strict=True)
-            ]  # fmt: skip
-            found.append((errors(self.targets, ours, dense), float(torch.cat(total).mean())))
+                losses(self.targets, tensors(self._answers(session, feed)), tensors(theirs), rows(feed))
+                for feed, theirs in self.copies
+            ]
+            found.append((error, float(torch.cat(total).mean())))
         return found[0][0], found[1][0], found[0][1], found[1][1]
 
 
-def _compare(model: Model, network: Network, names: Sequence[str], feeds: Sequence[Feed], wanted: Sequence[Sequence[Any]]) -> None:  # fmt: skip
+def _compare(
+    model: Model, network: Network, names: Sequence[str], feeds: Sequence[Feed], wanted: Sequence[Sequence[Any]]
+) -> None:
     """CheckFailed, with the output that differs most, where the network computes something else."""
     rounds = any(n.op_type in traits.ROUNDING for n in every_node(model.graph))
     loose = rounds or any(w.onnx_type in HALVES for w in model.weights.values())
@@ -241,6 +255,16 @@ def _compare(model: Model, network: Network, names: Sequence[str], feeds: Sequen
             f"torch does not compute what ONNX Runtime does: output '{worst[1]}' is {worst[0]:.1f} times as far off as "
             "is allowed, so nothing was fine-tuned"
         )
+
+
+def _check_alike(dense: Model, pruned: Model) -> None:
+    """UsageError where the two models are no pair."""
+    ours, theirs = (
+        {i.name: i.type.tensor_type.elem_type for i in m.graph.input if i.name not in m.weights}
+        for m in (dense, pruned)
+    )
+    if ours != theirs:
+        raise UsageError(f"the two models take different inputs: {', '.join(ours)} and {', '.join(theirs)}")
 
 
 def _with(pruned: Model, network: Network) -> Model:
@@ -265,4 +289,3 @@ def _checkpoint(dense: Model, pruned: Model, parts: Parts, options: Options, pat
         for array in feed.values():
             total.update(np.ascontiguousarray(array).tobytes())
     return Checkpoint(path, total.hexdigest())
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -39,18 +40,25 @@ class Parts:
 
 
 def parted(model: Model, shapes: Shapes, options: Options) -> Parts:
-    """The user's inputs in two parts, or made-up ones, twice."""
+    """The user's inputs in two parts, or made-up ones, twice. Too few have no part that judges."""
     if options.calib is None:
         fit = calibration(model, shapes, options)
         other = replace(options, seed=options.seed + 1, calib_samples=min(recipe.FEWEST, options.calib_samples))
         return Parts(fit.feeds, calibration(model, shapes, other).feeds, fit.source, True)
-    found = calibration(model, shapes, replace(options, calib_samples=max(recipe.POOL, options.calib_samples)))
-    return _parted(found)
+    most = max(options.calib_samples, min(recipe.POOL, fitting(shapes, options) // 2))
+    return _parted(calibration(model, shapes, replace(options, calib_samples=most)))
+
+
+def fitting(shapes: Shapes, options: Options) -> int:
+    """How many samples of all inputs take half of the memory, by the sizes that the shapes were inferred at."""
+    sizes = shapes.inputs[0].values()
+    batch = max((s[0] for s in sizes if s and s[0]), default=1)
+    return int(options.memory / 2 / max(4 * sum(prod(d or 1 for d in s) for s in sizes) / batch, 1))
 
 
 def _parted(found: Calibration) -> Parts:
     """The last feeds judge, as many as it takes."""
-    at, left = len(found.feeds), recipe.held(found.samples)
+    at, left = len(found.feeds), recipe.held(found.samples) if found.samples >= recipe.FEWEST else 0
     while left > 0 and at > 1:
         at -= 1
         left -= rows(found.feeds[at])
@@ -65,15 +73,16 @@ def rows(feed: Feed) -> int:
     return len(first) if first.ndim else 1
 
 
-def calib_of(parts: Parts, name: str) -> Callable[[], list[dict[str, Array]]]:
+def calib_of(parts: Parts) -> Callable[[], list[dict[str, Array]]]:
     """The part to learn on as `Options.calib` takes it, under the name that the data had."""
 
     def feeds() -> list[dict[str, Array]]:
         starts = np.cumsum([0, *map(rows, parts.fit)])
-        said = [{} if parts.labels is None else {"labels": parts.labels[a : a + rows(f)]} for a, f in zip(starts, parts.fit, strict=False)]  # fmt: skip
-        return [{**f, **more} for f, more in zip(parts.fit, said, strict=True)]
+        if parts.labels is None:
+            return list(parts.fit)
+        return [{**f, "labels": parts.labels[a : a + rows(f)]} for a, f in zip(starts, parts.fit, strict=False)]
 
-    feeds.__name__ = name
+    feeds.__name__ = parts.source.rpartition(": ")[0] or parts.source
     return feeds
 
 
@@ -102,24 +111,26 @@ class Bucket:
 def buckets(feeds: Sequence[Feed], specs: Sequence[Input], labels: Array | None = None) -> list[Bucket]:
     """All samples, joined where they have one shape; a feed stays whole where samples are counted on other axes."""
     counted = [s.name for s in specs if s.batch == 0]
-    whole = not counted or any(s.batch not in (0, None) for s in specs)
-    alike: dict[Any, list[int]] = defaultdict(list)
-    for k, feed in enumerate(feeds):
-        key = tuple(feed[s.name].shape[1:] if s.batch == 0 else feed[s.name].tobytes() for s in specs)
-        alike[k if whole else key].append(k)
+    if not counted or any(s.batch not in (0, None) for s in specs):
+        return [Bucket({}, dict(feed), 1) for feed in feeds]
+    shared = [s.name for s in specs if s.batch != 0]
     starts = np.cumsum([0, *map(rows, feeds)])
+    size = next((s.axes[0] for s in specs if s.batch == 0 and s.axes[0]), None)
     found = []
-    for members in alike.values():
-        if whole:
-            found.append(Bucket({}, dict(feeds[members[0]]), 1))
-            continue
+    for members in _alike(feeds, counted, shared):
         arrays = {n: np.concatenate([feeds[k][n] for k in members]) for n in counted}
-        shared = {s.name: feeds[members[0]][s.name] for s in specs if s.batch != 0}
-        size = next((s.axes[0] for s in specs if s.batch == 0 and s.axes[0]), None)
-        own = None if labels is None else np.concatenate([labels[starts[k] : starts[k + 1]] for k in members])
-        usable = own if own is not None and len(own) == len(arrays[counted[0]]) else None
-        found.append(Bucket(arrays, shared, size, usable))
+        own = np.zeros(0) if labels is None else np.concatenate([labels[starts[k] : starts[k + 1]] for k in members])
+        usable = own if len(own) == len(arrays[counted[0]]) else None  # a batch of fixed size is filled up without
+        found.append(Bucket(arrays, {n: feeds[members[0]][n] for n in shared}, size, usable))
     return found
+
+
+def _alike(feeds: Sequence[Feed], counted: Sequence[str], shared: Sequence[str]) -> list[list[int]]:
+    """Feeds whose samples have one shape and the same of what is for all samples."""
+    found: dict[Any, list[int]] = defaultdict(list)
+    for k, feed in enumerate(feeds):
+        found[(*(feed[n].shape[1:] for n in counted), *(feed[n].tobytes() for n in shared))].append(k)
+    return list(found.values())
 
 
 def multiplied(bucket: Bucket, specs: Sequence[Input], made_up: bool, copies: int, seed: int) -> Bucket:

@@ -14,9 +14,11 @@ from onnxprune.finetuning.targets import Target
 Tensor = Any
 
 
-def losses(targets: Sequence[Target], ours: Sequence[Tensor], theirs: Sequence[Tensor], rows: int, labels: Tensor | None = None) -> Tensor:  # fmt: skip
-    """[rows]: for scores of classes the divergence at a temperature and some of the squared error, for other numbers the
-    squared error by their variance; the mean over the targets. What has no row for each sample counts for all."""
+def losses(
+    targets: Sequence[Target], ours: Sequence[Tensor], theirs: Sequence[Tensor], rows: int, labels: Tensor | None = None
+) -> Tensor:
+    """[rows]: for scores of classes the divergence at a temperature and some of the squared error, for other numbers
+    the squared error by their variance; the mean over the targets. What has no row for each sample counts for all."""
     total = torch.zeros(rows, device=ours[0].device)
     for target, a, b in zip(targets, ours, theirs, strict=True):
         squared = (a - b) ** 2

@@ -1,7 +1,7 @@
 """An ONNX graph that torch runs node by node, so that its weights can be trained under their own names.
 
-Everything that is a float is float32 here. What has no torch form is run by ONNX Runtime where no gradient has to pass;
-where one has to, the network cannot be trained, and the operator is named. Knows graphs and tensors, no data.
+Everything that is a float is float32 here. What torch has no form of is run by ONNX Runtime where no gradient has to
+pass; where one has to, the network cannot be trained, and the operator is named. Knows graphs and tensors, no data.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Network:
         self.opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.skeleton.opset_import}
         self.runtime = Runtime(self.opsets)
         self.trained = trained(model, names)
-        self.values = {name: tensor(w.array(), device) for name, w in model.weights.items() if w.dtype.kind not in "OUS"}
+        self.values = {
+            name: tensor(w.array(), device) for name, w in model.weights.items() if w.dtype.kind not in "OUS"
+        }
         self.leaves: dict[str, Tensor] = {n: self.values[n].clone() for n in self.trained.floats}
         for name, node in self.trained.codes.items():
             scale, zero = self._scale(node)
@@ -91,7 +93,11 @@ class Network:
     def _call(self, node: NodeProto) -> Call:
         said = attributes(node, *(name for name, _ in bodies(node)))
         texts = {k: v.decode() if isinstance(v, bytes) else v for k, v in said.items()}
-        texts |= {k: [x.decode() for x in v] for k, v in texts.items() if isinstance(v, list) and v and isinstance(v[0], bytes)}  # fmt: skip
+        texts |= {
+            k: [x.decode() for x in v]
+            for k, v in texts.items()
+            if isinstance(v, list) and v and isinstance(v[0], bytes)
+        }
         domain = "" if node.domain == "ai.onnx" else node.domain
         return Call(node.op_type, texts, len(node.output), self.opsets.get(domain, 1))
 
@@ -102,14 +108,22 @@ class Network:
             if needed.intersection(node.output):
                 order.append(node)
                 needed.update(needs(node))
-        last: dict[str, int] = {}
         order.reverse()
-        made = {o for node in order for o in node.output}
+        last: dict[str, int] = {}
         for k, node in enumerate(order):
-            last |= {n: k for n in (*needs(node), *node.output) if n in made and n not in wanted}
-        steps = tuple(self._step(node, tuple(n for n, at in last.items() if at == k)) for k, node in enumerate(order))
-        own = {t.name: tensor(numpy_helper.to_array(t), self.device) for t in graph.initializer if t.name not in self.values}  # fmt: skip
-        return Steps(tuple(i.name for i in graph.input), tuple(wanted), own if graph is not self.model.graph else {}, steps)  # fmt: skip
+            last |= dict.fromkeys((*needs(node), *node.output), k)
+        kept = {*wanted, *self.values}
+        steps = []
+        for k, node in enumerate(order):
+            read = dict.fromkeys((*needs(node), *node.output))
+            steps.append(self._step(node, tuple(n for n in read if last[n] == k and n not in kept)))
+        own = {} if graph is self.model.graph else self._constants(graph)
+        return Steps(tuple(i.name for i in graph.input), tuple(wanted), own, tuple(steps))
+
+    def _constants(self, graph: GraphProto) -> dict[str, Tensor]:
+        """What a body has beside the weights of the main graph."""
+        tensors = [t for t in graph.initializer if t.name not in self.values]
+        return {t.name: tensor(numpy_helper.to_array(t), self.device) for t in tensors}
 
     def _step(self, node: NodeProto, last: tuple[str, ...]) -> Step:
         key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
@@ -172,23 +186,30 @@ class Network:
 
     def _resized(self, node: NodeProto, given: Sequence[Tensor | None]) -> Tensor:
         """Axis by axis, by the matrix that ONNX Runtime's own Resize is."""
-        x, *rest = given
+        x = given[0]
         assert x is not None
-        sizes = rest[2] if len(rest) > 2 else None
-        scales = rest[0 if node.op_type == "Upsample" or (self.opsets[""] < 11) else 1] if rest and sizes is None else None
-        if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize" or (
-            attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch"
-        ):
-            raise NoTorchForm("a region or a fixed aspect ratio")
-        listed = scales.tolist() if scales is not None else attribute(node, "scales") if sizes is None else None
-        wanted = None if sizes is None else [int(n) for n in sizes.tolist()]
-        axes = attribute(node, "axes") or range(x.dim())
-        for k, axis in enumerate(axes):
-            if (listed and listed[k] == 1) or (wanted and wanted[k] == x.shape[axis]):
-                continue
-            matrix = self.runtime.resizing(node, x.shape[axis], listed and listed[k], wanted and wanted[k])
-            x = _applied(torch.from_numpy(matrix).to(x.device), x, axis)
+        for axis, scale, size in self._resizes(node, x, given):
+            if scale != 1 and size != x.shape[axis]:
+                matrix = self.runtime.resizing(node, x.shape[axis], scale, size)
+                x = _applied(torch.from_numpy(matrix).to(x.device), x, axis)
         return x
+
+    def _resizes(
+        self, node: NodeProto, x: Tensor, given: Sequence[Tensor | None]
+    ) -> Iterator[tuple[int, float | None, int | None]]:
+        """(axis, scale, size) of every axis; a scale or a size."""
+        if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
+            raise NoTorchForm("a region")
+        if attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+            raise NoTorchForm("a fixed aspect ratio")
+        first = 1 if node.op_type == "Upsample" or self.opsets[""] < 11 else 2
+        scales, sizes = [*given, None, None, None, None][first : first + 2]
+        axes = attribute(node, "axes") or range(x.dim())
+        if sizes is not None:
+            yield from ((axis, None, int(n)) for axis, n in zip(axes, sizes.tolist(), strict=True))
+        else:
+            listed = attribute(node, "scales") if scales is None else scales.tolist()
+            yield from ((axis, float(s), None) for axis, s in zip(axes, listed, strict=True))
 
 
 def _applied(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
@@ -217,7 +238,7 @@ def refused(node: NodeProto, why: str) -> NothingToPrune:
 
 def _if(network: Network, step: Step, values: Values) -> list[Tensor]:
     branch = step.bodies["then_branch" if bool(values[step.node.input[0]].reshape(-1)[0]) else "else_branch"]
-    return network._run(branch, ChainMap({}, values))  # type: ignore[arg-type]
+    return network._run(branch, ChainMap({}, values))
 
 
 def _loop(network: Network, step: Step, values: Values) -> list[Tensor]:
@@ -228,7 +249,7 @@ def _loop(network: Network, step: Step, values: Values) -> list[Tensor]:
     scans: list[list[Tensor]] = [[] for _ in body.outputs[1 + len(state) :]]
     turn = 0
     while (limit is None or turn < limit) and bool(on.reshape(-1)[0]):
-        inner: Values = ChainMap(dict(zip(body.inputs, (torch.tensor(turn), on, *state), strict=True)), values)  # type: ignore[arg-type]
+        inner: Values = ChainMap(dict(zip(body.inputs, (torch.tensor(turn), on, *state), strict=True)), values)
         on, *rest = network._run(body, inner)
         state = rest[: len(state)]
         for scan, value in zip(scans, rest[len(state) :], strict=True):
@@ -249,7 +270,7 @@ def _scan(network: Network, step: Step, values: Values) -> list[Tensor]:
     given = [values[n].flip(0) if back else values[n] for n, back in zip(node.input[len(state) :], turned, strict=True)]
     scans: list[list[Tensor]] = [[] for _ in body.outputs[len(state) :]]
     for rows in zip(*given, strict=True):
-        inner: Values = ChainMap(dict(zip(body.inputs, (*state, *rows), strict=True)), values)  # type: ignore[arg-type]
+        inner: Values = ChainMap(dict(zip(body.inputs, (*state, *rows), strict=True)), values)
         found = network._run(body, inner)
         state = found[: len(state)]
         for scan, value in zip(scans, found[len(state) :], strict=True):
@@ -258,4 +279,3 @@ def _scan(network: Network, step: Step, values: Values) -> list[Tensor]:
 
 
 CONTROL: Mapping[str, Callable[[Network, Step, Values], list[Tensor]]] = {"If": _if, "Loop": _loop, "Scan": _scan}
-

@@ -1,7 +1,8 @@
 """How long to train, and with what: the numbers of the recipe, and what a user may say instead of them.
 
 Knows numbers and words, no torch and no model. Measured on networks that nobody had tuned on; the cycle of the rate is
-that of Smith and Topin 2017 (arXiv 1708.07120), the temperature that of Hinton, Vinyals and Dean 2015 (arXiv 1503.02531).
+that of Smith and Topin 2017 (arXiv 1708.07120), the temperature that of Hinton, Vinyals and Dean 2015
+(arXiv 1503.02531).
 """
 
 from __future__ import annotations

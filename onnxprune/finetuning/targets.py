@@ -5,7 +5,7 @@ Knows graphs and tensors by name, no torch; what is said of losses is in `losses
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,12 +106,6 @@ def errors(targets: Sequence[Target], ours: Sequence[Sequence[Array]], theirs: S
     """Mean over the targets of squared error by variance; ours, theirs: of each feed, by target."""
     found: list[float] = []
     for k in range(len(targets)):
-        lost = sum(float(np.square(np.subtract(a[k], b[k], dtype=np.float64)).sum()) for a, b in zip(ours, theirs, strict=True))  # fmt: skip
-        dense = np.concatenate([np.asarray(b[k], np.float64).ravel() for b in theirs])
-        found.append(lost / max(float(np.square(dense - dense.mean()).sum()), 1e-30))
+        a, b = (np.concatenate([x[k].ravel() for x in both]).astype(np.float64) for both in (ours, theirs))
+        found.append(float(np.square(a - b).sum() / max(np.square(b - b.mean()).sum(), 1e-30)))
     return float(np.mean(found))
-
-
-def report_names(targets: Sequence[Target]) -> Mapping[str, str]:
-    """What each target is learned as, for the report."""
-    return {t.name: "values" if t.axis is None else "classes" for t in targets}

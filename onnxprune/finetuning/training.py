@@ -1,7 +1,7 @@
 """The loop: AdamW over one cycle of the rate, with a guard against rates that are too high, and the best state kept.
 
-Knows a network in torch, batches and answers; whether the result is taken is decided by others. The same steps are drawn
-for a seed and a step, so that a run that was stopped goes on as it would have.
+Knows a network in torch, batches and answers; whether the result is taken is decided by others. A step is
+drawn by the seed and its number, so that a run that was stopped goes on as it would have.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ class Run:
 
 @dataclass
 class Trained:
-    """steps: of the last try. rate: its peak. loss: on the inputs that choose, at the start and of the best state, which
-    the network is left in. tries: rates that were tried. interrupted: by Ctrl-C."""
+    """steps: of the last try. rate: its peak. start, best: losses of the inputs that judge, at the start and in the
+    state that the network is left in: the last one that was not clearly worse than the one before. tries: rates that
+    were too high. interrupted: by Ctrl-C."""
 
+    start: Array
+    best: Array
+    rate: float
     steps: int = 0
-    rate: float = 0.0
-    start: float = 0.0
-    best: float = 0.0
     tries: int = 0
     interrupted: bool = False
     state: dict[str, Array] = field(default_factory=dict)
@@ -66,8 +67,8 @@ def train(run: Run, rate: float) -> Trained:
     """Train the network, and leave it in the best state that was seen, which may be the first."""
     leaves = run.network.leaves
     first = {n: leaf.detach().clone() for n, leaf in leaves.items()}
-    done = Trained(rate=rate, start=judged(run))
-    done.best, done.state = done.start, _copied(leaves)
+    start = judged(run)
+    done = Trained(start, start, rate, state=_copied(leaves))
     kept = run.checkpoint.load() if run.checkpoint else None
     if kept is not None:
         done.rate, done.tries, done.best, done.state = kept.rate, kept.tries, kept.best, dict(kept.state)
@@ -89,10 +90,7 @@ def train(run: Run, rate: float) -> Trained:
 def _try(run: Run, done: Trained, began: float, kept: Any) -> None:
     """One cycle at a rate; TooHigh where it does harm."""
     leaves = run.network.leaves
-    decayed = [leaf for leaf in leaves.values() if leaf.dim() > 1]
-    others = [leaf for leaf in leaves.values() if leaf.dim() <= 1]
-    groups = [{"params": p} for p in (decayed, others) if p]
-    optimiser = torch.optim.AdamW(groups, lr=done.rate, weight_decay=recipe.DECAY)
+    optimiser = torch.optim.AdamW(list(leaves.values()), lr=done.rate, weight_decay=recipe.DECAY)
     steps, at = run.length.steps, 0
     if kept is not None:
         at, steps = kept.resume(leaves, optimiser), kept.steps
@@ -103,21 +101,20 @@ def _try(run: Run, done: Trained, began: float, kept: Any) -> None:
             left = max(0.0, run.length.seconds - (now - began))
             steps = at + int(left * (at - first) / max(now - since, 1e-9))
             look = max(1, steps // recipe.LOOKS)
-            if steps == at:
-                break
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.rate_at(at, steps, done.rate)
-        _step(run, optimiser, at)
-        at += 1
+        if at < steps:
+            _step(run, optimiser, at, recipe.rate_at(at, steps, done.rate))
+            at += 1
         done.steps = at
-        if at == recipe.TRIAL or at % look == 0 or at == steps:
+        if at == recipe.TRIAL or at % look == 0 or at >= steps:
             _look(run, done, at, steps)
             if run.checkpoint and at < steps:
                 run.checkpoint.save(run.network.leaves, optimiser, done, at, steps)
 
 
-def _step(run: Run, optimiser: Any, at: int) -> None:
+def _step(run: Run, optimiser: Any, at: int, rate: float) -> None:
     """One batch, which a model of fixed batch size takes in pieces."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
     rng = np.random.default_rng((run.seed, 2, at))
     sizes = np.array([len(b) for b in run.buckets], np.float64)
     k = int(rng.choice(len(sizes), p=sizes / sizes.sum()))
@@ -138,29 +135,35 @@ def _step(run: Run, optimiser: Any, at: int) -> None:
 
 
 def _look(run: Run, done: Trained, at: int, steps: int) -> None:
-    """Keep the state if it is the best; TooHigh where the rate does harm."""
-    loss = judged(run)
-    if loss < done.best:
-        done.best, done.state = loss, _copied(run.network.leaves)
+    """Keep the state unless it is clearly worse; TooHigh where the rate does harm."""
+    found = judged(run)
+    before, now = float(done.start.mean()), float(found.mean())
     if run.progress:
-        run.progress(f"finetune: loss {loss:.3g} of {done.start:.3g}", at / steps)
-    grown = loss > done.start * (recipe.WORSE if at <= recipe.TRIAL else 1.0)
-    late = at <= recipe.TRIAL or at >= steps / 2
-    if (grown and late and done.best >= done.start) or not np.isfinite(loss):
+        run.progress(f"finetune: loss {now:.3g} of {before:.3g}", at / steps)
+    if not np.isfinite(now) or (at <= recipe.TRIAL and now > recipe.WORSE * before):
         raise TooHigh
+    if at >= steps / 2 and clearly_worse(found, done.start):
+        raise TooHigh
+    if not clearly_worse(found, done.best):
+        done.best, done.state = found, _copied(run.network.leaves)
 
 
-def judged(run: Run) -> float:
-    """Mean loss on the inputs that choose."""
-    total, count = 0.0, 0
+def clearly_worse(losses: Array, than: Array) -> bool:
+    """Whether the mean is larger by more than two standard errors of the paired difference."""
+    apart = losses - than
+    return bool(apart.mean() > 2 * apart.std() / max(len(apart) - 1, 1) ** 0.5)
+
+
+def judged(run: Run) -> Array:
+    """Losses of the inputs that judge, one a sample."""
+    found = []
     with torch.no_grad():
         for feed, answers in run.judge:
             rows = len(answers[0]) if answers[0].ndim else 1
             ours = run.network(feed, [t.name for t in run.targets])
             theirs = [tensor(a, run.network.device) for a in answers]
-            total += float(losses(run.targets, ours, theirs, rows).sum())
-            count += rows
-    return total / max(count, 1)
+            found.append(losses(run.targets, ours, theirs, rows).cpu().numpy())
+    return np.asarray(np.concatenate(found), np.float64)
 
 
 def _copied(leaves: Mapping[str, Tensor]) -> dict[str, Array]:

@@ -52,7 +52,9 @@ def _rms_norm(call: Call, x: Tensor, scale: Tensor) -> Any:
     return (y, *[None] * (call.outputs - 1)) if call.outputs > 1 else y
 
 
-def _skip_layer_norm(call: Call, x: Tensor, skip: Tensor, scale: Tensor, shift: Tensor | None = None, bias: Tensor | None = None) -> Any:  # fmt: skip
+def _skip_layer_norm(
+    call: Call, x: Tensor, skip: Tensor, scale: Tensor, shift: Tensor | None = None, bias: Tensor | None = None
+) -> Any:
     total = x + skip if bias is None else x + skip + bias
     y = F.layer_norm(total, total.shape[-1:], scale, shift, call("epsilon", 1e-12))
     return (y, None, None, total)[: call.outputs] if call.outputs > 1 else y
@@ -111,10 +113,13 @@ def _attention(call: Call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None 
     return y.transpose(1, 2).flatten(2) if flat else y
 
 
-def _multi_head(call: Call, q: Tensor, k: Tensor | None = None, v: Tensor | None = None, bias: Tensor | None = None, *more: Tensor) -> Tensor:  # fmt: skip
+def _multi_head(
+    call: Call, q: Tensor, k: Tensor | None = None, v: Tensor | None = None, bias: Tensor | None = None, *more: Tensor
+) -> Tensor:
     if k is None or v is None or k.dim() != 3 or any(m is not None for m in more) or call("unidirectional", 0):
         call.refuse("packed inputs, masks or a cache")
-    assert k is not None and v is not None
+    assert k is not None
+    assert v is not None
     if bias is not None:
         a, b = q.shape[-1], q.shape[-1] + k.shape[-1]
         q, k, v = q + bias[:a], k + bias[a:b], v + bias[b:]

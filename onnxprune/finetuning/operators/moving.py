@@ -120,7 +120,9 @@ def _expand(call: Call, x: Tensor, shape: Tensor) -> Tensor:
     return x.expand(torch.broadcast_shapes(tuple(x.shape), tuple(shape.tolist())))
 
 
-def _pad(call: Call, x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, axes: Tensor | None = None) -> Tensor:  # fmt: skip
+def _pad(
+    call: Call, x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, axes: Tensor | None = None
+) -> Tensor:
     asked = list(call("pads") if pads is None else pads.tolist())
     fill = call("value", 0.0) if value is None else value.reshape(-1)[0].item()
     along = [a % x.dim() for a in axes.tolist()] if axes is not None else list(range(x.dim()))

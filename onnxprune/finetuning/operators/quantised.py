@@ -12,7 +12,15 @@ from onnxprune.finetuning.operators.call import Call, Form
 from onnxprune.finetuning.operators.windows import conv
 
 Tensor = Any
-LIMITS = {2: (0, 255), 3: (-128, 127), 4: (0, 65535), 5: (-32768, 32767), 6: (-(2**31), 2**31 - 1), 21: (0, 15), 22: (-8, 7)}  # fmt: skip
+LIMITS = {
+    2: (0, 255),
+    3: (-128, 127),
+    4: (0, 65535),
+    5: (-32768, 32767),
+    6: (-(2**31), 2**31 - 1),
+    21: (0, 15),
+    22: (-8, 7),
+}
 """By the number of the element type (of `onnx.TensorProto`)."""
 
 
@@ -66,13 +74,17 @@ def _shifted(x: Tensor, zero: Tensor | None) -> Tensor:
     return x.float() if zero is None else x.float() - zero.float()
 
 
-def _matmul_integer(call: Call, a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None) -> Tensor:  # fmt: skip
+def _matmul_integer(
+    call: Call, a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
+) -> Tensor:
     if a_zero is not None and a_zero.dim() == 1 and a_zero.numel() > 1:
         a_zero = a_zero[:, None]
     return _shifted(a, a_zero) @ _shifted(b, b_zero)
 
 
-def _conv_integer(call: Call, x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None) -> Tensor:  # fmt: skip
+def _conv_integer(
+    call: Call, x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None
+) -> Tensor:
     if w_zero is not None and w_zero.numel() > 1:
         w_zero = w_zero.reshape(-1, *[1] * (w.dim() - 1))
     return conv(call, _shifted(x, x_zero), _shifted(w, w_zero))

@@ -81,7 +81,7 @@ def _recurrent(
     ]
     outputs, ends = [], []
     for d in range(directions):
-        wb, rb = (b[d].chunk(2) if b is not None else (0.0, x.new_zeros(r.shape[1])))
+        wb, rb = b[d].chunk(2) if b is not None else (0.0, x.new_zeros(r.shape[1]))
         backwards = call("direction", "forward") == "reverse" or d == 1
         step, projected = STEPS[call.op](call, d, r[d], rb, peep), x @ w[d].T + wb
         made, end = _walk(step, projected, tuple(s[d] for s in start), lengths, backwards)

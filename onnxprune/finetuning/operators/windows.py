@@ -29,7 +29,9 @@ def _of_rank(functions: dict[int, Any], call: Call, rank: int) -> Any:
     return functions[rank]
 
 
-def _pads(call: Call, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Pads:  # fmt: skip
+def _pads(
+    call: Call, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> Pads:
     """(before, after) of every spatial axis."""
     n, how = len(sizes), call("auto_pad", "NOTSET")
     if how == "NOTSET":
@@ -69,7 +71,9 @@ def conv(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return function(_padded(x, pads), weight, bias, strides, 0, dilations, call("group", 1))
 
 
-def _fused_conv(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None, added: Tensor | None = None) -> Tensor:  # fmt: skip
+def _fused_conv(
+    call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None, added: Tensor | None = None
+) -> Tensor:
     y = conv(call, x, weight, bias)
     y = y if added is None else y + added
     kind = call("activation", "")
@@ -127,7 +131,11 @@ def _unpool(call: Call, x: Tensor, places: Tensor, shape: Tensor | None = None) 
     size = torch.Size([*x.shape[:2], *sizes])
     if shape is not None and list(size) != shape.tolist():
         call.refuse("an output of another size than its input's")
-    return torch.zeros(size.numel(), dtype=x.dtype, device=x.device).index_put((places.reshape(-1),), x.reshape(-1)).reshape(size)  # fmt: skip
+    return (
+        torch.zeros(size.numel(), dtype=x.dtype, device=x.device)
+        .index_put((places.reshape(-1),), x.reshape(-1))
+        .reshape(size)
+    )
 
 
 def _average_pool(call: Call, x: Tensor) -> Tensor:
