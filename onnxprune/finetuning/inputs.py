@@ -111,18 +111,37 @@ class Bucket:
 def buckets(feeds: Sequence[Feed], specs: Sequence[Input], labels: Array | None = None) -> list[Bucket]:
     """All samples, joined where they have one shape; a feed stays whole where samples are counted on other axes."""
     counted = [s.name for s in specs if s.batch == 0]
-    if not counted or any(s.batch not in (0, None) for s in specs):
+    if not counted or {s.batch for s in specs} - {0, None}:
         return [Bucket({}, dict(feed), 1) for feed in feeds]
     shared = [s.name for s in specs if s.batch != 0]
-    starts = np.cumsum([0, *map(rows, feeds)])
     size = next((s.axes[0] for s in specs if s.batch == 0 and s.axes[0]), None)
+    said = _by_feed(feeds, labels)
     found = []
     for members in _alike(feeds, counted, shared):
-        arrays = {n: np.concatenate([feeds[k][n] for k in members]) for n in counted}
-        own = np.zeros(0) if labels is None else np.concatenate([labels[starts[k] : starts[k + 1]] for k in members])
-        usable = own if len(own) == len(arrays[counted[0]]) else None  # a batch of fixed size is filled up without
-        found.append(Bucket(arrays, {n: feeds[members[0]][n] for n in shared}, size, usable))
+        own, theirs = [feeds[k] for k in members], [said[k] for k in members]
+        found.append(_joined(own, theirs, counted, shared, size))
     return found
+
+
+def _by_feed(feeds: Sequence[Feed], labels: Array | None) -> list[Array | None]:
+    """The labels of each feed."""
+    if labels is None:
+        return [None] * len(feeds)
+    return list(np.split(labels, np.cumsum([*map(rows, feeds)])[:-1]))
+
+
+def _joined(
+    feeds: Sequence[Feed],
+    labels: Sequence[Array | None],
+    counted: Sequence[str],
+    shared: Sequence[str],
+    size: int | None,
+) -> Bucket:
+    """Feeds of one shape in one bucket."""
+    made = Bucket({n: np.concatenate([f[n] for f in feeds]) for n in counted}, {n: feeds[0][n] for n in shared}, size)
+    own = np.concatenate([x for x in labels if x is not None] or [np.zeros(0)])
+    made.labels = own if len(own) == len(made) else None  # a batch of fixed size is filled up, and has too few
+    return made
 
 
 def _alike(feeds: Sequence[Feed], counted: Sequence[str], shared: Sequence[str]) -> list[list[int]]:

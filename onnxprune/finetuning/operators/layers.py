@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from onnxprune.finetuning.operators.call import Call, Form
 
 Tensor = Any
+KNOWN = {"is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap", "softmax_precision"}
+"""Attributes of Attention that are heeded, or that do not change what is computed here."""
 
 
 def _gemm(call: Call, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
@@ -43,7 +45,11 @@ def _layer_norm(call: Call, x: Tensor, scale: Tensor, bias: Tensor | None = None
     else:
         y = F.layer_norm(x, x.shape[axis:], None, None, call("epsilon", 1e-5)) * scale
         y = y if bias is None else y + bias
-    return (y, *[None] * (call.outputs - 1)) if call.outputs > 1 else y
+    if call.outputs == 1:
+        return y
+    axes = list(range(axis, x.dim()))
+    spread = torch.rsqrt(x.var(axes, correction=0, keepdim=True) + call("epsilon", 1e-5))
+    return (y, x.mean(axes, True), spread)[: call.outputs]
 
 
 def _rms_norm(call: Call, x: Tensor, scale: Tensor) -> Any:
@@ -101,6 +107,8 @@ def _attention(call: Call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None 
     """ONNX's own, without a cache."""
     if any(p is not None for p in past) or call.outputs > 1 or call("softcap", 0.0):
         call.refuse("a cache, scores as an output or softcap")
+    if set(call.attributes) - KNOWN:
+        call.refuse(", ".join(sorted(set(call.attributes) - KNOWN)))
     flat = q.dim() == 3
     if flat:
         q, k, v = _heads(q, call("q_num_heads")), _heads(k, call("kv_num_heads")), _heads(v, call("kv_num_heads"))

@@ -160,7 +160,8 @@ def _depth_to_space(call: Call, x: Tensor) -> Tensor:
 
 def _space_to_depth(call: Call, x: Tensor) -> Tensor:
     b, (n, c, h, w) = call("blocksize"), x.shape
-    x = x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4)
+    order = (0, 3, 5, 1, 2, 4) if call("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    x = x.reshape(n, c, h // b, b, w // b, b).permute(order)
     return x.reshape(n, c * b * b, h // b, w // b)
 
 
@@ -186,6 +187,13 @@ def _reverse_sequence(call: Call, x: Tensor, lengths: Tensor) -> Tensor:
     return x.gather(time, (places if time < batch else places.T).reshape(shape).expand(x.shape))
 
 
+def _dropout(call: Call, x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None) -> Any:
+    """As in inference."""
+    if training is not None and bool(training):
+        call.refuse("training_mode")
+    return (x, torch.ones_like(x, dtype=torch.bool))[: call.outputs]
+
+
 FORMS: dict[str, Form] = {
     "Reshape": _reshape, "Flatten": _flatten, "Transpose": _transpose, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze,
     "Slice": _slice, "Split": _split, "Concat": lambda call, *xs: torch.cat(xs, call("axis", 0)), "Gather": _gather,
@@ -194,5 +202,5 @@ FORMS: dict[str, Form] = {
     "Tile": lambda call, x, times: x.repeat(tuple(times.tolist())), "Pad": _pad, "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth, "Shape": _shape, "Size": lambda call, x: torch.tensor(x.numel()),
     "Range": _range, "Trilu": _trilu, "ReverseSequence": _reverse_sequence,
-    "Dropout": lambda call, x, *rest: (x, torch.ones_like(x, dtype=torch.bool))[: call.outputs],
+    "Dropout": _dropout,
 }  # fmt: skip

@@ -34,17 +34,20 @@ def spread(call: Call, x: Tensor, values: Tensor) -> Tensor:
     return values.repeat_interleave(call("block_size", 0), axis).narrow(axis, 0, x.shape[axis])
 
 
-def rounded(x: Tensor, low: int, high: int) -> Tensor:
+def rounded(x: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
     """The nearest whole number within limits (half to even), with the gradient of the clamp."""
-    inside = x.clamp(low, high)
+    inside = torch.clamp(x, low, high)
     return inside + (inside.round() - inside).detach()
 
 
 def quantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None, kind: int = 2) -> Tensor:
     """Codes of `kind` for real values."""
     low, high = LIMITS[kind]
-    shifted = x / spread(call, x, scale)
-    return rounded(shifted if zero is None else shifted + spread(call, x, zero), low, high)
+    steps = x / spread(call, x, scale)
+    if zero is None:
+        return rounded(steps, low, high)
+    zero = spread(call, x, zero)
+    return rounded(steps, low - zero, high - zero) + zero
 
 
 def dequantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
@@ -67,7 +70,7 @@ def _dynamic(call: Call, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale = (high - low) / 255
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     zero = (-low / scale).clamp(0, 255).round()
-    return rounded(x / scale + zero, 0, 255), scale, zero
+    return rounded(x / scale, -zero, 255 - zero) + zero, scale, zero
 
 
 def _shifted(x: Tensor, zero: Tensor | None) -> Tensor:
