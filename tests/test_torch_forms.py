@@ -35,7 +35,8 @@ def node_tests() -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for case in collect_testcases(None):
         kinds = {n.op_type for n in case.model.graph.node}
-        plain = all(np.asarray(x).dtype.kind in "fiub" for ins, outs in case.data_sets for x in (*ins, *outs))
+        plain = all(isinstance(x, np.ndarray | np.generic | float | int) and np.asarray(x).dtype.kind in "fiub"
+                    for ins, outs in case.data_sets for x in (*ins, *outs))  # fmt: skip
         if len(case.model.graph.node) == 1 and plain and kinds <= FORMS.keys() | {"Resize", "If", "Loop", "Scan"}:
             found.setdefault(kinds.pop(), []).append(case)
     return found
@@ -49,10 +50,8 @@ def test_a_form_gives_what_the_node_tests_of_onnx_expect(kind: str) -> None:
     for case in node_tests()[kind]:
         for ins, outs in case.data_sets:
             feed = {i.name: np.asarray(x) for i, x in zip(case.model.graph.input, ins, strict=False)}
-            try:
-                found = Network(Model.load(case.model))(feed, [o.name for o in case.model.graph.output])
-            except NothingToPrune as why:
-                assert kind in str(why), case.name
+            found = given(case, feed)
+            if found is None:
                 continue
             right += 1
             for a, b in zip(found, outs, strict=True):
@@ -64,6 +63,16 @@ def test_a_form_gives_what_the_node_tests_of_onnx_expect(kind: str) -> None:
                         case.name,
                     )
     assert right
+
+
+def given(case: Any, feed: dict[str, NDArray[Any]]) -> list[Any] | None:
+    """None where the network says that it does not do this, and names the operator."""
+    try:
+        return Network(Model.load(case.model))(feed, [o.name for o in case.model.graph.output])
+    except NothingToPrune as why:
+        if f"cannot be fine-tuned: {case.model.graph.node[0].op_type} " not in str(why):
+            raise
+        return None
 
 
 def agree(a: NDArray[Any], b: NDArray[Any], near: float, name: str) -> None:
