@@ -13,7 +13,7 @@ from typing import Any
 
 from onnxprune.validation import training_length
 
-STEPS = 150
+STEPS = 300
 BATCH, LARGE_BATCH = 64, 16
 LARGE = 224
 """Images of this side on are taken few at a time."""
@@ -30,8 +30,8 @@ COPIES, POOL = 8, 4096
 JUDGES, FEWEST, MOST = 0.15, 128, 256
 """Share of the inputs that only judge; of so many, at least and at most."""
 TRIAL, WORSE, LOWER, TRIES = 10, 1.75, 5.0, 3
-"""After so many steps a loss that has grown by more than this says that the rate is too high: it is divided, this often
-at most."""
+"""The first look is after so many steps. A loss of more than so many times the first one, or at the end of no less than
+it, says that the rate is too high: it is divided, and there are so many tries in all."""
 LOOKS = 10
 """How often the inputs that choose are looked at."""
 

@@ -19,7 +19,8 @@ from onnxprune.prove import with_outputs
 from onnxprune.run import first_line, open_session
 
 DECIDED = 0.85
-"""Scores of classes leave less than this share of the most entropy that there could be; other vectors look even."""
+"""Scores of classes leave less than this share of the entropy that there is before an input is seen; in other vectors
+the entries stand for nothing that one could decide for."""
 ENDS = traits.SOFTMAXES | {"ArgMax", "Hardmax"}
 
 
@@ -98,8 +99,11 @@ def _classes(parts: Sequence[Array]) -> int | None:
     shifted = scores - scores.max(1, keepdims=True)
     p = np.exp(shifted)
     p /= p.sum(1, keepdims=True)
-    entropy = float(-(p * np.log(np.maximum(p, 1e-300))).sum(1).mean() / np.log(p.shape[1]))
-    return 1 if entropy < DECIDED else None
+    return 1 if _entropy(p).mean() < DECIDED * _entropy(p.mean(0)) else None
+
+
+def _entropy(p: Array) -> Array:
+    return np.asarray(-(p * np.log(np.maximum(p, 1e-300))).sum(-1))
 
 
 def errors(targets: Sequence[Target], ours: Sequence[Sequence[Array]], theirs: Sequence[Sequence[Array]]) -> float:

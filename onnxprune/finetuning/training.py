@@ -140,9 +140,7 @@ def _look(run: Run, done: Trained, at: int, steps: int) -> None:
     before, now = float(done.start.mean()), float(found.mean())
     if run.progress:
         run.progress(f"finetune: loss {now:.3g} of {before:.3g}", at / steps)
-    if not np.isfinite(now) or (at <= recipe.TRIAL and now > recipe.WORSE * before):
-        raise TooHigh
-    if at >= steps / 2 and clearly_worse(found, done.start):
+    if not now <= recipe.WORSE * before or (at >= steps and not now < before):
         raise TooHigh
     if not clearly_worse(found, done.best):
         done.best, done.state = found, _copied(run.network.leaves)
