@@ -58,7 +58,8 @@ def run(argv: Sequence[str]) -> int:
     if not args.quiet:
         out = console()
         print_finetuning(done.report, out)
-        more = f"; the same command goes on from {args.checkpoint}" if args.checkpoint and done.interrupted else ""
+        kept = done.interrupted and args.checkpoint and args.checkpoint.exists()
+        more = f"; the same command goes on from {args.checkpoint}" if kept else ""
         out.print(f"written: {args.OUT}{more}", soft_wrap=True)
     return INTERRUPTED if done.interrupted else 0
 
