@@ -38,8 +38,9 @@ def pictures(count: int, seed: int = 0) -> Floats:
 
 @pytest.fixture
 def sharp(tiny: ModelProto) -> ModelProto:
-    """The tiny classifier with scores that decide."""
-    replace(tiny, "head_weight", 20 * array(tiny, "head_weight"))
+    """The tiny classifier with scores that decide, and for one class or another."""
+    replace(tiny, "head_weight", 100 * array(tiny, "head_weight"))
+    replace(tiny, "head_bias", array(tiny, "head_bias") - answers(tiny, pictures(256, 3)).mean(0))
     return tiny
 
 
@@ -187,6 +188,21 @@ def test_the_command_writes_the_graph_with_other_values(
         del model.graph.initializer[:]
     assert before == after
     assert error(sharp, onnx.load(out), pictures(200, 5)) < error(sharp, onnx.load(cut), pictures(200, 5))
+
+
+def test_labels_that_are_no_classes(torch: Any, sharp: ModelProto) -> None:
+    with pytest.raises(UsageError, match="the labels are not all from 0 to 4"):
+        onnxprune.finetune(sharp, sharp, {"image": pictures(256), "labels": np.arange(256)})
+
+
+def test_a_large_fixed_batch(torch: Any, sharp: ModelProto) -> None:
+    """More than a step takes otherwise: as many as the model wants."""
+    for info in (*sharp.graph.input, *sharp.graph.output):
+        info.type.tensor_type.shape.dim[0].dim_value = 100
+    cut = onnxprune.prune(sharp, ratio=0.5, fast=True).model
+    done = onnxprune.finetune(sharp, cut, {"image": pictures(500)}, finetune=20)
+    assert done.report["samples"] + done.report["judged_on"] == 500
+    assert done.report["accepted"]
 
 
 def test_what_is_too_few_or_does_harm_changes_nothing(

@@ -75,7 +75,9 @@ def check_trainable(model: Model, feed: Feed) -> None:
         raise NothingToPrune(f"the model cannot be fine-tuned: no weight can be trained; {why}")
     session = open_session(model)
     names = [o.name for o in model.graph.output]
-    _compare(model, network, names, [feed], [session.run(names, feed)])
+    answers = session.run(names, feed)
+    floats = [k for k, a in enumerate(answers) if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+    _compare(model, network, [names[k] for k in floats], [feed], [[answers[k] for k in floats]])
 
 
 def finetuned(
@@ -101,7 +103,7 @@ def finetuned(
     report = {
         **told, "steps": done.steps, "rate": done.rate, "accepted": better, "interrupted": done.interrupted,
         "loss": {"before": before, "after": after}, "output_error": {"before": errors_before, "after": errors_after},
-        "labels": parts.labels is not None, "targets": {t.name: _kind(t) for t in job.targets},
+        "labels": job.labelled, "targets": {t.name: _kind(t) for t in job.targets},
         "left": list(job.network.trained.left), "torch": check_torch().__version__, "device": job.network.device,
         "seconds": time.monotonic() - began,
     }  # fmt: skip
@@ -133,6 +135,7 @@ class _Job:
         self._check(dense, parts.judge[0])
         self._check(self.working, parts.judge[0])
         self.judge = [(feed, self._answers(self.teacher.session, feed)) for feed in parts.judge]
+        self.labelled = parts.labels is not None and self._check_labels(parts.labels)
         self.copies = self._copies(specs)
         n = sum(map(rows, parts.fit))
         copies = min(max(2, min(recipe.COPIES, recipe.POOL // n)), max(1, fitting(shapes, options) // n))
@@ -141,6 +144,14 @@ class _Job:
         ]
         self.batch = self._batch(specs)
         self.stored = self._stored()
+
+    def _check_labels(self, labels: Array) -> bool:
+        """Whether labels have scores of classes to stand beside; UsageError where they are none of these classes."""
+        scores = [a for t, a in zip(self.targets, self.judge[0][1], strict=True) if t.axis is not None and a.ndim == 2]
+        for a in scores:
+            if labels.min() < 0 or labels.max() >= a.shape[1]:
+                raise UsageError(f"the labels are not all from 0 to {a.shape[1] - 1}, the classes that the model has")
+        return bool(scores)
 
     def _say(self, share: float) -> None:
         if self.progress:
@@ -173,10 +184,7 @@ class _Job:
             return None
         found = []
         for bucket in self.buckets:
-            chunks = np.array_split(np.arange(len(bucket)), -(-len(bucket) // (4 * self.batch)))
-            made = []
-            for at in chunks:
-                made += [self._answers(self.teacher.session, feed) for feed, _ in bucket.feeds(at)]
+            made = [self._answers(self.teacher.session, feed) for feed in bucket.batches(4 * self.batch)]
             found.append([np.concatenate(parts) for parts in zip(*made, strict=True)])
             if any(len(a) != len(bucket) for a in found[-1]):
                 return None
@@ -193,8 +201,7 @@ class _Job:
         found = []
         for bucket in buckets(self.parts.judge, specs):
             more = multiplied(bucket, specs, False, recipe.COPIES, self.options.seed + 1)
-            for at in np.array_split(np.arange(len(more)), -(-len(more) // recipe.BATCH)):
-                found += [(feed, self._answers(self.teacher.session, feed)) for feed, _ in more.feeds(at)]
+            found += [(feed, self._answers(self.teacher.session, feed)) for feed in more.batches(recipe.BATCH)]
         return found
 
     def train(self, checkpoint: Any) -> Trained:

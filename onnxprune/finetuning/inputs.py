@@ -107,6 +107,12 @@ class Bucket:
             if len(some) == size or not self.size:
                 yield {n: x[some] for n, x in self.arrays.items()} | self.shared, some
 
+    def batches(self, most: int) -> Iterator[Feed]:
+        """All samples, but for those that do not fill a batch of fixed size; `most` a batch otherwise."""
+        at = np.arange(len(self))
+        for some in [at] if self.size else np.array_split(at, -(-len(at) // most)):
+            yield from (feed for feed, _ in self.feeds(some))
+
 
 def buckets(feeds: Sequence[Feed], specs: Sequence[Input], labels: Array | None = None) -> list[Bucket]:
     """All samples, joined where they have one shape; a feed stays whole where samples are counted on other axes."""

@@ -47,8 +47,7 @@ class Run:
 @dataclass
 class Trained:
     """steps: of the last try. rate: its peak. start, best: losses of the inputs that judge, at the start and in the
-    state that the network is left in: the last one that was not clearly worse than the one before. tries: rates that
-    were too high. interrupted: by Ctrl-C."""
+    state that the network is left in. tries: rates that were too high. interrupted: by Ctrl-C."""
 
     start: Array
     best: Array
@@ -135,14 +134,15 @@ def _step(run: Run, optimiser: Any, at: int, rate: float) -> None:
 
 
 def _look(run: Run, done: Trained, at: int, steps: int) -> None:
-    """Keep the state unless it is clearly worse; TooHigh where the rate does harm."""
+    """Keep the state if it is the best, and the last one unless it is clearly worse: of states that cannot be told
+    apart the last one has learned most. TooHigh where the rate does harm."""
     found = judged(run)
     before, now = float(done.start.mean()), float(found.mean())
     if run.progress:
         run.progress(f"finetune: loss {now:.3g} of {before:.3g}", at / steps)
     if not now <= recipe.WORSE * before or (at >= steps and not now < before):
         raise TooHigh
-    if not clearly_worse(found, done.best):
+    if now < done.best.mean() or (at >= steps and not clearly_worse(found, done.best)):
         done.best, done.state = found, _copied(run.network.leaves)
 
 
