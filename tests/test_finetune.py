@@ -18,6 +18,7 @@ from onnx import ModelProto
 import onnxprune
 from onnxprune import tuning
 from onnxprune.cli import main
+from onnxprune.cli.commands import prune
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.finetuning import parted, recipe
 from onnxprune.finetuning.inputs import Bucket, buckets, calib_of, multiplied
@@ -89,6 +90,13 @@ def test_lengths(asked: Any, steps: int, seconds: float) -> None:
     assert recipe.Length.of(asked) == recipe.Length(steps, seconds)
 
 
+@pytest.mark.parametrize(("said", "found"), [("true", True), ("200", "200"), ('"5m"', "5m")])
+def test_a_file_of_flags_may_ask_for_it(said: str, found: Any, tmp_path: Path) -> None:
+    (tmp_path / "flags.toml").write_text(f"finetune = {said}")
+    args = prune.parser().parse(["in.onnx", "out.onnx", "--config", str(tmp_path / "flags.toml")])
+    assert args.finetune == found
+
+
 def test_the_rate_rises_and_falls_to_nothing() -> None:
     rates = [recipe.rate_at(k, 100, 1.0) for k in range(100)]
     assert rates.index(max(rates)) == 29
@@ -123,15 +131,15 @@ def test_copies_are_of_the_same_samples_and_range(tiny: ModelProto) -> None:
     specs = describe(model, infer(model))
     feeds = [{"image": pictures(6, k)} for k in range(2)]
     (bucket,) = buckets(feeds, specs, np.arange(12))
-    for made_up in (False, True):
-        more = multiplied(bucket, specs, made_up, 4, 0)
+    for mixed in (False, True):
+        more = multiplied(bucket, specs, mixed, 4, 0)
         assert len(more) == 48
         assert np.array_equal(more.arrays["image"][:12], bucket.arrays["image"])
         assert np.array_equal(more.labels, np.tile(np.arange(12), 4))
         assert more.arrays["image"].min() >= bucket.arrays["image"].min()
         assert more.arrays["image"].max() <= bucket.arrays["image"].max()
         assert not np.array_equal(more.arrays["image"][12:24], bucket.arrays["image"])
-        again = multiplied(bucket, specs, made_up, 4, 0)
+        again = multiplied(bucket, specs, mixed, 4, 0)
         assert np.array_equal(again.arrays["image"], more.arrays["image"])
 
 

@@ -137,10 +137,10 @@ class _Job:
         self.judge = [(feed, self._answers(self.teacher.session, feed)) for feed in parts.judge]
         self.labelled = parts.labels is not None and self._check_labels(parts.labels)
         self.copies = self._copies(specs)
-        n = sum(map(rows, parts.fit))
+        n, labels = sum(map(rows, parts.fit)), parts.labels if self.labelled else None
         copies = min(max(2, min(recipe.COPIES, recipe.POOL // n)), max(1, fitting(shapes, options) // n))
         self.buckets = [
-            multiplied(b, specs, parts.made_up, copies, options.seed) for b in buckets(parts.fit, specs, parts.labels)
+            multiplied(b, specs, not self.labelled, copies, options.seed) for b in buckets(parts.fit, specs, labels)
         ]
         self.batch = self._batch(specs)
         self.stored = self._stored()
@@ -200,7 +200,7 @@ class _Job:
         """The inputs that judge with varied copies of images: few inputs say more so."""
         found = []
         for bucket in buckets(self.parts.judge, specs):
-            more = multiplied(bucket, specs, False, recipe.COPIES, self.options.seed + 1)
+            more = multiplied(bucket, specs, False, recipe.JUDGED, self.options.seed + 1)
             found += [(feed, self._answers(self.teacher.session, feed)) for feed in more.batches(recipe.BATCH)]
         return found
 

@@ -22,7 +22,7 @@ from onnxprune.shapes import Shapes
 SHIFT = 1 / 8
 """Of an image's side: how far a copy is moved at most."""
 CONTRAST, TINT = 0.3, 0.1
-"""Changes of images that are not the user's own: of all channels, of each one, as shares of the spread of values."""
+"""Changes of images: of all channels, of each one, as shares of the spread of values."""
 CUT = 0.5
 """How often a rectangle of another image is put in (CutMix; Yun et al. 2019, arXiv 1905.04899)."""
 
@@ -45,7 +45,7 @@ def parted(model: Model, shapes: Shapes, options: Options) -> Parts:
         fit = calibration(model, shapes, options)
         other = replace(options, seed=options.seed + 1, calib_samples=min(recipe.FEWEST, options.calib_samples))
         return Parts(fit.feeds, calibration(model, shapes, other).feeds, fit.source, True)
-    most = max(options.calib_samples, min(recipe.POOL, fitting(shapes, options) // 2))
+    most = max(options.calib_samples, min(recipe.INPUTS, fitting(shapes, options) // 2))
     return _parted(calibration(model, shapes, replace(options, calib_samples=most)))
 
 
@@ -158,8 +158,8 @@ def _alike(feeds: Sequence[Feed], counted: Sequence[str], shared: Sequence[str])
     return list(found.values())
 
 
-def multiplied(bucket: Bucket, specs: Sequence[Input], made_up: bool, copies: int, seed: int) -> Bucket:
-    """With copies of every sample whose images are flipped and moved; of made-up ones also tinted and mixed."""
+def multiplied(bucket: Bucket, specs: Sequence[Input], mixed: bool, copies: int, seed: int) -> Bucket:
+    """With copies of every sample whose images are flipped and moved, and also tinted and `mixed`."""
     images = [s for s in specs if s.kind == "image" and s.name in bucket.arrays and len(s.axes) == 4]
     if not images or copies < 2:
         return bucket
@@ -168,17 +168,17 @@ def multiplied(bucket: Bucket, specs: Sequence[Input], made_up: bool, copies: in
     for _ in range(copies - 1):
         made = dict(bucket.arrays)
         for spec in images:
-            made[spec.name] = _varied(bucket.arrays[spec.name], spec, rng, made_up)
+            made[spec.name] = _varied(bucket.arrays[spec.name], spec, rng, mixed)
         parts.append(made)
     arrays = {n: np.concatenate([p[n] for p in parts]) for n in bucket.arrays}
     return replace(bucket, arrays=arrays, labels=None if bucket.labels is None else np.tile(bucket.labels, copies))
 
 
-def _varied(x: Array, spec: Input, rng: np.random.Generator, made_up: bool) -> Array:
+def _varied(x: Array, spec: Input, rng: np.random.Generator, mixed: bool) -> Array:
     """One copy of every image, in its own type and layout."""
     images = np.moveaxis(x, spec.channel, 1).astype(np.float32)
     images = _moved(images, rng)
-    if made_up:
+    if mixed:
         images = _mixed(_tinted(images, rng), rng)
         images = np.clip(images, x.min(), x.max())
     back = np.moveaxis(images, 1, spec.channel)
