@@ -240,13 +240,13 @@ def print_finetuning(told: Mapping[str, Any] | None, console: Console) -> None:
     if "skipped" in told:
         console.print(f"not fine-tuned: {told['skipped']}")
         return
-    error = told["output_error"]
+    loss, error = told["loss"], told["output_error"]
     trust = ", which are none of yours: measure on real data (--validate)" if told["made_up"] else ""
     stopped = "interrupted after" if told["interrupted"] else "in"
     console.print(
         f"fine-tuned {stopped} {told['steps']:,} steps and {told['seconds']:.0f} s by torch {told['torch']} on "
-        f"{told['device']}; output error on {told['judged_on']} held-out inputs {error['after']:.3f} (before "
-        f"{error['before']:.3f}); {told['inputs']}{trust}"
+        f"{told['device']}; on {told['judged_on']} held-out inputs loss {loss['after']:.3f} (before "
+        f"{loss['before']:.3f}), output error {error['after']:.3f} ({error['before']:.3f}); {told['inputs']}{trust}"
     )
     if not told["accepted"]:
         console.print("this was no better, so the weights stay as they were")
