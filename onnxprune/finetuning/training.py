@@ -73,12 +73,15 @@ def train(run: Run, rate: float) -> Trained:
         done.rate, done.tries, done.best, done.state = kept.rate, kept.tries, kept.best, dict(kept.state)
     began = time.monotonic()
     try:
-        while done.tries < recipe.TRIES:
+        while True:
             try:
                 _try(run, done, began, kept)
                 break
             except TooHigh:
-                kept, done.tries, done.rate = None, done.tries + 1, done.rate / recipe.LOWER
+                done.tries += 1
+                if done.tries == recipe.TRIES:
+                    break
+                kept, done.rate = None, done.rate / recipe.LOWER
                 _set(leaves, first)
     except KeyboardInterrupt:
         done.interrupted = True
