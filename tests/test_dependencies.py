@@ -38,19 +38,12 @@ def test_a_residual_block() -> None:
         n: f"{a['parameter']}{a['axes']}" if a["kind"] == "axis" else a["op_type"] for n, a in found.nodes(data=True)
     }
     edges = {frozenset((names[a], names[b])) for a, b in found.edges}
-    wanted = [
-        ("w1[0]", "Conv"),
-        ("b1[0]", "Conv"),
-        ("w2[1]", "Conv"),
-        ("w2[0]", "Add"),
-        ("w1[0]", "Add"),
-        ("w3[1]", "Gemm"),
-    ]
+    wanted = [("w1[0]", "Conv"), ("b1[0]", "Conv"), ("w2[1]", "Conv"), ("w2[0]", "Add"), ("w1[0]", "Add"), ("w3[1]", "Gemm")]
     assert edges >= {frozenset(edge) for edge in wanted}
     axes = {names[n]: a for n, a in found.nodes(data=True) if a["kind"] == "axis"}
-    assert {
-        n: (a["units"], a["free"]) for n, a in axes.items() if a["group"] == axes["w1[0]"]["group"]
-    } == dict.fromkeys(("w1[0]", "b1[0]", "w2[0]", "w2[1]", "w3[1]"), (4, 4))
+    assert {n: (a["units"], a["free"]) for n, a in axes.items() if a["group"] == axes["w1[0]"]["group"]} == dict.fromkeys(
+        ("w1[0]", "b1[0]", "w2[0]", "w2[1]", "w3[1]"), (4, 4)
+    )
     assert axes["w1[1]"]["frozen"]["op_type"] == "Conv"
     assert axes["w3[0]"]["frozen"] == {
         "op_type": "output", "node": "y", "reason": "an output of the model keeps its shape",

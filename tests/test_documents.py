@@ -38,9 +38,7 @@ def commands(path: Path) -> list[list[str]]:
     found = []
     for block in re.findall(r"^```sh\n(.*?)^```", said(path), re.DOTALL | re.MULTILINE):
         if "venv" not in block:
-            found += [
-                shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines() if line.strip()
-            ]
+            found += [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines() if line.strip()]
     return found
 
 

@@ -15,14 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "fuzz"))
 import mutants
 import networks
 
-QUICK = (
-    "convnext, layer scale 1e-6",
-    "ends in ArgMax",
-    "QDQ matrices",
-    "weights in an else branch",
-    "4 groups",
-    "split",
-)
+QUICK = ("convnext, layer scale 1e-6", "ends in ArgMax", "QDQ matrices", "weights in an else branch", "4 groups", "split")
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -58,9 +51,7 @@ def test_there_are_networks_enough() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "model"), [pytest.param(n, m, id=n) for n, m in networks.generated() if n not in QUICK]
-)
+@pytest.mark.parametrize(("name", "model"), [pytest.param(n, m, id=n) for n, m in networks.generated() if n not in QUICK])
 def test_every_mutant_of_every_network_is_caught(name: str, model: Any) -> None:
     try:
         made = mutants.Pruned.of(name, model, 0.5)

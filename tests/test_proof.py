@@ -73,9 +73,7 @@ def test_every_parameter_is_the_slice_that_it_has_to_be() -> None:
     for name, source in account.sources.items():
         own = made.groups.trace.model.weights[source.parameter].array()
         part = kept_of(own, source.blocks, made.kept)
-        np.testing.assert_array_equal(
-            part.reshape(made.after.model.weights[name].shape), made.after.model.weights[name].array()
-        )
+        np.testing.assert_array_equal(part.reshape(made.after.model.weights[name].shape), made.after.model.weights[name].array())
 
 
 @pytest.mark.parametrize("name", ["wa", "ba", "wb", "bb", "wc"])
@@ -220,12 +218,7 @@ def test_every_channel_counts_by_its_own_scale() -> None:
 
 
 def test_what_says_nothing() -> None:
-    assert [incomparable(np.array(x)) for x in ([], [np.nan, np.inf], [np.nan, 1.0], [True])] == [
-        "empty",
-        "not finite",
-        "",
-        "",
-    ]
+    assert [incomparable(np.array(x)) for x in ([], [np.nan, np.inf], [np.nan, 1.0], [True])] == ["empty", "not finite", "", ""]
 
 
 NESTED = """h = MatMul(x, w0) r = Relu(h) y = If(use) <
@@ -249,9 +242,7 @@ def test_every_if_goes_the_way_that_it_is_told(use: bool, more: bool) -> None:
     feeds = {"x": inputs(nested(), 2)["x"]}
     expected = Session(model, ["cpu"]).run(feeds | {"use": np.array(use), "more": np.array(more)})
     for other in (True, False):
-        got = Session(with_choices_forced(model, (use, more)), ["cpu"]).run(
-            feeds | {"use": np.array(other), "more": np.array(other)}
-        )
+        got = Session(with_choices_forced(model, (use, more)), ["cpu"]).run(feeds | {"use": np.array(other), "more": np.array(other)})
         np.testing.assert_array_equal(got[0], expected[0])
 
 

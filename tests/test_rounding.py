@@ -136,10 +136,7 @@ def test_floats_that_go_in_and_those_of_weights_are_nudged() -> None:
     moved, same = rounding.nudged(source, feeds, 0)
     np.testing.assert_array_equal(same["ids"], feeds["ids"])
     np.testing.assert_array_equal(moved.weights["few"].array(), source.weights["few"].array())
-    for was, value in (
-        (feeds["x"], same["x"]),
-        *((source.weights[n].array(), moved.weights[n].array()) for n in ("table", "w")),
-    ):
+    for was, value in ((feeds["x"], same["x"]), *((source.weights[n].array(), moved.weights[n].array()) for n in ("table", "w"))):
         assert 0 < np.abs(value / was - 1).max() < 1e-5
 
 

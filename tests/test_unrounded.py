@@ -58,9 +58,7 @@ TABLE = [
 
 
 def quantised(body: str) -> ModelProto:
-    return graph(
-        "(float[N, 3, 8, 8] x) => (float[k] y)", body, opset=18, rows=np.array([-1, 8]), yes=np.array(True), **GIVEN
-    )
+    return graph("(float[N, 3, 8, 8] x) => (float[k] y)", body, opset=18, rows=np.array([-1, 8]), yes=np.array(True), **GIVEN)
 
 
 @pytest.mark.parametrize(("body", "step"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
@@ -84,9 +82,7 @@ def test_an_operator_in_real_numbers(body: str, step: float) -> None:
 
 def test_what_cannot_be_taken_apart_still_rounds_and_is_named() -> None:
     body = "q = QuantizeLinear<block_size = 4>(x, blocks) y = DequantizeLinear<block_size = 4>(q, blocks)"
-    source = graph(
-        "(float[N, 8, 6] x) => (float[N, 8, 6] y)", body, opset=21, blocks=np.full((1, 2, 6), 0.1, np.float32)
-    )
+    source = graph("(float[N, 8, 6] x) => (float[N, 8, 6] y)", body, opset=21, blocks=np.full((1, 2, 6), 0.1, np.float32))
     model = Model.load(source).normalised()
     form = Unrounded(infer(model).dtype, lambda name: 3)
     form(model)
@@ -101,10 +97,7 @@ def layers(depth: int, seed: int) -> ModelProto:
     for k in range(depth):
         n, m = 12 if k == 0 else 48, 5 if k == depth - 1 else 48
         whole = rng.standard_normal((n, m)) / np.sqrt(n)
-        weights |= {
-            f"s{k}": np.float32(np.abs(whole).max() / 127),
-            f"b{k}": rng.standard_normal(m).astype(np.float32) / 9,
-        }
+        weights |= {f"s{k}": np.float32(np.abs(whole).max() / 127), f"b{k}": rng.standard_normal(m).astype(np.float32) / 9}
         weights[f"w{k}"] = np.round(whole / weights[f"s{k}"]).astype(np.int8)
         body += (
             f"q{k}, t{k}, z{k} = DynamicQuantizeLinear({last}) i{k} = MatMulInteger(q{k}, w{k}, z{k}, zero) "
@@ -142,3 +135,5 @@ def test_a_mistake_that_a_step_would_cover_is_found(wrong: str, monkeypatch: pyt
     monkeypatch.setattr(stages, "equivalence", tampered)
     with pytest.raises(CheckFailed, match="differs from the masked original"):
         api.prune(layers(6, 0), fast=True, ratio=0.5)
+
+

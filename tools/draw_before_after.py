@@ -1,7 +1,7 @@
 """README's picture: the width of every group before and after, from the report of a run.
 
-onnxprune models/fashion_resnet.onnx pruned.onnx --ratio 0.3 --validate models/fashion_test.npz --report report.json
-python tools/draw_before_after.py report.json > tools/before_after.svg
+    onnxprune models/fashion_resnet.onnx pruned.onnx --ratio 0.3 --validate models/fashion_test.npz --report report.json
+    python tools/draw_before_after.py report.json > tools/before_after.svg
 """
 
 from __future__ import annotations

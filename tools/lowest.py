@@ -1,6 +1,6 @@
 """The lowest versions that pyproject.toml allows, as constraints for pip.
 
-python tools/lowest.py > lowest.txt && pip install -c lowest.txt '.[test]'
+    python tools/lowest.py > lowest.txt && pip install -c lowest.txt '.[test]'
 """
 
 from __future__ import annotations
