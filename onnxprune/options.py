@@ -34,6 +34,8 @@ class Options:
     round_to: kept counts are rounded to the nearest multiple of this; "auto" (0): of what wastes no time in this
     runtime on this machine, as measured. With `of` "latency" this is so unless the multiple is 2 or more.
     threads, batch: what time is measured with: threads inside an operator (0: the runtime's default) and samples.
+    finetune: train what is left on the dense model's answers: True, a number of steps, or a time such as "90s" or "5m";
+    None does not. It takes torch.
     residual: which units of branches that are added may go. "conv" (the default): those of convolutional streams, but
     none that cross a normalisation over their own axis (a transformer's residual width); "all" or "none".
     """
@@ -52,6 +54,7 @@ class Options:
     std: Sequence[float] | None = None
     scale: float | None = None
     memory: int = 4 << 30
+    finetune: bool | int | str | None = None
     heads: bool = True
     residual: Literal["none", "conv", "all"] = "conv"
     min_channels: int = 1
@@ -95,6 +98,7 @@ class OptionKeywords(TypedDict, total=False):
     std: Sequence[float] | None
     scale: float | None
     memory: int
+    finetune: bool | int | str | None
     heads: bool
     residual: Literal["none", "conv", "all"]
     min_channels: int

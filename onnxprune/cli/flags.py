@@ -150,6 +150,18 @@ def pixel_flags(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def finetune_flag(parser: argparse._ActionsContainer) -> None:
+    """Whether what is left is trained, and how long."""
+    parser.add_argument(
+        "--finetune",
+        nargs="?",
+        const=True,
+        type=take.option("finetune"),
+        metavar="STEPS|5m",
+        help="then train it on the dense model's answers, for so many steps or so long (needs torch)",
+    )
+
+
 def proof_flags(parser: argparse.ArgumentParser) -> None:
     """Where the proof runs, and what it lets pass."""
     proof = parser.add_argument_group("proof")

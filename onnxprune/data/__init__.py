@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxprune.data.batches import Batches, Feed, batched, checked
 from onnxprune.data.calibration_sizes import sizes
-from onnxprune.data.inputs import describe
+from onnxprune.data.inputs import Input, describe
 from onnxprune.data.mirroring import mirrored
 from onnxprune.data.random import RANGES, random_inputs
 from onnxprune.data.ranges import decoder
@@ -16,6 +16,7 @@ __all__ = [
     "Batches",
     "Calibration",
     "Feed",
+    "Input",
     "batched",
     "calibration",
     "checked",

@@ -52,7 +52,7 @@ class Plan:
     @property
     def refits(self) -> bool:
         """Whether its run gave the weights that stay other values."""
-        return self.reconstruct in ("ls", "merge")
+        return self.reconstruct not in ("", "none")
 
     def to_json(self) -> dict[str, Any]:
         """What a plan's file holds: plain dicts, lists, strings and numbers."""

@@ -32,6 +32,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     _print_frozen(report.frozen, console, verbose)
     _print_notes(report.notes, console)
     _print_reconstruction(report.reconstruction, console, verbose)
+    print_finetuning(report.finetune, console)
     _print_latency(report, console)
     print_proof(report.proof, console)
     if verbose and report.seconds:
@@ -255,6 +256,27 @@ def _print_reconstruction(refit: Mapping[str, Any] | None, console: Console, ver
         console.print(table)
         for name, why in refit["skipped"].items():
             console.print(f"not refitted: {name}: {why}")
+
+
+def print_finetuning(told: Mapping[str, Any] | None, console: Console) -> None:
+    """What the training did, on what, and whether it was taken."""
+    if not told:
+        return
+    if "skipped" in told:
+        console.print(f"not fine-tuned: {told['skipped']}")
+        return
+    loss, error = told["loss"], told["output_error"]
+    trust = ", which are none of yours: measure on real data (--validate)" if told["made_up"] else ""
+    stopped = "interrupted after" if told["interrupted"] else "in"
+    console.print(
+        f"fine-tuned {stopped} {told['steps']:,} steps and {told['seconds']:.0f} s by torch {told['torch']} on "
+        f"{told['device']}; on {told['judged_on']} held-out inputs loss {loss['after']:.3f} (before "
+        f"{loss['before']:.3f}), output error {error['after']:.3f} ({error['before']:.3f}); {told['inputs']}{trust}"
+    )
+    if not told["accepted"]:
+        console.print("this was no better, so the weights stay as they were")
+    if told["left"]:
+        console.print(f"not trained: {len(told['left'])} integer weights such as {told['left'][0]}")
 
 
 def _print_rest(count: int, console: Console, verbose: bool) -> None:
