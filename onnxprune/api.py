@@ -192,8 +192,7 @@ def _carried_out(
         predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
         tuned,
     )  # fmt: skip
-    planned = plan or plan_of(groups, kept, options)
-    return Result(after.model, replace(planned, reconstruct=_reconstructed(story, tuned)), report)
+    return Result(after.model, (plan or plan_of(groups, kept, options)).refitted(story, tuned), report)
 
 
 def _refit(
@@ -215,13 +214,6 @@ def _refit(
         story = way(groups, decision.removed, after)
         check(groups, kept, after, options, clock)
     return *done, story
-
-
-def _reconstructed(story: Mapping[str, Any] | None, tuned: Mapping[str, Any] | None) -> str:
-    """What was done to the weights that stay, the last of all where nothing else was."""
-    if story is None or "failed" in story or story.get("fell_back"):
-        return "finetune" if tuned is not None and tuned.get("accepted") else "none"
-    return str(story.get("method", "ls"))
 
 
 @blame_model

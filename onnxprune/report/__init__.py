@@ -7,14 +7,8 @@ from onnxprune.report.graph import check_graph_file, graph_text
 from onnxprune.report.run import Report
 from onnxprune.report.shown import report_html, report_text
 from onnxprune.report.summary import frozen, infos, nothing, predicted
-from onnxprune.report.tables import (
-    print_comparison,
-    print_finetuning,
-    print_inspection,
-    print_report,
-    print_sweep,
-    print_verified,
-)
+from onnxprune.report.tables import print_comparison, print_inspection, print_report, print_sweep, print_verified
+from onnxprune.report.weights import print_finetuning
 
 __all__ = [
     "Report",
