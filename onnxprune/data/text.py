@@ -126,7 +126,9 @@ class Tokenizer:
             self.own = tokenizers.Tokenizer.from_file(str(file))
             self.own.no_truncation()
             self.own.no_padding()
-            plain = [self.own.encode(sentence, add_special_tokens=False).ids for sentence in sentences()]
+            # Alone and joined, as many tokenizers make another id of a word behind a space.
+            texts = (*sentences(), " ".join(2 * sentences()))
+            plain = [self.own.encode(text, add_special_tokens=False).ids for text in texts]
             special = self.own.encode("").ids
         except BaseException as error:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # the library's own
