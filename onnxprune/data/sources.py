@@ -25,6 +25,7 @@ from onnxprune.data.pool import Pool
 from onnxprune.data.random import random_inputs
 from onnxprune.data.ranges import decoder, pixels
 from onnxprune.data.samples import read
+from onnxprune.data.text import TextSource
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model
 from onnxprune.options import Options
@@ -75,6 +76,7 @@ class _Calibrator:
         self.specs = describe(model, shapes)
         self.session = open_session(model, options.providers)
         self.images = ImageSource(1.0)
+        self.texts = TextSource(model.path, self.specs)
         self.streams: dict[str, Iterator[Array]] = {}  # what is left of the sounds that go on from batch to batch
 
     @cached_property
@@ -194,7 +196,8 @@ class _Calibrator:
 
     def feed(self, dims: Inputs, rng: np.random.Generator) -> Feed:
         """One batch."""
-        return {s.name: self.array(s, dims[s.name], rng) for s in self.specs}
+        texts = self.texts.drawn(rng, dims)
+        return {s.name: texts[s.name] if s.name in texts else self.array(s, dims[s.name], rng) for s in self.specs}
 
     def array(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         """Values for one input of this shape, by its kind."""
@@ -211,7 +214,7 @@ class _Calibrator:
             case "features":
                 values = synthetic.features(rng, shape)
             case "tokens" | "integers":
-                values = synthetic.tokens(rng, _safe(spec, shape), shape)
+                values = synthetic.tokens(rng, spec.safe(shape), shape)
             case "positions":
                 values = np.broadcast_to(np.arange(shape[-1]) % spec.bound, shape)
             case "mask":
@@ -238,9 +241,11 @@ class _Calibrator:
     def text(self, dims: Inputs) -> str:
         """What the inputs are, for the report."""
         images = [self.images.text(s, dims[s.name], self.scales[s.name]) for s in self.specs if s.kind == "image"]
-        made = [self.kind(s, dims) for s in self.specs if s.kind in ("sound", "features", "tokens", "integers")]
+        texts = self.texts.text(dims)
+        kinds = ("sound", "features", "integers") if texts else ("sound", "features", "tokens", "integers")
+        made = [self.kind(s, dims) for s in self.specs if s.kind in kinds]
         others = [f"synthetic {' and '.join(dict.fromkeys(made))}"] if made else []
-        return " and ".join(dict.fromkeys(images + others)) or "constants"
+        return " and ".join(filter(None, dict.fromkeys([*images, texts, *others]))) or "constants"
 
     def kind(self, spec: Input, dims: Inputs) -> str:
         """What is made for an input, in a word or few."""
@@ -285,12 +290,3 @@ def _classes(labels: list[Array] | None, source: str) -> Array | None:
     if any(x.dtype.kind not in "iu" or x.size != len(x) for x in labels):
         raise UsageError(f"{source}: 'labels' must be integers, one per sample")
     return np.concatenate([x.reshape(-1) for x in labels])
-
-
-def _safe(spec: Input, shape: tuple[int, ...]) -> Array:
-    """The values to choose from. A token that the graph compares with marks padding, mostly; a scalar that it compares
-    with is a mode of the model, such as a sample rate."""
-    if not shape and spec.compared:
-        return np.array(spec.compared[:1])
-    found = np.setdiff1d(np.arange(spec.bound), spec.compared)
-    return found if len(found) > 1 else np.arange(spec.bound)
