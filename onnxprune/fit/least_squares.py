@@ -8,7 +8,7 @@ Optimal Brain Surgeon). Where the target is clipped afterwards, what is beyond t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +89,7 @@ def solve(
         tried.append(Solution(*found, ridge, test.error(*found), before))
     best, clipped = min(tried, key=_error), None
     if np.isfinite((p.low, p.high)).any():
-        found = _clipped(fit, normal, goal, start, best.ridge, best.matrix, best.bias)
+        found = _clipped(fit, normal, goal, start, best, CLIP_ROUNDS if again else 1)
         clipped = Solution(*found, best.ridge, test.error(*found), before)
         best = min(best, clipped, key=_error)
     if not best.error < before:
@@ -102,7 +102,7 @@ def solve(
         return best
     matrix, b = goal.kept(normal.solve(start, best.ridge))
     if best is clipped:
-        matrix, b = _clipped(p, normal, goal, start, best.ridge, matrix, b)
+        matrix, b = _clipped(p, normal, goal, start, replace(best, matrix=matrix, bias=b), CLIP_ROUNDS)
     return Solution(matrix, b, best.ridge, best.error, before)
 
 
@@ -133,13 +133,15 @@ class _Goal:
 
 
 def _clipped(
-    p: Problem, normal: Normal, goal: _Goal, start: Array, ridge: float, matrix: Array, bias: Array
+    p: Problem, normal: Normal, goal: _Goal, start: Array, found: Solution, rounds: int
 ) -> tuple[Array, Array]:
-    """Where the target is clipped, let what is beyond the clip stay where the prediction has it, and solve again."""
-    for _ in range(CLIP_ROUNDS):
+    """Where the target is clipped, let what is beyond the clip stay where the prediction has it, and solve again, with
+    the ridge of `found` and from its prediction."""
+    matrix, bias = found.matrix, found.bias
+    for _ in range(rounds):
         z = p.predicted(matrix, bias)
         wanted = np.where(p.wanted <= p.low, np.minimum(z, p.low), p.wanted)
         wanted = np.where(p.wanted >= p.high, np.maximum(z, p.high), wanted)
         changed = normal.crossed(p.rows, goal.targets(p, np.asarray(wanted, np.float32)))
-        matrix, bias = goal.kept(normal.solve(start, ridge, changed))
+        matrix, bias = goal.kept(normal.solve(start, found.ridge, changed))
     return matrix, bias

@@ -29,7 +29,7 @@ from onnxprune.trace import Groups, Mask, Trace
 
 SHARES = {"low": (0.45,), "normal": (0.45,), "high": (0.25, 0.5, 0.75)}
 """Of a set, that are taken out to measure what the outputs lose, by the effort."""
-FIT, LEAST_FIT = 128, 32
+FIT, LEAST_FIT = 64, 32
 """Samples that a trial is fitted to, and as many judge it; fewer where the model is large."""
 MOST_WORK = 3e12
 """Multiply-adds of all trials together, about a minute; beyond that trials are in closed form unless the effort is
