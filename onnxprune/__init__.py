@@ -1,6 +1,6 @@
 """Structured pruning of any ONNX model.
 
-`prune`, `largest`, `inspect`, `compare`, `plan`, `apply` and `verify` take a path, an onnx ModelProto or an
+`prune`, `largest`, `finetune`, `inspect`, `compare`, `plan`, `apply` and `verify` take a path, an onnx ModelProto or an
 onnx-graphsurgeon Graph; `sweep` takes a path. They are loaded at their first use, so that importing the package and
 the command line's --help cost nothing.
 """
@@ -20,15 +20,23 @@ if TYPE_CHECKING:
     from onnxprune.planning import Plan
     from onnxprune.report import Report
     from onnxprune.sweeping import sweep
+    from onnxprune.tuning import finetune
 
 __all__ = [
     "CheckFailed", "Gates", "NothingToPrune", "OnnxPruneError", "Options", "Plan", "Report", "Result", "RuntimeFailure",
-    "UsageError", "__version__", "apply", "apply_plan", "compare", "inspect", "largest", "plan", "prune", "renamed",
-    "shrink", "sliced", "sweep", "verify",
+    "UsageError", "__version__", "apply", "apply_plan", "compare", "finetune", "inspect", "largest", "plan", "prune",
+    "renamed", "shrink", "sliced", "sweep", "verify",
 ]  # fmt: skip
 
 _HOME = (
-    {"Gates": "measure", "Options": "options", "Report": "report", "Plan": "planning", "sweep": "sweeping"}
+    {
+        "Gates": "measure",
+        "Options": "options",
+        "Report": "report",
+        "Plan": "planning",
+        "sweep": "sweeping",
+        "finetune": "tuning",
+    }
     | dict.fromkeys(("CheckFailed", "NothingToPrune", "OnnxPruneError", "RuntimeFailure", "UsageError"), "errors")
     | dict.fromkeys(("Result", "apply", "compare", "inspect", "largest", "plan", "prune", "verify"), "api")
     | dict.fromkeys(("apply_plan", "renamed", "shrink", "sliced"), "frameworks")

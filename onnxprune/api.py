@@ -9,14 +9,15 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
-from onnxprune import unread
+from onnxprune import tuning, unread
 from onnxprune.auditing import audited
 from onnxprune.blame import blame_model
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
+from onnxprune.finetuning import Parts
 from onnxprune.measure import Comparison, Gates, compared
 from onnxprune.model import Model
 from onnxprune.options import OptionKeywords, Options, Progress
@@ -33,12 +34,12 @@ from onnxprune.planning import (
     settled,
     uses_inputs,
 )
-from onnxprune.refit import merged, refitted, replayed
+from onnxprune.refit import folded, merged, refitted, replayed
 from onnxprune.report import Report, frozen, infos, notes, nothing, predicted, report_html, report_text
-from onnxprune.results import Compared, Inspection, Verified
-from onnxprune.rewrite import rewrite
+from onnxprune.results import Compared, Inspection, Proof, Verified
+from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.stages import Clock, analysed, check, checked, proven, ran
-from onnxprune.trace import Groups, Trace, dependencies
+from onnxprune.trace import Groups, Mask, Trace, dependencies
 from onnxprune.validation import given
 
 STEPS = 6
@@ -93,14 +94,12 @@ def prune(
     if gates and comparison is None:
         raise UsageError("`gates` need data: give it with `validate`")
     clock = Clock(progress)
-    groups = analysed(_loaded(model, clock), options, clock)
-    clock("decide")
-    options = settled(groups, options)
+    groups, options, parts = _prepared(model, options, clock)
     if plan is None:
         decision = decide(groups, options, progress)
     else:
         decision = replayed(groups, removed_by(groups, plan, force_plan), options)
-    result = _carried_out(groups, decision, options, clock, plan)
+    result = _carried_out(groups, decision, options, clock, plan, parts)
     return result if comparison is None else _measured(result, comparison, gates, options)
 
 
@@ -122,9 +121,7 @@ def largest(
     options = _asked(options, keywords)
     _refuse_unread(options, keywords)
     clock = Clock(progress)
-    groups = analysed(_loaded(model, clock), options, clock)
-    clock("decide")
-    options = settled(groups, options)
+    groups, options, parts = _prepared(model, options, clock)
     plans = planner(groups, options, progress)
     low, high, best = 0.0, 1.0, None
     for step in range(STEPS):
@@ -134,7 +131,9 @@ def largest(
         asked = replace(options, ratio=ratio)
         decision = plans(asked)
         if decision.removed.any():
-            result = _carried_out(groups, decision, asked, clock, None)
+            result = _carried_out(groups, decision, asked, clock, None, parts)
+            if (result.report.finetune or {}).get("interrupted"):
+                raise KeyboardInterrupt
             fine = holds(result)
             best = result if fine else best
         else:
@@ -161,29 +160,27 @@ def _refuse_unread(options: Options, keywords: OptionKeywords, data: bool = Fals
     unread.check(asked, unread.Run(uses_inputs(options.resolved()), data, times, plan, fast=options.fast))
 
 
-def _loaded(model: Any, clock: Clock) -> Model:
+def _prepared(model: Any, options: Options, clock: Clock) -> tuple[Groups, Options, Parts | None]:
+    """The groups, options with nothing left open, and the inputs to fine-tune on where that is asked for: then the cut
+    is calibrated on the part of the user's that does not judge."""
+    tuning.check(options)
     clock("load")
-    return Model.load(model)
+    groups = analysed(Model.load(model), options, clock)
+    clock("decide")
+    options = settled(groups, options)
+    return groups, *tuning.parted(groups, options)
 
 
-def _carried_out(groups: Groups, decision: Decision, options: Options, clock: Clock, plan: Plan | None) -> Result:
-    """Rewrite, prove, refit, report."""
+def _carried_out(
+    groups: Groups, decision: Decision, options: Options, clock: Clock, plan: Plan | None, parts: Parts | None
+) -> Result:
+    """Rewrite, prove, refit, fine-tune, report."""
     if not decision.removed.any():
         raise NothingToPrune(nothing(groups, options) if plan is None else "the plan removes nothing")
-    after, kept, proof, after_macs = proven(groups, decision.removed, options, clock)
-    story: Mapping[str, Any] | None = None
-    if decision.inputs is not None and options.reconstruct == "ls":
-        clock("reconstruct")
-        refit = refitted(groups, decision, after, options, clock.progress)
-        if refit.fallback is not None:
-            after, kept, proof, after_macs = proven(groups, refit.fallback, options, clock)
-        else:
-            check(groups, kept, after, options, clock)
-        story = refit.reconstruction_report
-    elif options.reconstruct == "merge" or decision.merge:
-        clock("reconstruct")
-        story = merged(groups, decision.removed, after)
-        check(groups, kept, after, options, clock)
+    after, kept, proof, after_macs, story = _refit(
+        groups, decision, proven(groups, decision.removed, options, clock), options, clock
+    )
+    tuned = None if parts is None else tuning.trained(groups, after, parts, options, clock)
     if decision.inputs is not None:
         ran(groups, after.model, decision.inputs.feeds, options, clock)
     clock("")
@@ -193,16 +190,30 @@ def _carried_out(groups: Groups, decision: Decision, options: Options, clock: Cl
         (*notes.of(groups), *decision.notes), None, dict(clock.seconds), story,
         curves.curve_infos(groups, decision.curve_set, kept) if decision.curve_set else (),
         predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
+        tuned,
     )  # fmt: skip
-    done = replace(options, reconstruct=_reconstructed(story))
-    return Result(after.model, replace(plan or plan_of(groups, kept, done), reconstruct=done.reconstruct), report)
+    return Result(after.model, (plan or plan_of(groups, kept, options)).refitted(story, tuned), report)
 
 
-def _reconstructed(story: Mapping[str, Any] | None) -> Literal["ls", "merge", "none"]:
-    """What was done to the weights that stay."""
-    if story is None or "failed" in story or story.get("fell_back"):
-        return "none"
-    return "merge" if story.get("method") == "merge" else "ls"
+def _refit(
+    groups: Groups, decision: Decision, done: tuple[Rewritten, Mask, Proof, float], options: Options, clock: Clock
+) -> tuple[Rewritten, Mask, Proof, float, Mapping[str, Any] | None]:
+    """What `proven` gave with weights fitted anew, or the cut that weights alone make; and the story of it."""
+    after, kept = done[:2]
+    story: Mapping[str, Any] | None = None
+    if decision.inputs is not None and options.reconstruct == "ls":
+        clock("reconstruct")
+        refit = refitted(groups, decision, after, options, clock.progress)
+        story = refit.reconstruction_report
+        if refit.fallback is not None:
+            return *proven(groups, refit.fallback, options, clock), story
+        check(groups, kept, after, options, clock)
+    elif options.reconstruct in ("merge", "fold") or decision.merge:
+        clock("reconstruct")
+        way = folded if options.reconstruct == "fold" else merged
+        story = way(groups, decision.removed, after)
+        check(groups, kept, after, options, clock)
+    return *done, story
 
 
 @blame_model
@@ -240,13 +251,9 @@ def plan(model: Any, options: Options | None = None, **keywords: Unpack[OptionKe
 
 @blame_model
 def apply(
-    model: Any,
-    plan: Plan,
-    options: Options | None = None,
-    *,
-    force_plan: bool = False,
+    model: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False,
     **keywords: Unpack[OptionKeywords],
-) -> Model:
+) -> Model:  # fmt: skip
     """`model` without what `plan` removes. Unproven: `verify` proves it, `prune(plan=...)` does both."""
     groups = analysed(Model.load(model), _asked(options, keywords), Clock())
     return rewrite(groups.trace, groups.kept_ids(removed_by(groups, plan, force_plan))).model
@@ -254,13 +261,9 @@ def apply(
 
 @blame_model
 def completed(
-    model: Any,
-    plan: Plan,
-    options: Options | None = None,
-    *,
-    force_plan: bool = False,
+    model: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False,
     **keywords: Unpack[OptionKeywords],
-) -> tuple[Model, Plan]:
+) -> tuple[Model, Plan]:  # fmt: skip
     """The graph whose names a plan bears, and the plan with everything that is coupled to what an edited one removes.
 
     Raises UsageError where it is not a plan of `model`."""

@@ -15,7 +15,7 @@ from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.fit import restore
 from onnxprune.model import Model, Weight, every_node, scopes
 from onnxprune.options import Options
-from onnxprune.planning import OutputError, calibrated, working
+from onnxprune.planning import OutputError, calibrated, parted, working
 from onnxprune.results import Proof, Verified
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.stages import Clock, prove
@@ -114,12 +114,13 @@ def _with_slices(given: Model, values: Mapping[str, Weight | None]) -> Model:
 
 
 def _measured(groups: Groups, kept: Mask, given: Model, verified: Verified, options: Options) -> Verified:
-    """With the error of the outputs, as a run that refits tells it: on inputs that nothing was fitted to, BatchNorms
-    with the moments of made-up ones; with the values as they are, and with slices instead."""
+    """With the error of the outputs, as a run that refits tells it: on the inputs that judge there (few inputs have all
+    been fitted to), BatchNorms with the moments of made-up ones; with the values as they are, and with slices."""
     try:
-        inputs, held = calibrated(groups, options)
+        inputs = calibrated(groups, options)
+        parts = parted(inputs.feeds)
         dense = working(groups, inputs, options)
-        judge = OutputError(dense, inputs.feeds[-held:], options.providers)
+        judge = OutputError(dense, parts.judge or parts.fit, options.providers)
         sliced, written = rewrite(dense.trace, kept).model, given.copy()
         restore(written, sliced)
         errors = {"written": judge.error(written), "sliced": judge.error(sliced)}

@@ -29,6 +29,10 @@ def in_python(text: str) -> str:
     return FLAG.sub(keyword, text)
 
 
+INTERRUPTED = 130
+"""Exit code of what Ctrl-C ended."""
+
+
 class OnnxPruneError(Exception):
     """Base of every error raised on purpose; ``message`` is one line, ``exit_code`` is what the CLI returns.
 

@@ -21,16 +21,21 @@ class Options:
     scope: how the budget is spread. "local" (uniform): the same share of every group; "global": all units in one
     ranking; "sensitivity": where the measured loss is least; "pq": by the weights' PQ index. "" is "sensitivity", or
     with `fast` "local".
-    reconstruct: "ls" refits what is left by least squares, "merge" in weight space, "none" does not; "" is "ls", or
-    with `fast` "none".
+    reconstruct: "ls" refits what is left by least squares; in weight space "merge" gives what goes to what is left, and
+    "fold" makes one of what is alike; "none" does not; "" is "ls", or with `fast` "none".
     fast: weights only: no inputs are run but for the proof.
     calib: inputs to calibrate on (see `calibrate`); None makes them up.
     mean, std, scale: how the pixels of image files are normalised; (pixel * scale - mean) / std.
-    memory: bytes that activations may take; what would need more for statistics than that is refused.
+    effort: "low" measures what cuts do to the outputs in closed form and takes images as they are; "normal" by light
+    refits where these take about a minute, and mirrors images; "high" by three refits each, however long they take.
+    memory: bytes that the process may take: as many inputs are looked at as fit, of those that are asked for; what
+    needs more for statistics alone is refused.
     max_ratio: at most this share of any group, in every scope.
     round_to: kept counts are rounded to the nearest multiple of this; "auto" (0): of what wastes no time in this
     runtime on this machine, as measured. With `of` "latency" this is so unless the multiple is 2 or more.
     threads, batch: what time is measured with: threads inside an operator (0: the runtime's default) and samples.
+    finetune: train what is left on the dense model's answers: True, a number of steps, or a time such as "90s" or "5m";
+    None does not. It takes torch.
     residual: which units of branches that are added may go. "conv" (the default): those of convolutional streams, but
     none that cross a normalisation over their own axis (a transformer's residual width); "all" or "none".
     """
@@ -39,8 +44,9 @@ class Options:
     of: Literal["units", "macs", "params", "latency"] = "units"
     scope: Literal["", "local", "global", "sensitivity", "pq"] = ""
     criterion: str = ""
-    reconstruct: Literal["", "ls", "merge", "none"] = ""
+    reconstruct: Literal["", "ls", "merge", "fold", "none"] = ""
     fast: bool = False
+    effort: Literal["low", "normal", "high"] = "normal"
     calib: Any = None
     calib_samples: int = 512
     calib_batch: int = 32
@@ -48,6 +54,7 @@ class Options:
     std: Sequence[float] | None = None
     scale: float | None = None
     memory: int = 4 << 30
+    finetune: bool | int | str | None = None
     heads: bool = True
     residual: Literal["none", "conv", "all"] = "conv"
     min_channels: int = 1
@@ -81,8 +88,9 @@ class OptionKeywords(TypedDict, total=False):
     of: Literal["units", "macs", "params", "latency"]
     scope: Literal["", "local", "global", "sensitivity", "pq"]
     criterion: str | Callable[..., Any]
-    reconstruct: Literal["", "ls", "merge", "none"]
+    reconstruct: Literal["", "ls", "merge", "fold", "none"]
     fast: bool
+    effort: Literal["low", "normal", "high"]
     calib: Any
     calib_samples: int
     calib_batch: int
@@ -90,6 +98,7 @@ class OptionKeywords(TypedDict, total=False):
     std: Sequence[float] | None
     scale: float | None
     memory: int
+    finetune: bool | int | str | None
     heads: bool
     residual: Literal["none", "conv", "all"]
     min_channels: int

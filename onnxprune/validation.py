@@ -28,6 +28,21 @@ def all_of(fits: Callable[[float], bool]) -> Callable[[Any], bool]:
     return holds
 
 
+LENGTHS = "a number of steps from 1 on, or a time such as 90s, 5m or 1h"
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def training_length(asked: Any) -> tuple[int, float] | None:
+    """(steps, seconds), 0 for what is not said: a whole number says steps, 90s, 5m or 1h a time; True, False and None
+    say neither. None where it is none of these."""
+    if asked is None or isinstance(asked, bool):
+        return 0, 0.0
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])|(\d+)", str(asked))
+    if found is None or not isinstance(asked, Integral | str) or float(found[1] or found[3]) <= 0:
+        return None
+    return (int(found[3]), 0.0) if found[3] else (0, float(found[1]) * SECONDS[found[2]])
+
+
 Rule = tuple[str, Callable[[Any], bool], str]
 RULES: tuple[Rule, ...] = (
     ("ratio", lambda x: 0 < x < 1, "is not between 0 and 1; it is the share of units to remove, such as 0.3"),
@@ -45,6 +60,7 @@ RULES: tuple[Rule, ...] = (
     ("batch", lambda n: n >= 1, "is not at least 1"),
     ("check_rtol", lambda x: 0 <= x < math.inf, "is not from 0 on"),
     ("check_atol", lambda x: 0 <= x < math.inf, "is not from 0 on"),
+    ("finetune", lambda x: training_length(x) is not None, f"is not {LENGTHS}"),
 )
 """(option, what holds of its value where there is one, words for where it does not)."""
 WORDS = {name: words for name, _, words in RULES}

@@ -16,6 +16,7 @@ from onnx import ModelProto
 from random_graph import models
 from test_shifted import convolutions, perceptron
 
+from onnxprune import api
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.planning import Costs, by_weights, profile
@@ -242,6 +243,72 @@ def test_macs_of_a_rewritten_file() -> None:
         costs = Costs.of(groups, "macs")
         after = rewrite(groups.trace, groups.kept_ids(removed)).model.to_proto()
         assert costs.total(groups.alive(groups.kept_ids(removed))) == pytest.approx(convolutions_of(after), rel=1e-9)
+
+
+@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_macs_of_a_rewritten_recurrent_file(kind: str, gates: int) -> None:
+    """Its states are read by as many units as they are: 5 steps, each of all elements of W and R."""
+    model = graph(
+        "(float[5,1,6] x) => (float[5,1,3] y)",
+        f"""
+        a = MatMul(x, wa) l, m = {kind}<hidden_size = 16>(a, w0, r0) s = Squeeze(l, one)
+        k, n = {kind}<hidden_size = 10>(s, w1, r1) t = Squeeze(k, one) y = MatMul(t, wb)
+        """,
+        wa=(6, 12), w0=(1, 16 * gates, 12), r0=(1, 16 * gates, 16), one=np.array([1]), w1=(1, 10 * gates, 16),
+        r1=(1, 10 * gates, 10), wb=(10, 3),
+    )  # fmt: skip
+    whole = grouped(model)[0]
+    for groups, removed in [(whole, np.zeros_like(whole.prunable)), *plans(model)]:
+        costs = Costs.of(groups, "macs")
+        weights = rewrite(groups.trace, groups.kept_ids(removed)).model.weights
+        expected = 5 * sum(weights[name].size for name in ("wa", "w0", "r0", "w1", "r1", "wb"))
+        assert costs.total(groups.alive(groups.kept_ids(removed))) == pytest.approx(expected, rel=1e-9)
+
+
+def test_macs_of_attention_in_one_operator() -> None:
+    """Scores sum over the size of a key's head, and what they weigh over their number: two products, one after the
+    other. 7 places, 4 heads of 5 (values of 3); the packed operator holds its projections, too."""
+    model = graph(
+        "(float[N,7,12] x) => (float[N,7,2] y)",
+        """
+        q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) a = com.microsoft.MultiHeadAttention<num_heads = 4>(q, k, v)
+        b = com.microsoft.Attention<num_heads = 4>(a, w, bias) y = MatMul(b, wo)
+        """,
+        wq=(12, 20), wk=(12, 20), wv=(12, 12), w=(12, 48), bias=(48,), wo=(16, 2),
+    )  # fmt: skip
+    whole = grouped(model)[0]
+    for groups, removed in [(whole, np.zeros_like(whole.prunable)), *plans(model)]:
+        kept = groups.kept_ids(removed)
+        weights = rewrite(groups.trace, kept).model.weights
+        products = 7 * sum(weights[name].size for name in ("wq", "wk", "wv", "w", "wo"))
+        key, value, packed = weights["wk"].shape[1], weights["wv"].shape[1], weights["w"].shape[1] // 3
+        expected = products + 7 * 7 * (key + value + 2 * packed)
+        assert Costs.of(groups, "macs").total(groups.alive(kept)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_a_recurrent_group_holds() -> None:
+    """All that its units are an axis of, once: 5 steps of what reads them, makes them and gives them back."""
+    model = graph(
+        "(float[5,1,2] x) => (float[5,1,3] y)",
+        "l = GRU<hidden_size = 16>(x, w, r) s = Squeeze(l, one) y = MatMul(s, wo)",
+        w=(1, 48, 2), r=(1, 48, 16), one=np.array([1]), wo=(16, 3),
+    )  # fmt: skip
+    assert [g.macs for g in api.inspect(model).groups] == [5 * (48 * 2 + 48 * 16 + 16 * 3)]
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_a_share_of_the_macs_of_a_recurrent_layer(kind: str) -> None:
+    """Taking 30 % of them leaves 84 % of the units where almost all is spent between states."""
+    gates = {"LSTM": 4, "GRU": 3}[kind]
+    model = graph(
+        "(float[5,1,2] x) => (float[5,1,1] y)",
+        f"l = {kind}<hidden_size = 100>(x, w, r) s = Squeeze(l, one) y = MatMul(s, wo)",
+        w=(1, 100 * gates, 2), r=(1, 100 * gates, 100), one=np.array([1]), wo=(100, 1),
+    )  # fmt: skip
+    for scope in ("local", "global"):
+        groups, options = grouped(model, ratio=0.3, of="macs", scope=scope)
+        kept = groups.kept_ids(by_weights(groups, options))
+        assert rewrite(groups.trace, kept).model.weights["r"].shape[2] in (83, 84)
 
 
 def test_macs_are_of_one_sample() -> None:

@@ -21,7 +21,7 @@ from onnxprune.errors import CheckFailed
 from onnxprune.results import Verified
 
 Captured = pytest.CaptureFixture[str]
-SAMPLES = "32"
+SAMPLES = "256"
 
 
 def dense() -> ModelProto:
@@ -46,7 +46,7 @@ def sliced() -> Result:
 
 @pytest.fixture(scope="module")
 def refitted() -> Result:
-    result = onnxprune.prune(dense(), ratio=0.4, calib_samples=32)
+    result = onnxprune.prune(dense(), ratio=0.4, calib_samples=int(SAMPLES))
     assert result.plan.reconstruct == "ls", "or the tests show nothing"
     return result
 

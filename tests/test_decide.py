@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +24,7 @@ from onnxprune.errors import UsageError
 from onnxprune.fit import sites
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.planning import Costs, OutputError, criteria, curves, decision, memory, profile, select
+from onnxprune.planning import Costs, OutputError, criteria, curves, decision, parting, profile, select, trials
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.curves import CurveSet
 from onnxprune.refit import judging
@@ -95,9 +95,9 @@ def curve_set(resnet: Groups) -> CurveSet:
         patch.setattr(sites, "ROWS_PER_COLUMN", 2)
         images = np.load(MODELS / "fashion_test.npz")["image"][:10]
         options = Options(calib=[{"image": images}], calib_samples=10, calib_batch=2, heads=False).resolved()
-        made, held = decision.calibrated(resnet, options)
-        found = curves.observe(resnet, CriterionInputs(resnet, options, made.feeds[:-held]), options)
-        curves.measure(resnet, found, made.feeds[-held:], options)
+        inputs = parting.parted(parting.calibrated(resnet, options).feeds)
+        found = curves.observe(resnet, CriterionInputs(resnet, options, inputs.fit), options)
+        curves.measure(resnet, found, inputs, options)
     return found
 
 
@@ -162,9 +162,9 @@ def test_every_set_is_allocated_and_measured_where_heads_go(monkeypatch: pytest.
         ratio=0.5, of="params", criterion=criterion, calib_samples=32, reconstruct="none", seed=1
     ).resolved()
     groups = grouped(attention(), options)
-    made, held = decision.calibrated(groups, options)
-    curve_set = curves.observe(groups, CriterionInputs(groups, options, made.feeds[:-held]), options)
-    curves.measure(groups, curve_set, made.feeds[-held:], options)
+    inputs = parting.parted(parting.calibrated(groups, options).feeds)
+    curve_set = curves.observe(groups, CriterionInputs(groups, options, inputs.fit), options)
+    curves.measure(groups, curve_set, inputs, options)
     assert len(measured) == len(curve_set.curves) > 2
     costs = Costs.of(groups, "params")
     shares = curves.shares(groups, curve_set, options, decision.budget(groups, options, costs), costs)
@@ -334,7 +334,7 @@ def test_fast_runs_no_inputs(monkeypatch: pytest.MonkeyPatch, more: dict[str, An
         raise AssertionError("calibration was run")
 
     for place, name in (
-        (decision, "calibration"),
+        (parting, "calibration"),
         (sources, "open_session"),
         (sites, "collect"),
         (decision, "calibrated"),
@@ -389,56 +389,63 @@ def test_the_default_is_better_than_weights_alone(seed: int) -> None:
     assert story["output_error"]["refitted"] < story["output_error"]["sliced"]
 
 
-def test_nothing_that_was_fitted_to_judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores and weights are of the first batches, factors and the verdict of the others."""
-    seen: dict[str, list[Any]] = {"fit": [], "judge": []}
-    held: list[int] = []
+def rows_of(feeds: Any) -> set[bytes]:
+    return {row.tobytes() for feed in feeds for row in feed["x"]}
 
-    def spy(module: Any, name: str, kind: str, at: int) -> None:
-        real = getattr(module, name)
 
+def seen_by(monkeypatch: pytest.MonkeyPatch, *spied: tuple[Any, str, int]) -> list[set[bytes]]:
+    """The rows that each call of these classes is given, in this place."""
+    seen: list[set[bytes]] = []
+
+    def spy(real: Any, at: int) -> Any:
         def watched(*given: Any, **more: Any) -> Any:
-            seen[kind] += given[at : at + 1]
+            seen.append(rows_of(given[at] if len(given) > at else ()))
             return real(*given, **more)
 
-        monkeypatch.setattr(module, name, watched)
+        return watched
 
-    spy(decision, "CriterionInputs", "fit", 2)
-    spy(curves, "measure", "judge", 2)
-    spy(judging, "OutputError", "judge", 1)
-    real = judging.Reconstruction
+    for module, name, at in spied:
+        monkeypatch.setattr(module, name, spy(getattr(module, name), at))
+    return seen
 
-    def fitted(trace: Any, kept: Any, work: Any, feeds: Any, apart: int, *more: Any) -> Any:
-        seen["fit"].append(feeds[: len(feeds) - apart])
-        held.append(apart)
-        return real(trace, kept, work, feeds, apart, *more)
 
-    monkeypatch.setattr(judging, "Reconstruction", fitted)
+def test_nothing_that_was_fitted_to_or_chosen_by_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = ((decision, "CriterionInputs", 2), (trials, "Reconstruction", 3), (trials, "OutputError", 1))
+    fitted, solved = seen_by(monkeypatch, *places), seen_by(monkeypatch, (judging, "Reconstruction", 3))
+    judges = seen_by(monkeypatch, (judging, "OutputError", 1))
+    result = api.prune(net(), ratio=0.5, calib=[inputs(net(), 512, 3)])
+    assert result.report.reconstruction is not None
+    assert result.report.reconstruction["turns"] == 0
+    assert len(fitted) > 4
+    assert [len(rows) for rows in judges] == [64]
+    assert not judges[0] & set.union(*fitted, *solved)
+    every = rows_of([inputs(net(), 512, 3)])
+    assert solved[-1] & every == every - judges[0]
+
+
+def test_of_few_inputs_all_judge_what_was_fitted_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = seen_by(monkeypatch, (judging, "Reconstruction", 3))
+    judges = seen_by(monkeypatch, (judging, "OutputError", 1))
     result = api.prune(net(), ratio=0.5, calib=CALIB)
     assert result.report.reconstruction is not None
-    assert held == [result.report.reconstruction["held_out_batches"]]
-    assert [len(feeds) for feeds in seen["fit"] if feeds] == [6, 6]
-    assert [len(feeds) for feeds in seen["judge"]] == [2, 2]
-    rows = {kind: {x["x"].tobytes() for feeds in lists for x in feeds} for kind, lists in seen.items()}
-    assert len(rows["fit"]) == 6
-    assert len(rows["judge"]) == 2
-    assert not rows["fit"] & rows["judge"]
+    every = rows_of(CALIB)
+    assert len(judges) == result.report.reconstruction["turns"] == parting.FOLDS
+    assert set.union(*judges) == every <= fitted[-1]
+    assert all(there | here >= every and not there & here for there, here in zip(judges, fitted, strict=False))
 
 
-def judged(monkeypatch: pytest.MonkeyPatch, *errors: float) -> Iterator[float]:
-    """The judge finds these errors, one after the other: of the plan sliced, of it refitted, of weights alone."""
-    left = iter(errors)
+def judged(monkeypatch: pytest.MonkeyPatch, *errors: float) -> None:
+    """Every judge finds these errors, one after the other: of the plan sliced, of it refitted, of weights alone."""
+    left = cycle(errors)
     monkeypatch.setattr(OutputError, "error", lambda self, model: next(left))
-    return left
 
 
 @pytest.mark.parametrize("refitted", [0.9, np.nan, np.inf])
 def test_a_refit_that_is_worse_gives_way(monkeypatch: pytest.MonkeyPatch, refitted: float) -> None:
     model = net()
-    left = judged(monkeypatch, 1.0, refitted, 0.2)
+    judged(monkeypatch, 1.0, refitted, 0.2)
     chosen: dict[str, Any] = {"calib_samples": 8} if refitted < 1 else {"calib": CALIB}  # made up, with other moments
     result = api.prune(model, ratio=0.5, scope="local", **chosen)
-    assert not list(left)
     story = result.report.reconstruction
     assert story is not None
     assert story["fell_back"] is True
@@ -486,15 +493,3 @@ def test_rows_and_columns_of_a_made_weight_go_where_there_is_nothing_else() -> N
     )  # fmt: skip
     report = api.prune(model, ratio=0.5, calib_samples=16).report
     assert report.after.macs < 0.6 * report.before.macs
-
-
-def test_inputs_of_a_recurrent_layer_are_no_kernel() -> None:
-    """Its weights have three axes, and a unit is one column of them: 32 inputs and 32 states here."""
-    model = graph(
-        "(float[6, N, 32] x) => (float[6, N, 5] y)",
-        """
-        a = MatMul(x, w0) b = Relu(a) l = LSTM<hidden_size = 32>(b, w, r) s = Squeeze(l, one) y = MatMul(s, w1)
-        """,
-        w0=(32, 32), w=(1, 128, 32), r=(1, 128, 32), one=np.array([1]), w1=(32, 5),
-    )  # fmt: skip
-    assert memory.statistics_bytes(grouped(model, Options())) < 1 << 18

@@ -12,10 +12,10 @@ from onnx import ModelProto
 
 from onnxprune.api import prune
 from onnxprune.fit import Site, Walk, collect, layers
+from onnxprune.fit.reconstruction import Reconstruction, Refits
 from onnxprune.fit.recurrent import Recurrent
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.refit.reconstruction import Reconstruction, Refits
 from onnxprune.rewrite import rewrite
 from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Groups

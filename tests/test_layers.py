@@ -19,19 +19,21 @@ HEAVY = {"onnx", "onnxruntime", "numpy"}
 
 # A package or a module of the top, from the street down: what it imports of the package, and which libraries never.
 HOUSE = [
-    ("cli", "api errors files frameworks guard measure model options planning report sweeping unread validation", HEAVY),
+    ("cli", "api errors files frameworks guard measure model options planning report sweeping tuning unread validation", HEAVY),
     ("sweeping", "api errors files measure model options planning report results stages", HEAVY),
     ("frameworks", "api errors files model planning rewrite trace", {"onnx", "onnxruntime"}),
     (
-        "api", "auditing blame errors measure model options planning refit report results rewrite stages trace unread validation",
+        "api", "auditing blame errors finetuning measure model options planning refit report results rewrite stages trace tuning unread validation",
         {"onnx", "onnxruntime"},
     ),
+    ("tuning", "blame errors finetuning model options rewrite stages trace validation", HEAVY),
     ("auditing", "errors fit model options planning results rewrite stages trace", {"onnxruntime"}),
     ("stages", "errors exclusion guard model options planning prove rehearsal results rewrite run shapes trace validation", {"onnxruntime", "numpy"}),
     ("exclusion", "errors model options validation", {"onnxruntime", "numpy"}),
     ("rehearsal", "blame errors guard model options", {"onnxruntime", "numpy"}),
     ("blame", "data errors model options run shapes", HEAVY),
     ("report", "errors files model options planning results trace", {"onnx", "onnxruntime"}),
+    ("finetuning", "data errors files model options prove run shapes validation", {"onnxruntime"}),
     ("refit", "errors fit model options planning rewrite trace", {"onnx", "onnxruntime"}),
     ("planning", "data errors files fit gradients measure model options prove results rewrite run shapes trace", set()),
     ("measure", "data errors files model options run shapes", {"onnx"}),

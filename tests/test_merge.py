@@ -17,7 +17,7 @@ from rich.console import Console
 from onnxprune import api
 from onnxprune.api import Result, prune
 from onnxprune.errors import RuntimeFailure
-from onnxprune.planning import Plan, decision
+from onnxprune.planning import Plan, parting
 from onnxprune.refit.merging import combination
 from onnxprune.report import print_report, to_json
 
@@ -204,7 +204,7 @@ def unrunnable(*_: Any, **__: Any) -> Any:
 
 @pytest.mark.parametrize("replay", [False, True])
 def test_merged_where_no_inputs_run(replay: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decision, "calibration", unrunnable)
+    monkeypatch.setattr(parting, "calibration", unrunnable)
     model = doubled(chain(), "wa", "ba")
     result = prune(model, plan=without(model)) if replay else prune(model, ratio=0.5)
     assert any("no inputs here" in n and "merged" in n for n in result.report.notes)
@@ -213,7 +213,7 @@ def test_merged_where_no_inputs_run(replay: bool, monkeypatch: pytest.MonkeyPatc
 
 
 def test_not_merged_where_that_was_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decision, "calibration", unrunnable)
+    monkeypatch.setattr(parting, "calibration", unrunnable)
     result = prune(chain(), ratio=0.5, criterion="wanda", scope="local", reconstruct="none")
     assert result.report.reconstruction is None
     assert not any("merged" in n for n in result.report.notes)

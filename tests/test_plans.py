@@ -113,7 +113,7 @@ def test_the_default_keeps_the_same_units_when_it_is_replayed(build: Callable[[]
 
 def test_a_replay_that_refits_badly_keeps_its_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a refit is worse than slices the slices are taken, but never another choice of units."""
-    from onnxprune.refit import reconstruction
+    from onnxprune.fit import reconstruction
 
     model = prelus()
     plan = Plan({"g": (Removal("w2", (0,), (8,), (0, 1)),)})

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import get_models
 import tasks
-from tasks import base, captcha, crepe, fashion, lines, magika, minilm, silero
+from tasks import base, captcha, crepe, fashion, lines, magika, minilm, silero, small
 
 TRANSPOSING = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -33,7 +33,7 @@ def transposing(tmp_path: Path) -> base.Task:
     path = tmp_path / "transposing.onnx"
     onnx.save(onnx.parser.parse_model(TRANSPOSING), path)
     axes = {"y": 1, "state": 1, "stateN": 1, "scale": None}
-    return base.Task("t", path, lambda *_: {}, lambda *_: ({}, None), base.top1, 7, "none", axes)
+    return base.Task("t", path, lambda *_: {}, lambda *_: ({}, None), base.top1, 7, "none", "kind", axes)
 
 
 def test_run_cuts_along_the_sample_axis_and_puts_samples_first(transposing: base.Task) -> None:
@@ -50,7 +50,7 @@ def test_run_steps_through_sequences_with_the_state(tmp_path: Path) -> None:
         '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3] x, float[N, 3] s) => (float[N, 3] t) { t = Add(x, s) }'
     )
     onnx.save(onnx.parser.parse_model(text), tmp_path / "sum.onnx")
-    task = base.Task("t", tmp_path, lambda *_: {}, lambda *_: ({}, None), base.top1, 7, "none", states={"s": "t"})
+    task = base.Task("t", tmp_path, lambda *_: {}, lambda *_: ({}, None), base.top1, 7, "none", "kind", states={"s": "t"})
     x = np.random.default_rng(0).random((5, 4, 3), np.float32)
     (total,) = tasks.run(task, tmp_path / "sum.onnx", {"x": x, "s": np.zeros((5, 3), np.float32)}, 2)
     assert np.allclose(total, x.sum(1))
@@ -264,6 +264,7 @@ def test_get_models_knows_a_checksum_and_a_use_for_every_source() -> None:
 def test_get_models_fetches_what_the_tasks_need(tmp_path: Path) -> None:
     targets = {tmp_path / target for target in get_models.SHA256}
     exported = {tmp_path / "models" / Path(t).with_suffix(".onnx").name for t in get_models.SHA256 if "weights" in t}
+    exported |= {tmp_path / "models" / f"{net.name}.onnx" for net in small.NETS}  # by tools/train_small.py
     for family in tasks.FAMILIES:
         for task in family.tasks(tmp_path):
             for path in task.missing():

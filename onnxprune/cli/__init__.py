@@ -13,13 +13,12 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from onnxprune.errors import RuleFailed, UsageError, explain
+from onnxprune.errors import INTERRUPTED, RuleFailed, UsageError, explain
 from onnxprune.guard import supervised
 from onnxprune.validation import near
 
-COMMANDS = ("apply-plan", "compare", "help", "inspect", "prune", "sweep", "verify")
+COMMANDS = ("apply-plan", "compare", "finetune", "help", "inspect", "prune", "sweep", "verify")
 """Modules of `commands` by the first word; without one of these words the job is `prune`."""
-INTERRUPTED = 130
 
 
 def command() -> int:

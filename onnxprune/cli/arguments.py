@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         flag, several = f"--{key.replace('_', '-')}", isinstance(value, list) and action.nargs == "+"
         if isinstance(value, bool):
             off = f"--no-{flag[2:]}"
-            if action.nargs != 0:
+            if action.nargs not in (0, "?"):
                 raise UsageError(f"{path}: {key} takes a value, not {str(value).lower()}")
             if value or off in self._option_string_actions:
                 yield flag if value else off
@@ -162,6 +162,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "scale": _fraction,
     "memory": _bytes,
     "round_to": lambda text: 0 if text == "auto" else int(text),
+    "finetune": str,
 }
 """How options are read that are more than a number; ValueError where a text is nothing of the kind."""
 share = number(float, "a share above 0 and up to 1", lambda value: 0 < value <= 1)

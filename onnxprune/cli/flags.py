@@ -15,7 +15,9 @@ from onnxprune.options import Options
 
 MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}
 """How a flag is declared that takes several values and may be given more than once."""
-CRITERIA = "l1, l2, random, bn-scale, fpgm, lamp, activation, wanda, flap, taylor, taylor-so, lrp, oracle"
+CRITERIA = (
+    "l1, l2, random, bn-scale, fpgm, lamp, activation, wanda, flap, cfsp, beta-rank, taylor, taylor-so, lrp, oracle"
+)
 
 
 def plan_flags(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +54,13 @@ def spread_flags(what: argparse._ActionsContainer) -> None:
     )
     what.add_argument(
         "--reconstruct",
-        choices=("ls", "merge", "none"),
-        help="refit what is left by least squares (default), in weight space, or not (as --fast)",
+        choices=("ls", "merge", "fold", "none"),
+        help="refit what is left by least squares (default), in weight space (merge, fold), or not (as --fast)",
+    )
+    what.add_argument(
+        "--effort",
+        choices=("low", "normal", "high"),
+        help="how long is looked for the shares of the layers (default normal)",
     )
     what.add_argument(
         "--min-channels", type=take.option("min_channels"), metavar="N", help="keep at least N units of every group"
@@ -100,7 +107,7 @@ def stay_flags(parser: argparse.ArgumentParser, decides: bool = True) -> None:
 def calibration_flags(parser: argparse.ArgumentParser) -> None:
     """Inputs, and the memory that their activations may take."""
     default = Options()
-    inputs = parser.add_argument_group("inputs to calibrate on (made up where none are given)")
+    inputs = parser.add_argument_group("inputs to calibrate on (photographs or made-up ones where none are given)")
     inputs.add_argument(
         "--calib",
         metavar="DATA",
@@ -140,6 +147,18 @@ def pixel_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--std", type=take.option("std"), metavar="S,..", help="see --mean")
     parser.add_argument(
         "--scale", type=take.option("scale"), metavar="X", help="see --mean (1/255 brings pixels into 0..1)"
+    )
+
+
+def finetune_flag(parser: argparse._ActionsContainer) -> None:
+    """Whether what is left is trained, and how long."""
+    parser.add_argument(
+        "--finetune",
+        nargs="?",
+        const=True,
+        type=take.option("finetune"),
+        metavar="STEPS|5m",
+        help="then train it on the dense model's answers, for so many steps or so long (needs torch)",
     )
 
 

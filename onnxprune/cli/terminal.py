@@ -37,10 +37,12 @@ def progress(quiet: bool) -> Iterator[Progress | None]:
         now = "load"
 
         def show(stage: str, share: float) -> None:
-            """Every stage is a bar of its own, so that what is left of it can be estimated."""
+            """Every stage is a bar of its own, so that what is left of it can be estimated; what is said of it after a
+            colon changes on the way."""
             nonlocal now
-            if stage != now:
-                now = stage
+            name = stage.partition(":")[0]
+            if name != now:
+                now = name
                 bar.reset(task, total=1.0, description=stage)
             bar.update(task, description=stage, completed=share)
 

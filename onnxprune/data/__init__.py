@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from onnxprune.data.batches import Batches, Feed, batched, checked
 from onnxprune.data.calibration_sizes import sizes
-from onnxprune.data.inputs import describe
+from onnxprune.data.inputs import Input, describe
+from onnxprune.data.mirroring import mirrored
 from onnxprune.data.random import RANGES, random_inputs
+from onnxprune.data.ranges import decoder
 from onnxprune.data.samples import read
-from onnxprune.data.sources import Calibration, calibration, decoder
+from onnxprune.data.sources import Calibration, calibration
 
 __all__ = [
     "RANGES",
     "Batches",
     "Calibration",
     "Feed",
+    "Input",
     "batched",
     "calibration",
     "checked",
     "decoder",
     "describe",
+    "mirrored",
     "random_inputs",
     "read",
     "sizes",

@@ -12,8 +12,9 @@ TOKENS = 64
 """Length of a text where the model leaves it open: more tokens say more, and models of short texts still take it."""
 LINE = 48
 """Height of a line of text where the model leaves it open."""
-WAVES = (4096, 512)
-"""Lengths of sound to try where the model leaves it open."""
+WAVES = (4096, 640, 576, 512, 400, 320, 256)
+"""Lengths of sound to try where the model leaves it open: much, or the pieces that models take which go from one to the
+next (32 or 36 ms at 16 kHz, and such)."""
 
 
 def sizes(model: Model, shapes: Shapes, batch: int, given: Mapping[str, Sequence[int]]) -> Iterator[Inputs]:
@@ -35,16 +36,17 @@ def _trials(
     """One number for each symbol, several times: the most telling ones first and those of shape inference last."""
     probe = {s: shapes.inputs[0][spec.name][k] for spec, symbols in open_axes for k, s in symbols.items()}
     batches = {s: batch for s, role in roles.items() if role == "batch"}
-    best, short = dict(probe), dict(probe)
+    best, short = dict(probe), [dict(probe) for _ in WAVES[1:]]
     late: dict[str, int] = {}  # the second axis of a state counts samples, as most exporters lay it out
     for spec, symbols in open_axes:
         inner = {k: s for k, s in symbols.items() if s not in batches}
         best |= _telling(spec, shapes, inner, roles)
         if spec.kind == "sound":
-            short |= dict.fromkeys(inner.values(), WAVES[1])
+            for trial, length in zip(short, WAVES[1:], strict=True):
+                trial |= dict.fromkeys(inner.values(), length)
         if spec.batch == 1 and 1 in inner:
             late[inner[1]] = batch
-    return [chosen | batches | more for chosen in (best, short, probe) for more in (late, {})] + [probe]
+    return [chosen | batches | more for chosen in (best, *short, probe) for more in (late, {})] + [probe]
 
 
 def _telling(spec: Input, shapes: Shapes, symbols: Mapping[int, str], roles: Mapping[str, str]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto
 
 from onnxprune.model import FLOATS, Model, attribute, dtype_of, every_node, traits
@@ -49,6 +50,14 @@ class Input:
     channel: int = 1
     bound: int = 2
     compared: tuple[int, ...] = ()
+
+    def safe(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """The integers to choose from for an array of this shape. A token that the graph compares with marks padding,
+        mostly; a scalar that it compares with is a mode of the model, such as a sample rate."""
+        if not shape and self.compared:
+            return np.array(self.compared[:1])
+        found = np.setdiff1d(np.arange(self.bound), self.compared)
+        return found if len(found) > 1 else np.arange(self.bound)
 
 
 def describe(model: Model, shapes: Shapes) -> list[Input]:

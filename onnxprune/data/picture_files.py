@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from onnxprune.data.batches import Feed
 from onnxprune.data.inputs import Input
@@ -44,10 +45,6 @@ def class_numbers(path: Path, files: Sequence[Path], chosen: Sequence[Path]) -> 
 
 def _decoded(files: Sequence[Path], spec: Input, shape: Sequence[int]) -> Iterator[Array]:
     """Each picture as float32 in 0..1, (C, H, W) or (H, W, C) as the model has it."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise UsageError("reading pictures needs Pillow: pip install pillow, or give an .npz") from None
     channels = shape[spec.channel]
     height, width = shape[2:4] if spec.channel == 1 else shape[1:3]
     for path in files:

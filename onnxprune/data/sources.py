@@ -13,26 +13,31 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto
 
-from onnxprune.data import sounds, synthetic
+from onnxprune.data import sounds, spectra, synthetic
+from onnxprune.data.amounts import amounts
 from onnxprune.data.batches import Feed, batched, checked, cut
 from onnxprune.data.calibration_sizes import sizes
+from onnxprune.data.images import ImageSource
 from onnxprune.data.inputs import Input, describe
-from onnxprune.data.picture_files import Decode
-from onnxprune.data.pixels import Pixels, pixels
+from onnxprune.data.pixels import Pixels
+from onnxprune.data.pool import Pool
 from onnxprune.data.random import random_inputs
+from onnxprune.data.ranges import decoder, pixels
 from onnxprune.data.samples import read
+from onnxprune.data.text import TextSource
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model
 from onnxprune.options import Options
 from onnxprune.run import first_line, open_session
 from onnxprune.shapes import Inputs, Shapes
 
-POOL, POOL_LIMIT = 5, 2500
-"""To choose from by the predicted classes, as many times the samples wanted are made ..."""
-POOL_ELEMENTS, POOL_MACS = 160e6, 3e12
-"""... unless that takes more than about a minute to make, or to run, on two cores."""
+CLASSES = 50_000
+"""More scores a sample than these are no classes, but a map or letters in a row."""
+TRIED = 256
+"""So many photographs and made-up images are shown to a classifier, whose answers then decide between them."""
+STEPS = 4
+"""Batches in a row on which a model with a state is tried."""
 PIECES = 32
 """A sound is cut into so many pieces at most for a model that carries a state from one to the next."""
 
@@ -70,7 +75,8 @@ class _Calibrator:
         self.model, self.shapes, self.options, self.want, self.batch = model, shapes, options, want, batch
         self.specs = describe(model, shapes)
         self.session = open_session(model, options.providers)
-        self.fields: dict[tuple[int, ...], Array] = {}  # textures by the shape of an image, costly to make
+        self.images = ImageSource(1.0)
+        self.texts = TextSource(model.path, self.specs)
         self.streams: dict[str, Iterator[Array]] = {}  # what is left of the sounds that go on from batch to batch
 
     @cached_property
@@ -104,38 +110,62 @@ class _Calibrator:
 
     def synthetic(self) -> Calibration:
         """Inputs by their kinds at the first sizes that the model runs at, or else plain random ones."""
-        for dims in self.sizes():
-            rng = np.random.default_rng(self.options.seed)
-            self.fields.clear()
-            self.streams.clear()
-            try:
-                first = self.feed(dims, rng)
-                self.session.run(None, first)
-            except Exception:  # whatever fails, other sizes or plain random inputs may do
-                continue
-            return self.chosen(dims, first, rng)
-        return self.plain()
+        trials = list(self.sizes())
+        running = (dims for dims in trials if self.heard(dims) is not None)
+        dims = next(running, None)
+        if dims is None:
+            return self.plain()
+        if dims != trials[0] and any(s.kind == "sound" for s in self.specs):
+            # A detector for pieces of 576 samples may run on 512, too, and hear nothing in them.
+            dims = max([dims, *running], key=lambda dims: self.heard(dims) or 0.0)
+        self.streams.clear()
+        return self.chosen(dims)
 
-    def chosen(self, dims: Inputs, first: Feed, rng: np.random.Generator) -> Calibration:
+    def heard(self, dims: Inputs) -> float | None:
+        """How much the first output varies over a few batches of these sizes; None where the model does not run."""
+        rng = np.random.default_rng(self.options.seed)
+        self.streams.clear()
+        try:
+            feeds = [self.feed(dims, rng) for _ in range(STEPS if any(s.kind == "state" for s in self.specs) else 1)]
+            self.carry_states(feeds)
+            answers = [np.asarray(self.session.run(None, feed)[0], float) for feed in feeds]
+            return float(np.std(np.stack(answers)))
+        except Exception:  # whatever fails, other sizes or plain random inputs may do
+            return None
+
+    def chosen(self, dims: Inputs) -> Calibration:
         """As many samples as wanted at these sizes; for a classifier, those of a pool whose predicted classes are most
         evenly spread."""
+        rng = np.random.default_rng(self.options.seed)
+        first = self.feed(dims, rng)
         rows = next((dims[s.name][0] for s in self.specs if s.batch == 0), 1)
-        classes = all(s.batch == 0 for s in self.specs) and self.probabilities(first, rows) is not None
-        count = math.ceil((self.pool(dims, rows) if classes else self.want) / rows)
-        feeds = [first] + [self.feed(dims, rng) for _ in range(count - 1)]
-        text = self.text()
-        if classes:
-            found = [self.probabilities(feed, rows) for feed in feeds]
-            scores = np.concatenate([p for p in found if p is not None])
-            picked = synthetic.balanced(rng, scores.argmax(1), min(self.want, len(scores)))
-            # Row by row, since a joined pool would take as much memory again.
-            joined = {s.name: np.stack([feeds[k // rows][s.name][k % rows] for k in picked]) for s in self.specs}
-            feeds = cut(joined, np.arange(len(picked)), self.specs, rows, any(s.axes[0] for s in self.specs))
-            text += ", class-balanced"
+        want, most = amounts(self.model, self.shapes, dims, rows, self.want)
+        if all(s.batch == 0 for s in self.specs) and self.probabilities(first, rows) is not None:
+            if any(s.kind == "image" for s in self.specs):
+                self.choose_images(dims, rows, min(want, TRIED))
+            pool = Pool(rng, want)
+            for _ in range(math.ceil(most / rows)):
+                feed = self.feed(dims, rng)
+                pool.add(feed, self.scores(feed, rows))
+            picked, scores = pool.chosen()
+            feeds = cut(picked, np.arange(len(scores)), self.specs, rows, any(s.axes[0] for s in self.specs))
+            return Calibration(
+                tuple(feeds), len(scores), f"{self.text(dims)}, class-balanced", True, synthetic.entropy(scores)
+            )
+        feeds = [first] + [self.feed(dims, rng) for _ in range(math.ceil(want / rows) - 1)]
         self.carry_states(feeds)
-        samples = min(self.want, rows * len(feeds))
-        spread = synthetic.entropy(scores[picked]) if classes else self.diversity(feeds, samples)
-        return Calibration(tuple(feeds), samples, f"synthetic {text}", True, spread)
+        samples = min(want, rows * len(feeds))
+        return Calibration(tuple(feeds), samples, self.text(dims), True, self.diversity(feeds, samples))
+
+    def choose_images(self, dims: Inputs, rows: int, count: int) -> None:
+        """Photographs or made-up images, whichever the classes are more evenly predicted on: a classifier of clothes on
+        plain grounds finds in photographs little that it knows."""
+        spreads = {}
+        for share in (1.0, 0.0):
+            self.images.share, rng = share, np.random.default_rng(self.options.seed)
+            answers = [self.scores(self.feed(dims, rng), rows) for _ in range(math.ceil(count / rows))]
+            spreads[share] = synthetic.entropy(np.concatenate(answers))
+        self.images.share = max(spreads, key=lambda share: spreads[share])
 
     def carry_states(self, feeds: list[Feed]) -> None:
         """Recurrent states are what the batch before left behind: at zero, where they begin, little depends on them."""
@@ -166,22 +196,25 @@ class _Calibrator:
 
     def feed(self, dims: Inputs, rng: np.random.Generator) -> Feed:
         """One batch."""
-        return {s.name: self.array(s, dims[s.name], rng) for s in self.specs}
+        texts = self.texts.drawn(rng, dims)
+        return {s.name: texts[s.name] if s.name in texts else self.array(s, dims[s.name], rng) for s in self.specs}
 
     def array(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         """Values for one input of this shape, by its kind."""
         values: Array
         match spec.kind:
             case "image":
-                values = self.image(spec, shape, rng)
+                values = self.images.drawn(rng, spec, shape, self.scales[spec.name])
             case "sound" | "features" if spec.batch is None or len(shape) < 2:
                 values = rng.standard_normal(shape)
             case "sound":
                 values = self.sound(spec, shape, rng)
+            case "features" if spectra.axis_of_bands(shape) is not None:
+                values = spectra.features(rng, shape)
             case "features":
                 values = synthetic.features(rng, shape)
             case "tokens" | "integers":
-                values = synthetic.tokens(rng, _safe(spec, shape), shape)
+                values = synthetic.tokens(rng, spec.safe(shape), shape)
             case "positions":
                 values = np.broadcast_to(np.arange(shape[-1]) % spec.bound, shape)
             case "mask":
@@ -191,19 +224,6 @@ class _Calibrator:
             case "text":
                 values = np.full(shape, "a")
         return values.astype(spec.dtype)
-
-    def image(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-        """Images, or volumes in which every image stands for a whole stack of them."""
-        inner = shape[1:] if spec.channel == 1 else (shape[-1], *shape[1:-1])
-        size = (inner[0], inner[-2], inner[-1])
-        if size not in self.fields:
-            self.fields[size] = synthetic.leaf_textures(rng, *size)
-        made = synthetic.images(rng, shape[0], *size, self.fields[size])
-        if len(shape) == 5:
-            made = np.repeat(made[:, :, None], inner[1], 2)
-        if spec.channel != 1:
-            made = np.moveaxis(made, 1, -1)
-        return self.scales[spec.name].of_normalised(made, spec.channel, spec.dtype)
 
     def sound(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         """Sounds of their own; of a model with a state the next piece of those of the batch before."""
@@ -218,40 +238,37 @@ class _Calibrator:
             piece = next(self.streams[spec.name])
         return piece
 
-    def text(self) -> str:
+    def text(self, dims: Inputs) -> str:
         """What the inputs are, for the report."""
-        names = {"sound": "sound", "features": "features", "tokens": "tokens", "integers": "integers"}
-        for image, scale in self.scales.items():
-            names[image] = f"images (textured dead leaves; {scale.text})"
-        kinds = [names.get(s.name if s.kind == "image" else s.kind) for s in self.specs]
-        return " and ".join(dict.fromkeys(filter(None, kinds))) or "constants"
+        images = [self.images.text(s, dims[s.name], self.scales[s.name]) for s in self.specs if s.kind == "image"]
+        texts = self.texts.text(dims)
+        kinds = ("sound", "features", "integers") if texts else ("sound", "features", "tokens", "integers")
+        made = [self.kind(s, dims) for s in self.specs if s.kind in kinds]
+        others = [f"synthetic {' and '.join(dict.fromkeys(made))}"] if made else []
+        return " and ".join(filter(None, dict.fromkeys([*images, texts, *others]))) or "constants"
 
-    def pool(self, dims: Inputs, rows: int) -> int:
-        """How many samples to choose from."""
-        elements = max(1, sum(math.prod(shape) for shape in dims.values()))
-        growth = elements / max(1, sum(math.prod(shape) for shape in self.shapes.inputs[0].values()))
-        macs = growth * sum(self.macs(node) for node in self.model.graph.node)
-        most = (POOL * self.want, POOL_LIMIT, POOL_ELEMENTS * rows / elements, POOL_MACS * rows / max(macs, 1))
-        return max(self.want, int(min(most)))
+    def kind(self, spec: Input, dims: Inputs) -> str:
+        """What is made for an input, in a word or few."""
+        spectral = spec.kind == "features" and spectra.axis_of_bands(dims[spec.name]) is not None
+        return "spectra of speech" if spectral else spec.kind
 
-    def macs(self, node: NodeProto) -> float:
-        """Roughly, for the batch at the first probe's sizes."""
-        weight = next((self.model.weights[n] for n in node.input[1:2] if n in self.model.weights), None)
-        out = self.shapes.probe[0].get(node.output[0]) if node.output else None
-        if weight is None or out is None or node.op_type not in ("Conv", "Gemm", "MatMul"):
-            return 0.0
-        width = out[1] if node.op_type == "Conv" else out[-1]
-        return math.prod(d or 1 for d in out) * weight.size / max(width or 1, 1)
+    def scores(self, feed: Feed, rows: int) -> Array:
+        """The probabilities (rows, classes) of a model that was seen to have some."""
+        found = self.probabilities(feed, rows)
+        assert found is not None
+        return found
 
     def probabilities(self, feed: Feed, rows: int) -> Array | None:
         """(rows, classes) from the first output that has a row for each sample and scores for two or more classes."""
         for spec in self.session.get_outputs():
             if spec.type not in ("tensor(float)", "tensor(float16)", "tensor(double)") or len(spec.shape or ()) < 2:
                 continue
-            scores = np.asarray(self.session.run([spec.name], feed)[0], np.float64)
-            if scores.ndim < 2 or len(scores) != rows or scores.size != rows * scores.shape[1] or scores.shape[1] < 2:
+            scores = np.asarray(self.session.run([spec.name], feed)[0])
+            if scores.ndim < 2 or len(scores) != rows or scores.size != rows * scores.shape[1]:
                 continue
-            return synthetic.softmax(scores.reshape(rows, -1))
+            if not 2 <= scores.shape[1] <= CLASSES:
+                continue
+            return synthetic.softmax(scores.reshape(rows, -1).astype(float))
         return None
 
     def diversity(self, feeds: Sequence[Feed], samples: int) -> float | None:
@@ -266,17 +283,6 @@ class _Calibrator:
         return synthetic.entropy(np.concatenate(scores)[:samples]) if scores else None
 
 
-def decoder(model: Model, shapes: Shapes, specs: Sequence[Input], options: Options) -> Decode:
-    """How pictures become what an input takes: its range of values and its size."""
-
-    def decode(name: str) -> tuple[Pixels, tuple[int, ...]]:
-        spec = next(s for s in specs if s.name == name)
-        dims = next(sizes(model, shapes, options.calib_batch, options.input_shapes))
-        return pixels(model, shapes, spec, options), dims[name]
-
-    return decode
-
-
 def _classes(labels: list[Array] | None, source: str) -> Array | None:
     """(samples,): for criteria that differentiate a loss."""
     if labels is None:
@@ -284,12 +290,3 @@ def _classes(labels: list[Array] | None, source: str) -> Array | None:
     if any(x.dtype.kind not in "iu" or x.size != len(x) for x in labels):
         raise UsageError(f"{source}: 'labels' must be integers, one per sample")
     return np.concatenate([x.reshape(-1) for x in labels])
-
-
-def _safe(spec: Input, shape: tuple[int, ...]) -> Array:
-    """The values to choose from. A token that the graph compares with marks padding, mostly; a scalar that it compares
-    with is a mode of the model, such as a sample rate."""
-    if not shape and spec.compared:
-        return np.array(spec.compared[:1])
-    found = np.setdiff1d(np.arange(spec.bound), spec.compared)
-    return found if len(found) > 1 else np.arange(spec.bound)

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
+from onnxprune.fit.flows import Flow, flows, turns
 from onnxprune.fit.least_squares import Problem, Solution, solve
 from onnxprune.fit.likeness import Likeness, Likenesses
-from onnxprune.fit.linear import Linear, Unsolvable
+from onnxprune.fit.linear import Extent, Linear, Unsolvable
 from onnxprune.fit.moments import normalisations, re_estimated, restore
 from onnxprune.fit.products import Layer
-from onnxprune.fit.sites import Site, collect, sample_size, sums_by_node, units_of
+from onnxprune.fit.reconstruction import LIGHT, Reconstruction, Refits
+from onnxprune.fit.sites import Site, collect, sample_size, sums_by_node, units_made, units_of
 from onnxprune.fit.tails import Tail, tail
 from onnxprune.fit.walk import Walk
+from onnxprune.fit.weighing import Held, weigh
+from onnxprune.fit.weight_values import WeightValues
 
 __all__ = [
-    "Fitted", "Layer", "Likeness", "Likenesses", "Linear", "Problem", "Site", "Solution", "Tail", "Unsolvable", "Walk",
-    "collect", "layers", "normalisations", "re_estimated", "restore", "sample_size", "shared", "solve", "sums_by_node",
-    "tail", "units_of",
+    "LIGHT", "Extent", "Fitted", "Flow", "Held", "Layer", "Likeness", "Likenesses", "Linear", "Problem",
+    "Reconstruction", "Refits", "Site", "Solution", "Tail", "Unsolvable", "Walk", "WeightValues", "collect", "flows",
+    "layers", "normalisations", "re_estimated", "restore", "sample_size", "shared", "solve", "sums_by_node", "tail",
+    "turns", "units_made", "units_of", "weigh",
 ]  # fmt: skip

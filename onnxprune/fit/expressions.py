@@ -6,7 +6,7 @@ steps with the scales it has. Knows parameters and what stands between them and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,13 @@ class Parameter:
             value = _forward(node, value, model)
         return np.asarray(value, np.float64)
 
+    def shape(self, model: Model) -> tuple[int, ...]:
+        """Of its value, without reading it: only a transposition changes that of the initializer."""
+        dims = model.weights[self.root].shape
+        for node in self.path:
+            dims = tuple(dims[k] for k in _perm(node, len(dims))) if node.op_type == "Transpose" else dims
+        return tuple(dims)
+
     def write(self, model: Model, value: Array, root: str | None = None) -> None:
         """Store the nearest value that the initializer's type (and its scales) can hold, under `root` if given."""
         kind = model.weights[self.root].onnx_type
@@ -56,6 +63,13 @@ def parameter(name: str, model: Model, made_by: Mapping[str, NodeProto]) -> Para
     if model.weights[tensor].dtype.kind not in "fiuV":
         return None
     return Parameter(name, tensor, tuple(reversed(path)))
+
+
+def transposed_back(path: Iterable[NodeProto], value: Array) -> Array:
+    """A value behind a path in the layout of what the path begins with."""
+    for node in reversed(list(path)):
+        value = value.transpose(np.argsort(_perm(node, value.ndim))) if node.op_type == "Transpose" else value
+    return value
 
 
 def _float(value: Array) -> Array:

@@ -28,7 +28,7 @@ def _convolution(index: int, node: NodeProto, model: Model, made_by: Nodes, rank
     weight = parameter(node.input[1], model, made_by)
     if weight is None or attribute(node, "activation") is not None or len(node.input) > 3:
         return None
-    shape = weight.read(model).shape
+    shape = weight.shape(model)
     n, groups = len(shape) - 2, int(attribute(node, "group", 1))
     kernel = tuple(shape[2:])
     pads = list(attribute(node, "pads", [0] * 2 * n))
@@ -78,7 +78,7 @@ def _gemm(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any) 
 def _matmul(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any) -> Layer | None:
     for side in (1, 0):
         weight = parameter(node.input[side], model, made_by)
-        if weight is None or len(weight.read(model).shape) != 2:
+        if weight is None or len(weight.shape(model)) != 2:
             continue
         if parameter(node.input[1 - side], model, made_by) is not None or (rank(node.input[1 - side]) or 0) < 2:
             return None

@@ -8,7 +8,7 @@ Optimal Brain Surgeon). Where the target is clipped afterwards, what is beyond t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from onnxprune.fit.normal import Moments, Normal
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.float32]
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, np.inf)
+"""The last one moves biases alone."""
 CLIP_ROUNDS = 2
 
 
@@ -66,9 +67,11 @@ class Solution:
     before: float
 
 
-def solve(p: Problem, start: Array, bias: Array, held: int, ridges: Sequence[float] = RIDGES) -> Solution:
-    """Fit on all but the last `held` rows, choose the ridge on those, then fit on all. `start` [K, O] and `bias` [O]
-    are the old weights: the ridge pulls towards them, and they win where no fit is better on the held-out rows."""
+def solve(
+    p: Problem, start: Array, bias: Array, held: int, ridges: Sequence[float] = RIDGES, again: bool = True
+) -> Solution:
+    """Fit on all but the last `held` rows, choose the ridge on those, then fit on all (`again`). `start` [K, O] and
+    `bias` [O] are the old weights: the ridge pulls towards them, and they win where no fit is better on those rows."""
     cut = len(p.rows) - held
     fit, test = p.part(slice(0, cut)), p.part(slice(cut, None))
     before = test.error(start, bias)
@@ -81,21 +84,25 @@ def solve(p: Problem, start: Array, bias: Array, held: int, ridges: Sequence[flo
     if not (np.isfinite(normal.gram).all() and np.isfinite(normal.cross).all()):
         return stays
     tried = []
-    for ridge in ridges:
+    for ridge in (r for r in ridges if normal.takes(r)):
         found = goal.kept(normal.solve(start, ridge))
         tried.append(Solution(*found, ridge, test.error(*found), before))
     best, clipped = min(tried, key=_error), None
     if np.isfinite((p.low, p.high)).any():
-        found = _clipped(fit, normal, goal, start, best.ridge, best.matrix, best.bias)
+        found = _clipped(fit, normal, goal, start, best, CLIP_ROUNDS if again else 1)
         clipped = Solution(*found, best.ridge, test.error(*found), before)
         best = min(best, clipped, key=_error)
     if not best.error < before:
         return stays
+    if not again:
+        return best
     rest = Moments.of(test.rows, goal.targets(test, test.wanted), first.shift, first.base)
     normal = Normal(first + rest, p.intercept)
+    if not normal.takes(best.ridge):
+        return best
     matrix, b = goal.kept(normal.solve(start, best.ridge))
     if best is clipped:
-        matrix, b = _clipped(p, normal, goal, start, best.ridge, matrix, b)
+        matrix, b = _clipped(p, normal, goal, start, replace(best, matrix=matrix, bias=b), CLIP_ROUNDS)
     return Solution(matrix, b, best.ridge, best.error, before)
 
 
@@ -126,13 +133,15 @@ class _Goal:
 
 
 def _clipped(
-    p: Problem, normal: Normal, goal: _Goal, start: Array, ridge: float, matrix: Array, bias: Array
+    p: Problem, normal: Normal, goal: _Goal, start: Array, found: Solution, rounds: int
 ) -> tuple[Array, Array]:
-    """Where the target is clipped, let what is beyond the clip stay where the prediction has it, and solve again."""
-    for _ in range(CLIP_ROUNDS):
+    """Where the target is clipped, let what is beyond the clip stay where the prediction has it, and solve again, with
+    the ridge of `found` and from its prediction."""
+    matrix, bias = found.matrix, found.bias
+    for _ in range(rounds):
         z = p.predicted(matrix, bias)
         wanted = np.where(p.wanted <= p.low, np.minimum(z, p.low), p.wanted)
         wanted = np.where(p.wanted >= p.high, np.maximum(z, p.high), wanted)
         changed = normal.crossed(p.rows, goal.targets(p, np.asarray(wanted, np.float32)))
-        matrix, bias = goal.kept(normal.solve(start, ridge, changed))
+        matrix, bias = goal.kept(normal.solve(start, found.ridge, changed))
     return matrix, bias

@@ -36,6 +36,20 @@ class Shift:
     laid: Callable[[Array], Array] = lambda moved: moved
 
 
+DimsOf = Callable[[str], tuple[int | None, ...] | None]
+"""The dims of a tensor, by its name; None where its rank is not known."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """`rows` that an input makes, of a matrix [groups, columns, outputs]."""
+
+    rows: int
+    groups: int
+    columns: int
+    outputs: int
+
+
 class Linear(Protocol):
     """A layer of one graph. An *input* is what `inputs` gives for a batch, an array or several; only the layer looks
     inside."""
@@ -82,6 +96,13 @@ class Linear(Protocol):
 
     def on(self, node: NodeProto) -> Self:
         """The same layer of a copy of the graph."""
+
+    @property
+    def data(self) -> str:
+        """The tensor that its node reads."""
+
+    def extent(self, dims: DimsOf) -> Extent | None:
+        """How large it is where tensors have these dims; None where they are not known."""
 
     def read(self, model: Model) -> Array:
         """[groups, columns, outputs], float64."""

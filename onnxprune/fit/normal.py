@@ -88,11 +88,16 @@ class Normal:
             self.gram, self.cross = moments.raw()
         self.factors: dict[float, Any] = {}
 
+    def takes(self, ridge: float) -> bool:
+        """Whether a float can hold the diagonal with it."""
+        return bool(np.isinf(ridge) or np.isfinite(self.gram.diagonal() + ridge * self.unit).all())
+
     def solve(self, start: Array, ridge: float, changed: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
-        """(W [K, O], b [O]). `changed`: cross moments [K, O] (centred or raw, as the equations are) and target means
-        that take the place of the first ones."""
+        """(W [K, O], b [O]); an infinite ridge keeps `start` and moves the bias alone. `changed`: cross
+        moments [K, O] (centred or raw, as the equations are) and target means that take the place of the first ones."""
         cross, target_mean = changed or (self.cross, self.moments.target_mean)
-        while True:
+        matrix = start
+        while np.isfinite(ridge):
             lam = ridge * self.unit
             try:
                 if ridge not in self.factors:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter
-from onnxprune.fit.linear import Shift, Unsolvable, restricted
+from onnxprune.fit.linear import DimsOf, Extent, Shift, Unsolvable, restricted
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Array, Model
 from onnxprune.trace import Ids, Mask, Reduction, Trace
@@ -114,7 +114,7 @@ class Layer:
 
     def write(self, model: Model, matrix: Array) -> None:
         """Store the nearest values that the initializer can hold, in its layout."""
-        self.weight.write(model, self.restore(matrix, self.weight.read(model).shape))
+        self.weight.write(model, self.restore(matrix, self.weight.shape(model)))
 
     def folded(self, value: Array, outputs: int) -> Array | None:
         """[groups * outputs]: the bias times `scale`; None where it varies along any other axis."""
@@ -152,6 +152,15 @@ class Layer:
             if self.node.input[r.operand] == self.data and r.block and r.block.axes == (axis,):
                 return r.block.ids.reshape(self.groups, -1)
         return None
+
+    def extent(self, dims: DimsOf) -> Extent | None:
+        """See `linear.Linear`."""
+        x, y = dims(self.data), dims(self.out)
+        if not x or not y:
+            return None
+        channels, outputs = x[self.x_axis] or 1, y[self.y_axis] or 1
+        rows = prod(n or 1 for n in y) // outputs
+        return Extent(rows, self.groups, channels // self.groups * self.taps(), outputs // self.groups)
 
     def taps(self) -> int:
         """Columns of one input channel."""

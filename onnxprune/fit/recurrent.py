@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import scipy
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter, parameter
-from onnxprune.fit.linear import Shift, Unsolvable
+from onnxprune.fit.linear import DimsOf, Extent, Shift, Unsolvable
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Array, Model, attribute, traits
 from onnxprune.trace import KEPT, Ids, Mask, Reduction, Trace
@@ -53,6 +54,11 @@ class Recurrent:
     y_axis: int = -1
     feeds_back: bool = True
     out: str = ""
+
+    @property
+    def data(self) -> str:
+        """The sequence that the node reads."""
+        return str(self.node.input[0])
 
     @property
     def title(self) -> str:
@@ -187,6 +193,13 @@ class Recurrent:
         """[directions, features + hidden]: the ids of the last axes of W and R."""
         return np.concatenate([self._ids(reductions, s) for s in self.sides], 1)
 
+    def extent(self, dims: DimsOf) -> Extent | None:
+        """See `linear.Linear`: every step of every sample is a row."""
+        x = dims(self.data)
+        rows = prod(n or 1 for n in x[:2]) if x else 1
+        columns = sum(self.widths[s] for s in self.sides)
+        return Extent(rows, self.groups, columns, len(self.gates) * self.widths[H])
+
     def _ids(self, reductions: Sequence[Reduction], side: int) -> Ids:
         """[directions, columns]: the labels of the last axis of W or R."""
         found = np.full((self.groups, self.widths[side]), KEPT, np.int64)
@@ -207,8 +220,8 @@ def recurrent(index: int, node: NodeProto, model: Model, made_by: Mapping[str, N
     if attribute(node, "layout", 0):
         raise Unsolvable("the batch comes before the steps")
     w, r = (p for p in weights if p is not None)
-    directions, _, features = w.read(model).shape
-    own = Recurrent(index, node, (w, r), directions, (features, r.read(model).shape[2]), (0, 1, 2, 3))
+    directions, _, features = w.shape(model)
+    own = Recurrent(index, node, (w, r), directions, (features, r.shape(model)[2]), (0, 1, 2, 3))
     if node.op_type != "GRU":
         return [replace(own, gates=tuple(range(traits.GATES[node.op_type])))]
     views = [replace(own, gates=(0, 1))]

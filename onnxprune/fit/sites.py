@@ -19,14 +19,15 @@ from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.linear import Linear
 from onnxprune.fit.normal import Moments
+from onnxprune.fit.products import Layer
 from onnxprune.fit.tails import tail
 from onnxprune.fit.walk import Walk
 from onnxprune.trace import Groups, Ids, Reduction, Trace
 
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
-ROWS_PER_COLUMN = 24
-LEAST_ROWS, MORE_ROWS = 6000, 20000
+ROWS_PER_COLUMN = 48
+LEAST_ROWS, MORE_ROWS = 12000, 40000
 MOST_NUMBERS = 150_000_000
 """Sampled rows of one layer, in numbers: 600 MB of float32."""
 
@@ -98,6 +99,14 @@ def units_of(groups: Groups, layer: Linear, reductions: Sequence[Reduction]) -> 
         return None
     units: Ids = groups.classes[ids]
     return units if groups.prunable[units].any() else None
+
+
+def units_made(groups: Groups, layer: Layer) -> Ids | None:
+    """[groups, outputs]: the unit of every channel that the layer makes; None where they are not those of one axis."""
+    rank = groups.trace.rank(layer.out)
+    axis = layer.y_axis % rank if rank else -1
+    block = next((b for b in groups.trace.of(layer.out) if b.axes == (axis,)), None)
+    return None if block is None else np.asarray(groups.classes[block.ids].reshape(layer.groups, -1))
 
 
 def _moments(walk: Walk, members: Sequence[Linear], columns: int, seed: int, centred: bool) -> tuple[Array, Array]:

@@ -56,18 +56,14 @@ class Walk(Topology):
             self._run([name])
         return self.values[name]
 
-    def forget(self, nodes: Iterable[int]) -> None:
-        """What these nodes and all that follow them made is stale: their weights changed."""
-        todo, stale = list(nodes), set[int]()
-        while todo:
-            k = todo.pop()
-            if k not in stale:
-                stale.add(k)
-                todo += [r for o in self.nodes[k].output for r in self.readers[o]]
+    def forget(self, nodes: Iterable[int]) -> set[int]:
+        """What these nodes and all that follow them made is stale: their weights changed. Gives all of these."""
+        stale = self.followers(nodes)
         for k in stale:
             for o in self.makes(k):
                 self.values.pop(o, None)
         self.done -= stale
+        return stale
 
     def release(self, keep: Iterable[str] = ()) -> None:
         """Let go of what no node that is still to run will read."""
@@ -83,7 +79,12 @@ class Walk(Topology):
         ins = sorted({n for k in piece for n in self.reads[k]} & (self.values.keys() - made))
         crossing = {o for o in made if self.readers[o] - inside - self.done or o in self.outputs}
         outs = sorted({n for n in (*names, *crossing) if n not in self.values})
-        session = open_session(self._piece(piece, ins, outs), self.providers)
+        self.values |= self._computed(piece, ins, outs)
+        self.done |= inside
+
+    def _computed(self, nodes: Sequence[int], ins: Sequence[str], outs: Sequence[str]) -> dict[str, list[Array]]:
+        """What these nodes make of the tensors `ins`, in every batch."""
+        session = open_session(self._piece(nodes, ins, outs), self.providers)
         kept: dict[str, list[Array]] = {o: [] for o in outs}
         for b in range(self.batches):
             try:
@@ -92,8 +93,7 @@ class Walk(Topology):
                 raise RuntimeFailure(f"ONNX Runtime failed on calibration batch {b}: {first_line(error)}") from error
             for o, x in zip(outs, results, strict=True):
                 kept[o].append(x)
-        self.values |= kept
-        self.done |= inside
+        return kept
 
     def _piece(self, nodes: Sequence[int], ins: Sequence[str], outs: Sequence[str]) -> Model:
         model = self.piece(nodes, map(self._info, ins), map(self._info, outs))

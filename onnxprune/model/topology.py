@@ -38,6 +38,16 @@ class Topology:
                 todo += self.reads[k]
         return found
 
+    def followers(self, nodes: Iterable[int]) -> set[int]:
+        """These nodes and all that depend on them."""
+        todo, found = list(nodes), set[int]()
+        while todo:
+            k = todo.pop()
+            if k not in found:
+                found.add(k)
+                todo += [r for o in self.nodes[k].output for r in self.readers[o]]
+        return found
+
     def reader(self, tensor: str) -> NodeProto | None:
         """The only reader of a tensor that is no output of the graph."""
         readers = self.readers[tensor]

@@ -6,13 +6,15 @@ Knows groups and statistics, no rule and no edit.
 from __future__ import annotations
 
 from onnxprune.planning.allocation import Costs
-from onnxprune.planning.decision import Decision, by_weights, calibrated, decide, planner, settled, uses_inputs, working
+from onnxprune.planning.decision import Decision, by_weights, decide, planner, settled, uses_inputs, working
 from onnxprune.planning.names import plan_of, removed_by
+from onnxprune.planning.parting import FEW, Parts, calibrated, everything, folds, parted, with_mirrors
 from onnxprune.planning.plan import Plan, Removal, read_plan
 from onnxprune.planning.selection import select
 from onnxprune.planning.sensitivity import OutputError
 
 __all__ = [
-    "Costs", "Decision", "OutputError", "Plan", "Removal", "by_weights", "calibrated", "decide", "plan_of", "planner",
-    "read_plan", "removed_by", "select", "settled", "uses_inputs", "working",
+    "FEW", "Costs", "Decision", "OutputError", "Parts", "Plan", "Removal", "by_weights", "calibrated", "decide",
+    "everything", "folds", "parted", "plan_of", "planner", "read_plan", "removed_by", "select", "settled",
+    "uses_inputs", "with_mirrors", "working",
 ]  # fmt: skip

@@ -38,7 +38,8 @@ class Costs:
         """Of MACs (of one sample at the first probe's sizes) or of parameters."""
         terms: list[tuple[float, tuple[Ids, ...]]]
         if what == "macs":
-            terms = [(c, tuple(groups.classes[ids] for ids in b)) for c, b in groups.trace.macs.values()]
+            products = (product for node in groups.trace.macs.values() for product in node)
+            terms = [(c, tuple(groups.classes[ids] for ids in b)) for c, b in products]
         else:
             weights = {n: w for n, w in groups.trace.model.weights.items() if w.onnx_type in LABELLED}
             by_use: dict[str, dict[Hashable, list[tuple[int, Ids]]]] = {n: {} for n in weights}

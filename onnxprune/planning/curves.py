@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.fit import Site
+from onnxprune.fit import Site, WeightValues
 from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria
 from onnxprune.planning.allocation import Choice, Costs, allocate, uniform
@@ -21,18 +21,17 @@ from onnxprune.planning.criteria import l2
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.limits import FLOOR, most_of, share_above_floor
 from onnxprune.planning.obs import eliminate
+from onnxprune.planning.parting import Parts
 from onnxprune.planning.profile import summed
 from onnxprune.planning.selection import parts, reachable, select
-from onnxprune.planning.sensitivity import OutputError, factor, loss_of
 from onnxprune.planning.steady import each
+from onnxprune.planning.trials import SHARES, Trials, factor
 from onnxprune.results import CurveInfo
 from onnxprune.trace import Groups, Mask
 
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 LEVELS = 64
-TRIAL = 0.45
-"""Share of a set that is taken out to measure its factor."""
 
 
 @dataclass
@@ -82,21 +81,31 @@ def observe(groups: Groups, inputs: CriterionInputs, options: Options, progress:
 
 
 def measure(
-    groups: Groups, curve_set: CurveSet, feeds: Feeds, options: Options, progress: Progress | None = None
+    groups: Groups, curve_set: CurveSet, inputs: Parts, options: Options, progress: Progress | None = None
 ) -> None:
-    """Find the factor of every curve on inputs that the statistics have not seen."""
-    judge = OutputError(groups, feeds, options.providers)
+    """Find the factor of every curve: what is lost when a large part of that set alone goes and the rest makes up for
+    it. Where several parts are tried, the curve is bent to go through all of them."""
+    tried = SHARES[options.effort]
+    trials = Trials(groups, curve_set.sites, inputs, options, len(tried) * len(curve_set.curves))
     plain = replace(options, round_to=1, min_channels=1)
     heads, _ = parts(groups, curve_set.scores, plain)
-    base = loss_of(judge, curve_set.sites, heads) if heads.any() else None
+    base = (trials.lost(heads) or 0.0) if heads.any() else 0.0
+
+    def measured(curve: Curve, wanted: float) -> tuple[float, float | None]:
+        """The share that goes where `wanted` may, and the factor there."""
+        removed = select(groups, curve_set.scores, plain, {curve.part.name: wanted})
+        share = float(removed[curve.part.members].mean()) if removed.any() else 0.0
+        loss = float(np.interp(share, np.linspace(0, 1, len(curve.losses)), np.nan_to_num(curve.losses, posinf=1.0)))
+        return share, factor(trials.lost(removed), loss, base) if share else None
+
     for k, curve in enumerate(curve_set.curves):
         if progress:
             progress("sensitivity", k / len(curve_set.curves))
-        removed = select(groups, curve_set.scores, plain, {curve.part.name: TRIAL})
-        inside = curve.part.members
-        share = float(removed[inside].mean()) if removed.any() else 0.0
-        loss = float(np.interp(share, np.linspace(0, 1, len(curve.losses)), np.nan_to_num(curve.losses, posinf=1.0)))
-        curve.factor = factor(judge, curve_set.sites, removed, loss, base or 0.0) if share else None
+        found = {s: f for s, f in (measured(curve, wanted) for wanted in tried) if f is not None}
+        if found:
+            curve.factor = float(np.median(list(found.values())))
+            bend = np.interp(np.linspace(0, 1, len(curve.losses)), list(found), list(found.values())) / curve.factor
+            curve.losses = curve.losses * bend
     known = [c.factor for c in curve_set.curves if c.factor is not None]
     for curve in curve_set.curves:
         if curve.factor is None:
@@ -149,10 +158,14 @@ def pq(groups: Groups, scores: Array, options: Options) -> dict[int, float]:
     _, linked = parts(groups, scores, options)
     roots, sums = (np.zeros(len(scores)) for _ in range(2))
     count = np.zeros(len(scores))
+    values = WeightValues(groups.trace.nodes, groups.trace.model)
     for s, axes, ids in groups.blocks:
-        weight = np.abs(groups.trace.model.weights[s.parameter].array().astype(np.float64))
-        for out, values in ((roots, np.sqrt(weight)), (sums, weight), (count, np.ones_like(weight))):
-            np.add.at(out, groups.classes[ids], summed(values, axes, weight.shape[axes[0]] // ids.shape[0]))
+        value = values.of(s.parameter)
+        if value is None:
+            continue
+        weight = np.abs(value.astype(np.float64))
+        for out, terms in ((roots, np.sqrt(weight)), (sums, weight), (count, np.ones_like(weight))):
+            np.add.at(out, groups.classes[ids], summed(terms, axes, weight.shape[axes[0]] // ids.shape[0]))
     found = {}
     for part in linked:
         units = part.members

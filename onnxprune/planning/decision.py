@@ -5,14 +5,13 @@ Knows groups, scores and shares; no operator, and nothing of the rewriting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.data import Calibration, calibration, describe
+from onnxprune.data import Calibration
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.fit import normalisations, re_estimated
 from onnxprune.options import Options, Progress
@@ -20,14 +19,12 @@ from onnxprune.planning import criteria, curves, timings
 from onnxprune.planning.allocation import Costs
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.limits import FLOOR
-from onnxprune.planning.memory import samples_that_fit, statistics_bytes
+from onnxprune.planning.memory import statistics_bytes
+from onnxprune.planning.parting import calibrated, counts, parted
 from onnxprune.planning.selection import select
 from onnxprune.planning.steady import steady
 from onnxprune.trace import Groups, Mask
 
-HELD = 0.2
-"""Share of the calibration batches that only judge."""
-BATCHES = 8
 UNKNOWN = 0.5
 """How far made-up inputs are trusted where the model has no classes that would show how diverse they are."""
 SLACK = 1.03
@@ -38,14 +35,13 @@ SLACK = 1.03
 class Decision:
     """removed: the units that go. groups: of the graph that was looked at.
 
-    inputs: what was run, if anything was; the last `judge_batches` batches only judge.
+    inputs: what was run, if anything was.
     merge: what goes is to be merged in weight space, because nothing better can be done. notes: what the user should
     know. given: by a plan, so that nothing else may go."""
 
     removed: Mask
     groups: Groups
     inputs: Calibration | None = None
-    judge_batches: int = 0
     curve_set: curves.CurveSet | None = None
     merge: bool = False
     notes: tuple[str, ...] = ()
@@ -82,7 +78,7 @@ def planner(groups: Groups, options: Options, progress: Progress | None = None) 
             f"{-(-need >> 30)}G, or give --fast, which needs little"
         )
     try:
-        inputs, judge_batches = calibrated(groups, options, progress)
+        inputs = calibrated(groups, options, progress)
     except RuntimeFailure as error:
         merge = options.reconstruct != "none"
         why = f"no inputs could be run ({error.message}), so weights alone decided{' and were merged' if merge else ''}"
@@ -90,7 +86,7 @@ def planner(groups: Groups, options: Options, progress: Progress | None = None) 
             by_weights(groups, replace(asked, criterion="l2", scope="local"), costs), groups, merge=merge,
             notes=(why,), costs=costs,
         )  # fmt: skip
-    return Informed(working(groups, inputs, options), options, inputs, judge_batches, costs, progress)
+    return Informed(working(groups, inputs, options), options, inputs, costs, progress)
 
 
 def costs_of(groups: Groups, options: Options, progress: Progress | None = None) -> Costs:
@@ -105,32 +101,6 @@ def uses_inputs(options: Options) -> bool:
     return options.reconstruct == "ls" or options.scope == "sensitivity" or criteria.needs_inputs(options.criterion)
 
 
-def calibrated(groups: Groups, options: Options, progress: Progress | None = None) -> tuple[Calibration, int]:
-    """The inputs, as many as the memory allows, and how many of their last batches only judge."""
-    if progress:
-        progress("calibrate", 0.0)
-    trace = groups.trace
-    samples = min(options.calib_samples, max(1, samples_that_fit(groups, options)))
-    batch = max(1, min(options.calib_batch, samples // BATCHES))
-    inputs = calibration(trace.model, trace.shapes, replace(options, calib_samples=samples, calib_batch=batch))
-    inputs = replace(inputs, feeds=_apart(groups, inputs.feeds))
-    return inputs, max(1, round(HELD * len(inputs.feeds))) if len(inputs.feeds) > 1 else 0
-
-
-def _apart(groups: Groups, feeds: tuple[dict[str, NDArray[Any]], ...]) -> tuple[dict[str, NDArray[Any]], ...]:
-    """Few feeds in smaller ones, in the same order: some of them are to judge what was fitted to the others."""
-    specs = describe(groups.trace.model, groups.trace.shapes)
-    counted = [i.name for i in specs if i.batch == 0 and i.axes[0] is None]
-    if not counted or any(i.batch is not None and i.name not in counted for i in specs) or len(feeds) >= BATCHES:
-        return feeds
-    parts = []
-    for feed in feeds:
-        n = len(feed[counted[0]])
-        for at in np.array_split(np.arange(n), min(n, -(-BATCHES // len(feeds)))):
-            parts.append({name: x[at] if name in counted else x for name, x in feed.items()})
-    return tuple(parts)
-
-
 def working(groups: Groups, inputs: Calibration, options: Options) -> Groups:
     """The graph that statistics are taken of: with the moments of made-up inputs in its BatchNorms."""
     if not inputs.synthetic or not normalisations(groups.trace.model):
@@ -142,15 +112,13 @@ class Informed:
     """A planner that scores on the inputs and allocates by what `options.scope` says."""
 
     def __init__(
-        self, groups: Groups, options: Options, inputs: Calibration, judge_batches: int, costs: Costs,
+        self, groups: Groups, options: Options, inputs: Calibration, costs: Costs,
         progress: Progress | None = None,
     ) -> None:  # fmt: skip
-        self.groups, self.inputs, self.judge_batches = groups, inputs, judge_batches
-        self.costs, self.progress = costs, progress
-        fit = inputs.feeds[: len(inputs.feeds) - judge_batches]
-        self.judging = inputs.feeds[len(inputs.feeds) - judge_batches :] if judge_batches else inputs.feeds
-        labels = None if inputs.labels is None else inputs.labels[: _rows(groups, fit)]
-        self.criterion_inputs = CriterionInputs(groups, options, fit, labels)
+        self.groups, self.inputs, self.costs, self.progress = groups, inputs, costs, progress
+        self.parts = parted(inputs.feeds)
+        labels = None if inputs.labels is None else inputs.labels[: sum(counts(groups, self.parts.fit))]
+        self.criterion_inputs = CriterionInputs(groups, options, self.parts.fit, labels)
         self.trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
         self.found: dict[bool, curves.CurveSet] = {}
         self.scores: NDArray[np.float64] | None = None
@@ -172,7 +140,7 @@ class Informed:
         if options.criterion == "obs" and options.reconstruct == "none":
             notes = ("the obs score assumes that weights are updated; without reconstruction l2 is the better choice",)
         return Decision(
-            removed, self.groups, self.inputs, self.judge_batches, curve_set, notes=notes, costs=self.costs
+            removed, self.groups, self.inputs, curve_set, notes=notes, costs=self.costs
         )  # fmt: skip
 
     def curve_set(self, options: Options) -> curves.CurveSet:
@@ -180,7 +148,7 @@ class Informed:
         if options.heads not in self.found:
             found = curves.observe(self.groups, self.criterion_inputs, options, self.progress)
             if options.scope == "sensitivity":
-                curves.measure(self.groups, found, self.judging, options, self.progress)
+                curves.measure(self.groups, found, self.parts, options, self.progress)
             self.found[options.heads] = found
         return self.found[options.heads]
 
@@ -196,13 +164,6 @@ class Informed:
             if not groups.rows or _cost(groups, costs, removed) <= SLACK * wanted:
                 break
         return removed, curve_set
-
-
-def _rows(groups: Groups, feeds: Sequence[dict[str, NDArray[Any]]]) -> int:
-    """How many samples the feeds hold, by the first input that counts them."""
-    inputs = describe(groups.trace.model, groups.trace.shapes)
-    name = next((i.name for i in inputs if i.batch == 0), None)
-    return sum(len(f[name]) if name else 1 for f in feeds)
 
 
 @steady()

@@ -1,50 +1,63 @@
 """What a look at activations takes of the memory, and how many samples stay within it.
 
-Knows sizes of tensors, no values; nothing is run.
+Knows sizes of tensors and layers, no values; nothing is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Set
-from math import prod
+from math import inf
 
-import numpy as np
-
+from onnxprune.data import describe, sizes
+from onnxprune.fit import Extent, Held, layers, sample_size, shared, sums_by_node, units_of, weigh
 from onnxprune.options import Options
-from onnxprune.trace import Groups, Reduction
+from onnxprune.trace import Groups
 
-COPIES = 6
-"""Activations of this many times the largest tensor are alive at once while a graph is walked, twice over."""
+BASE = 150 << 20
+"""Bytes of Python and its libraries; of little memory half is left beside them."""
+SOLVED = 13
+"""Second moments of the layer that is solved for are held so often: those of the rows that are fitted, of the others
+and of both, each again when centred, a factor for every ridge, and what is in the making."""
+BATCH = 1.7
+"""Activations are held so often: with those of one batch of eight inside the runtime, which doubles its blocks, and
+with the gaps that arrays of a few megabytes leave where they are freed."""
+ROWS, TARGETS = 2, 8
+"""Sampled rows are held so often while a layer is solved for: batch by batch and joined; its targets so often: with
+what is added to them, what is predicted, and what is seen of both after a clip."""
 
 
 def statistics_bytes(groups: Groups) -> int:
     """Bytes that a look at activations takes, roughly, beside these: sessions of the whole model, whose runtime copies
     the weights and packs them, and of every layer that sums over units the weights and second moments in float64."""
-    kernels = {(s.parameter, axes[0]) for s, axes, ids in groups.blocks
-               if len(axes) == 1 and np.ptp(groups.classes[ids]) == 0}  # fmt: skip
-    sessions = 2 * sum(w.nbytes for w in groups.trace.model.weights.values())
-    return sessions + sum(_moment_bytes(groups, r, kernels) for r in groups.trace.reductions)
+    trace = groups.trace
+    sums = sums_by_node(trace)
+    found = largest = 0
+    for layer, *_ in shared(layers(trace.model, trace.rank)):
+        extent = layer.extent(trace.shapes.of_sample)
+        if extent is not None and units_of(groups, layer, sums[layer.index]) is not None:
+            found += 8 * extent.groups * extent.columns * (extent.outputs + extent.columns)
+            largest = max(largest, 8 * extent.columns**2)
+    return 2 * sum(w.nbytes for w in trace.model.weights.values()) + found + SOLVED * largest
 
 
-def _moment_bytes(groups: Groups, reduction: Reduction, kernels: Set[tuple[str, int]]) -> int:
-    """Bytes of the weights of one layer, and of the second moments of its input. `kernels`: axes of parameters that go
-    as one, such as those of a convolution's window."""
-    block = reduction.block
-    if reduction.kind != "sum" or block is None or not groups.prunable[groups.classes[block.ids]].any():
-        return 0
-    weights, node = groups.trace.model.weights, groups.trace.nodes[reduction.node]
-    name = max((n for n in node.input if n in weights), key=lambda n: weights[n].size, default="")
-    shape = weights[name].shape if name else ()
-    if len(shape) < 2 or block.ids.size not in shape:
-        return 0
-    kernel = prod(n for k, n in enumerate(shape) if (name, k) in kernels)
-    return 8 * (weights[name].size + (block.ids.size * kernel) ** 2)
-
-
-def samples_that_fit(groups: Groups, options: Options) -> int:
-    """Samples whose activations stay within `options.memory`; 0 where not even one does."""
+def samples_that_fit(groups: Groups, options: Options) -> float:
+    """How many samples can be looked at within `options.memory`; less than 1 where not even one can."""
     shapes = groups.trace.shapes
-    batch = next((s[0] for s in shapes.inputs[0].values() if s), 1) or 1
-    largest = max((int(np.prod([d or 1 for d in dims])) for n, dims in shapes.probe[0].items()
-                   if n not in groups.trace.model.weights), default=1)  # fmt: skip
-    return int(options.memory / (4 * 2 * COPIES * largest / batch))
+    dims = next(sizes(groups.trace.model, shapes, 1, options.input_shapes), shapes.inputs[0])
+    inputs = describe(groups.trace.model, shapes)
+    batch = next((dims[i.name][0] for i in inputs if i.batch == 0), 1) or 1
+    free = options.memory - min(BASE, options.memory // 2) - statistics_bytes(groups)
+    held = weigh(groups.trace, lambda name: shapes.where(name, dims), options.resolved().reconstruct == "ls")
+    return batch * min((_batches(h, free) for h in held), default=inf)
+
+
+def _batches(held: Held, free: float) -> float:
+    """Of how many of the batches that were weighed a layer leaves room for: the activations that the walks hold, and
+    rows that are sampled, all or a number that is enough."""
+    row, enough = _row_bytes(held.extent), sample_size(held.extent.groups, held.extent.columns)
+    walked = max(BATCH * held.walked, 1)
+    every = free / (walked + row * held.extent.rows)
+    return every if every * held.extent.rows <= enough else (free - row * enough) / walked
+
+
+def _row_bytes(extent: Extent) -> int:
+    return 4 * extent.groups * (ROWS * extent.columns + TARGETS * extent.outputs)

@@ -10,7 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,14 @@ class Plan:
     @property
     def refits(self) -> bool:
         """Whether its run gave the weights that stay other values."""
-        return self.reconstruct in ("ls", "merge")
+        return self.reconstruct not in ("", "none")
+
+    def refitted(self, story: Mapping[str, Any] | None, tuned: Mapping[str, Any] | None) -> Plan:
+        """With what was done to the weights that stay, as the report tells it: the refit, or the training alone."""
+        way = "finetune" if tuned is not None and tuned.get("accepted") else "none"
+        if story is not None and "failed" not in story and not story.get("fell_back"):
+            way = str(story.get("method", "ls"))
+        return replace(self, reconstruct=way)
 
     def to_json(self) -> dict[str, Any]:
         """What a plan's file holds: plain dicts, lists, strings and numbers."""

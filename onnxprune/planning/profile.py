@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.fit import WeightValues
 from onnxprune.model import Model
 from onnxprune.planning.criteria import ELEMENTWISE, Criterion
 from onnxprune.results import Cost
@@ -31,7 +32,8 @@ def cost(model: Model, macs: float) -> Cost:
 
 def macs(trace: Trace, kept: Mask | None = None) -> float:
     """Multiply-accumulates at the first probe's sizes, for one sample where the batch is dynamic."""
-    return float(sum(count * (1.0 if kept is None else share(blocks, kept)) for count, blocks in trace.macs.values()))
+    products = (product for node in trace.macs.values() for product in node)
+    return float(sum(count * (1.0 if kept is None else share(blocks, kept)) for count, blocks in products))
 
 
 def share(blocks: Sequence[Ids], kept: Mask) -> float:
@@ -43,7 +45,8 @@ def share(blocks: Sequence[Ids], kept: Mask) -> float:
 
 def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.float64]:
     """Group-level importance (SPA, eq. 4): the saliencies of a unit's slices summed, each slice tensor divided by its
-    own mean so that a 3x3 kernel cannot outvote a 1x1. One score a class."""
+    own mean so that a 3x3 kernel cannot outvote a 1x1. Weights count by what they stand for (`fit.WeightValues`). One
+    score a class."""
     rng = np.random.default_rng(seed)
     scores = np.zeros(len(groups.prunable))
     blocks: dict[str, list[tuple[tuple[int, ...], Ids]]] = defaultdict(list)
@@ -51,11 +54,14 @@ def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.fl
         units = groups.classes[ids]
         if (groups.prunable[units] | groups.derived[units]).any():
             blocks[s.parameter].append((axes, ids))
+    values = WeightValues(groups.trace.nodes, groups.trace.model)
     for name, places in blocks.items():
-        weight = groups.trace.model.weights[name]
+        weight = values.of(name)
+        if weight is None:
+            continue
         with np.errstate(over="ignore", invalid="ignore"):
-            sums = _sums(weight.array(), {(axes, ids.shape) for axes, ids in places}, criterion, rng)
-        weight.release()
+            sums = _sums(weight, {(axes, ids.shape) for axes, ids in places}, criterion, rng)
+        groups.trace.model.weights[name].release()
         for axes, ids in places:
             found = sums[axes, ids.shape]
             finite = np.isfinite(found)

@@ -69,8 +69,7 @@ class Segments:
             units = set(np.unique(np.concatenate(own)).tolist()) if own else set()
             last = max((made_by[x] for x in reads if made_by.get(x) in home), default=None)
             if i in self.trace.macs:
-                macs, blocks = self.trace.macs[i]
-                home[i] = Segment([], tuple(self.groups.classes[b] for b in blocks), macs, units)
+                home[i] = self._contraction(i, units)
                 out.append(home[i])
             elif last is not None and units <= home[last].inside:
                 home[i] = home[last]
@@ -79,6 +78,12 @@ class Segments:
                 out.append(home[i])
             home[i].nodes.append(i)
         return out
+
+    def _contraction(self, node: int, units: set[int]) -> Segment:
+        """Of a node with MACs: what cuts several products of it cuts its time once."""
+        products = self.trace.macs[node]
+        blocks = {(b.shape, b.tobytes()): self.groups.classes[b] for _, cut_by in products for b in cut_by}
+        return Segment([], tuple(blocks.values()), sum(count for count, _ in products), units)
 
     def cut(self, segment: Segment, kept: Mask) -> tuple[Model, Inputs]:
         """The segment where only the ids of `kept` are left, and the sizes of its inputs."""

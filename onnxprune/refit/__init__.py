@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from onnxprune.refit.folding import folded
 from onnxprune.refit.judging import refitted, replayed
 from onnxprune.refit.merging import merged
 
-__all__ = ["merged", "refitted", "replayed"]
+__all__ = ["folded", "merged", "refitted", "replayed"]

@@ -5,17 +5,29 @@ Knows what the stages gave; the solving is done by `reconstruction`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from onnxprune.errors import RuntimeFailure
-from onnxprune.fit import restore
+from onnxprune.fit import Reconstruction, Refits, restore
 from onnxprune.options import Options, Progress
-from onnxprune.planning import Decision, OutputError, by_weights, calibrated, uses_inputs, working
-from onnxprune.refit.reconstruction import Reconstruction
+from onnxprune.planning import (
+    FEW,
+    Decision,
+    OutputError,
+    Parts,
+    by_weights,
+    calibrated,
+    everything,
+    folds,
+    parted,
+    uses_inputs,
+    with_mirrors,
+    working,
+)
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.trace import Groups, Mask
 
@@ -34,40 +46,72 @@ def replayed(groups: Groups, removed: Mask, options: Options) -> Decision:
     if not uses_inputs(options):
         return Decision(removed, groups, given=True)
     try:
-        inputs, held = calibrated(groups, options)
+        inputs = calibrated(groups, options)
     except RuntimeFailure as error:
         merge = options.reconstruct == "ls"
         why = f"no inputs could be run ({error.message}), so weights were {'merged' if merge else 'only sliced'}"
         return Decision(removed, groups, merge=merge, notes=(why,), given=True)
-    return Decision(removed, working(groups, inputs, options), inputs, held, given=True)
+    return Decision(removed, working(groups, inputs, options), inputs, given=True)
+
+
+@dataclass
+class Refit:
+    """What a decision leaves, solved for on some of the inputs: `work` is the graph with its new weights."""
+
+    work: Rewritten
+    refits: Refits
+
+    @staticmethod
+    def on(decision: Decision, parts: Parts, options: Options, progress: Progress | None = None) -> Refit:
+        """Nothing of what judges is looked at. RuntimeFailure where inputs cannot be run."""
+        trace, kept = decision.groups.trace, decision.groups.kept_ids(decision.removed)
+        if options.effort != "low":
+            parts = with_mirrors(decision.groups, parts, options)
+        work = rewrite(trace, kept)
+        walk = Reconstruction(trace, kept, work, parts.solved, len(parts.choose), options.providers, options.seed)
+        return Refit(work, walk.run(None if progress is None else lambda share: progress("reconstruct", share)))
 
 
 def refitted(
     weights: Groups, decision: Decision, after: Rewritten, options: Options, progress: Progress | None = None
 ) -> Refitted:
-    """Refit the weights of `after` in place. All is judged on the batches that nothing was fitted to. `weights`: the
-    groups with the moments that the network was trained with, by which weights alone decide."""
-    inputs, groups, held = decision.inputs, decision.groups, decision.judge_batches
+    """Refit the weights of `after` in place. All is judged on inputs that nothing was fitted to or chosen by; where
+    there are few, by cross-validation. `weights`: the groups with the moments that the network was trained with, by
+    which weights alone decide."""
+    inputs = decision.inputs
     assert inputs is not None
-    kept = groups.kept_ids(decision.removed)
-    judge = OutputError(groups, inputs.feeds[len(inputs.feeds) - held :] if held else inputs.feeds, options.providers)
-    work = rewrite(groups.trace, kept)
-    sliced = judge.error(work.model)
+    parts = parted(inputs.feeds)
+    turns = folds(inputs.feeds) if inputs.samples < FEW and parts.judge else []
     try:
-        walk = Reconstruction(groups.trace, kept, work, inputs.feeds, held, options.providers, options.seed)
-        refits = walk.run(None if progress is None else lambda share: progress("reconstruct", share))
+        tried = [Refit.on(decision, turn, options, progress) for turn in turns]
+        final = Refit.on(decision, everything(parts) if turns else parts, options, progress)
     except RuntimeFailure as failure:
         return Refitted({"inputs": inputs.source, "failed": failure.message})
-    error = judge.error(work.model)
     plain = replace(options, criterion="l2", scope="local")
     fast = decision.removed if decision.given else by_weights(weights, plain, decision.costs)
-    rival = judge.error(rewrite(groups.trace, groups.kept_ids(fast)).model) if fast.any() else np.inf
-    worse = bool(fast.any()) and (rival < error or not np.isfinite(error))
-    restore(work.model, after.model)
-    after.model, after.aliases = work.model, work.aliases
+    sliced, refit, rival = _verdict(decision, fast, turns or [parts], tried or [final], options)
+    worse = bool(fast.any()) and (rival < refit or not np.isfinite(refit))
+    restore(final.work.model, after.model)
+    after.model, after.aliases = final.work.model, final.work.aliases
     report = {
-        "inputs": inputs.source, "samples": inputs.samples, "diversity": inputs.diversity, "held_out_batches": held,
-        "output_error": {"sliced": sliced, "refitted": error, "fast": rival},
-        "layers": [vars(r) for r in refits.solved], "skipped": refits.skipped, "fell_back": worse,
+        "inputs": inputs.source, "samples": inputs.samples, "diversity": inputs.diversity,
+        "held_out_batches": len(parts.judge), "turns": len(turns),
+        "output_error": {"sliced": sliced, "refitted": refit, "fast": rival},
+        "layers": [vars(r) for r in final.refits.solved], "skipped": final.refits.skipped, "fell_back": worse,
     }  # fmt: skip
     return Refitted(report, fast if worse else None)
+
+
+def _verdict(
+    decision: Decision, fast: Mask, turns: Sequence[Parts], tried: Sequence[Refit], options: Options
+) -> list[float]:
+    """Output errors without refit, with it, and of weights alone (infinite where these remove nothing), each the mean
+    over the turns."""
+    groups = decision.groups
+    plans = (decision.removed, fast)
+    sliced, rival = (rewrite(groups.trace, groups.kept_ids(p)).model if p.any() else None for p in plans)
+    errors = []
+    for turn, refit in zip(turns, tried, strict=True):
+        judge = OutputError(groups, turn.judge or turn.fit, options.providers)
+        errors.append([np.inf if m is None else judge.error(m) for m in (sliced, refit.work.model, rival)])
+    return [float(x) for x in np.mean(errors, axis=0)]

@@ -18,7 +18,7 @@ class Report:
     `out.html`.
 
     latency: in milliseconds, "predicted" (before, after) where the plan was made for it, "measured" (see
-    `measure.latency.Benchmark`) where a benchmark was asked for."""
+    `measure.latency.Benchmark`) where a benchmark was asked for. finetune: see `finetuning.finetuned`."""
 
     before: Cost
     after: Cost
@@ -32,6 +32,7 @@ class Report:
     reconstruction: Mapping[str, Any] | None = None
     curves: tuple[CurveInfo, ...] = ()
     latency: Mapping[str, Any] | None = None
+    finetune: Mapping[str, Any] | None = None
 
     def save(self, path: str | os.PathLike[str], title: str = "") -> Path:
         """A page where the name ends in .html, JSON otherwise, whole or not at all; `title` heads the page.

@@ -41,9 +41,10 @@ def infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
     alive = groups.alive(kept)
     sizes = profile.of_units(groups)
     work = np.zeros(len(groups.prunable))
-    for count, blocks in groups.trace.macs.values():
-        for ids in blocks:
-            np.add.at(work, groups.classes[ids], count / ids.size)
+    for count, blocks in (product for node in groups.trace.macs.values() for product in node):
+        own = (groups.classes[ids] for ids in blocks)
+        for units in {units.tobytes(): units for units in own}.values():  # states times states are theirs once
+            np.add.at(work, units, count / units.size)
     out = []
     for component in groups.components():
         units = np.unique(np.concatenate([groups.classes[groups.blocks[k][2]].ravel() for k in component]))

@@ -9,7 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from onnxprune.report.layout import percent, table
 from onnxprune.report.run import Report
+from onnxprune.report.weights import print_finetuning, print_reconstruction
 from onnxprune.results import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Proof, Sweep, Verified
 
 ROWS = 20
@@ -18,20 +20,21 @@ ROWS = 20
 
 def print_report(report: Report, console: Console, verbose: bool = False) -> None:
     """Before and after, the groups pruned, what stayed and why, and the proof."""
-    table = _table("", ">before", ">after", ">kept")
+    shown = table("", ">before", ">after", ">kept")
     for label, before, after, show in _rows(report.before, report.after):
-        table.add_row(label, show(before), show(after), _percent(after, before))
+        shown.add_row(label, show(before), show(after), percent(after, before))
     for row in _latency_rows(report.latency or {}):
-        table.add_row(*row)
+        shown.add_row(*row)
     groups = sum(group.kept < group.units for group in report.groups)
-    table.add_row("groups", str(len(report.groups)), f"{groups} pruned", "")
+    shown.add_row("groups", str(len(report.groups)), f"{groups} pruned", "")
     if report.validation:
-        _add_quality(table, report.validation)
-    console.print(table)
+        _add_quality(shown, report.validation)
+    console.print(shown)
     _print_groups(report.groups, console, verbose, kept=True)
     _print_frozen(report.frozen, console, verbose)
     _print_notes(report.notes, console)
-    _print_reconstruction(report.reconstruction, console, verbose)
+    print_reconstruction(report.reconstruction, console, verbose)
+    print_finetuning(report.finetune, console)
     _print_latency(report, console)
     print_proof(report.proof, console)
     if verbose and report.seconds:
@@ -81,11 +84,11 @@ def _equal(error: float) -> str:
 
 def print_comparison(found: Compared, console: Console) -> None:
     """Costs and quality of two models."""
-    table = _table("", ">A", ">B", ">B of A")
+    shown = table("", ">A", ">B", ">B of A")
     for label, before, after, show in _rows(found.before, found.after):
-        table.add_row(label, show(before), show(after), _percent(after, before))
-    _add_quality(table, found.quality)
-    console.print(table)
+        shown.add_row(label, show(before), show(after), percent(after, before))
+    _add_quality(shown, found.quality)
+    console.print(shown)
     console.print(f"data: {found.quality['data']}; on {', '.join(found.quality['providers'])}")
 
 
@@ -119,18 +122,18 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
     timed = "latency" in sweep.fronts
     console.print(f"{sweep.metric} {dense.metric:.2%} as it is, on {sweep.data}")
     columns = ["criterion", ">ratio", ">parameters", ">MACs", *([">latency"] if timed else []), f">{sweep.metric}"]
-    table = _table(*columns, ">change", "best by")
+    shown = table(*columns, ">change", "best by")
     for point in sweep.points:
         if point.error is not None or point.metric is None or dense.metric is None:
-            table.add_row(point.criterion, f"{point.ratio:g}", *[""] * (4 + timed), f"failed: {point.error}")
+            shown.add_row(point.criterion, f"{point.ratio:g}", *[""] * (4 + timed), f"failed: {point.error}")
             continue
-        kept = (_percent(point.parameters or 0, dense.parameters or 0), _percent(point.macs or 0, dense.macs or 0))
+        kept = (percent(point.parameters or 0, dense.parameters or 0), percent(point.macs or 0, dense.macs or 0))
         latency = [f"{1000 * (point.latency or 0):.2f} ms"] if timed else []
         change = f"{100 * (point.metric - dense.metric):+.2f} points"
         best = ", ".join(cost for cost, names in sweep.fronts.items() if point.name in names)
         row = (f"{point.ratio:g}", *kept, *latency, f"{point.metric:.2%}", change, best)
-        table.add_row(point.criterion, *row)
-    console.print(table)
+        shown.add_row(point.criterion, *row)
+    console.print(shown)
 
 
 def size(count: int) -> str:
@@ -185,13 +188,13 @@ def _print_groups(groups: Sequence[GroupInfo], console: Console, verbose: bool, 
     if not groups:
         return
     counted = (">layers", ">units", ">prunable", *([">kept"] if kept else []), ">parameters", ">MACs")
-    table = _table("group", *counted, "kind", *([] if kept else ["nodes"]), title="groups")
+    shown = table("group", *counted, "kind", *([] if kept else ["nodes"]), title="groups")
     for group in groups if verbose else groups[:ROWS]:
         left = [group.kept] if kept else []
         numbers = (len(group.layers), group.units, group.prunable, *left, group.parameters, group.macs)
         nodes = [] if kept else [_some(group.nodes, verbose)]
-        table.add_row(group.name, *(f"{n:,}" for n in numbers), _kind(group), *nodes)
-    console.print(table)
+        shown.add_row(group.name, *(f"{n:,}" for n in numbers), _kind(group), *nodes)
+    console.print(shown)
     _print_rest(len(groups), console, verbose)
 
 
@@ -217,40 +220,11 @@ def _print_frozen(frozen: Sequence[FrozenInfo], console: Console, verbose: bool)
         key = (info.reason, info.op_type, info.node)
         units[key] += info.units
         names.setdefault(key, []).append(f"{info.parameter}[{info.axis}]")
-    table = _table("reason", "operator", "node", ">units", "parameters", title="frozen")
+    shown = table("reason", "operator", "node", ">units", "parameters", title="frozen")
     for key, count in units.most_common(None if verbose else ROWS):
-        table.add_row(*key, f"{count:,}", _some(names[key], verbose))
-    console.print(table)
+        shown.add_row(*key, f"{count:,}", _some(names[key], verbose))
+    console.print(shown)
     _print_rest(len(units), console, verbose)
-
-
-def _print_reconstruction(refit: Mapping[str, Any] | None, console: Console, verbose: bool) -> None:
-    if not refit:
-        return
-    if refit.get("method") == "merge":
-        like = f", which are {refit['similarity']:.2f} similar on average" if refit["merged"] else ""
-        console.print(f"merged {refit['merged']:,} removed units into kept ones{like}")
-        return
-    diverse = "" if refit.get("diversity") is None else f", diversity {refit['diversity']:.2f}"
-    console.print(f"calibrated on {refit['inputs']}{diverse}")
-    if "failed" in refit:
-        console.print(f"not refitted: {refit['failed']}")
-        return
-    errors = refit["output_error"]
-    console.print(
-        f"refitted {len(refit['layers'])} layers; output error on held-out inputs {errors['refitted']:.3f} (as sliced "
-        f"{errors['sliced']:.3f}, as --fast {errors['fast']:.3f})"
-    )
-    if refit["fell_back"]:
-        console.print("this was worse than --fast, so the plan and weights of --fast were taken")
-    if verbose:
-        table = _table("layer", ">error before", ">error after", ">ridge", title="refitted")
-        for layer in refit["layers"]:
-            row = (f"{layer['before']:.4f}", f"{layer['after']:.4f}", f"{layer['ridge']:g}")
-            table.add_row(layer["layer"], *row)
-        console.print(table)
-        for name, why in refit["skipped"].items():
-            console.print(f"not refitted: {name}: {why}")
 
 
 def _print_rest(count: int, console: Console, verbose: bool) -> None:
@@ -261,17 +235,3 @@ def _print_rest(count: int, console: Console, verbose: bool) -> None:
 def _print_notes(notes: Iterable[str], console: Console) -> None:
     for note in notes:
         console.print(f"note: {note}")
-
-
-def _table(*columns: str, title: str | None = None) -> Table:
-    """A plain table; a column whose name starts with '>' is a column of numbers."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        number = column.startswith(">")
-        justify, overflow = ("right", "ellipsis") if number else ("left", "fold")
-        table.add_column(column.removeprefix(">"), justify=justify, overflow=overflow, no_wrap=number)  # type: ignore[arg-type]
-    return table
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "-"

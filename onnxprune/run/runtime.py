@@ -217,7 +217,7 @@ def _without_unread(proto: ModelProto) -> None:
     retain(proto.graph.input, lambda info: info.name not in unread)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What ONNX Runtime says, without the pages that may follow."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

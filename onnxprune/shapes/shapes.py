@@ -125,12 +125,20 @@ class Shapes:
 
     def of_sample(self, name: str) -> Dims | None:
         """The dims at the first choice of sizes as they would be for one sample, where the batch is open."""
+        return self._where(name, self._one_sample)
+
+    def where(self, name: str, inputs: Inputs) -> Dims | None:
+        """The dims where the inputs have these shapes; as at the first choice of sizes what does not follow from
+        them."""
+        open_axes = ((inputs[i], self.plan.symbols(i)) for i in self.plan.axes if i in inputs)
+        return self._where(name, {s: shape[k] for shape, symbols in open_axes for k, s in symbols.items()})
+
+    def _where(self, name: str, sizes: Assignment) -> Dims | None:
         dims = self.sizes(name)
         if dims is None:
             return self.probe[0].get(name)
         known = self.probe[0].get(name, (None,) * len(dims))
-        one = self._one_sample
-        return tuple(m if (n := evaluated(d, one)) is None else n for d, m in zip(dims, known, strict=True))
+        return tuple(m if (n := evaluated(d, sizes)) is None else n for d, m in zip(dims, known, strict=True))
 
     @cached_property
     def _one_sample(self) -> Assignment:

@@ -16,7 +16,7 @@ from onnxprune.trace.equation import Dims, Equation, Operand
 from onnxprune.trace.facts import NodeFacts
 from onnxprune.trace.labels import Block, Ids, Labels, Reason
 from onnxprune.trace.statement import Spellings, Statement
-from onnxprune.trace.tracing import MAX_BLOCK_IDS, Edit, Reduction, ReductionKind
+from onnxprune.trace.tracing import MAX_BLOCK_IDS, Edit, Product, Reduction, ReductionKind
 
 
 class Misfit(Exception):
@@ -167,9 +167,10 @@ class Op(NodeFacts):
         """Every row [heads, ..] of `ids` has an attention map, which the operator keeps to itself."""
         self.labels.maps.append(self.labels.derive(ids))
 
-    def note_macs(self, count: float, cut_by: tuple[Ids, ...]) -> None:
-        """The operator takes `count` multiply-accumulates a run, in proportion to what is left of `cut_by`."""
-        self.trace.macs[self.index] = (self.trace.repeats * count, cut_by)
+    def note_macs(self, products: Iterable[Product]) -> None:
+        """How many multiply-accumulates the operator takes a run: of each product `count`, in proportion to what is
+        left of all that cuts it, and of ids that stand there twice to the square of that."""
+        self.trace.macs[self.index] = tuple((self.trace.repeats * count, cut_by) for count, cut_by in products)
 
     # Bodies (of If, Loop, Scan), whose tensors go by name.
 
@@ -206,7 +207,8 @@ class Op(NodeFacts):
         ins, outs: the spelling of each input and output by its index. sizes, pinned, silent, stat, normalises: see
         `equation.Equation`. kind: how letters that the first output has not are reduced. fills: input -> input that
         holds its zero point. summed: letters that are summed although an output has them, too, and the input that is to
-        have zeros there. macs: every combination of these letters is one multiply-accumulate. text: why an axis that
+        have zeros there. macs: every combination of these letters is one multiply-accumulate, and so is every one of
+        further words. text: why an axis that
         is labelled on one side only stays. Misfit where an input has another number of axes than its spelling."""
         ins = {i: spelled for i, spelled in ins.items() if self.has(i)}
         # to ask for the blocks of an output ties what it has not: only for those that there are

@@ -58,11 +58,11 @@ class Statement:
         if ins:
             self.op.note_gather(ins, outs)
 
-    def note_macs(self, letters: str) -> None:
-        """MACs = the product of the letters' sizes (dynamic ones as in the first probe, the batch as one sample), and
-        the blocks that cut it; those that share letters (the groups of a convolution) as rows of these."""
+    def note_macs(self, words: str) -> None:
+        """MACs = of each word the product of its letters' sizes (dynamic ones as in the first probe, the batch as one
+        sample), and the blocks that cut it; those that share letters (the groups of a convolution) as rows of these."""
         size = self._letter_sizes()
-        self.op.note_macs(prod(float(size.get(x, 1)) for x in letters), self._cut_by(letters))
+        self.op.note_macs((prod(float(size.get(x, 1)) for x in word), self._cut_by(word)) for word in words.split())
 
     def _kept(self) -> set[str]:
         """Letters that are not reduced: the first output has them, or the operator knows their positions."""

@@ -39,6 +39,8 @@ LABELLED = {
 MAX_BLOCK_IDS = 1 << 22
 """Positions that one block may have, be it along an axis that an operator makes up or along several axes together."""
 ReductionKind = Literal["sum", "gather"]
+Product = tuple[float, tuple[Ids, ...]]
+"""Multiply-accumulates, and the ids that cut them: what is left is the product of the shares that are kept of each."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Trace:
     aliases, retraced, original: of a rewritten graph, what its new parameters were called, that it is one, and the keys
     that the parameters of the graph before had.
     blocks: of tensors, by name; slices: of parameters, by key; owned: of uses that know better than the parameter.
-    edits: by node, what to change in it; macs: by node, its multiply-accumulates and the ids that cut them.
+    edits: by node, what to change in it; macs: by node, its multiply-accumulates, a product of sizes each.
     passed: nodes that another one's rule has dealt with; fixed: tensors that depend on no input.
     repeats: how often the nodes of the graph that is being traced run, as far as that is known."""
 
@@ -91,7 +93,7 @@ class Trace:
     slices: dict[Hashable, Slice] = field(default_factory=dict)
     reductions: list[Reduction] = field(default_factory=list)
     edits: list[tuple[int, Edit]] = field(default_factory=list)
-    macs: dict[int, tuple[float, tuple[Ids, ...]]] = field(default_factory=dict)
+    macs: dict[int, tuple[Product, ...]] = field(default_factory=dict)
     demands: Demands = field(default_factory=Demands)
     owned: dict[Use, tuple[Block, ...]] = field(default_factory=dict)
     _seen: dict[tuple[str, Use | None], tuple[Block, ...]] = field(default_factory=dict, repr=False)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import captcha, cifar, crepe, easyocr, fashion, magika, minilm, ppocr, silero
+from . import captcha, cifar, crepe, easyocr, fashion, magika, minilm, ppocr, silero, small
 from .base import Task, batches, run
 
-FAMILIES = (fashion, cifar, captcha, ppocr, crepe, easyocr, silero, magika, minilm)
+FAMILIES = (fashion, cifar, captcha, ppocr, crepe, easyocr, silero, magika, minilm, small)
 
 __all__ = ["Task", "batches", "run", "tasks"]
 

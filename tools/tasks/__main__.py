@@ -27,7 +27,7 @@ def main() -> int:
     try:
         measure(there, args)
     except ImportError as error:
-        print(f"tasks: {error}: drawing needs Pillow (pip install pillow)", file=sys.stderr)
+        print(f"tasks: {error}: pip install 'onnxprune[bench]'", file=sys.stderr)
         return 1
     return 0
 

@@ -27,6 +27,8 @@ class Task:
 
     `states` says which output goes back into which input of a recurrent model. Its labelled feeds are sequences, with
     the steps as the second axis of what changes from step to step, and `run` gives the outputs of the last step.
+
+    kind: of the network. aside: it is looked at only when everything is done, and reported by itself.
     """
 
     name: str
@@ -36,9 +38,11 @@ class Task:
     score: Callable[[list[np.ndarray], Any], np.ndarray]
     items: int
     metric: str
+    kind: str
     axes: Mapping[str, int | None] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
     data: tuple[Path, ...] = ()
+    aside: bool = False
 
     def missing(self) -> list[Path]:
         return [path for path in (self.model, *self.data) if not path.exists()]
@@ -98,11 +102,12 @@ def choose(count: int, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def classifiers(
-    family: str, folder: Path, names: Mapping[str, str], read: Callable[[Path, str], tuple[np.ndarray, np.ndarray]],
+    family: str, folder: Path, names: Mapping[str, tuple[str, str, bool]],
+    read: Callable[[Path, str], tuple[np.ndarray, np.ndarray]],
     normalised: Callable[[np.ndarray], np.ndarray],
 ) -> list[Task]:  # fmt: skip
-    """Tasks of classifiers that `models/` carries (file by task), on one set of images: `read(folder, part)` gives them
-    as bytes with their labels."""
+    """Tasks of classifiers that `models/` carries (file, kind and whether it is set aside, by task), on one set of
+    images: `read(folder, part)` gives them as bytes with their labels."""
 
     def sample(part: str, n: int, seed: int) -> tuple[Feeds, np.ndarray]:
         images, labels = read(folder, part)
@@ -113,8 +118,9 @@ def classifiers(
         Task(
             name=name, model=MODELS / file, inputs=lambda part, n, seed: sample(part, n, seed)[0],
             labelled=lambda n, seed: sample("test", n, seed), score=top1, items=5000, metric="top-1", data=(folder,),
+            kind=kind, aside=aside,
         )
-        for name, file in names.items()
+        for name, (file, kind, aside) in names.items()
     ]  # fmt: skip
 
 

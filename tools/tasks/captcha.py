@@ -69,6 +69,8 @@ def tasks(cache: Path) -> list[Task]:
             score=score,
             items=500,
             metric="exact match",
+            kind="OCR",
+            aside=True,
             axes={"logits": 1},
             data=(folder,),
         )

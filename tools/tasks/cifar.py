@@ -16,7 +16,10 @@ from .base import Task, classifiers
 MEAN, STD = (np.array(v, np.float32).reshape(3, 1, 1) for v in ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)))
 PICTURES = {"calib": [f"data_batch_{k}.png" for k in range(1, 6)], "test": ["test_batch.png"]}
 LABELS = {"calib": "train_lables.json", "test": "test_lables.json"}  # spelled so
-NAMES = {"cifar_resnet": "cifar_resnet.onnx", "cifar_mobile": "cifar_mobile.onnx"}
+NAMES = {
+    "cifar_resnet": ("cifar_resnet.onnx", "residual, projection", False),
+    "cifar_mobile": ("cifar_mobile.onnx", "inverted residuals", False),
+}
 
 
 @cache

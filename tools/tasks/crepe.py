@@ -66,5 +66,6 @@ def tasks(cache: Path) -> list[Task]:
             score=score,
             items=1000,
             metric="pitch within 50 cents",
+            kind="sound",
         )
     ]

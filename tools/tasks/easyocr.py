@@ -45,6 +45,8 @@ def tasks(cache: Path) -> list[Task]:
             score=score,
             items=300,
             metric="exact match",
+            kind="OCR",
+            aside=True,
             data=lines.data(cache),
         )
     ]

@@ -12,7 +12,10 @@ from .base import Task, classifiers
 
 MEAN, STD = 0.2860, 0.3530
 FILES = {"calib": "train", "test": "t10k"}
-NAMES = {"fashion_folded": "fashion_resnet.onnx", "fashion_bn": "fashion_resnet_bn.onnx"}
+NAMES = {
+    "fashion_folded": ("fashion_resnet.onnx", "residual, projection", False),
+    "fashion_bn": ("fashion_resnet_bn.onnx", "residual, projection", True),
+}
 
 
 @cache

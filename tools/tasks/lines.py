@@ -1,7 +1,4 @@
-"""Rendered text lines: words and numbers in many fonts, with pixel noise where a task asks for it.
-
-Drawing needs Pillow, which the project itself does not depend on.
-"""
+"""Rendered text lines: words and numbers in many fonts, with pixel noise where a task asks for it."""
 
 from __future__ import annotations
 

@@ -80,6 +80,8 @@ def tasks(cache: Path) -> list[Task]:
             score=top1,
             items=450,
             metric="file type",
+            kind="embedding, convolutions",
+            aside=True,
             data=(data / "magika.json", *folders(data)),
         )
     ]

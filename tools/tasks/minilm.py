@@ -99,6 +99,7 @@ def task(data: Path, model: Path) -> Task:
         score=score,
         items=500,
         metric="cosine",
+        kind="embedding transformer",
         data=(data / "sentences", data / "tokenizer.json"),
     )
 

@@ -62,6 +62,7 @@ def tasks(cache: Path) -> list[Task]:
             score=top1,
             items=1000,
             metric="upright or turned",
+            kind="OCR",
             data=lines.data(cache),
         ),
         Task(
@@ -72,6 +73,7 @@ def tasks(cache: Path) -> list[Task]:
             score=partial(read, rec),
             items=300,
             metric="exact match",
+            kind="OCR",
             data=lines.data(cache),
         ),
     ]

@@ -94,6 +94,8 @@ def task(folder: Path, model: Path) -> Task:
         score=score,
         items=500,
         metric="speech or not",
+        kind="sound",
+        aside=True,
         axes={"state": 1, "stateN": 1, "sr": None},
         states={"state": "stateN"},
         data=(folder,),

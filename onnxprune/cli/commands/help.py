@@ -14,6 +14,7 @@ TOPICS = {
     "concepts": "unit, group, coupling, frozen, refit, fidelity: each word before it is used",
     "flags": "every flag",
     "data": "what --calib and --validate take",
+    "finetune": "what is left learns from the dense model",
     "gates": "metrics, intervals, gates",
     "plans": "replay, edit, verify; back to a training framework",
     "latency": "time as a target",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune.cli import arguments, flags
 from onnxprune.cli.terminal import console, progress
-from onnxprune.errors import CheckFailed
+from onnxprune.errors import INTERRUPTED, CheckFailed
 from onnxprune.files import check_distinct, check_outputs, json_text, write_texts
 from onnxprune.options import Options, Progress
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 EPILOG = """\
 exit codes: 0 done, 1 a check or a gate failed (OUT is not written), 2 wrong usage, 3 nothing can be pruned as
 asked, 4 the runtime, a provider or the disk failed, 130 interrupted.
-other jobs: onnxprune inspect | verify | compare | sweep | apply-plan, each with --help; onnxprune help: the guide."""
+other jobs: onnxprune inspect | verify | finetune | compare | sweep | apply-plan, each with --help; onnxprune help: the
+guide."""
 
 
 def parser() -> arguments.Parser:
@@ -35,6 +36,7 @@ def parser() -> arguments.Parser:
     flags.force_flag(made)
     flags.stay_flags(made)
     flags.calibration_flags(made)
+    flags.finetune_flag(made.add_argument_group("training"))
     flags.proof_flags(made)
     quality = made.add_argument_group("quality, before and after")
     quality.add_argument(
@@ -81,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
         raise CheckFailed(f"{'; '.join(failed)}; {args.OUT} was not written ({kept})")
     if not args.quiet:
         console().print(f"written: {args.OUT}", soft_wrap=True)
-    return 0
+    return INTERRUPTED if (report.finetune or {}).get("interrupted") else 0
 
 
 def _path_on_fail(args: argparse.Namespace) -> Path:

@@ -42,8 +42,8 @@ def random(weight: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 WEIGHTS: dict[str, Criterion] = {"l1": l1, "l2": l2, "random": random}
 UNITS = {
     "bn-scale": "bn_scale", "fpgm": "fpgm", "lamp": "lamp", "activation": "activation",
-    "wanda": "wanda", "flap": "flap", "obs": "obs", "taylor": "taylor", "taylor-so": "taylor_so", "lrp": "lrp",
-    "oracle": "oracle",
+    "wanda": "wanda", "flap": "flap", "cfsp": "cfsp", "beta-rank": "beta_rank", "obs": "obs", "taylor": "taylor",
+    "taylor-so": "taylor_so", "lrp": "lrp", "oracle": "oracle",
 }  # fmt: skip
 """Name -> function of `units`, which is imported when it is asked for."""
 OWN: dict[str, Callable[..., NDArray[Any]]] = {}

@@ -50,15 +50,35 @@ class CriterionInputs:
         """Where units are summed away, with second moments of the inputs (see `fit.Site`)."""
         from onnxprune.fit import collect
 
+        return collect(self.groups, self._given(), self.options.providers, self.options.seed)
+
+    @cached_property
+    def flows(self) -> Sequence[Any]:
+        """What layers make units of, with how far inputs and outputs vary (see `fit.Flow`)."""
+        from onnxprune.fit import flows
+
+        return list(flows(self.groups, self._given(), self.options.providers, self.options.seed))
+
+    @cached_property
+    def turns(self) -> Mapping[int, float]:
+        """By node, how far a layer turns the stream that it adds to (see `fit.turns`)."""
+        from onnxprune.fit import turns
+
+        return turns(self.groups, self._given(), self.options.providers, self.options.seed)
+
+    def _given(self) -> Sequence[Mapping[str, NDArray[Any]]]:
         if not self.feeds:
             raise UsageError(f"--criterion {self.options.criterion} needs inputs; leave out --fast")
-        return collect(self.groups, self.feeds, self.options.providers, self.options.seed)
+        return self.feeds
 
     def slices(self) -> Iterator[tuple[Array, Ids]]:
         """(rows [positions, weights], their classes) of every matrix that units have a slice in."""
+        from onnxprune.fit import WeightValues
+
+        values = WeightValues(self.groups.trace.nodes, self.groups.trace.model)
         for s, axes, ids in self.groups.blocks:
-            weight = self.groups.trace.model.weights[s.parameter].array()
-            if weight.ndim < 2 or weight.dtype.kind != "f" or any(
+            weight = values.of(s.parameter)
+            if weight is None or weight.ndim < 2 or weight.dtype.kind != "f" or any(
                 weight.shape[a] != n for a, n in zip(axes, ids.shape, strict=True)
             ):  # fmt: skip
                 continue
@@ -82,9 +102,7 @@ class CriterionInputs:
         """[samples, classes]: derivatives of every sample's loss by the units' gates."""
         from onnxprune.gradients import gate_gradients
 
-        if not self.feeds:
-            raise UsageError(f"--criterion {self.options.criterion} needs inputs; leave out --fast")
-        return gate_gradients(self.groups, [dict(f) for f in self.feeds], self.labels, self.options, seed_with)  # type: ignore[arg-type]
+        return gate_gradients(self.groups, [dict(f) for f in self._given()], self.labels, self.options, seed_with)  # type: ignore[arg-type]
 
     def masked_losses(self) -> Array:
         """[classes]: the change of the loss when a unit alone is masked."""

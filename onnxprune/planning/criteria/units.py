@@ -82,6 +82,39 @@ def flap(inputs: CriterionInputs) -> Scores:
     return np.asarray(scores - scores.min())
 
 
+def beta_rank(inputs: CriterionInputs) -> Scores:
+    """Mean |f| of the filter that makes a unit times the deviation of what it gives by that of what it reads, averaged
+    over positions, each layer by its mean (Homayounfar et al. 2023, Beta-Rank, arXiv 2304.07461; `std_filters` of its
+    code). A unit that no layer makes counts as the mean of the others."""
+    scores, seen = np.zeros(inputs.count), np.zeros(inputs.count, bool)
+    for flow in inputs.flows:
+        gain = flow.spread_out / np.maximum(flow.spread_in, 1e-30)[..., None]
+        each = np.abs(flow.matrix).mean(1) * gain.mean(1)
+        if each.mean() > 0:
+            np.add.at(scores, flow.units, each / each.mean())
+            seen[flow.units] = True
+    scores[~seen] = scores[seen].mean() if seen.any() else 1.0
+    return scores
+
+
+def cfsp(inputs: CriterionInputs) -> Scores:
+    """Coarse and fine: how far the layer that reads a unit turns the stream that it adds to, times the unit's share of
+    |W| in each output, averaged over outputs, times |x| (Wang et al. 2025, CFSP, arXiv 2409.13199), each site by its
+    mean. Shares are of an output: those of a unit over all outputs, as in the authors' code, sum up to one whatever its
+    weights are. Layers that add to no stream count as the mean of the others."""
+    turns = inputs.turns
+    usual = float(np.mean(list(turns.values()))) if turns else 1.0
+    scores = np.zeros(inputs.count)
+    for site in inputs.sites:
+        coarse = float(np.mean([turns.get(m.index, usual) for m in site.members]))
+        weight = np.abs(site.matrix)
+        fine = (weight / np.maximum(weight.sum(1, keepdims=True), 1e-30)).mean(2) * _strength(site)
+        own = np.zeros(inputs.count)
+        _add(own, site.units, fine)
+        scores += coarse / (usual or 1.0) * own
+    return scores
+
+
 def obs(inputs: CriterionInputs) -> Scores:
     """The least-squares error that removing a unit alone leaves after the update (SPA, eq. 7)."""
     from onnxprune.planning.obs import Elimination

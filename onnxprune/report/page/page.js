@@ -237,6 +237,7 @@ function showReport() {
     ["Proof", proven(proof)],
     ["Inputs used", story?.inputs ? `${story.inputs}${story.samples ? `, ${whole(story.samples)} samples` : ""}${story.diversity == null ? "" : `, diversity ${exact(story.diversity)}`}` : "none: weights alone decided"],
     ["Refitted", errors && !story.failed ? `${story.layers.length} layers; output error on held-out inputs ${exact(errors.refitted)} (as sliced ${exact(errors.sliced)}, by weights alone ${said(errors.fast)})${story.fell_back ? "; this was worse than weights alone, so theirs was taken" : ""}` : story?.failed ?? (story?.merged == null ? null : `${whole(story.merged)} removed units were merged into kept ones`)],
+    ["Fine-tuned", !data.finetune ? null : data.finetune.skipped ?? `${whole(data.finetune.steps)} steps on ${data.finetune.inputs}; on held-out inputs loss ${exact(data.finetune.loss.after)} (before ${exact(data.finetune.loss.before)}), output error ${exact(data.finetune.output_error.after)} (${exact(data.finetune.output_error.before)})${data.finetune.accepted ? "" : "; this was no better, so the weights stay as they were"}`],
     ...data.notes.map((note) => ["Note", note]),
   ]));
   if (groups.length) section("Widths", "Every group is one width that all its layers share: what is left of it, and what it was.",

@@ -45,7 +45,7 @@ def attention(op: Op) -> None:
     }
     outs = {0: out, 1: ["b", "g", "", "d"], 2: ["b", "g", "", "e"], 3: ["b", "gr", "s", ""]}
     pinned = "tps" if op.attr("is_causal", 0) else "tp"
-    op.eq(ins, outs, sizes=sizes, pinned=pinned, macs="grdste", summed={"d": QUERY}, text=FIXED)
+    op.eq(ins, outs, sizes=sizes, pinned=pinned, macs="grdst grste", summed={"d": QUERY}, text=FIXED)
     _keep_scale(op, sizes["d"])
     if flat:
         _count_flat_heads(op, sizes)
@@ -101,7 +101,7 @@ def multi_head(op: Op) -> None:
         _meet_bias(op, MultiHeadAttention.BIAS, (heads * depth, heads * depth, heads * value))
     sizes = {"h": heads, "d": depth, "e": value}
     outs = {0: ["b", "s", "he"], 1: ["b", "h", "", "d"], 2: ["b", "h", "", "e"], 3: ["b", "h", "s", "t"]}
-    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="hdste", summed={"d": QUERY}, text=FIXED)
+    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="hdst hste", summed={"d": QUERY}, text=FIXED)
     _keep_scale(op, depth)
     q = _heads(op, QUERY, (heads, depth))
     if q is not None:
@@ -144,10 +144,18 @@ def fused(op: Op) -> None:
         rows = Block((0,), op.labels.derive(v))
         op.meet(FusedAttention.SCORE_BIAS, spelled, ["h"], [rows], "a bias of fixed heads")
     op.set(0, [Block((2,), v.ravel())])
+    _note_packed_macs(op, parts, inputs)
     _keep_scale(op, widths[0] // heads)
     _count(op, "num_heads", v)
     if op.attr("qkv_hidden_sizes"):
         op.edit(lambda e: e.attr("qkv_hidden_sizes", [int(e.kept(p).sum()) for p in parts]))
+
+
+def _note_packed_macs(op: Op, parts: Sequence[Ids], inputs: Block) -> None:
+    """Three projections, the scores of every place with every other, and what these weigh."""
+    steps = float((op.first_dims(FusedAttention.X) or (1, 1))[1] or 1)
+    projected = [(steps * inputs.ids.size * p.size, (inputs.ids, p.ravel())) for p in parts]
+    op.note_macs([*projected, *((steps**2 * parts[k].size, (parts[k].ravel(),)) for k in (QUERY, VALUE))])
 
 
 def _weight_or_past_is_computed(op: Op) -> bool:
@@ -192,7 +200,7 @@ def grouped_query(op: Op) -> None:
     }
     sizes = {"g": shared, "r": heads // shared, "d": depth, "e": depth}
     outs = {0: ["b", "s", "gre"], 1: ["b", "g", "", "d"], 2: ["b", "g", "", "e"], 3: ["b", "gr", "s", "t"]}
-    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="grdste", text=FIXED)
+    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="grdst grste", text=FIXED)
     q, k, v = _heads(op, QUERY, (heads, depth)), _heads(op, KEY, (shared, depth)), _heads(op, VALUE, (shared, depth))
     if q is not None and k is not None and v is not None:
         _tie_by_eight(op, q, k, v)

@@ -52,7 +52,8 @@ def recurrent(op: Op) -> None:
     op.set(2, _over((0, 2), units))
     op.edit(lambda e: e.attr("hidden_size", e.in_size(Recurrent.RECURRENCE, 2)))
     steps = float((op.first_dims(Recurrent.X) or (1,))[0] or 1)
-    op.note_macs(steps * directions * gates * hidden * (hidden + features), (units,))
+    each = steps * directions * gates * hidden
+    op.note_macs([(each * hidden, (units, units)), (each * features, (units, inputs))])
 
 
 def _weights(

@@ -14,20 +14,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxprune.fit import (
-    Fitted,
-    Linear,
-    Problem,
-    Solution,
-    Tail,
-    Unsolvable,
-    Walk,
-    layers,
-    sample_size,
-    shared,
-    solve,
-    tail,
-)
+from onnxprune.fit.finding import layers, shared
+from onnxprune.fit.fitted import Fitted
+from onnxprune.fit.least_squares import RIDGES, Problem, Solution, solve
+from onnxprune.fit.linear import Linear, Unsolvable
+from onnxprune.fit.sites import sample_size
+from onnxprune.fit.tails import Tail, tail
+from onnxprune.fit.walk import Walk
 from onnxprune.model import Array
 from onnxprune.rewrite import Rewritten
 from onnxprune.trace import Mask, Trace
@@ -36,6 +29,10 @@ ROUNDS = 2
 """A layer that reads what it gave before is solved for this often, each time on what its weights make it read."""
 HELD = 0.2
 """Share of the rows that judge where no batch is left to do so."""
+NOTHING = "nothing that it reads or gives was cut"
+LIGHT = 6
+"""A light refit takes one row of so many, and fits to those that do not choose only."""
+LIGHT_RIDGES = (1e-2, 1.0)
 MOST_HELD = 0.5
 """Share of the rows that may be held out: a model whose batch size is fixed can have all of them in one batch."""
 
@@ -88,28 +85,32 @@ class Equations:
         """What errors are relative to: squares of the centred target on the held-out rows; never zero."""
         return sum(p.energy() + 1e-30 for p in self._tests())
 
-    def solve(self) -> list[Solution]:
+    def solve(self, light: bool = False) -> list[Solution]:
         """One solution a group; the old weights where they are exact."""
+        how = (LIGHT_RIDGES, False) if light else (RIDGES, True)
         found = []
         for p, test, w, b in zip(self.problems, self._tests(), self.matrix, self.bias, strict=True):
             exact = test.error(w, b) <= 1e-10 * test.energy()
-            found.append(Solution(w, b, 0, 0, 0) if exact else solve(p, w, b, self._held(p)))
+            found.append(Solution(w, b, 0, 0, 0) if exact else solve(p, w, b, self._held(p), *how))
         return found
 
 
 class Reconstruction:
-    """Both networks on the way through the same batches. The last `held` batches, if any, only judge."""
+    """Both networks on the way through the same batches. The last `held` batches, if any, only choose. light: rougher
+    and quicker, to tell plans apart."""
 
     def __init__(
         self, trace: Trace, kept: Mask, after: Rewritten, feeds: Sequence[Mapping[str, Array]], held: int,
-        providers: Sequence[str] = ("cpu",), seed: int = 0,
+        providers: Sequence[str] = ("cpu",), seed: int = 0, light: bool = False,
     ) -> None:  # fmt: skip
+        self.light = light
         self.trace, self.kept, self.after, self.held, self.seed = trace, kept, after, held, seed
         self.dense = Walk(trace.model, feeds, trace.shapes.dtype, providers)
         self.current = Walk(after.model, feeds, trace.shapes.dtype, providers)
         self.open: set[int] = set()
         self.fitted = Fitted(self.current, trace.shapes.dtype, after.aliases)
         self.refits = Refits()
+        self.touched = self.current.followers(self._changed())
 
     def run(self, progress: Callable[[float], None] | None = None) -> Refits:
         """Solve for all layers in order, changing the weights of `after`; `progress` is told the share that is done."""
@@ -134,19 +135,27 @@ class Reconstruction:
                     self.dense.release()
         return self.refits
 
+    def _changed(self) -> list[int]:
+        """The nodes that are new, or that read other weights than in the dense graph."""
+        dense, walk = self.trace.model.weights, self.current
+        there = self.dense.made_by
+        other = {name for name, weight in walk.model.weights.items() if weight is not dense.get(name)}
+        other |= {o for o in walk.made_by if o not in there}
+        return [k for k, n in enumerate(walk.nodes) if other & (walk.reads[k] | set(n.output))]
+
     def _refit(self, members: list[Linear], seen: int) -> Refit:
         """Solve for one matrix by the first `seen` of the layers that use it; Unsolvable where that cannot be done."""
         here = self._equations(members, seen)
         report = self._improve(here)
         if not report.before:
-            raise Unsolvable("nothing that it reads or gives was cut")
+            raise Unsolvable(NOTHING)
         if members[0].feeds_back:
             report.after = self._settle(here, seen, report.before)
         return report
 
     def _improve(self, here: Equations) -> Refit:
         """Solve, and write what was found unless the layers are exact as they are."""
-        solved, energy = here.solve(), here.energy
+        solved, energy = here.solve(self.light), here.energy
         before, after = (sum(getattr(s, what) for s in solved) / energy for what in ("before", "error"))
         if before:
             self._write(here, np.stack([s.matrix for s in solved]), np.stack([s.bias for s in solved]))
@@ -170,7 +179,7 @@ class Reconstruction:
         at.members[0].write(self.after.model, matrix)
         moved = (bias - at.bias).ravel()
         self.fitted.move(at.tails, moved if at.movable else np.zeros_like(moved))
-        self.current.forget(m.index for m in at.members)
+        self.touched |= self.current.forget(m.index for m in at.members)
 
     def _equations(self, members: list[Linear], seen: int) -> Equations:
         """What the first `seen` of the layers read and should give; a change is for all of them."""
@@ -179,6 +188,9 @@ class Reconstruction:
         matrix = members[0].read(self.after.model)
         groups, outputs = matrix.shape[0], matrix.shape[0] * matrix.shape[2]
         tails = [self._tail(m, outputs) for m in members]
+        ends = {self.current.made_by.get(t.compared, m.index) for m, t in zip(members, tails, strict=True)}
+        if not ends & self.touched:
+            raise Unsolvable(NOTHING)
         bias = self._bias(members, tails, outputs).reshape(groups, -1)
         movable = all(self.fitted.movable(t.shift) for t in tails)
         low, high = min(t.low for t in tails), max(t.high for t in tails)
@@ -210,10 +222,12 @@ class Reconstruction:
     def _gather(self, members: list[Linear], tails: list[Tail], matrix: Array) -> list[tuple[Array, ...]]:
         """Of every group (rows, wanted, offset) of all `members`, held-out batches last."""
         groups, columns, outputs = matrix.shape
-        total = sample_size(groups, columns) // len(members)
+        total = sample_size(groups, columns) // (len(members) * (LIGHT if self.light else 1))
         parts: list[list[tuple[Array, Array, Array]]] = [[] for _ in range(self.dense.batches)]
         for layer, its in zip(members, tails, strict=True):
             dense = layer.dense(self.trace, self.kept, self.dense, its.compared, outputs)
+            if not layer.feeds_back:  # which looks at what it read again
+                self.dense.release([its.compared])
             xs = layer.inputs(self.current)
             others = self.current.value(its.other) if its.other else [None] * len(xs)
             rng = np.random.default_rng((self.seed, layer.index))

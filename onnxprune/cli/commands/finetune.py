@@ -1,0 +1,76 @@
+"""onnxprune finetune DENSE PRUNED OUT: train a pruned model on what the dense one says.
+
+Knows flags and what is printed; the work is done by `tuning`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnxprune.cli import arguments, flags
+from onnxprune.cli.terminal import console, progress
+from onnxprune.errors import INTERRUPTED, UsageError
+from onnxprune.files import check_distinct, check_outputs
+
+EPILOG = """\
+OUT is the graph of PRUNED with other values, or with the same ones where none are found that are better on the inputs
+that judge; onnxprune verify DENSE OUT PLAN proves it. Ctrl-C writes what was found until then.
+exit codes: 0 written, 1 torch computes something else than ONNX Runtime, 2 wrong usage or no torch, 3 an operator
+cannot be trained, 4 the runtime or the disk failed, 130 written after Ctrl-C."""
+
+
+def parser() -> arguments.Parser:
+    """The arguments of `onnxprune finetune`."""
+    made = arguments.parser("onnxprune finetune", "Train a pruned model on the dense model's answers.", EPILOG)
+    flags.model_argument(made, "DENSE")
+    flags.model_argument(made, "PRUNED")
+    made.add_argument("OUT", type=Path, help="the model to write")
+    data = made.add_argument_group("inputs (made up where none are given); labels are used, too")
+    data.add_argument("--data", dest="calib", metavar="DATA", help="what --calib takes")
+    data.add_argument("--calib-samples", type=arguments.count, metavar="N", help="made-up samples (default 512)")
+    flags.memory_flag(data)
+    flags.pixel_flags(data)
+    how = made.add_argument_group("training")
+    how.add_argument(
+        "--steps", dest="finetune", type=arguments.option("finetune"), metavar="STEPS|5m", help="steps, or a time"
+    )
+    how.add_argument("--checkpoint", type=Path, default=None, metavar="FILE", help="kept while it runs, to go on from")
+    how.add_argument("--seed", type=arguments.option("seed"), help="of the order of the inputs and of their copies")
+    flags.provider_flag(how)
+    out = made.add_argument_group("output")
+    out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")
+    out.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
+    return made
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do what the arguments ask for; 0, 130 after Ctrl-C, or an error that bears its exit code."""
+    args = parser().parse(argv)
+    options = flags.options(args)
+    _check_files(args)
+
+    from onnxprune import tuning
+    from onnxprune.report import print_finetuning
+
+    with progress(args.quiet) as show:
+        done = tuning.finetune(args.DENSE, args.PRUNED, None, options, checkpoint=args.checkpoint, progress=show)
+    done.model.save(args.OUT, True if args.save_as_external_data else None)
+    if not args.quiet:
+        out = console()
+        print_finetuning(done.report, out)
+        kept = done.interrupted and args.checkpoint and args.checkpoint.exists()
+        more = f"; the same command goes on from {args.checkpoint}" if kept else ""
+        out.print(f"written: {args.OUT}{more}", soft_wrap=True)
+    return INTERRUPTED if done.interrupted else 0
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """UsageError, before any work, where a file that is read would be written, or one cannot be."""
+    outputs = [path for path in (args.OUT, args.checkpoint) if path]
+    check_outputs(outputs)
+    given = getattr(args, "calib", None)
+    check_distinct([args.DENSE, args.PRUNED, *([Path(given)] if given else [])], outputs)
+    if not args.PRUNED.is_file():
+        raise UsageError(f"{args.PRUNED}: no such file")

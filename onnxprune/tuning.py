@@ -1,0 +1,71 @@
+"""Fine-tuning among the other stages, and by itself: who learns, on which inputs, and what comes after.
+
+Knows the order of the stages; how a network learns is the affair of `finetuning`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Unpack
+
+from onnxprune import finetuning
+from onnxprune.blame import blame_model
+from onnxprune.errors import UsageError
+from onnxprune.finetuning import Finetuned, Parts
+from onnxprune.model import Model
+from onnxprune.options import OptionKeywords, Options, Progress
+from onnxprune.rewrite import Rewritten
+from onnxprune.stages import Clock, analysed, checked
+from onnxprune.trace import Groups
+from onnxprune.validation import given
+
+
+def check(options: Options) -> None:
+    """UsageError, before any work, where what trains is asked for and not installed."""
+    if options.finetune:
+        finetuning.check_torch()
+
+
+def parted(groups: Groups, options: Options) -> tuple[Options, Parts | None]:
+    """The inputs to fine-tune on where that is asked for, and options with which a cut is calibrated on none of those
+    that judge. Raises what `finetuning.check_trainable` does, before any work."""
+    if not options.finetune:
+        return options, None
+    parts = finetuning.parted(groups.trace.model, groups.trace.shapes, options)
+    finetuning.check_trainable(groups.trace.model, parts.fit[0])
+    return options if parts.made_up else replace(options, calib=finetuning.calib_of(parts)), parts
+
+
+def trained(groups: Groups, after: Rewritten, parts: Parts, options: Options, clock: Clock) -> Mapping[str, Any]:
+    """Train the rewritten graph in place; its part of the report."""
+    clock("finetune")
+    trace = groups.trace
+    done = finetuning.finetuned(trace.model, after.model, trace.shapes, parts, options, clock.progress)
+    after.model = done.model
+    return done.report
+
+
+@blame_model
+def finetune(
+    dense: Any, pruned: Any, data: Any = None, options: Options | None = None, *,
+    checkpoint: str | os.PathLike[str] | None = None, progress: Progress | None = None,
+    **keywords: Unpack[OptionKeywords],
+) -> Finetuned:  # fmt: skip
+    """`pruned` trained on what `dense` says to `data` (what --calib takes, labels too where there are any; None makes
+    inputs up), or as it is where the part that judges finds nothing better; the graph stays, values change.
+
+    options.finetune: steps or a time. checkpoint: a file to go on from. Ctrl-C ends it with what it has. Raises
+    UsageError (no torch, other inputs), NothingToPrune (an operator that cannot be trained), CheckFailed."""
+    finetuning.check_torch()
+    options = checked(given(options, keywords))
+    if data is not None and options.calib is not None:
+        raise UsageError("the inputs are given twice, as data and as calib")
+    options = replace(options, calib=options.calib if data is None else data, finetune=options.finetune or True)
+    small = Model.load(pruned)
+    trace = analysed(Model.load(dense), options, Clock(progress)).trace
+    parts = finetuning.parted(trace.model, trace.shapes, options)
+    path = None if checkpoint is None else Path(checkpoint)
+    return finetuning.finetuned(trace.model, small, trace.shapes, parts, options, progress, path)
