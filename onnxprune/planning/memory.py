@@ -17,7 +17,7 @@ BASE = 150 << 20
 SOLVED = 13
 """Second moments of the layer that is solved for are held so often: those of the rows that are fitted, of the others
 and of both, each again when centred, a factor for every ridge, and what is in the making."""
-BATCH = 1.7
+BATCH = 1.85
 """Activations are held so often: with those of one batch of eight inside the runtime, which doubles its blocks, and
 with the gaps that arrays of a few megabytes leave where they are freed."""
 ROWS, TARGETS = 2, 8
