@@ -157,7 +157,8 @@ def _refuse_unread(options: Options, keywords: OptionKeywords, data: bool = Fals
     is not asked."""
     asked = unread.differing({**keywords})
     times = options.of == "latency" or options.round_to == 0
-    unread.check(asked, unread.Run(uses_inputs(options.resolved()), data, times, plan, fast=options.fast))
+    inputs = uses_inputs(options.resolved()) or bool(options.finetune)
+    unread.check(asked, unread.Run(inputs, data, times, plan, fast=options.fast))
 
 
 def _prepared(model: Any, options: Options, clock: Clock) -> tuple[Groups, Options, Parts | None]:

@@ -37,6 +37,7 @@ ROWS: tuple[tuple[tuple[str, ...], Callable[[Run], bool], str], ...] = (
     (("force_plan",), lambda run: run.plan, "{flag} is about a plan; give one with --plan"),
     (INPUTS, lambda run: run.inputs or not run.fast, "{flag} is not used with --fast; leave one of them out"),
     (INPUTS, lambda run: run.inputs, "{flag} is not used: nothing here looks at inputs"),
+    (("effort",), lambda run: run.inputs, "{flag} is not used: nothing here looks at inputs"),
     (READING, lambda run: run.inputs or run.data, "{flag} is not used: nothing here reads inputs or pictures"),
     (
         ("threads", "batch"), lambda run: run.times,

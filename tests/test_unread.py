@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ UNREAD = [
     (f"{FAST} --mean 0.5", "--mean is not used"),
     (f"{FAST} --std 1/2", "--std is not used"),
     (f"{FAST} --scale 1/255", "--scale is not used: nothing here reads inputs or pictures"),
+    (f"{FAST} --effort high", "--effort is not used: nothing here looks at inputs"),
     (f"{FAST} --threads 1", "--threads says how time is measured, and none is"),
     (f"{FAST} --batch 1", "--batch says how time is measured"),
     ("m.onnx out.onnx --reconstruct none --scope local --criterion l2 --calib x.npz", "nothing here looks at inputs"),
@@ -88,6 +90,13 @@ def test_a_flag_that_somebody_reads(flags: str, folder: Path) -> None:
 @pytest.mark.parametrize("flags", ["--metric cosine", "--calib d.npz --calib-samples 8 --mean 0.5", "--validate d.npz"])
 def test_a_sweep_measures_quality_in_any_case(flags: str, folder: Path) -> None:
     assert main(["sweep", "m.onnx", "s", "-q", "--fast", "--ratios", "0.3", "--jobs", "1", *flags.split()]) == 0
+
+
+def test_training_reads_inputs_where_the_cut_does_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what is refused is what is missing, and not --calib."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(onnxprune.OnnxPruneError, match="finetune needs torch"):
+        onnxprune.prune("m.onnx", fast=True, finetune=True, calib="d.npz")
 
 
 def test_time_is_measured_for_a_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,8 @@ def run(argv: Sequence[str]) -> int:
     options = flags.options(args)
     from onnxprune.planning import uses_inputs
 
-    flags.refuse_unread(args, options, inputs=uses_inputs(options.resolved()), times=args.benchmark)
+    inputs = uses_inputs(options.resolved()) or bool(options.finetune)
+    flags.refuse_unread(args, options, inputs=inputs, times=args.benchmark)
     outputs = _checked_outputs(args)
     comparison, gates = _comparison(args, options)
     with progress(args.quiet) as show:
