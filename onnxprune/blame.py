@@ -48,12 +48,12 @@ def blame_model(job: Callable[P, T]) -> Callable[P, T]:
 def run_once(model: Model, options: Options, inferred: Callable[[], None] = lambda: None) -> None:
     """Raises where a model as it was given cannot be loaded, or run on small inputs. Calls `inferred` once its shapes
     are known."""
-    shapes = infer(model, options.input_shapes, options.memory)
+    shapes = infer(model, options.input_shapes, options.memory_limit)
     inferred()
     session = opened(model, options, shapes.dtype)
     last: Exception = Exception()
     for state, sizes in zip(shapes.passes, shapes.inputs, strict=True):
-        footprint.check(model, state, options.memory)
+        footprint.check(model, state, options.memory_limit)
         hazards.check(model, state)
         for low, high in RANGES:
             try:

@@ -10,6 +10,10 @@ Progress = Callable[[str, float], None]
 """Called with a stage's name and the share of that stage that is done, 0..1."""
 
 
+MEMORY = 4 << 30
+"""Bytes that a process may take where nothing else is said."""
+
+
 @dataclass(frozen=True)
 class Options:
     """Everything that decides a plan. The command line's flags bear the same names.
@@ -29,7 +33,7 @@ class Options:
     effort: "low" measures what cuts do to the outputs in closed form and takes images as they are; "normal" by light
     refits where these take about a minute, and mirrors images; "high" by three refits each, however long they take.
     memory: bytes that the process may take: as many inputs are looked at as fit, of those that are asked for; what
-    needs more for statistics alone is refused.
+    needs more for statistics alone is refused. 0: 4 GiB, of which activations take no more than two.
     max_ratio: at most this share of any group, in every scope.
     round_to: kept counts are rounded to the nearest multiple of this; "auto" (0): of what wastes no time in this
     runtime on this machine, as measured. With `of` "latency" this is so unless the multiple is 2 or more.
@@ -53,7 +57,7 @@ class Options:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     scale: float | None = None
-    memory: int = 4 << 30
+    memory: int = 0
     finetune: bool | int | str | None = None
     heads: bool = True
     residual: Literal["none", "conv", "all"] = "conv"
@@ -69,6 +73,11 @@ class Options:
     batch: int = 1
     check_rtol: float | None = None
     check_atol: float = 0.0
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes that the process may take."""
+        return self.memory or MEMORY
 
     def resolved(self) -> Options:
         """With every default that depends on `fast` written out."""

@@ -114,7 +114,7 @@ class Helper:
         data = b"" if model.path is not None else model.to_proto().SerializeToString()
         asked = {
             "number": self.trials, "path": str(model.path.absolute()) if model.path else "", "size": len(data),
-            "input_shapes": {n: list(s) for n, s in options.input_shapes.items()}, "memory": options.memory,
+            "input_shapes": {n: list(s) for n, s in options.input_shapes.items()}, "memory": options.memory_limit,
             "seed": options.seed,
         }  # fmt: skip
         Thread(target=self._write, args=(json.dumps(asked).encode() + b"\n" + data,), daemon=True).start()

@@ -51,7 +51,7 @@ RULES: tuple[Rule, ...] = (
     ("mean", all_of(math.isfinite), "is not numbers, such as 0.485,0.456,0.406"),
     ("std", all_of(lambda x: 0 < x < math.inf), "is not numbers above 0, such as 0.229,0.224,0.225"),
     ("scale", lambda x: 0 < x < math.inf, "is not a number above 0; 1/255 brings pixels into 0..1"),
-    ("memory", lambda n: n >= 1 << 20, "is not at least 1 MiB (1M); 4G is usual"),
+    ("memory", lambda n: n == 0 or n >= 1 << 20, "is not at least 1 MiB (1M); 4G is usual"),
     ("round_to", lambda n: n >= 0, "is not auto (0) or from 1 on"),
     ("min_channels", lambda n: n >= 1, "is not at least 1"),
     ("max_ratio", lambda x: 0 < x <= 1, "is not in (0, 1]; it is the share of its units that a group may lose"),

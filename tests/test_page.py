@@ -22,7 +22,7 @@ GROUPS = tuple(GroupInfo(f"conv{i}", (f"conv{i}", "next"), 8 * i, 8 * i, 8 * i -
 REPORT = Report(
     Cost(1000, 20000, 4_200_000), Cost(500, 8000, 2_100_000), GROUPS,
     (FrozenInfo("w1", 1, 4, "Mystery", "node_7", "no rule"), FrozenInfo("w2", 0, 5, "output", "y", "keeps its shape")),
-    Proof(7, 3e-7, 1e-5, (1, 2), ("CPUExecutionProvider",)), Options(),
+    Proof(7, 3e-7, 1e-5, (1, 2), ("CPUExecutionProvider",)), Options(memory=4 << 30),
     curves=(CurveInfo("conv2", 16, (0.0, 0.01, 0.1, None), 0.5, 0.3), CurveInfo("conv1", 8, (0.0, 0.2, 0.4), None, 0.0)),
 )  # fmt: skip
 

@@ -135,7 +135,7 @@ def memory_flag(parser: argparse._ActionsContainer) -> None:
         "--memory",
         type=take.option("memory"),
         metavar="SIZE",
-        help="of activations, and without --fast statistics (default 4G)",
+        help="what the process may take (default 4G, of which activations take no more than two)",
     )
 
 

@@ -180,7 +180,8 @@ class _Job:
         """The dense model's answers to all copies, by bucket; None where they would take too much memory: then it is
         asked at every step."""
         bytes_a_row = sum(a.nbytes / max(1, len(a) if a.ndim else 1) for a in self.judge[0][1])
-        if bytes_a_row * sum(map(len, self.buckets)) > self.options.memory / 2 or any(b.size for b in self.buckets):
+        every = bytes_a_row * sum(map(len, self.buckets))
+        if every > self.options.memory_limit / 2 or any(b.size for b in self.buckets):
             return None
         found = []
         for bucket in self.buckets:

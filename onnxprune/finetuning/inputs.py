@@ -53,7 +53,7 @@ def fitting(shapes: Shapes, options: Options) -> int:
     """How many samples of all inputs take half of the memory, by the sizes that the shapes were inferred at."""
     sizes = shapes.inputs[0].values()
     batch = max((s[0] for s in sizes if s and s[0]), default=1)
-    return int(options.memory / 2 / max(4 * sum(prod(d or 1 for d in s) for s in sizes) / batch, 1))
+    return int(options.memory_limit / 2 / max(4 * sum(prod(d or 1 for d in s) for s in sizes) / batch, 1))
 
 
 def _parted(found: Calibration) -> Parts:

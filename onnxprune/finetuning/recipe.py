@@ -13,7 +13,7 @@ from typing import Any
 
 from onnxprune.validation import training_length
 
-STEPS = 600
+STEPS = 2000
 BATCH, LARGE_BATCH = 64, 16
 LARGE = 224
 """Images of this side on are taken few at a time."""
@@ -25,7 +25,7 @@ WARM = 0.3
 DECAY, CLIP = 1e-4, 1.0
 TEMPERATURE, LOGITS, LABELS = 2.0, 0.05, 0.5
 """Of the softened answers; the weights of the squared error of logits, and of labels where there are any."""
-COPIES, POOL = 16, 8192
+COPIES, POOL = 24, 12288
 """Of every image so many copies, up to so many in all: more of them let more steps pay."""
 JUDGED = 8
 """Copies of the images that judge."""

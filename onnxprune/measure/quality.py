@@ -95,7 +95,7 @@ def compared(model: Any, data: Any, options: Options, metric: Any = "", limit: i
     if data is not None:
         found = load(data, source, shapes, options, limit)
     else:
-        footprint.check(source, shapes.passes[0], options.memory)
+        footprint.check(source, shapes.passes[0], options.memory_limit)
         made = calibration(source, shapes, replace(options, calib=None, calib_samples=limit or MADE_UP))
         first = next((s.name for s in describe(source, shapes) if s.batch == 0), None)
         rows = [len(feed[first]) if first else 1 for feed in made.feeds]

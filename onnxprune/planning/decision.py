@@ -72,7 +72,7 @@ def planner(groups: Groups, options: Options, progress: Progress | None = None) 
     costs = costs_of(groups, options, progress)
     if not uses_inputs(options):
         return lambda asked: Decision(by_weights(groups, asked, costs), groups, costs=costs)
-    if (need := statistics_bytes(groups)) > options.memory:
+    if (need := statistics_bytes(groups)) > options.memory_limit:
         raise UsageError(
             f"to calibrate and refit a model of this size takes about {need / 1e9:.1f} GB; allow it with --memory "
             f"{-(-need >> 30)}G, or give --fast, which needs little"

@@ -14,6 +14,8 @@ from onnxprune.trace import Groups
 
 BASE = 150 << 20
 """Bytes of Python and its libraries; of little memory half is left beside them."""
+MODERATE = 2 << 30
+"""Bytes of activations where no memory was asked for: more samples of large images take more time and bring little."""
 SOLVED = 13
 """Second moments of the layer that is solved for are held so often: those of the rows that are fitted, of the others
 and of both, each again when centred, a factor for every ridge, and what is in the making."""
@@ -40,12 +42,13 @@ def statistics_bytes(groups: Groups) -> int:
 
 
 def samples_that_fit(groups: Groups, options: Options) -> float:
-    """How many samples can be looked at within `options.memory`; less than 1 where not even one can."""
+    """How many samples can be looked at within `options.memory_limit`; less than 1 where not even one can."""
     shapes = groups.trace.shapes
     dims = next(sizes(groups.trace.model, shapes, 1, options.input_shapes), shapes.inputs[0])
     inputs = describe(groups.trace.model, shapes)
     batch = next((dims[i.name][0] for i in inputs if i.batch == 0), 1) or 1
-    free = options.memory - min(BASE, options.memory // 2) - statistics_bytes(groups)
+    free = options.memory_limit - min(BASE, options.memory_limit // 2) - statistics_bytes(groups)
+    free = free if options.memory else min(free, MODERATE)
     held = weigh(groups.trace, lambda name: shapes.where(name, dims), options.resolved().reconstruct == "ls")
     return batch * min((_batches(h, free) for h in held), default=inf)
 

@@ -162,7 +162,7 @@ class Original:
     def fits_in_memory(self, ks: Sequence[int]) -> bool:
         """Whether the memory holds what runs at all of these assignments make."""
         passes = (self.trace.shapes.passes[k] for k in ks)
-        return footprint.within(self.trace.model, passes, self.options.memory // 3)
+        return footprint.within(self.trace.model, passes, self.options.memory_limit // 3)
 
     def _run(
         self, session: Session | Chain, k: int, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, Dims],
@@ -223,7 +223,7 @@ def _runnable(original: Original, shapes: Mapping[str, tuple[int, ...]]) -> dict
                 trial[name][axis] = trial[name][axis] * factor + offset
             sizes = {name: tuple(shape) for name, shape in trial.items()}
             try:
-                footprint.check(model, infer(model, sizes).passes[0], min(options.memory, TRIAL_LIMIT))
+                footprint.check(model, infer(model, sizes).passes[0], min(options.memory_limit, TRIAL_LIMIT))
                 _on_random_inputs(session, model, sizes, options.seed, None)
                 return sizes
             except Exception:  # any error only says that these sizes do not fit

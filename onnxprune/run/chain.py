@@ -184,7 +184,7 @@ def opened(
     """What runs a model for a proof: in pieces where its weights or nodes are many, with nothing drawn at random. free:
     weights in whose place a session may be given others."""
     model = repeatable.settled(model, types)
-    most = min(BLOCK, options.memory // SHARE)
+    most = min(BLOCK, options.memory_limit // SHARE)
     small = len(model.graph.node) <= NODES and sum(w.nbytes for w in model.weights.values()) <= most
     if small or model.graph.sparse_initializer:
         return Session(model, options.providers, free)

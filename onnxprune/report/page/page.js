@@ -27,7 +27,7 @@ function jointed(text) {
 
 /** Options whose numbers mean more than a number. */
 const MEANINGS = {
-  memory: (n) => `${brief(n / 2 ** 30)} GiB`, threads: (n) => (n ? String(n) : "default"), round_to: (n) => (n ? String(n) : "auto"),
+  memory: (n) => (n ? `${brief(n / 2 ** 30)} GiB` : "default"), threads: (n) => (n ? String(n) : "default"), round_to: (n) => (n ? String(n) : "auto"),
 };
 const option = ([name, value]) => [name, MEANINGS[name]?.(value) ?? said(value)];
 
