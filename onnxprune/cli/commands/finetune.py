@@ -73,4 +73,4 @@ def _check_files(args: argparse.Namespace) -> None:
     given = getattr(args, "calib", None)
     check_distinct([args.DENSE, args.PRUNED, *([Path(given)] if given else [])], outputs)
     if not args.PRUNED.is_file():
-        raise UsageError(f"{args.PRUNED}: no such file")
+        raise UsageError(f"{args.PRUNED} does not exist; check the path")
