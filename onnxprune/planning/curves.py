@@ -104,6 +104,7 @@ def measure(
         found = {s: f for s, f in (measured(curve, wanted) for wanted in tried) if f is not None}
         if found:
             curve.factor = float(np.median(list(found.values())))
+        if len(found) > 1 and curve.factor:
             bend = np.interp(np.linspace(0, 1, len(curve.losses)), list(found), list(found.values())) / curve.factor
             curve.losses = curve.losses * bend
     known = [c.factor for c in curve_set.curves if c.factor is not None]
