@@ -42,6 +42,15 @@ class Curve:
     losses: Array
     factor: float | None = None
 
+    def bend(self, found: Mapping[float, float]) -> None:
+        """Take what was measured, a factor for each share that was tried; where these are several, let the losses go
+        through all of them."""
+        if found:
+            self.factor = float(np.median(list(found.values())))
+        if len(found) > 1 and self.factor:
+            at = np.linspace(0, 1, len(self.losses))
+            self.losses = self.losses * np.interp(at, list(found), list(found.values())) / self.factor
+
 
 @dataclass
 class CurveSet:
@@ -102,11 +111,7 @@ def measure(
         if progress:
             progress("sensitivity", k / len(curve_set.curves))
         found = {s: f for s, f in (measured(curve, wanted) for wanted in tried) if f is not None}
-        if found:
-            curve.factor = float(np.median(list(found.values())))
-        if len(found) > 1 and curve.factor:
-            bend = np.interp(np.linspace(0, 1, len(curve.losses)), list(found), list(found.values())) / curve.factor
-            curve.losses = curve.losses * bend
+        curve.bend(found)
     known = [c.factor for c in curve_set.curves if c.factor is not None]
     for curve in curve_set.curves:
         if curve.factor is None:
