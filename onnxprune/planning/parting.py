@@ -25,7 +25,7 @@ BATCHES = 8
 """So many batches are made of few samples, so that each part has some."""
 ALIKE = 2 / 3
 """Of the images, whose class is the same when they are turned left to right: then that says nothing to the model."""
-FEW, FOLDS = 256, 4
+FEW, FOLDS = 64, 4
 """With fewer samples the verdict is the mean over so many turns, in each of which another part of them judges."""
 
 
