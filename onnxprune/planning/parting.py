@@ -31,9 +31,9 @@ FEW, FOLDS = 64, 4
 
 @dataclass(frozen=True)
 class Parts:
-    """fit: what statistics are taken of and weights are fitted to. choose: what ridges, accepted layers and shares are
-    chosen by; the last solve of a layer may use it. judge: what nothing has been fitted to or chosen by. mirrors: of
-    what is fitted, images turned left to right, to which weights are fitted as well."""
+    """fit: what statistics are taken of and weights are fitted to. choose: what ridges and accepted layers are chosen
+    by; the last solve of a layer may use it, and trials of shares take from both. judge: what nothing has been fitted to
+    or chosen by. mirrors: of what is fitted, images turned left to right, to which weights are fitted as well."""
 
     fit: Feeds
     choose: Feeds
@@ -90,6 +90,8 @@ def with_mirrors(groups: Groups, parts: Parts, options: Options) -> Parts:
         return parts
     room = samples_that_fit(groups, options) - sum(counts(groups, parts.solved))
     turned = turned[: int(np.searchsorted(np.cumsum(counts(groups, turned)), room, "right"))]
+    if not turned:
+        return parts
     session = open_session(groups.trace.model, options.providers)
     ways = [[session.run(None, dict(f)) for f in feeds] for feeds in (parts.fit[: len(turned)], turned)]
     alike = [_alike(a, b) for straight, other in zip(*ways, strict=True) for a, b in zip(straight, other, strict=True)]

@@ -50,7 +50,8 @@ class Trials:
     def lost(self, removed: Mask) -> float | None:
         """Output error without the units of `removed`; None where it cannot be run."""
         try:
-            error = self.judge.error(self._refitted(removed) if self.by_refit else self._compensated(removed))
+            model = self._refitted(removed) if self.by_refit else compensated(self.groups, self.sites, removed)
+            error = self.judge.error(model)
         except OnnxPruneError:
             return None
         return error if np.isfinite(error) else None
@@ -61,9 +62,6 @@ class Trials:
         feeds, held = self.some.solved, len(self.some.choose)
         Reconstruction(self.groups.trace, kept, work, feeds, held, self.judge.providers, self.seed, light=True).run()
         return work.model
-
-    def _compensated(self, removed: Mask) -> Model:
-        return compensated(self.groups, self.sites, removed)
 
 
 def _samples(trace: Trace, options: Options, count: int) -> int:
