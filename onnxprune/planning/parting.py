@@ -32,7 +32,7 @@ FEW, FOLDS = 64, 4
 @dataclass(frozen=True)
 class Parts:
     """fit: what statistics are taken of and weights are fitted to. choose: what ridges and accepted layers are chosen
-    by; the last solve of a layer may use it, and trials of shares take from both. judge: what nothing has been fitted to
+    by; the last solve of a layer may use it, and trials of shares take from both. judge: what nothing was fitted to
     or chosen by. mirrors: of what is fitted, images turned left to right, to which weights are fitted as well."""
 
     fit: Feeds
