@@ -5,6 +5,7 @@ Knows the trace, no importance and no budget.
 
 from __future__ import annotations
 
+from onnxprune.fit.compared import SharedDense
 from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.flows import Flow, flows, turns
@@ -22,7 +23,7 @@ from onnxprune.fit.weight_values import WeightValues
 
 __all__ = [
     "LIGHT", "Extent", "Fitted", "Flow", "Held", "Layer", "Likeness", "Likenesses", "Linear", "Problem",
-    "Reconstruction", "Refits", "Site", "Solution", "Tail", "Unsolvable", "Walk", "WeightValues", "collect", "flows",
+    "Reconstruction", "Refits", "SharedDense", "Site", "Solution", "Tail", "Unsolvable", "Walk", "WeightValues", "collect", "flows",
     "layers", "normalisations", "re_estimated", "restore", "sample_size", "shared", "solve", "sums_by_node", "tail",
     "turns", "units_made", "units_of", "weigh",
 ]  # fmt: skip

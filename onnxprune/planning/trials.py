@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.fit import LIGHT, Fitted, Linear, Reconstruction, Site, layers, sample_size, tail
+from onnxprune.fit import LIGHT, Fitted, Linear, Reconstruction, SharedDense, Site, layers, sample_size, tail
 from onnxprune.model import Model, Topology, Weight
 from onnxprune.options import Options
 from onnxprune.planning import profile
@@ -46,6 +46,7 @@ class Trials:
         self.some = lightly(groups, inputs, samples or FIT)
         feeds = self.some.judge if self.by_refit else inputs.choose or inputs.fit
         self.judge = OutputError(groups, feeds, options.providers)
+        self.dense = SharedDense(groups.trace, self.some.solved, options.providers)
 
     def lost(self, removed: Mask) -> float | None:
         """Output error without the units of `removed`; None where it cannot be run."""
@@ -59,8 +60,8 @@ class Trials:
     def _refitted(self, removed: Mask) -> Model:
         kept = self.groups.kept_ids(removed)
         work = rewrite(self.groups.trace, kept)
-        feeds, held = self.some.solved, len(self.some.choose)
-        Reconstruction(self.groups.trace, kept, work, feeds, held, self.judge.providers, self.seed, light=True).run()
+        feeds, held, providers = self.some.solved, len(self.some.choose), self.judge.providers
+        Reconstruction(self.groups.trace, kept, work, feeds, held, providers, self.seed, True, self.dense).run()
         return work.model
 
 
