@@ -1,4 +1,4 @@
-"""The dense network that the layers of a cut one are compared with: for one refit, or for many that look at the same rows.
+"""The dense network that the layers of a cut one are compared with: for one refit, or for many of the same rows.
 
 Knows walks, layers and what was kept; no solutions.
 """
@@ -125,7 +125,7 @@ class SharedDense(Dense):
 
 
 def channels(trace: Trace, kept: Mask, name: str, shape: tuple[int, ...], axis: int) -> Mask | None:
-    """[channels]: those of a tensor of this `shape` that are kept along `axis`; None where others of its axes are cut."""
+    """[channels]: those of a tensor of this `shape` that are kept along `axis`; None where other axes are cut, too."""
     alive = np.ones(shape[axis], bool)
     for block in trace.of(name):
         if kept[block.ids].all():
