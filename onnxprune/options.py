@@ -31,7 +31,7 @@ class Options:
     calib: inputs to calibrate on (see `calibrate`); None makes them up.
     mean, std, scale: how the pixels of image files are normalised; (pixel * scale - mean) / std.
     effort: "low" measures what cuts do to the outputs in closed form and takes images as they are; "normal" by light
-    refits where these take about a minute, and mirrors images; "high" by three refits each, however long they take.
+    refits where these take half a minute or less, and mirrors images; "high" by three refits each, however long.
     memory: bytes that the process may take: as many inputs are looked at as fit, of those that are asked for; what
     needs more for statistics alone is refused. 0: 4 GiB, of which activations take no more than two.
     max_ratio: at most this share of any group, in every scope.

@@ -5,6 +5,7 @@ Knows the trace, no importance and no budget.
 
 from __future__ import annotations
 
+from onnxprune.fit.compared import SharedDense
 from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.flows import Flow, flows, turns
@@ -13,7 +14,7 @@ from onnxprune.fit.likeness import Likeness, Likenesses
 from onnxprune.fit.linear import Extent, Linear, Unsolvable
 from onnxprune.fit.moments import normalisations, re_estimated, restore
 from onnxprune.fit.products import Layer
-from onnxprune.fit.reconstruction import LIGHT, Reconstruction, Refits
+from onnxprune.fit.reconstruction import Reconstruction, Refits
 from onnxprune.fit.sites import Site, collect, sample_size, sums_by_node, units_made, units_of
 from onnxprune.fit.tails import Tail, tail
 from onnxprune.fit.walk import Walk
@@ -21,8 +22,8 @@ from onnxprune.fit.weighing import Held, weigh
 from onnxprune.fit.weight_values import WeightValues
 
 __all__ = [
-    "LIGHT", "Extent", "Fitted", "Flow", "Held", "Layer", "Likeness", "Likenesses", "Linear", "Problem",
-    "Reconstruction", "Refits", "Site", "Solution", "Tail", "Unsolvable", "Walk", "WeightValues", "collect", "flows",
+    "Extent", "Fitted", "Flow", "Held", "Layer", "Likeness", "Likenesses", "Linear", "Problem", "Reconstruction",
+    "Refits", "SharedDense", "Site", "Solution", "Tail", "Unsolvable", "Walk", "WeightValues", "collect", "flows",
     "layers", "normalisations", "re_estimated", "restore", "sample_size", "shared", "solve", "sums_by_node", "tail",
     "turns", "units_made", "units_of", "weigh",
 ]  # fmt: skip

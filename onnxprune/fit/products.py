@@ -192,8 +192,16 @@ class Layer:
 
     def targets(self, y: Array, at: NDArray[np.int64]) -> Array:
         """[groups, rows, outputs]: what stands at the chosen output positions, in the order of `rows`."""
+        return self.split(self.picked(y, at))
+
+    def picked(self, y: Array, at: NDArray[np.int64]) -> Array:
+        """[samples, channels, positions]: what stands at the chosen positions; those of a matrix product are of one
+        sample."""
         if self.window is None:
-            return np.moveaxis(y, self.y_axis, -1).reshape(-1, y.shape[self.y_axis])[at][None]
-        n, o = y.shape[:2]
-        picked = y.reshape(n, self.groups, o // self.groups, -1)[..., at]
-        return picked.transpose(1, 0, 3, 2).reshape(self.groups, n * len(at), o // self.groups)
+            return np.moveaxis(y, self.y_axis, -1).reshape(-1, y.shape[self.y_axis])[at].T[None]
+        return y.reshape(*y.shape[:2], -1)[..., at]
+
+    def split(self, picked: Array) -> Array:
+        """[groups, rows, outputs] of what was `picked`, sample-major."""
+        n, o, p = picked.shape
+        return picked.reshape(n, self.groups, o // self.groups, p).transpose(1, 0, 3, 2).reshape(self.groups, n * p, -1)

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from onnxprune.fit.compared import Dense
 from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.least_squares import RIDGES, Problem, Solution, solve
 from onnxprune.fit.linear import Linear, Unsolvable
+from onnxprune.fit.products import Layer
 from onnxprune.fit.sites import sample_size
 from onnxprune.fit.tails import Tail, tail
 from onnxprune.fit.walk import Walk
@@ -30,9 +32,8 @@ ROUNDS = 2
 HELD = 0.2
 """Share of the rows that judge where no batch is left to do so."""
 NOTHING = "nothing that it reads or gives was cut"
-LIGHT = 6
-"""A light refit takes one row of so many, and fits to those that do not choose only."""
 LIGHT_RIDGES = (1e-2, 1.0)
+"""Of a light refit, which fits to those rows only that do not choose."""
 MOST_HELD = 0.5
 """Share of the rows that may be held out: a model whose batch size is fixed can have all of them in one batch."""
 
@@ -85,7 +86,7 @@ class Equations:
         """What errors are relative to: squares of the centred target on the held-out rows; never zero."""
         return sum(p.energy() + 1e-30 for p in self._tests())
 
-    def solve(self, light: bool = False) -> list[Solution]:
+    def solve(self, light: bool) -> list[Solution]:
         """One solution a group; the old weights where they are exact."""
         how = (LIGHT_RIDGES, False) if light else (RIDGES, True)
         found = []
@@ -96,25 +97,28 @@ class Equations:
 
 
 class Reconstruction:
-    """Both networks on the way through the same batches. The last `held` batches, if any, only choose. light: rougher
-    and quicker, to tell plans apart."""
+    """Both networks on the way through the same batches. The last `held` batches, if any, only choose. light: a
+    rougher and quicker refit, to tell plans apart, looks at one row of so many."""
 
     def __init__(
         self, trace: Trace, kept: Mask, after: Rewritten, feeds: Sequence[Mapping[str, Array]], held: int,
-        providers: Sequence[str] = ("cpu",), seed: int = 0, light: bool = False,
+        providers: Sequence[str] = ("cpu",), seed: int = 0, light: int = 0, dense: Dense | None = None,
     ) -> None:  # fmt: skip
         self.light = light
         self.trace, self.kept, self.after, self.held, self.seed = trace, kept, after, held, seed
-        self.dense = Walk(trace.model, feeds, trace.shapes.dtype, providers)
+        self.dense = dense or Dense(trace, feeds, providers)
         self.current = Walk(after.model, feeds, trace.shapes.dtype, providers)
         self.open: set[int] = set()
         self.fitted = Fitted(self.current, trace.shapes.dtype, after.aliases)
         self.refits = Refits()
         self.touched = self.current.followers(self._changed())
+        self.dense.start(self.current, self.touched)
 
     def run(self, progress: Callable[[float], None] | None = None) -> Refits:
         """Solve for all layers in order, changing the weights of `after`; `progress` is told the share that is done."""
         found = layers(self.after.model, self.trace.rank, self.refits.skipped)
+        if self.light:
+            found = [layer for layer in found if not self._depthwise(layer)]
         todo = {members[0].key: members for members in shared(found)}
         for k, layer in enumerate(found):
             if progress:
@@ -135,13 +139,20 @@ class Reconstruction:
                     self.dense.release()
         return self.refits
 
+    def _depthwise(self, layer: Linear) -> bool:
+        """Whether each of its channels is made of one other, so that it makes up for none that goes elsewhere."""
+        return isinstance(layer, Layer) and layer.groups > 1 and layer.read(self.after.model).shape[1] == layer.taps()
+
     def _changed(self) -> list[int]:
         """The nodes that are new, or that read other weights than in the dense graph."""
-        dense, walk = self.trace.model.weights, self.current
-        there = self.dense.made_by
+        dense, walk, before = self.trace.model.weights, self.current, self.dense.walk
         other = {name for name, weight in walk.model.weights.items() if weight is not dense.get(name)}
-        other |= {o for o in walk.made_by if o not in there}
-        return [k for k, n in enumerate(walk.nodes) if other & (walk.reads[k] | set(n.output))]
+        other |= {o for o in walk.made_by if o not in before.made_by}
+        then = {o: before.nodes[k] for o, k in before.made_by.items()}
+        return [
+            k for k, n in enumerate(walk.nodes)
+            if other & (walk.reads[k] | set(n.output)) or any(then[o] != n for o in n.output if o)
+        ]  # fmt: skip
 
     def _refit(self, members: list[Linear], seen: int) -> Refit:
         """Solve for one matrix by the first `seen` of the layers that use it; Unsolvable where that cannot be done."""
@@ -155,7 +166,7 @@ class Reconstruction:
 
     def _improve(self, here: Equations) -> Refit:
         """Solve, and write what was found unless the layers are exact as they are."""
-        solved, energy = here.solve(self.light), here.energy
+        solved, energy = here.solve(bool(self.light)), here.energy
         before, after = (sum(getattr(s, what) for s in solved) / energy for what in ("before", "error"))
         if before:
             self._write(here, np.stack([s.matrix for s in solved]), np.stack([s.bias for s in solved]))
@@ -199,7 +210,7 @@ class Reconstruction:
             Problem(rows, wanted, own, offset, low, high, movable)
             for own, (rows, wanted, offset) in zip(scale, gathered, strict=True)
         ]
-        held = min(self.held / self.dense.batches or HELD, MOST_HELD)
+        held = min(self.held / self.current.batches or HELD, MOST_HELD)
         return Equations(members, tails, matrix, bias, movable, problems, held)
 
     def _bias(self, members: list[Linear], tails: list[Tail], outputs: int) -> Array:
@@ -222,18 +233,16 @@ class Reconstruction:
     def _gather(self, members: list[Linear], tails: list[Tail], matrix: Array) -> list[tuple[Array, ...]]:
         """Of every group (rows, wanted, offset) of all `members`, held-out batches last."""
         groups, columns, outputs = matrix.shape
-        total = sample_size(groups, columns) // (len(members) * (LIGHT if self.light else 1))
-        parts: list[list[tuple[Array, Array, Array]]] = [[] for _ in range(self.dense.batches)]
+        total = sample_size(groups, columns) // (len(members) * max(self.light, 1))
+        parts: list[list[tuple[Array, Array, Array]]] = [[] for _ in range(self.current.batches)]
         for layer, its in zip(members, tails, strict=True):
-            dense = layer.dense(self.trace, self.kept, self.dense, its.compared, outputs)
-            if not layer.feeds_back:  # which looks at what it read again
-                self.dense.release([its.compared])
+            dense = self.dense.answers(layer, its.compared, self.kept, outputs)
             xs = layer.inputs(self.current)
             others = self.current.value(its.other) if its.other else [None] * len(xs)
             rng = np.random.default_rng((self.seed, layer.index))
             for batch, (x, y, z) in enumerate(zip(xs, dense, others, strict=True)):
-                at = layer.sample(x, -(-total // len(xs)), rng)
-                rows, wanted = layer.rows(x, at), layer.targets(y, at)
+                at, wanted = y.targets(layer, x, -(-total // len(xs)), rng)
+                rows = layer.rows(x, at)
                 offset = np.broadcast_to(its.offset.reshape(groups, 1, -1), wanted.shape)
                 if z is not None:
                     offset = offset + layer.targets(np.broadcast_to(z, y.shape), at)

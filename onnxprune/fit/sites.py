@@ -28,6 +28,8 @@ Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 ROWS_PER_COLUMN = 48
 LEAST_ROWS, MORE_ROWS = 12000, 40000
+LEAST_OF_MANY = 3000
+"""Rows for each of several groups, whose unknowns are few."""
 MOST_NUMBERS = 150_000_000
 """Sampled rows of one layer, in numbers: 600 MB of float32."""
 
@@ -49,7 +51,8 @@ class Site:
 
 def sample_size(groups: int, columns: int) -> int:
     """Rows to sample for a layer: several for every unknown, bounded by memory."""
-    wanted = max(LEAST_ROWS, min(ROWS_PER_COLUMN * columns, MORE_ROWS + 2 * columns))
+    least = LEAST_ROWS if groups == 1 else LEAST_OF_MANY
+    wanted = max(least, min(ROWS_PER_COLUMN * columns, MORE_ROWS + 2 * columns))
     return min(wanted, MOST_NUMBERS // (groups * columns))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.fit import LIGHT, Fitted, Linear, Reconstruction, Site, layers, sample_size, tail
+from onnxprune.fit import Extent, Fitted, Linear, Reconstruction, SharedDense, Site, layers, sample_size, tail
 from onnxprune.model import Model, Topology, Weight
 from onnxprune.options import Options
 from onnxprune.planning import profile
@@ -29,11 +29,12 @@ from onnxprune.trace import Groups, Mask, Trace
 
 SHARES = {"low": (0.45,), "normal": (0.45,), "high": (0.25, 0.5, 0.75)}
 """Of a set, that are taken out to measure what the outputs lose, by the effort."""
-FIT, LEAST_FIT = 64, 32
-"""Samples that a trial is fitted to, and as many judge it; fewer where the model is large."""
-MOST_WORK = 3e12
-"""Multiply-adds of all trials together, about a minute; beyond that trials are in closed form unless the effort is
-high."""
+PACES = ((64, 6), (32, 12))
+"""Samples that a trial is fitted to, and as many judge it; and of how many rows of each layer one is looked at. The
+second where the model is large."""
+MOST_WORK = 1.5e12
+"""Multiply-adds of all trials together, half a minute or less; beyond that trials are in closed form unless the effort
+is high."""
 
 
 class Trials:
@@ -41,11 +42,12 @@ class Trials:
 
     def __init__(self, groups: Groups, sites: Sequence[Site], inputs: Parts, options: Options, count: int) -> None:
         self.groups, self.sites, self.seed = groups, sites, options.seed
-        samples = _samples(groups.trace, options, count)
+        samples, self.light = _pace(groups.trace, options, count)
         self.by_refit = samples > 0
-        self.some = lightly(groups, inputs, samples or FIT)
+        self.some = lightly(groups, inputs, samples or PACES[0][0])
         feeds = self.some.judge if self.by_refit else inputs.choose or inputs.fit
         self.judge = OutputError(groups, feeds, options.providers)
+        self.dense = SharedDense(groups.trace, self.some.solved, options.providers)
 
     def lost(self, removed: Mask) -> float | None:
         """Output error without the units of `removed`; None where it cannot be run."""
@@ -59,32 +61,30 @@ class Trials:
     def _refitted(self, removed: Mask) -> Model:
         kept = self.groups.kept_ids(removed)
         work = rewrite(self.groups.trace, kept)
-        feeds, held = self.some.solved, len(self.some.choose)
-        Reconstruction(self.groups.trace, kept, work, feeds, held, self.judge.providers, self.seed, light=True).run()
+        feeds, held, providers = self.some.solved, len(self.some.choose), self.judge.providers
+        Reconstruction(self.groups.trace, kept, work, feeds, held, providers, self.seed, self.light, self.dense).run()
         return work.model
 
 
-def _samples(trace: Trace, options: Options, count: int) -> int:
-    """How many samples each of `count` trials is fitted to; 0: none, as that takes too long. Half of the layers lie
-    behind a cut on average."""
-    if options.effort == "low":
-        return 0
-    solving = 0.0
-    for layer in layers(trace.model, trace.rank):
-        extent = layer.extent(trace.shapes.of_sample)
-        if extent is None:
-            continue
-        groups, columns, outputs = extent.groups, extent.columns, extent.outputs
-        rows = sample_size(groups, columns) / LIGHT
-        solving += groups * (rows * columns * (columns + 3 * outputs) + columns**2 * (columns + 6 * outputs))
+def _pace(trace: Trace, options: Options, count: int) -> tuple[int, int]:
+    """Samples, and of how many rows one, that each of `count` trials takes; (0, 0) where that would take too long. Half
+    of the layers lie behind a cut on average."""
+    if options.effort != "normal":
+        return PACES[0] if options.effort == "high" else (0, 0)
+    found = (layer.extent(trace.shapes.of_sample) for layer in layers(trace.model, trace.rank))
+    extents = [extent for extent in found if extent is not None]
 
-    def work(samples: float) -> float:
+    def work(samples: int, light: int) -> float:
+        solving = sum(_solving(extent, sample_size(extent.groups, extent.columns) / light) for extent in extents)
         return count * (solving / 2 + 2.5 * samples * profile.macs(trace))
 
-    if options.effort == "high":
-        return FIT
-    tried = [FIT / 2**k for k in range(8) if FIT / 2**k >= LEAST_FIT]
-    return int(next((n for n in tried if work(n) <= MOST_WORK), 0))
+    return next((pace for pace in PACES if work(*pace) <= MOST_WORK), (0, 0))
+
+
+def _solving(extent: Extent, rows: float) -> float:
+    """Multiply-adds of solving for a layer by so many rows."""
+    groups, columns, outputs = extent.groups, extent.columns, extent.outputs
+    return groups * (rows * columns * (columns + 3 * outputs) + columns**2 * (columns + 6 * outputs))
 
 
 def factor(error: float | None, loss: float, base: float = 0.0) -> float | None:

@@ -1,0 +1,89 @@
+"""Many light refits that share the dense network find what each of them finds alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import graph, inputs
+from onnx import ModelProto
+
+from onnxprune.fit import Reconstruction, SharedDense, Walk
+from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.rewrite import rewrite
+from onnxprune.stages import Clock, analysed
+from onnxprune.trace import Groups
+
+PADS = "pads=[1,1,1,1]"
+CONVOLUTIONS = graph(
+    "(float[N,3,8,8] x) => (float[N,5] y)",
+    f"""
+    a = Conv<{PADS}>(x, wa, ba) r = Relu(a)
+    d = Conv<{PADS}, group=12>(r, wd, bd) t = Relu(d)
+    c = Conv<{PADS}>(t, wc, bc) s0 = Add(r, c) s = Relu(s0)
+    e = Conv<strides=[2,2]>(s, we, be) u = Relu(e)
+    p = GlobalAveragePool(u) f = Flatten(p) y = Gemm<transB=1>(f, wo, bo)
+    """,
+    wa=(12, 3, 3, 3), ba=(12,), wd=(12, 1, 3, 3), bd=(12,), wc=(12, 12, 3, 3), bc=(12,), we=(8, 12, 1, 1), be=(8,),
+    wo=(5, 8), bo=(5,),
+)  # fmt: skip
+SEQUENCES = graph(
+    "(float[N,6,10] x) => (float[N,6,4] y)",
+    """
+    a = MatMul(x, wa) b = Add(a, ba) r = Relu(b)
+    k = Transpose<perm=[1,0,2]>(r) h = LSTM<hidden_size=8>(k, w, rw) z = Squeeze(h, one) q = Transpose<perm=[1,0,2]>(z)
+    c = MatMul(q, wc) y = Add(c, bc)
+    """,
+    wa=(10, 12), ba=(12,), w=(1, 32, 12), rw=(1, 32, 8), wc=(8, 4), bc=(4,), one=np.array([1]),
+)  # fmt: skip
+
+
+def refitted(
+    groups: Groups, removed: np.ndarray[Any, Any], feeds: list[dict[str, Any]], dense: SharedDense | None
+) -> Mapping[str, Any]:
+    """The weights after a light refit."""
+    kept = groups.kept_ids(removed)
+    after = rewrite(groups.trace, kept)
+    Reconstruction(groups.trace, kept, after, feeds, 1, light=4, dense=dense).run()
+    return {name: weight.array() for name, weight in after.model.weights.items()}
+
+
+@pytest.mark.parametrize("model", [CONVOLUTIONS, SEQUENCES], ids=["convolutions", "sequences"])
+def test_the_same_as_alone(model: ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = analysed(Model.load(model), Options(residual="all"), Clock())
+    feeds = [inputs(model, 16, seed) for seed in range(4)]
+    units = np.flatnonzero(groups.prunable)
+    dense = SharedDense(groups.trace, feeds, ("cpu",))
+    computed = []
+    run = Walk._computed
+    monkeypatch.setattr(Walk, "_computed", lambda walk, nodes, *a: computed.append(len(nodes)) or run(walk, nodes, *a))
+    for some in (units[:3], units[-3:], units[:3]):
+        removed = np.zeros(len(groups.prunable), bool)
+        removed[some] = True
+        computed.clear()
+        alone = refitted(groups, removed, feeds, None)
+        nodes_alone = sum(computed)
+        computed.clear()
+        shared = refitted(groups, removed, feeds, dense)
+        nodes_shared = sum(computed)
+        assert alone.keys() == shared.keys()
+        for name, weight in alone.items():
+            np.testing.assert_allclose(shared[name], weight, rtol=1e-3, atol=1e-4, err_msg=name)
+    assert nodes_shared < nodes_alone  # the last time what it is compared with is remembered
+
+
+def test_depthwise_layers_stay_in_a_light_refit() -> None:
+    groups = analysed(Model.load(CONVOLUTIONS), Options(residual="all"), Clock())
+    removed = np.zeros(len(groups.prunable), bool)
+    removed[np.flatnonzero(groups.prunable)[:3]] = True
+    kept = groups.kept_ids(removed)
+    after = rewrite(groups.trace, kept)
+    before = {name: weight.array().copy() for name, weight in after.model.weights.items()}
+    feeds = [inputs(CONVOLUTIONS, 16, seed) for seed in range(4)]
+    Reconstruction(groups.trace, kept, after, feeds, 1, light=4).run()
+    changed = {name for name, value in before.items() if not np.array_equal(value, after.model.weights[name].array())}
+    assert {"wc", "we"} <= changed
+    assert "wd" not in changed
