@@ -24,6 +24,7 @@ from onnxprune.options import OptionKeywords, Options, Progress
 from onnxprune.planning import (
     Decision,
     Plan,
+    asked,
     criteria,
     curves,
     decide,
@@ -35,7 +36,7 @@ from onnxprune.planning import (
     uses_inputs,
 )
 from onnxprune.refit import folded, merged, refitted, replayed
-from onnxprune.report import Report, frozen, infos, notes, nothing, predicted, report_html, report_text
+from onnxprune.report import Report, frozen, infos, layer_infos, notes, nothing, predicted, report_html, report_text
 from onnxprune.results import Compared, Inspection, Proof, Verified
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.stages import Clock, analysed, check, checked, proven, ran
@@ -187,7 +188,7 @@ def _carried_out(
     clock("")
     report = Report(
         profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),
-        infos(groups, kept), frozen(groups), proof, replace(options, calib=None),
+        infos(groups, kept, asked(groups, options)), frozen(groups), proof, replace(options, calib=None),
         (*notes.of(groups), *decision.notes), None, dict(clock.seconds), story,
         curves.curve_infos(groups, decision.curve_set, kept) if decision.curve_set else (),
         predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
@@ -223,7 +224,9 @@ def inspect(model: Any, options: Options | None = None, **keywords: Unpack[Optio
     groups = analysed(Model.load(model), _asked(options, keywords), Clock())
     kept = np.ones(groups.trace.labels.n, bool)
     cost = profile.cost(groups.trace.model, profile.macs(groups.trace))
-    return Inspection(infos(groups, kept), frozen(groups), cost, notes.of(groups), dependencies(groups))
+    return Inspection(
+        infos(groups, kept), frozen(groups), cost, notes.of(groups), layer_infos(groups), dependencies(groups)
+    )
 
 
 @blame_model

@@ -5,8 +5,6 @@ Knows names as they stand in the model and in tables, no stage.
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable, Iterable
 from itertools import chain
 
@@ -14,15 +12,11 @@ from onnx import NodeProto
 
 from onnxprune.errors import UsageError
 from onnxprune.model import Model, every_node, needs
+from onnxprune.naming import matching, nearest
 from onnxprune.options import Options
-from onnxprune.validation import listed, pattern
 
-AXES = re.compile(r"\[\d+(,\d+)*\]( of .+)?\Z")
-"""What a table adds to a parameter's name: its axes, and the use where there are others."""
 OWN = ("", "ai.onnx")
 """Domains of the operators whose types bear no domain."""
-SHOWN = 3
-"""Near names that a message gives."""
 
 
 def excluded(given: Model, working: Model, options: Options) -> Callable[[NodeProto], bool]:
@@ -37,9 +31,9 @@ def excluded(given: Model, working: Model, options: Options) -> Callable[[NodePr
     left: set[str] = set()
     read: set[str] = set()
     for text in options.nodes_to_exclude:
-        found, held = _matching(text, names), _matching(text, parameters)
+        found, held = matching(text, names), matching(text, parameters)
         if not found and not held:
-            near = _near(text, chain(names, parameters))
+            near = nearest(text, chain(names, parameters))
             raise UsageError(f"--nodes-to-exclude {text}: no node, parameter or group has such a name{near}")
         left |= found
         read |= held
@@ -51,25 +45,10 @@ def _existing_types(types: Iterable[str], nodes: Iterable[NodeProto]) -> set[str
     known = {kind for node in nodes for kind in _types(node)}
     for kind in types:
         if kind not in known:
-            raise UsageError(f"--op-types-to-exclude {kind}: the model has no such operator{_near(kind, known)}")
+            raise UsageError(f"--op-types-to-exclude {kind}: the model has no such operator{nearest(kind, known)}")
     return set(types)
 
 
 def _types(node: NodeProto) -> tuple[str, ...]:
     """How the type of a node may be written: as in the file, and as tables do."""
     return (node.op_type,) if node.domain in OWN else (node.op_type, f"{node.domain}::{node.op_type}")
-
-
-def _matching(text: str, names: set[str]) -> set[str]:
-    """The name itself where it is one, with axes behind it or without; else all that the glob or regular expression
-    fits."""
-    if exact := names & {text, AXES.sub("", text)}:
-        return exact
-    fits = pattern(text)
-    return {name for name in names if fits.search(name)}
-
-
-def _near(text: str, names: Iterable[str]) -> str:
-    """The end of a message: what may have been meant."""
-    found = difflib.get_close_matches(text, sorted(set(names)), SHOWN)
-    return f"; did you mean {listed(found)}?" if found else "; `onnxprune inspect` lists the names"

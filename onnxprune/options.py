@@ -34,6 +34,8 @@ class Options:
     refits where these take half a minute or less, and mirrors images; "high" by three refits each, however long.
     memory: bytes that the process may take: as many inputs are looked at as fit, of those that are asked for; what
     needs more for statistics alone is refused. 0: 4 GiB, of which activations take no more than two.
+    ratio_of: name -> share, 0 (they stay) to below 1, to remove of the units that it stands for, whatever the ratio and
+    the scope are; names as for nodes_to_exclude. A full name goes before patterns, of patterns the last one counts.
     max_ratio: at most this share of any group, in every scope.
     round_to: kept counts are rounded to the nearest multiple of this; "auto" (0): of what wastes no time in this
     runtime on this machine, as measured. With `of` "latency" this is so unless the multiple is 2 or more.
@@ -64,6 +66,7 @@ class Options:
     min_channels: int = 1
     round_to: int = 1
     max_ratio: float = 1.0
+    ratio_of: Mapping[str, float] = field(default_factory=dict)
     nodes_to_exclude: Sequence[str] = ()
     op_types_to_exclude: Sequence[str] = ()
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -113,6 +116,7 @@ class OptionKeywords(TypedDict, total=False):
     min_channels: int
     round_to: int | Literal["auto"]
     max_ratio: float
+    ratio_of: Mapping[str, float]
     nodes_to_exclude: Sequence[str]
     op_types_to_exclude: Sequence[str]
     input_shapes: Mapping[str, Sequence[int]]

@@ -23,7 +23,8 @@ class GroupInfo:
     """One connected component of the dependency graph: `units` of which `prunable` may go; `kept` after pruning.
 
     nodes: names of the nodes that read its parameters (`layers`). rows: how many rows of equal size its units make up,
-    which may go whole: heads, or the groups of a convolution; 0 where they make up none."""
+    which may go whole: heads, or the groups of a convolution; 0 where they make up none. asked: the shares that
+    --ratio-of says for units of it."""
 
     name: str
     layers: tuple[str, ...]
@@ -36,6 +37,20 @@ class GroupInfo:
     crosses_norm: bool = False
     nodes: tuple[str, ...] = ()
     rows: int = 0
+    asked: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A node that reads parameters: their names and shapes, and what names of it mean to --ratio-of. makes: the groups
+    of its own units (a convolution's filters), or, where it has none, of those that it carries on. reads: the groups of
+    the units that come in to its parameters."""
+
+    node: str
+    op_type: str
+    parameters: tuple[tuple[str, tuple[int, ...]], ...]
+    makes: tuple[str, ...]
+    reads: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -52,13 +67,14 @@ class FrozenInfo:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `onnxprune inspect` prints. `notes` point out layers that look like fixed transforms; `graph` is the
+    """What `onnxprune inspect` prints. `notes` point out what looks like fixed transforms; `graph` is the
     networkx graph of parameters' axes and the operators that couple them (see `onnxprune.trace.dependencies`)."""
 
     groups: tuple[GroupInfo, ...]
     frozen: tuple[FrozenInfo, ...]
     cost: Cost
     notes: tuple[str, ...] = ()
+    layers: tuple[LayerInfo, ...] = ()
     graph: Any = field(default=None, repr=False, compare=False)
 
 

@@ -16,7 +16,7 @@ from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.exclusion import excluded
 from onnxprune.model import Model
 from onnxprune.options import Options, Progress
-from onnxprune.planning import criteria, profile
+from onnxprune.planning import asked, criteria, profile
 from onnxprune.prove import check_finite, equivalence, retrace
 from onnxprune.results import Proof
 from onnxprune.rewrite import Rewritten, rewrite
@@ -84,6 +84,7 @@ def analysed(source: Model, options: Options, clock: Clock) -> Groups:
         guard.wait_for(profile.macs(traced), sum(w.nbytes for w in working.weights.values()))
         clock("group")
         groups = build(traced, options.heads)
+        asked(groups, options)  # says which name is of nothing, before any work
         tried.wait_until_run()
     return groups
 

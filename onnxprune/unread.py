@@ -28,7 +28,7 @@ class Run:
     fast: bool = False
 
 
-DECIDING = ("ratio", "of", "scope", "criterion", "min_channels", "round_to", "max_ratio", "residual")
+DECIDING = ("ratio", "ratio_of", "of", "scope", "criterion", "min_channels", "round_to", "max_ratio", "residual")
 INPUTS = ("calib", "calib_samples")
 READING = ("calib_batch", "mean", "std", "scale")
 QUALITY = ("metric", "validate_samples", "max_drop", "min_agreement", "min_cosine")

@@ -28,6 +28,14 @@ def all_of(fits: Callable[[float], bool]) -> Callable[[Any], bool]:
     return holds
 
 
+def shares(values: Any) -> bool:
+    """Whether these are names and shares: 0 keeps what it names whole, all of it cannot go."""
+    return isinstance(values, Mapping) and all(
+        isinstance(name, str) and name and isinstance(x, Real) and not isinstance(x, bool) and 0 <= float(x) < 1
+        for name, x in values.items()
+    )
+
+
 LENGTHS = "a number of steps from 1 on, or a time such as 90s, 5m or 1h"
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -61,6 +69,7 @@ RULES: tuple[Rule, ...] = (
     ("check_rtol", lambda x: 0 <= x < math.inf, "is not from 0 on"),
     ("check_atol", lambda x: 0 <= x < math.inf, "is not from 0 on"),
     ("finetune", lambda x: training_length(x) is not None, f"is not {LENGTHS}"),
+    ("ratio_of", shares, "is not a name and the share of its units to remove, 0 to below 1, as in 'encoder.*=0.5'"),
 )
 """(option, what holds of its value where there is one, words for where it does not)."""
 WORDS = {name: words for name, _, words in RULES}
@@ -114,6 +123,10 @@ def validated(options: Options) -> Options:
             raise UsageError(f"{name}={value!r} {wrong}")
     for name in options.nodes_to_exclude:
         pattern(name)  # says which is none
+    for name, share in options.ratio_of.items():
+        pattern(name, "ratio_of")
+        if share > options.max_ratio:
+            raise UsageError(f"--ratio-of {name}={share:g} is more than --max-ratio {options.max_ratio:g} lets go")
     return options
 
 
@@ -152,11 +165,11 @@ def _wrong_kind(name: str, value: Any) -> str:
     return ""
 
 
-def pattern(name: str) -> re.Pattern[str]:
+def pattern(name: str, option: str = "nodes_to_exclude") -> re.Pattern[str]:
     """A name, a glob, or `re:` and a regular expression that may match anywhere; UsageError where that is none."""
     if not name.startswith("re:"):
         return re.compile(rf"\A{fnmatch.translate(name)}")
     try:
         return re.compile(name[3:])
     except re.error as error:
-        raise UsageError(f"--nodes-to-exclude {name}: not a regular expression: {error}") from None
+        raise UsageError(f"{flag(option)} {name}: not a regular expression: {error}") from None

@@ -33,7 +33,7 @@ UNREAD = [
         (f"m.onnx out.onnx --plan p.json {flag}", f"--plan already says what goes; leave out {flag.split()[0]}")
         for flag in (
             "--ratio 0.3", "--of macs", "--scope local", "--criterion l2", "--min-channels 2", "--round-to 8",
-            "--max-ratio 0.5", "--residual",
+            "--max-ratio 0.5", "--residual", "--ratio-of conv1_weight=0.5",
         )
     ),
     ("m.onnx out.onnx --plan p.json --no-residual", "leave out --residual"),

@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     def _words(self, path: Path, key: str, value: Any, action: argparse.Action) -> Iterator[str]:
         """One entry of the file at `path` as the words that stand for it on the command line."""
-        flag, several = f"--{key.replace('_', '-')}", isinstance(value, list) and action.nargs == "+"
+        flag, several = f"--{key.replace('_', '-')}", isinstance(value, list | dict) and action.nargs == "+"
         if isinstance(value, bool):
             off = f"--no-{flag[2:]}"
             if action.nargs not in (0, "?"):
@@ -61,7 +61,8 @@ class Parser(argparse.ArgumentParser):
             if value or off in self._option_string_actions:
                 yield flag if value else off
         elif several:
-            yield from (flag, *map(str, value)) if value else ()
+            words = [f"{name}={x}" for name, x in value.items()] if isinstance(value, dict) else map(str, value)
+            yield from (flag, *words) if value else ()
         elif isinstance(value, list | dict) or action.nargs == 0:
             raise UsageError(f"{path}: {key} takes {'true or false' if action.nargs == 0 else 'one value'}")
         else:
@@ -141,6 +142,12 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(map(_fraction, text.split(",")))
 
 
+def _named_share(text: str) -> dict[str, float]:
+    """NAME=SHARE, where the name may have a = of its own."""
+    name, _, share = text.rpartition("=")
+    return {name: float(share)}
+
+
 def _fraction(text: str) -> float:
     """A number, or one over another, such as 1/255."""
     try:
@@ -163,6 +170,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "memory": _bytes,
     "round_to": lambda text: 0 if text == "auto" else int(text),
     "finetune": str,
+    "ratio_of": _named_share,
 }
 """How options are read that are more than a number; ValueError where a text is nothing of the kind."""
 share = number(float, "a share above 0 and up to 1", lambda value: 0 < value <= 1)

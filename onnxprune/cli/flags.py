@@ -6,11 +6,13 @@ Knows argparse and `Options`, no stage.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from onnxprune import unread
 from onnxprune.cli import arguments as take
+from onnxprune.errors import UsageError
 from onnxprune.options import Options
 
 MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}
@@ -73,6 +75,14 @@ def spread_flags(what: argparse._ActionsContainer) -> None:
     )
     what.add_argument(
         "--max-ratio", type=take.option("max_ratio"), metavar="R", help="remove at most this share of any group"
+    )
+    what.add_argument(
+        "--ratio-of",
+        type=take.option("ratio_of"),
+        metavar="NAME=R",
+        **MANY,
+        help="remove this share of what a node, parameter or group stands for, whatever --ratio and --scope are; "
+        "globs and re:... as for --nodes-to-exclude; 0 keeps it whole",
     )
     what.add_argument("--seed", type=take.option("seed"), help="seed of the random criterion and of the proof's inputs")
 
@@ -246,7 +256,18 @@ def options(args: argparse.Namespace) -> Options:
         given["residual"] = "all" if given["residual"] else "none"
     if "input_shapes" in given:
         given["input_shapes"] = dict(given["input_shapes"])
+    if "ratio_of" in given:
+        given["ratio_of"] = _one_share_each(given["ratio_of"])
     return Options(**given)
+
+
+def _one_share_each(said: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The shares by name; UsageError where a name has two."""
+    out: dict[str, float] = {}
+    for name, share in (pair for named in said for pair in named.items()):
+        if out.setdefault(name, share) != share:
+            raise UsageError(f"--ratio-of {name} is given twice, as {out[name]:g} and {share:g}; leave one of them out")
+    return out
 
 
 def refuse_unread(

@@ -20,6 +20,7 @@ from onnxprune.planning.buckets import LinkedBuckets
 from onnxprune.planning.criteria import l2
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.limits import FLOOR, most_of, share_above_floor
+from onnxprune.planning.named import NOTHING, Asked
 from onnxprune.planning.obs import eliminate
 from onnxprune.planning.parting import Parts
 from onnxprune.planning.profile import summed
@@ -61,14 +62,16 @@ class CurveSet:
     sites: list[Site]
 
 
-def observe(groups: Groups, inputs: CriterionInputs, options: Options, progress: Progress | None = None) -> CurveSet:
+def observe(
+    groups: Groups, inputs: CriterionInputs, options: Options, progress: Progress | None = None, asked: Asked = NOTHING
+) -> CurveSet:
     """From statistics of the dense network: the order in which units go (the criterion's) and what it costs."""
     say = progress or (lambda stage, share: None)
     importance = inputs.importance(l2)
     given = None if options.criterion == "obs" else criteria.scores(options.criterion, inputs)
     say("statistics", 0.0)
     sites = inputs.sites
-    _, linked = parts(groups, importance if given is None else given, options)
+    _, linked = parts(groups, importance if given is None else given, options, asked)
     scores = np.zeros(len(groups.prunable)) if given is None else given
 
     def eliminated(numbered: tuple[int, LinkedBuckets]) -> tuple[dict[int, float], Array]:
@@ -90,56 +93,60 @@ def observe(groups: Groups, inputs: CriterionInputs, options: Options, progress:
 
 
 def measure(
-    groups: Groups, curve_set: CurveSet, inputs: Parts, options: Options, progress: Progress | None = None
-) -> None:
+    groups: Groups, curve_set: CurveSet, inputs: Parts, options: Options, progress: Progress | None = None,
+    asked: Asked = NOTHING,
+) -> None:  # fmt: skip
     """Find the factor of every curve: what is lost when a large part of that set alone goes and the rest makes up for
-    it. Where several parts are tried, the curve is bent to go through all of them."""
+    it. Where several parts are tried, the curve is bent to go through all of them. One whose share is `asked` for has
+    none."""
     tried = SHARES[options.effort]
-    trials = Trials(groups, curve_set.sites, inputs, options, len(tried) * len(curve_set.curves))
+    free = [curve for curve in curve_set.curves if curve.part.name not in asked]
+    trials = Trials(groups, curve_set.sites, inputs, options, len(tried) * len(free))
     plain = replace(options, round_to=1, min_channels=1)
-    heads, _ = parts(groups, curve_set.scores, plain)
+    heads, _ = parts(groups, curve_set.scores, plain, asked)
+    given = select(groups, curve_set.scores, plain, {}, asked) & ~heads  # which stay while others are tried
     base = (trials.lost(heads) or 0.0) if heads.any() else 0.0
 
     def measured(curve: Curve, wanted: float) -> tuple[float, float | None]:
         """The share that goes where `wanted` may, and the factor there."""
-        removed = select(groups, curve_set.scores, plain, {curve.part.name: wanted})
+        removed = select(groups, curve_set.scores, plain, {curve.part.name: wanted}, asked) & ~given
         share = float(removed[curve.part.members].mean()) if removed.any() else 0.0
         loss = float(np.interp(share, np.linspace(0, 1, len(curve.losses)), np.nan_to_num(curve.losses, posinf=1.0)))
         return share, factor(trials.lost(removed), loss, base) if share else None
 
-    for k, curve in enumerate(curve_set.curves):
+    for k, curve in enumerate(free):
         if progress:
-            progress("sensitivity", k / len(curve_set.curves))
+            progress("sensitivity", k / len(free))
         found = {s: f for s, f in (measured(curve, wanted) for wanted in tried) if f is not None}
         curve.bend(found)
-    known = [c.factor for c in curve_set.curves if c.factor is not None]
-    for curve in curve_set.curves:
+    known = [c.factor for c in free if c.factor is not None]
+    for curve in free:
         if curve.factor is None:
             curve.factor = float(np.median(known)) if known else 1.0
 
 
 def shares(
-    groups: Groups, curve_set: CurveSet, options: Options, budget: float, costs: Costs, trust: float = 1.0
-) -> dict[int, float]:
-    """What every set loses, by its name, so that `costs` fall to `budget`.
+    groups: Groups, curve_set: CurveSet, options: Options, budget: float, costs: Costs, trust: float = 1.0,
+    asked: Asked = NOTHING,
+) -> dict[int, float]:  # fmt: skip
+    """What every set loses, by its name, so that `costs` fall to `budget`; those whose share is `asked` are left out.
 
     `trust` in 0..1 says how much the inputs are worth: at 0 every set loses the same share, at 1 any share up to the
     floor. Made-up inputs that a network answers monotonously hide what matters to it."""
-    gone, _ = parts(groups, curve_set.scores, options)
+    gone = select(groups, curve_set.scores, options, {}, asked)
     dead = ~groups.alive(groups.kept_ids(gone))
-    choices = [
-        Choice(c.part.members, c.losses * (1.0 if c.factor is None else max(c.factor, 1e-9))) for c in curve_set.curves
-    ]
+    free = [c for c in curve_set.curves if c.part.name not in asked]
+    choices = [Choice(c.part.members, c.losses * (1.0 if c.factor is None else max(c.factor, 1e-9))) for c in free]
     if trust < 1 and choices:
         even = uniform(choices, costs, dead, budget)
         most = even + max(0.0, 1 - FLOOR - even) * trust
         for choice in choices:
             levels = len(choice.losses) - 1
             choice.losses[np.arange(levels + 1) > np.ceil(most * levels)] = np.inf
-    for curve, choice in zip(curve_set.curves, choices, strict=True):
+    for curve, choice in zip(free, choices, strict=True):
         choice.losses[~reachable(curve.part, len(choice.losses), options)] = np.inf
     taken = allocate(choices, costs, dead, budget)
-    return {c.part.name: t for c, t in zip(curve_set.curves, taken, strict=True)}
+    return {c.part.name: t for c, t in zip(free, taken, strict=True)}
 
 
 def curve_infos(groups: Groups, curve_set: CurveSet, kept: Mask) -> tuple[CurveInfo, ...]:
@@ -158,10 +165,10 @@ def curve_infos(groups: Groups, curve_set: CurveSet, kept: Mask) -> tuple[CurveI
     return tuple(out)
 
 
-def pq(groups: Groups, scores: Array, options: Options) -> dict[int, float]:
+def pq(groups: Groups, scores: Array, options: Options, asked: Asked = NOTHING) -> dict[int, float]:
     """How compressible the weights of every set are, by its name, the most compressible one 1: the PQ index
     1 - d^(1/q - 1/p) |w|_p / |w|_q with p = 1/2, q = 1 over the weights of a unit's slices (Diao 2023, eq. 1)."""
-    _, linked = parts(groups, scores, options)
+    _, linked = parts(groups, scores, options, asked)
     roots, sums = (np.zeros(len(scores)) for _ in range(2))
     count = np.zeros(len(scores))
     values = WeightValues(groups.trace.nodes, groups.trace.model)
@@ -173,7 +180,7 @@ def pq(groups: Groups, scores: Array, options: Options) -> dict[int, float]:
         for out, terms in ((roots, np.sqrt(weight)), (sums, weight), (count, np.ones_like(weight))):
             np.add.at(out, groups.classes[ids], summed(terms, axes, weight.shape[axes[0]] // ids.shape[0]))
     found = {}
-    for part in linked:
+    for part in (part for part in linked if part.name not in asked):
         units = part.members
         d, half, one = count[units].sum(), roots[units].sum(), sums[units].sum()
         found[part.name] = max(1 - half**2 / (d * one), 1e-3) if one > 0 else 1.0

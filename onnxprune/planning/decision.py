@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from onnxprune.planning.allocation import Costs
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.limits import FLOOR
 from onnxprune.planning.memory import statistics_bytes
+from onnxprune.planning.named import Asked, asked
 from onnxprune.planning.parting import calibrated, counts, parted
 from onnxprune.planning.selection import select
 from onnxprune.planning.steady import steady
@@ -28,7 +30,7 @@ from onnxprune.trace import Groups, Mask
 UNKNOWN = 0.5
 """How far made-up inputs are trusted where the model has no classes that would show how diverse they are."""
 SLACK = 1.03
-"""What may be left, by the budget, before heads go."""
+"""How far a plan may be off its target: of what may be left before heads go, and of what --ratio-of alone takes."""
 
 
 @dataclass
@@ -62,8 +64,12 @@ Planner = Callable[[Options], Decision]
 
 
 def decide(groups: Groups, options: Options, progress: Progress | None = None) -> Decision:
-    """`options` must be settled. Where no inputs can be run, weights alone decide, and a note says so."""
-    return planner(groups, options, progress)(options)
+    """`options` must be settled. Where no inputs can be run, weights alone decide, and a note says so. UsageError where
+    --ratio-of leaves no way to the target."""
+    decision = planner(groups, options, progress)(options)
+    if options.ratio_of and options.of != "units":
+        _check_reachable(groups, options, decision.costs or costs_of(groups, options, progress))
+    return decision
 
 
 @steady()
@@ -119,6 +125,7 @@ class Informed:
         self.parts = parted(inputs.feeds)
         labels = None if inputs.labels is None else inputs.labels[: sum(counts(groups, self.parts.fit))]
         self.criterion_inputs = CriterionInputs(groups, options, self.parts.fit, labels)
+        self.asked = asked(groups, options)
         self.trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
         self.found: dict[bool, curves.CurveSet] = {}
         self.scores: NDArray[np.float64] | None = None
@@ -130,10 +137,10 @@ class Informed:
         if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
             if self.scores is None:
                 self.scores = criteria.scores(options.criterion, self.criterion_inputs)
-            removed = spread(self.groups, self.scores, options, self.costs)
+            removed = spread(self.groups, self.scores, options, self.costs, self.asked)
         elif options.scope in ("local", "pq"):
             curve_set = self.curve_set(options)
-            removed = spread(self.groups, curve_set.scores, options, self.costs)
+            removed = spread(self.groups, curve_set.scores, options, self.costs, self.asked)
         else:
             removed, curve_set = self.allocated(options)
         notes: tuple[str, ...] = ()
@@ -146,9 +153,9 @@ class Informed:
     def curve_set(self, options: Options) -> curves.CurveSet:
         """Curves, and for the sensitivity scope their factors; they depend on whether heads may go."""
         if options.heads not in self.found:
-            found = curves.observe(self.groups, self.criterion_inputs, options, self.progress)
+            found = curves.observe(self.groups, self.criterion_inputs, options, self.progress, self.asked)
             if options.scope == "sensitivity":
-                curves.measure(self.groups, found, self.parts, options, self.progress)
+                curves.measure(self.groups, found, self.parts, options, self.progress, self.asked)
             self.found[options.heads] = found
         return self.found[options.heads]
 
@@ -159,8 +166,8 @@ class Informed:
         for heads in (False, True) if options.heads and options.scope == "sensitivity" else (options.heads,):
             trial = replace(options, heads=heads)  # whole heads are the dearest units: only where nothing else is left
             curve_set = self.curve_set(trial)
-            shares = curves.shares(groups, curve_set, trial, wanted, costs, self.trust)
-            removed = select(groups, curve_set.scores, trial, shares)
+            shares = curves.shares(groups, curve_set, trial, wanted, costs, self.trust, self.asked)
+            removed = select(groups, curve_set.scores, trial, shares, self.asked)
             if not groups.rows or _cost(groups, costs, removed) <= SLACK * wanted:
                 break
         return removed, curve_set
@@ -170,20 +177,20 @@ class Informed:
 def by_weights(groups: Groups, options: Options, costs: Costs | None = None) -> Mask:
     """The plan that needs nothing but weights."""
     scores = criteria.scores(options.criterion, CriterionInputs(groups, options))
-    return spread(groups, scores, options, costs or costs_of(groups, options))
+    return spread(groups, scores, options, costs or costs_of(groups, options), asked(groups, options))
 
 
-def spread(groups: Groups, scores: NDArray[np.float64], options: Options, costs: Costs) -> Mask:
-    """Uniform or global shares, or shares by the PQ index, so that the target is met."""
+def spread(groups: Groups, scores: NDArray[np.float64], options: Options, costs: Costs, given: Asked) -> Mask:
+    """Uniform or global shares, or shares by the PQ index, so that the target is met beside what is `given`."""
     if options.scope == "pq":
-        prior = curves.pq(groups, scores, options)
+        prior = curves.pq(groups, scores, options, given)
         return _bisected(
-            lambda c: select(groups, scores, options, {n: min(c * v, 1 - FLOOR) for n, v in prior.items()}),
+            lambda c: select(groups, scores, options, {n: min(c * v, 1 - FLOOR) for n, v in prior.items()}, given),
             lambda removed: _cost(groups, costs, removed), budget(groups, options, costs),
         )  # fmt: skip
     if options.of == "units":
-        return select(groups, scores, options)
-    return _bisected(lambda r: select(groups, scores, replace(options, ratio=r, of="units")),
+        return select(groups, scores, options, asked=given)
+    return _bisected(lambda r: select(groups, scores, replace(options, ratio=r, of="units"), asked=given),
                      lambda removed: _cost(groups, costs, removed), budget(groups, options, costs))  # fmt: skip
 
 
@@ -197,6 +204,27 @@ def budget(groups: Groups, options: Options, costs: Costs) -> float:
     if options.heads and not removed.any():
         removed = by_weights(groups, replace(uniform, heads=True), costs)
     return _cost(groups, costs, removed)
+
+
+def _check_reachable(groups: Groups, options: Options, costs: Costs) -> None:
+    """UsageError where the cost cannot come down to the ratio's share, because of what is asked of some units: with
+    every other one at its limit it is still higher, or with these alone it is lower already."""
+    given, none = asked(groups, options), np.zeros(len(groups.prunable))
+    alone = select(groups, none, options, {}, given)
+    scope: Literal["local", "global"] = "local" if options.scope == "local" else "global"
+    most = select(groups, none, replace(options, ratio=1.0, of="units", scope=scope), asked=given)
+    least, rest = (1 - _cost(groups, costs, removed) / costs.whole for removed in (alone, most))
+    of = {"macs": "MACs", "params": "parameters", "latency": "time"}[options.of]
+    if rest < options.ratio:
+        raise UsageError(
+            f"--ratio {options.ratio:g} of the {of} cannot be reached with what --ratio-of says: at most {rest:.3f} "
+            "can go; raise its shares, or lower --ratio"
+        )
+    if least > SLACK * options.ratio:
+        raise UsageError(
+            f"what --ratio-of says takes {least:.3f} of the {of}, more than --ratio {options.ratio:g}; lower its "
+            "shares, or raise --ratio"
+        )
 
 
 def _cost(groups: Groups, costs: Costs, removed: Mask) -> float:

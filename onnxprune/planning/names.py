@@ -63,4 +63,5 @@ def plan_of(groups: Groups, kept: Mask, options: Options) -> Plan:
             name = groups.name(component)
             out[name] = (*out.get(name, ()), *removals)
     mark = fingerprint(groups.trace.model)
-    return Plan(out, options.scope, options.ratio, options.criterion, mark, options.reconstruct)
+    ratio_of = dict(options.ratio_of)
+    return Plan(out, options.scope, options.ratio, options.criterion, mark, options.reconstruct, ratio_of)

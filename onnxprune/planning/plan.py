@@ -38,9 +38,9 @@ class Removal:
 class Plan:
     """groups: name (see `Groups.name`) -> removals of coupled parameters.
 
-    fingerprint: of the graph that it was made of (see `fingerprint`); "" where that is none, so that only names and
-    sizes tell whether it fits. reconstruct: what its run did to the weights that stay (see `Options`), "" where there
-    was no run: nothing, as "none"."""
+    scope, ratio, criterion, ratio_of: what it was made with. fingerprint: of the graph that it was made of (see
+    `fingerprint`); "" where that is none, so that only names and sizes tell whether it fits. reconstruct: what its run
+    did to the weights that stay (see `Options`), "" where there was no run: nothing, as "none"."""
 
     groups: Mapping[str, tuple[Removal, ...]] = field(default_factory=dict)
     scope: str = "local"
@@ -48,6 +48,7 @@ class Plan:
     criterion: str = ""
     fingerprint: str = ""
     reconstruct: str = ""
+    ratio_of: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def refits(self) -> bool:
@@ -76,6 +77,7 @@ class Plan:
             "fingerprint": self.fingerprint,
             "scope": self.scope,
             "ratio": self.ratio,
+            **({"ratio_of": dict(self.ratio_of)} if self.ratio_of else {}),
             "criterion": self.criterion,
             "reconstruct": self.reconstruct,
             "groups": groups,
@@ -107,6 +109,7 @@ class Plan:
             {name: tuple(map(_removal, removals)) for name, removals in groups.items()},
             _entry(data, "scope", str), _entry(data, "ratio", float), _entry(data, "criterion", str),
             _entry(data, "fingerprint", str), _entry(data, "reconstruct", str),
+            _entry(data, "ratio_of", dict) if "ratio_of" in data else {},
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import floor
 
 import numpy as np
@@ -15,40 +16,45 @@ from numpy.typing import NDArray
 
 from onnxprune.options import Options
 from onnxprune.planning.buckets import LinkedBuckets, Scores, linked_buckets
-from onnxprune.planning.limits import largest_share, most_of
+from onnxprune.planning.limits import largest_share, most_of, movable
+from onnxprune.planning.named import NOTHING, Asked
 from onnxprune.trace import Groups, Mask
 
+ROW_SLACK = 0.05
+"""How much more than the ratio of its rows a family may lose, as these are few."""
 
-def parts(groups: Groups, scores: Scores, options: Options) -> tuple[Mask, list[LinkedBuckets]]:
+
+def parts(groups: Groups, scores: Scores, options: Options, asked: Asked = NOTHING) -> tuple[Mask, list[LinkedBuckets]]:
     """The row units (heads) that go, as a mask over classes, and the sets of linked buckets that are left to choose."""
     removed = np.zeros(len(groups.prunable), bool)
     spent = removed.copy()  # what counts towards the share that its group is to lose
     if options.heads:
-        for units, own in _heads(groups, scores, options):
+        for units, own in _heads(groups, scores, options, asked):
             trial = removed.copy()
             trial[list(units)] = True
             if not groups.faults(trial):
                 removed = trial
-                spent[list(units)] = not own
-    return removed, linked_buckets(groups, scores, _allowed(groups, options) & ~removed & ~groups.grid_units, spent)
+                spent[list(units)] = [not own or u in asked for u in units]
+    return removed, linked_buckets(groups, scores, movable(groups, options) & ~removed & ~groups.grid_units, spent)
 
 
-def select(groups: Groups, scores: Scores, options: Options, shares: Mapping[int, float] | None = None) -> Mask:
+def select(
+    groups: Groups, scores: Scores, options: Options, shares: Mapping[int, float] | None = None, asked: Asked = NOTHING
+) -> Mask:
     """A mask over classes: the units to remove. Every rectangle still holds; nothing frozen is in it.
 
     `shares`: the share, 0..1, that every set of linked buckets loses, by `LinkedBuckets.name`; without it, what the
-    ratio and scope say."""
-    removed, linked = parts(groups, scores, options)
+    ratio and scope say. `asked`: units whose sets lose what is asked of them in any case."""
+    removed, linked = parts(groups, scores, options, asked)
     stuck: set[int] = set()
-    if shares is None:
-        steps = _steps(linked, scores, options)
-    else:
-        steps = [_round(p, shares.get(p.name, 0.0) * p.steps, _limit(p, options), options) for p in linked]
+    own = [_own(part, options, asked) for part in linked]
+    wanted = _wanted(linked, own, scores, options, shares)
+    steps = [_round(p, w, _limit(p, o), o) for p, w, o in zip(linked, wanted, own, strict=True)]
     while True:
         trial = removed.copy()
-        for part, k in zip(linked, steps, strict=True):
+        for part, k, o in zip(linked, steps, own, strict=True):
             if all(map(stuck.isdisjoint, part.buckets)):
-                trial[_removals(part, k, options)] = True
+                trial[_removals(part, k, o)] = True
         bad = groups.faults(trial)
         if not bad:
             return trial
@@ -56,6 +62,12 @@ def select(groups: Groups, scores: Scores, options: Options, shares: Mapping[int
         if not fresh:
             return removed
         stuck |= fresh
+
+
+def _own(part: LinkedBuckets, options: Options, asked: Asked) -> Options:
+    """The options as they are for one set of linked buckets: what is asked of it does not depend on others."""
+    share = asked.get(part.name)
+    return options if share is None else replace(options, ratio=share, scope="local", of="units")
 
 
 def _removals(part: LinkedBuckets, wanted: float, options: Options) -> list[int]:
@@ -69,33 +81,26 @@ def _removals(part: LinkedBuckets, wanted: float, options: Options) -> list[int]
     return part.units(min(round(wanted), _limit(part, options)))
 
 
-def _allowed(groups: Groups, options: Options) -> Mask:
-    """[classes]: the units that may go where residual channels are asked to stay or not."""
-    allowed = groups.prunable.copy()
-    if options.residual != "all":
-        allowed &= ~groups.normed
-    if options.residual == "none":
-        allowed &= ~groups.streams
-    return allowed
-
-
-def _heads(groups: Groups, scores: Scores, options: Options) -> list[tuple[frozenset[int], bool]]:
+def _heads(groups: Groups, scores: Scores, options: Options, asked: Asked) -> list[tuple[frozenset[int], bool]]:
     """Row units to remove: of every family (rows on the same axes) the least important, as many as the ratio says; and
     whether they are a group of their own, beside that of the units in them.
 
     A family too small for the ratio (one of two heads at 0.3) keeps its rows: their insides are pruned instead. So do
     the groups of a convolution where the ratio can be taken inside them, which saves more: a group that goes leaves the
-    other groups' weights as wide as they were. Those of a normalisation go: the statistics of the others stay."""
+    other groups' weights as wide as they were. Those of a normalisation go: the statistics of the others stay. Where a
+    share is asked of some of their units, no more rows go than it allows."""
     out = []
     for family in _families(groups, options):
         rows = sorted(family, key=lambda units: (scores[family[units]] + scores[list(units)].sum(), min(units)))
         if len(rows) < 2 or len(frozenset().union(*rows)) != sum(map(len, rows)):
             continue
         inside = list(rows[0])
+        named = bool(asked) and not asked.keys().isdisjoint(frozenset().union(*rows))
+        ratio = min(asked.get(u, options.ratio) for units in rows for u in units) if named else options.ratio
         own = not groups.normed[inside].all() and all(groups.channels[family[units]] for units in rows)
-        if not own and not groups.normed[inside].any() and _near(options.ratio, groups.location_hash[inside]):
+        if not own and not groups.normed[inside].any() and _near(ratio, groups.location_hash[inside]):
             continue
-        if n := _rows_to_remove(len(rows), options):
+        if n := _rows_to_remove(len(rows), ratio, options.max_ratio, 0.0 if named else ROW_SLACK):
             out.append((frozenset().union(*rows[:n]), own))
     return out
 
@@ -110,12 +115,12 @@ def _families(groups: Groups, options: Options) -> Iterable[dict[frozenset[int],
     return families.values()
 
 
-def _rows_to_remove(count: int, options: Options) -> int:
-    """The number of rows nearest to the ratio of them that takes hardly more than it; one is always left."""
-    n = round(options.ratio * count)
-    if n / count > options.ratio + 0.05:
-        n = floor(options.ratio * count)
-    return min(n, most_of(count, options.max_ratio), count - 1)
+def _rows_to_remove(count: int, ratio: float, most: float, slack: float) -> int:
+    """The number of rows nearest to the ratio of them that takes at most so much more; one is always left."""
+    n = round(ratio * count)
+    if n / count > ratio + slack:
+        n = most_of(count, ratio)
+    return min(n, most_of(count, most), count - 1)
 
 
 def _near(ratio: float, home: NDArray[np.uint64]) -> bool:
@@ -124,13 +129,22 @@ def _near(ratio: float, home: NDArray[np.uint64]) -> bool:
     return bool((np.abs(np.round(ratio * counts) / counts - ratio) <= 0.05).all())
 
 
-def _steps(linked: Sequence[LinkedBuckets], scores: Scores, options: Options) -> list[float]:
-    """How many steps each set of linked buckets takes; a fraction where its steps are coarse."""
-    if options.scope == "local":
-        wanted = [max(0.0, (options.ratio - p.gone) / (1 - p.gone)) * p.steps for p in linked]
-    else:
-        wanted = _ranked_together(linked, scores, options)
-    return [_round(p, w, _limit(p, options), options) for p, w in zip(linked, wanted, strict=True)]
+def _wanted(
+    linked: Sequence[LinkedBuckets], own: Sequence[Options], scores: Scores, options: Options,
+    shares: Mapping[int, float] | None,
+) -> list[float]:  # fmt: skip
+    """How many steps each set of linked buckets is to take; a fraction where its steps are coarse. `own`: the options
+    of each (see `_own`)."""
+    free = [part for part, its in zip(linked, own, strict=True) if its is options]
+    found: dict[int, float] = {}
+    if shares is not None:
+        found = {part.name: shares.get(part.name, 0.0) * part.steps for part in free}
+    elif options.scope != "local":
+        found = dict(zip((part.name for part in free), _ranked_together(free, scores, options), strict=True))
+    return [
+        found[p.name] if p.name in found else max(0.0, (its.ratio - p.gone) / (1 - p.gone)) * p.steps
+        for p, its in zip(linked, own, strict=True)
+    ]
 
 
 def _ranked_together(linked: Sequence[LinkedBuckets], scores: Scores, options: Options) -> list[float]:

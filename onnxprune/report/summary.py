@@ -6,6 +6,7 @@ Knows groups and options; prints nothing.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 
 from onnxprune.model import bodies
 from onnxprune.options import Options
-from onnxprune.planning import Costs, profile, select
-from onnxprune.results import FrozenInfo, GroupInfo
+from onnxprune.planning import Costs, asked, profile, select
+from onnxprune.results import FrozenInfo, GroupInfo, LayerInfo
 from onnxprune.trace import Groups, Mask
 
 ADVICE: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -25,6 +26,7 @@ ADVICE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("lower --min-channels", {"min_channels": 1}),
     ("raise --max-ratio", {"max_ratio": 1.0}),
     ("lower --round-to", {"round_to": 1}),
+    ("leave out --ratio-of", {"ratio_of": {}}),
 )
 """What may help where nothing goes, and what it does to the options; the likeliest first."""
 SIZES = ("not known", "run-time")
@@ -36,8 +38,9 @@ FROM_INPUT = "the other side is an input of the model"
 """The reason of those where nothing stands before."""
 
 
-def infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
-    """The groups that have prunable units, with what is left of each where only `kept` [ids] stay."""
+def infos(groups: Groups, kept: Mask, shares: Mapping[int, float] | None = None) -> tuple[GroupInfo, ...]:
+    """The groups that have prunable units, with what is left of each where only `kept` [ids] stay. `shares`: those
+    that are asked of units (see `planning.named`)."""
     alive = groups.alive(kept)
     sizes = profile.of_units(groups)
     work = np.zeros(len(groups.prunable))
@@ -58,7 +61,25 @@ def infos(groups: Groups, kept: Mask) -> tuple[GroupInfo, ...]:
                 groups.name(component), layers, int(units.size), int(live.size), int(alive[units].sum()),
                 int(sizes[units].sum()), int(work[units].sum()), "head" if heads else "channel",
                 bool(groups.normed[live].any()), tuple(nodes), rows,
+                _asked(shares or {}, live.tolist()),
             ))  # fmt: skip
+    return tuple(out)
+
+
+def _asked(shares: Mapping[int, float], units: Iterable[int]) -> tuple[float, ...]:
+    """Each share that is asked of some of the units."""
+    return tuple(sorted({shares[u] for u in units if u in shares}))
+
+
+def layer_infos(groups: Groups) -> tuple[LayerInfo, ...]:
+    """The nodes that work with parameters, in their order."""
+    layers, trace = groups.layers, groups.trace
+    out = []
+    for k, names in layers.read.items():
+        node = trace.nodes[k]
+        parameters = tuple((name, tuple(trace.model.weights[name].shape)) for name in names)
+        makes, reads = layers.groups_of(layers.units([node.name])), layers.groups_of(layers.made[node.name].read)
+        out.append(LayerInfo(node.name, node.op_type, parameters, tuple(makes), tuple(reads)))
     return tuple(out)
 
 
@@ -114,7 +135,8 @@ def _helpful(groups: Groups, options: Options) -> str:
     even, scores = replace(options, scope="local"), np.zeros(len(groups.prunable))
     differing = [(say, to) for say, to in ADVICE if any(getattr(options, k) != v for k, v in to.items())]
     for say, to in differing:
-        if select(groups, scores, replace(even, **to)).any():
+        trial = replace(even, **to)
+        if select(groups, scores, trial, asked=asked(groups, trial)).any():
             return say
     limits = " and ".join(say for say, to in differing if "ratio" not in to)
     return limits or "its groups are too narrow: see `onnxprune inspect`"

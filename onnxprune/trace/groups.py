@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from onnxprune.trace.classes import side_by_side
 from onnxprune.trace.labels import Ids, Mask, Reason, kept_shape
+from onnxprune.trace.layers import Layers, layers
 from onnxprune.trace.tracing import Slice, Trace
 
 SliceBlock = tuple[Slice, tuple[int, ...], Ids]
@@ -126,10 +127,18 @@ class Groups:
     def name(self, component: Sequence[int]) -> str:
         """What a group is called everywhere, in tables and plans: after its first block, one that is its parameter's
         only if there is such a one. No two groups have one name, for each block is in one group."""
-        k = next((k for k in component if not self.use(self.blocks[k][0])), component[0])
+        return self.label(next((k for k in component if not self.use(self.blocks[k][0])), component[0]))
+
+    def label(self, k: int) -> str:
+        """Parameter and axes of a slice block, and the use where there are others."""
         s, axes, _ = self.blocks[k]
         use = self.use(s)
         return f"{s.parameter}[{','.join(map(str, axes))}]" + (f" of {use}" if use else "")
+
+    @cached_property
+    def layers(self) -> Layers:
+        """Which units the names of nodes, parameters and groups stand for."""
+        return layers(self)
 
     def use(self, s: Slice) -> str:
         """The uses (NODE:INPUT) that a slice stands for, where its parameter has others beside them; otherwise ""."""

@@ -1,0 +1,32 @@
+"""Names of nodes, parameters and groups that a user types: which they fit, and what may have been meant.
+
+Knows words, no model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Set
+
+from onnxprune.validation import listed, pattern
+
+AXES = re.compile(r"\[\d+(,\d+)*\]( of .+)?\Z")
+"""What a table adds to a parameter's name: its axes, and the use where there are others."""
+SHOWN = 3
+"""Near names that a message gives."""
+
+
+def matching(text: str, names: Set[str]) -> set[str]:
+    """The name itself where it is one, with axes behind it or without; else all that the glob or regular expression
+    fits."""
+    if exact := names & {text, AXES.sub("", text)}:
+        return {*exact}
+    fits = pattern(text)
+    return {name for name in names if fits.search(name)}
+
+
+def nearest(text: str, names: Iterable[str]) -> str:
+    """The end of a message about a name of nothing: which of these may have been meant."""
+    found = difflib.get_close_matches(text, sorted(set(names)), SHOWN)
+    return f"; did you mean {listed(found)}?" if found else "; `onnxprune inspect` lists the names"

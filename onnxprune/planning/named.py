@@ -1,0 +1,85 @@
+"""The shares that a user gives to parts of a model by name (--ratio-of): from names to units.
+
+Knows names, units and what must lose alike; no scores and no budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxprune.errors import UsageError
+from onnxprune.naming import AXES, SHOWN, matching, nearest
+from onnxprune.options import Options
+from onnxprune.planning.buckets import linked_buckets
+from onnxprune.planning.limits import movable
+from onnxprune.trace import Groups, Ids, Mask
+from onnxprune.validation import listed
+
+Asked = Mapping[int, float]
+"""By unit (its class), the share, 0 to below 1, of its set of linked buckets that goes."""
+NOTHING: Asked = {}
+
+
+def asked(groups: Groups, options: Options) -> Asked:
+    """The share of every unit that --ratio-of names, and of those that must lose as many. A full name goes before
+    patterns, and of patterns the last one counts. UsageError for a name of nothing that may go, for two full names with
+    different shares of the same units, and for a pattern that others leave nothing to say."""
+    if not options.ratio_of:
+        return NOTHING
+    may = movable(groups, options)
+    home = _together(groups, may)
+    full = {text: text in groups.layers.axes or AXES.sub("", text) in groups.layers.made for text in options.ratio_of}
+    said: dict[int, str] = {}
+    for text in sorted(options.ratio_of, key=full.__getitem__):
+        for place in np.unique(home[_named(groups, text, may, options)]).tolist():
+            before = said.get(place)
+            if before and full[before] and options.ratio_of[before] != options.ratio_of[text]:
+                raise UsageError(
+                    f"--ratio-of {_said(options, before)} and {_said(options, text)} name units that go together; give "
+                    "them one share"
+                )
+            said[place] = text
+    for text in options.ratio_of.keys() - {*said.values()}:
+        raise UsageError(
+            f"--ratio-of {_said(options, text)} has no effect: others say all that it says, and they go before it (a "
+            "full name, or what comes later)"
+        )
+    return {u: options.ratio_of[said[p]] for u, p in enumerate(home.tolist()) if p in said and may[u]}
+
+
+def _together(groups: Groups, may: Mask) -> Ids:
+    """[classes]: the same number for units that lose the same share, which those of a row alone do not."""
+    home = np.arange(len(may))
+    none = np.zeros(len(may), bool)
+    for part in linked_buckets(groups, none.astype(float), may & ~groups.grid_units, none):
+        home[part.members] = part.name
+    return home
+
+
+def _named(groups: Groups, text: str, may: Mask, options: Options) -> Ids:
+    """The units that a name or pattern stands for; UsageError where none of them may go."""
+    layers = groups.layers
+    names: set[str] = set()
+    if text in layers.axes:
+        units = layers.axes[text]
+    elif names := matching(text, layers.made.keys()):
+        units = layers.units(names)
+    elif fitting := matching(text, layers.axes.keys()):
+        units = np.unique(np.concatenate([layers.axes[name] for name in fitting]))
+    else:
+        near = nearest(text, (*layers.made, *layers.axes))
+        raise UsageError(f"--ratio-of {_said(options, text)}: no node, parameter or group has such a name{near}")
+    if not units.size:
+        read = layers.groups_of(np.unique(np.concatenate([layers.made[n].read for n in names]))) if names else []
+        mend = f"; name what it reads, {listed(read[:SHOWN])}" if read else nearest(text, layers.groups)
+        raise UsageError(f"--ratio-of {_said(options, text)}: nothing that it makes may go{mend}")
+    if not may[units].any():
+        raise UsageError(f"--ratio-of {_said(options, text)}: residual channels stay here; --residual lets them go")
+    return units[may[units]]
+
+
+def _said(options: Options, text: str) -> str:
+    """What was typed."""
+    return f"{text}={options.ratio_of[text]:g}"
