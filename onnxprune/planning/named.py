@@ -25,28 +25,36 @@ NOTHING: Asked = {}
 def asked(groups: Groups, options: Options) -> Asked:
     """The share of every unit that --ratio-of names, and of those that must lose as many. A full name goes before
     patterns, and of patterns the last one counts. UsageError for a name of nothing that may go, for two full names with
-    different shares of the same units, and for a pattern that others leave nothing to say."""
+    different shares of the same units, and for a pattern that says nothing because of later ones."""
     if not options.ratio_of:
         return NOTHING
     may = movable(groups, options)
     home = _together(groups, may)
-    full = {text: text in groups.layers.axes or AXES.sub("", text) in groups.layers.made for text in options.ratio_of}
+    share, full = options.ratio_of, {text: _is_full(groups, text) for text in options.ratio_of}
     said: dict[int, str] = {}
-    for text in sorted(options.ratio_of, key=full.__getitem__):
+    for text in sorted(share, key=full.__getitem__):
+        overruled: dict[str, None] = {}
         for place in np.unique(home[_named(groups, text, may, options)]).tolist():
-            before = said.get(place)
-            if before and full[before] and options.ratio_of[before] != options.ratio_of[text]:
+            if (before := said.get(place, text)) != text and share[before] != share[text]:
+                overruled[before] = None
+            said[place] = text
+        for before in overruled:
+            if full[before]:
                 raise UsageError(
                     f"--ratio-of {_said(options, before)} and {_said(options, text)} name units that go together; give "
                     "them one share"
                 )
-            said[place] = text
-    for text in options.ratio_of.keys() - {*said.values()}:
-        raise UsageError(
-            f"--ratio-of {_said(options, text)} has no effect: others say all that it says, and they go before it (a "
-            "full name, or what comes later)"
-        )
-    return {u: options.ratio_of[said[p]] for u, p in enumerate(home.tolist()) if p in said and may[u]}
+            if not full[text] and before not in said.values():
+                raise UsageError(
+                    f"--ratio-of {_said(options, before)} says nothing, as {_said(options, text)} comes later and of "
+                    "patterns the last one counts; put it last, or leave it out"
+                )
+    return {u: share[said[p]] for u, p in enumerate(home.tolist()) if p in said and may[u]}
+
+
+def _is_full(groups: Groups, text: str) -> bool:
+    """Whether this is a name as it stands in the model, and no pattern."""
+    return text in groups.layers.axes or AXES.sub("", text) in groups.layers.made
 
 
 def _together(groups: Groups, may: Mask) -> Ids:

@@ -12,7 +12,7 @@ from rich.table import Table
 from onnxprune.report.layout import percent, table
 from onnxprune.report.run import Report
 from onnxprune.report.weights import print_finetuning, print_reconstruction
-from onnxprune.results import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Proof, Sweep, Verified
+from onnxprune.results import Compared, Cost, FrozenInfo, GroupInfo, Inspection, LayerInfo, Proof, Sweep, Verified
 
 ROWS = 20
 """Of a table, where --verbose does not ask for all."""
@@ -112,6 +112,7 @@ def print_inspection(inspection: Inspection, console: Console, verbose: bool = T
     cost = inspection.cost
     console.print(f"{cost.parameters:,} parameters, {cost.macs:,} MACs, {size(cost.bytes)}")
     _print_groups(inspection.groups, console, verbose)
+    _print_layers(inspection.layers, console, verbose)
     _print_frozen(inspection.frozen, console, verbose)
     _print_notes(inspection.notes, console)
 
@@ -184,18 +185,35 @@ def _print_latency(report: Report, console: Console) -> None:
 
 
 def _print_groups(groups: Sequence[GroupInfo], console: Console, verbose: bool, kept: bool = False) -> None:
-    """kept: what is left of each, after a run; else the nodes that read its parameters, to be named in flags."""
+    """kept: what is left of each, after a run, and what was asked for by name, if anything was."""
     if not groups:
         return
-    counted = (">layers", ">units", ">prunable", *([">kept"] if kept else []), ">parameters", ">MACs")
-    shown = table("group", *counted, "kind", *([] if kept else ["nodes"]), title="groups")
+    asked = kept and any(group.asked for group in groups)
+    more = [*([">kept"] if kept else []), *([">asked"] if asked else [])]
+    shown = table("group", ">layers", ">units", ">prunable", *more, ">parameters", ">MACs", "kind", title="groups")
     for group in groups if verbose else groups[:ROWS]:
-        left = [group.kept] if kept else []
-        numbers = (len(group.layers), group.units, group.prunable, *left, group.parameters, group.macs)
-        nodes = [] if kept else [_some(group.nodes, verbose)]
-        shown.add_row(group.name, *(f"{n:,}" for n in numbers), _kind(group), *nodes)
+        own = [f"{group.kept:,}"] if kept else []
+        own += [", ".join(f"{share:g}" for share in group.asked)] if asked else []
+        counts = (f"{n:,}" for n in (len(group.layers), group.units, group.prunable))
+        shown.add_row(group.name, *counts, *own, f"{group.parameters:,}", f"{group.macs:,}", _kind(group))
     console.print(shown)
     _print_rest(len(groups), console, verbose)
+
+
+def _print_layers(layers: Sequence[LayerInfo], console: Console, verbose: bool) -> None:
+    """Every name that may be typed: of nodes, parameters and groups."""
+    if not layers:
+        return
+    shown = table("node", "operator", "parameter", ">shape", "group that it makes", title="layers")
+    for layer in layers if verbose else layers[:ROWS]:
+        makes = ", ".join(layer.makes) or "none that may go"
+        first = (layer.node, layer.op_type, makes)
+        for name, shape in layer.parameters:
+            node, operator, group = first
+            shown.add_row(node, operator, name, "x".join(map(str, shape)) or "1", group)
+            first = ("", "", "")
+    console.print(shown)
+    _print_rest(len(layers), console, verbose)
 
 
 def _kind(group: GroupInfo) -> str:
