@@ -191,7 +191,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"ratio_of": {"up*": 0.5, "u*": 0.2, "stem": 0.1}}, "ratio_of up*=0.5 says nothing, as u*=0.2 comes later"),
     ({"ratio_of": {"up*": 0.5, "*": 0.2}}, "ratio_of up*=0.5 says nothing, as *=0.2 comes later"),
     ({"ratio_of": {"re:[": 0.5}}, "ratio_of re:[: not a regular expression"),
-    ({"ratio_of": {"stem": 0.5}, "residual": "none"}, "ratio_of stem=0.5: residual channels stay here; residual='all' lets"),
+    ({"ratio_of": {"stem": 0.5}, "residual": "none"}, "ratio_of stem=0.5: residual channels stay; leave out residual='none'"),
     ({"ratio_of": {"stem": 0.5}, "max_ratio": 0.2}, "ratio_of stem=0.5 is more than max_ratio=0.2 lets go"),
 ]  # fmt: skip
 

@@ -255,18 +255,18 @@ def options(args: argparse.Namespace) -> Options:
     if "residual" in given:
         given["residual"] = "all" if given["residual"] else "none"
     if "input_shapes" in given:
-        given["input_shapes"] = dict(given["input_shapes"])
+        given["input_shapes"] = _once_each("--overwrite-input-shape", given["input_shapes"])
     if "ratio_of" in given:
-        given["ratio_of"] = _one_share_each(given["ratio_of"])
+        given["ratio_of"] = _once_each("--ratio-of", (pair for said in given["ratio_of"] for pair in said.items()))
     return Options(**given)
 
 
-def _one_share_each(said: Iterable[dict[str, float]]) -> dict[str, float]:
-    """The shares by name; UsageError where a name has two."""
-    out: dict[str, float] = {}
-    for name, share in (pair for named in said for pair in named.items()):
-        if out.setdefault(name, share) != share:
-            raise UsageError(f"--ratio-of {name} is given twice, as {out[name]:g} and {share:g}; leave one of them out")
+def _once_each(flag: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Values by name; UsageError where a name has two of them."""
+    out: dict[str, Any] = {}
+    for name, value in pairs:
+        if out.setdefault(name, value) != value:
+            raise UsageError(f"{flag} says two things of {name}: {out[name]} and {value}; leave one of them out")
     return out
 
 

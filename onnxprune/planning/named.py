@@ -77,14 +77,16 @@ def _named(groups: Groups, text: str, may: Mask, options: Options) -> Ids:
     elif fitting := matching(text, layers.axes.keys()):
         units = np.unique(np.concatenate([layers.axes[name] for name in fitting]))
     else:
-        near = nearest(text, (*layers.made, *layers.axes))
+        of_something = [name for name, made in layers.made.items() if made.carried.size]
+        near = nearest(text, (*of_something, *layers.groups))
         raise UsageError(f"--ratio-of {_said(options, text)}: no node, parameter or group has such a name{near}")
     if not units.size:
         read = layers.groups_of(np.unique(np.concatenate([layers.made[n].read for n in names]))) if names else []
         mend = f"; name what it reads, {listed(read[:SHOWN])}" if read else nearest(text, layers.groups)
         raise UsageError(f"--ratio-of {_said(options, text)}: nothing that it makes may go{mend}")
     if not may[units].any():
-        raise UsageError(f"--ratio-of {_said(options, text)}: residual channels stay here; --residual lets them go")
+        mend = "leave out --no-residual" if not groups.normed[units].all() else "--residual lets them go"
+        raise UsageError(f"--ratio-of {_said(options, text)}: residual channels stay; {mend}")
     return units[may[units]]
 
 

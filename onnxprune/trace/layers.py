@@ -99,10 +99,14 @@ class _Walk:
         for name in needs(node):
             behind |= self.sources.get(name, {})
         held = _union(behind.values())
-        data = {name: units for name in needs(node) if name not in self.sources and (units := self._on(name)).size}
-        if trace.fixed.issuperset(node.output) or not (data or held.size):  # states of zeros come from no layer
-            self.sources |= dict.fromkeys(node.output, behind | {node.name: held} if held.size else {})
+        if trace.fixed.issuperset(node.output):
+            self.sources |= dict.fromkeys(node.output, behind | {node.name: held} if behind else {})
             return ()
+        data = {name: units for name in needs(node) if name not in self.sources and (units := self._on(name)).size}
+        if (
+            not data and not held.size
+        ):  # it is no layer that makes states of zeros, and one that is frozen makes nothing
+            self.sources |= dict.fromkeys(node.output, {})
         carried = _union(self._on(name) for name in node.output)
         came = _union(data.values())
         fresh = np.setdiff1d(held, came)
