@@ -21,23 +21,35 @@ OWN = ("", "ai.onnx")
 
 def excluded(given: Model, working: Model, options: Options) -> Callable[[NodeProto], bool]:
     """Whether a node of `working`, the model as it is traced, is left alone. `given`: the model as the user sees it,
-    whose constants are still nodes. UsageError where a name or a type is of nothing there."""
+    whose constants are still nodes: such a node stands for its value, which is a parameter now. UsageError where a name
+    or a type is of nothing there."""
     if not options.nodes_to_exclude and not options.op_types_to_exclude:
         return lambda node: False
-    nodes = [*every_node(given.graph), *every_node(working.graph)]
-    types = _existing_types(options.op_types_to_exclude, nodes)
-    names = {node.name for node in nodes} - {""}
-    parameters = {name for node in nodes for name in needs(node) if name in working.weights}
+    nodes, parameters = every_node(working.graph), working.weights.keys()
+    constants = [node for node in every_node(given.graph) if not parameters.isdisjoint(node.output)]
+    types = _existing_types(options.op_types_to_exclude, [*nodes, *constants])
+    operands = {name for node in nodes for name in needs(node) if name in parameters}
+    left, read = _existing_names(
+        options.nodes_to_exclude, {node.name for node in (*nodes, *constants)} - {""}, operands
+    )
+    for node in constants:
+        if node.name in left or not types.isdisjoint(_types(node)):
+            read.update(node.output)
+    return lambda node: node.name in left or not types.isdisjoint(_types(node)) or not read.isdisjoint(node.input)
+
+
+def _existing_names(texts: Iterable[str], names: set[str], parameters: set[str]) -> tuple[set[str], set[str]]:
+    """The nodes and the parameters that these names and patterns fit; UsageError where one of them fits nothing."""
     left: set[str] = set()
     read: set[str] = set()
-    for text in options.nodes_to_exclude:
+    for text in texts:
         found, held = matching(text, names), matching(text, parameters)
         if not found and not held:
             near = nearest(text, chain(names, parameters))
             raise UsageError(f"--nodes-to-exclude {text}: no node, parameter or group has such a name{near}")
         left |= found
         read |= held
-    return lambda node: node.name in left or not types.isdisjoint(_types(node)) or not read.isdisjoint(node.input)
+    return left, read
 
 
 def _existing_types(types: Iterable[str], nodes: Iterable[NodeProto]) -> set[str]:

@@ -9,7 +9,7 @@ import difflib
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields, replace
 from numbers import Integral, Real
 from typing import Any, get_args, get_type_hints
@@ -36,6 +36,20 @@ def shares(values: Any) -> bool:
     )
 
 
+def names(values: Any) -> bool:
+    """Whether these are several names; a single one is made a list of one before."""
+    several = isinstance(values, Collection) and not isinstance(values, str | bytes | Mapping)
+    return several and all(isinstance(name, str) for name in values)
+
+
+def sizes(values: Any) -> bool:
+    """Whether these are names and whole numbers for each."""
+    return isinstance(values, Mapping) and all(
+        isinstance(name, str) and isinstance(dims, Collection) and all(isinstance(n, Integral) for n in dims)
+        for name, dims in values.items()
+    )
+
+
 LENGTHS = "a number of steps from 1 on, or a time such as 90s, 5m or 1h"
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -51,6 +65,7 @@ def training_length(asked: Any) -> tuple[int, float] | None:
     return (int(found[3]), 0.0) if found[3] else (0, float(found[1]) * SECONDS[found[2]])
 
 
+NAMES = ("nodes_to_exclude", "op_types_to_exclude", "providers")
 Rule = tuple[str, Callable[[Any], bool], str]
 RULES: tuple[Rule, ...] = (
     ("ratio", lambda x: 0 < x < 1, "is not between 0 and 1; it is the share of units to remove, such as 0.3"),
@@ -69,6 +84,8 @@ RULES: tuple[Rule, ...] = (
     ("check_rtol", lambda x: 0 <= x < math.inf, "is not from 0 on"),
     ("check_atol", lambda x: 0 <= x < math.inf, "is not from 0 on"),
     ("finetune", lambda x: training_length(x) is not None, f"is not {LENGTHS}"),
+    *((name, names, "is not a name or a list of names") for name in NAMES),
+    ("input_shapes", sizes, "is not names of inputs with their sizes, such as {'image': [1, 3, 224, 224]}"),
     ("ratio_of", shares, "is not a name and the share of its units to remove, 0 to below 1, as in 'encoder.*=0.5'"),
 )
 """(option, what holds of its value where there is one, words for where it does not)."""
@@ -89,7 +106,6 @@ GATES = {"max_drop", "min_agreement", "min_cosine"}
 """Flags that are no options: in Python they are fields of `Gates`."""
 AUTO: Any = "auto"
 """Of `round_to`: to be found out, which is 0 from here on."""
-NAMES = ("nodes_to_exclude", "op_types_to_exclude", "providers")
 
 
 def flag(name: str) -> str:

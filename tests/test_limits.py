@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from graphs import array, graph, replace, shapes
-from onnx import ModelProto
+from onnx import ModelProto, helper
 from test_allocate import attention
 from test_cli import fails
 
@@ -117,6 +118,25 @@ def test_at_most_so_many_heads() -> None:
 def test_what_stays_whole(flags: tuple[str, ...], whole: set[str], tmp_path: Path) -> None:
     left = widths(tmp_path, "--fast", "--ratio", "0.5", *flags)
     assert {w for w, n in SIZES.items() if left[w] == n} == whole
+
+
+EXCLUDED = [
+    ({"nodes_to_exclude": "block.c"}, {"w0", "w1", "w2"}),  # a name alone is one name, not its letters
+    ({"nodes_to_exclude": {"w4[1]"}}, {"w3"}),
+    ({"nodes_to_exclude": "lifted"}, {"w0", "w1", "w2"}),  # a Constant stands for its value
+    ({"op_types_to_exclude": "Constant"}, {"w0", "w1", "w2"}), ({"op_types_to_exclude": "Gemm"}, {"w3"}),
+    ({"op_types_to_exclude": ("Gemm", "Add")}, {"w0", "w2", "w3"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "whole"), EXCLUDED, ids=str)
+def test_what_stays_whole_in_python(options: dict[str, Any], whole: set[str]) -> None:
+    model = net()
+    value = next(t for t in model.graph.initializer if t.name == "w1")
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["w1"], name="lifted", value=value))
+    model.graph.initializer.remove(value)
+    left = shapes(api.prune(model, fast=True, ratio=0.5, **options))
+    assert {w for w, n in SIZES.items() if left[w][0] == n} == whole
 
 
 def test_what_a_group_holds_is_counted_from_the_shapes() -> None:

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import onnx
 import pytest
 from graphs import graph
 from onnx import ModelProto

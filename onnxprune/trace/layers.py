@@ -103,10 +103,8 @@ class _Walk:
             self.sources |= dict.fromkeys(node.output, behind | {node.name: held} if behind else {})
             return ()
         data = {name: units for name in needs(node) if name not in self.sources and (units := self._on(name)).size}
-        if (
-            not data and not held.size
-        ):  # it is no layer that makes states of zeros, and one that is frozen makes nothing
-            self.sources |= dict.fromkeys(node.output, {})
+        if not data and not held.size:  # what makes states of zeros is no layer, what is frozen makes nothing
+            self.sources |= {name: {} for name in node.output}
         carried = _union(self._on(name) for name in node.output)
         came = _union(data.values())
         fresh = np.setdiff1d(held, came)
