@@ -14,6 +14,7 @@ from onnxprune.errors import UsageError
 from onnxprune.model import Model, every_node, needs
 from onnxprune.naming import matching, nearest
 from onnxprune.options import Options
+from onnxprune.trace import LABELLED
 
 OWN = ("", "ai.onnx")
 """Domains of the operators whose types bear no domain."""
@@ -21,17 +22,16 @@ OWN = ("", "ai.onnx")
 
 def excluded(given: Model, working: Model, options: Options) -> Callable[[NodeProto], bool]:
     """Whether a node of `working`, the model as it is traced, is left alone. `given`: the model as the user sees it,
-    whose constants are still nodes: such a node stands for its value, which is a parameter now. UsageError where a name
-    or a type is of nothing there."""
+    whose constants are still nodes: such a node stands for its value, which is a parameter now. A single number or a
+    list of sizes, which exporters share between layers, is none. UsageError where a name or a type is of nothing."""
     if not options.nodes_to_exclude and not options.op_types_to_exclude:
         return lambda node: False
-    nodes, parameters = every_node(working.graph), working.weights.keys()
-    constants = [node for node in every_node(given.graph) if not parameters.isdisjoint(node.output)]
+    nodes = every_node(working.graph)
+    weights = {name for name, w in working.weights.items() if w.onnx_type in LABELLED and w.size > 1}
+    constants = [node for node in every_node(given.graph) if not weights.isdisjoint(node.output)]
     types = _existing_types(options.op_types_to_exclude, [*nodes, *constants])
-    operands = {name for node in nodes for name in needs(node) if name in parameters}
-    left, read = _existing_names(
-        options.nodes_to_exclude, {node.name for node in (*nodes, *constants)} - {""}, operands
-    )
+    names = {node.name for node in (*nodes, *constants)} - {""}
+    left, read = _existing_names(options.nodes_to_exclude, names, weights & {*chain(*map(needs, nodes))})
     for node in constants:
         if node.name in left or not types.isdisjoint(_types(node)):
             read.update(node.output)

@@ -29,7 +29,7 @@ HOUSE = [
     ("tuning", "blame errors finetuning model options rewrite stages trace validation", HEAVY),
     ("auditing", "errors fit model options planning results rewrite stages trace", {"onnxruntime"}),
     ("stages", "errors exclusion guard model options planning prove rehearsal results rewrite run shapes trace validation", {"onnxruntime", "numpy"}),
-    ("exclusion", "errors model naming options", {"onnxruntime", "numpy"}),
+    ("exclusion", "errors model naming options trace", {"onnxruntime", "numpy"}),
     ("rehearsal", "blame errors guard model options", {"onnxruntime", "numpy"}),
     ("blame", "data errors model options run shapes", HEAVY),
     ("report", "errors files model options planning results trace", {"onnx", "onnxruntime"}),

@@ -139,6 +139,18 @@ def test_what_stays_whole_in_python(options: dict[str, Any], whole: set[str]) ->
     assert {w for w, n in SIZES.items() if left[w][0] == n} == whole
 
 
+def test_a_number_that_layers_share_excludes_none_of_them() -> None:
+    """An exporter names it after the first layer that reads it."""
+    body = "a = MatMul(x, w1) b = Mul(a, h) c = Relu(b) d = MatMul(c, w2) e = Mul(d, h) f = Relu(e) y = MatMul(f, w3)"
+    model = graph("(float[N,16] x) => (float[N,3] y)", body, w1=(16, 12), w2=(12, 12), w3=(12, 3), h=np.float32(0.5))
+    for node in model.graph.node:
+        node.name = f"{'one' if node.output[0] in 'abc' else 'two'}/{node.output[0]}"
+        node.input[:] = ["one/half" if name == "h" else name for name in node.input]
+    model.graph.initializer[-1].name = "one/half"
+    left = shapes(api.prune(model, fast=True, ratio=0.5, nodes_to_exclude="one/*"))
+    assert (left["w1"], left["w2"]) == ((16, 12), (12, 6))
+
+
 def test_what_a_group_holds_is_counted_from_the_shapes() -> None:
     """Parameters: all of the weights that its channels are an axis of. MACs: at 64 pixels, of one sample."""
     sizes = {name: int(np.prod(shape)) for name, shape in shapes(net()).items()}
