@@ -5,14 +5,14 @@ Knows names as they stand in the model and in tables, no stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 
 from onnx import NodeProto
 
 from onnxprune.errors import UsageError
 from onnxprune.model import Model, every_node, needs
-from onnxprune.naming import matching, nearest
+from onnxprune.naming import matching, nearest, without_axes
 from onnxprune.options import Options
 from onnxprune.trace import LABELLED
 
@@ -27,25 +27,32 @@ def excluded(given: Model, working: Model, options: Options) -> Callable[[NodePr
     if not options.nodes_to_exclude and not options.op_types_to_exclude:
         return lambda node: False
     nodes = every_node(working.graph)
-    weights = {name for name, w in working.weights.items() if w.onnx_type in LABELLED and w.size > 1}
-    constants = [node for node in every_node(given.graph) if not weights.isdisjoint(node.output)]
+    ranks = _ranks(working, nodes)
+    constants = [node for node in every_node(given.graph) if not ranks.keys().isdisjoint(node.output)]
     types = _existing_types(options.op_types_to_exclude, [*nodes, *constants])
     names = {node.name for node in (*nodes, *constants)} - {""}
-    left, read = _existing_names(options.nodes_to_exclude, names, weights & {*chain(*map(needs, nodes))})
+    left, read = _existing_names(options.nodes_to_exclude, names, ranks)
     for node in constants:
         if node.name in left or not types.isdisjoint(_types(node)):
             read.update(node.output)
     return lambda node: node.name in left or not types.isdisjoint(_types(node)) or not read.isdisjoint(node.input)
 
 
-def _existing_names(texts: Iterable[str], names: set[str], parameters: set[str]) -> tuple[set[str], set[str]]:
-    """The nodes and the parameters that these names and patterns fit; UsageError where one of them fits nothing."""
+def _ranks(model: Model, nodes: Iterable[NodeProto]) -> dict[str, int]:
+    """The parameters that nodes read, and how many axes each has."""
+    weights = ((name, model.weights[name]) for node in nodes for name in needs(node) if name in model.weights)
+    return {name: len(w.shape) for name, w in weights if w.onnx_type in LABELLED and w.size > 1}
+
+
+def _existing_names(texts: Iterable[str], names: set[str], ranks: Mapping[str, int]) -> tuple[set[str], set[str]]:
+    """The nodes and the parameters that these names and patterns fit; UsageError where one of them fits nothing.
+    ranks: of the parameters, the number of axes."""
     left: set[str] = set()
     read: set[str] = set()
     for text in texts:
-        found, held = matching(text, names), matching(text, parameters)
+        found, held = matching(text, names), matching(without_axes(text, ranks), ranks.keys())
         if not found and not held:
-            near = nearest(text, chain(names, parameters))
+            near = nearest(text, chain(names, ranks))
             raise UsageError(f"--nodes-to-exclude {text}: no node, parameter or group has such a name{near}")
         left |= found
         read |= held

@@ -7,23 +7,30 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 
 from onnxprune.validation import listed, pattern
 
-AXES = re.compile(r"\[\d+(,\d+)*\]( of .+)?\Z")
+AXES = re.compile(r"\[(\d+(?:,\d+)*)\](?: of .+)?\Z")
 """What a table adds to a parameter's name: its axes, and the use where there are others."""
 SHOWN = 3
 """Near names that a message gives."""
 
 
 def matching(text: str, names: Set[str]) -> set[str]:
-    """The name itself where it is one, with axes behind it or without; else all that the glob or regular expression
-    fits."""
-    if exact := names & {text, AXES.sub("", text)}:
-        return {*exact}
+    """The name itself where it is one; else all that the glob or regular expression fits."""
+    if text in names:
+        return {text}
     fits = pattern(text)
     return {name for name in names if fits.search(name)}
+
+
+def without_axes(text: str, ranks: Mapping[str, int]) -> str:
+    """The parameter whose axes these are, as a table writes them; any other text as it is. ranks: of parameters."""
+    found = AXES.search(text)
+    bare = text[: found.start()] if found else text
+    axes = map(int, found[1].split(",")) if found else ()
+    return bare if all(axis < ranks.get(bare, 0) for axis in axes) else text
 
 
 def nearest(text: str, names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxprune.errors import UsageError
-from onnxprune.naming import AXES, SHOWN, matching, nearest
+from onnxprune.naming import SHOWN, matching, nearest
 from onnxprune.options import Options
 from onnxprune.planning.buckets import linked_buckets
 from onnxprune.planning.limits import movable
@@ -54,7 +54,7 @@ def asked(groups: Groups, options: Options) -> Asked:
 
 def _is_full(groups: Groups, text: str) -> bool:
     """Whether this is a name as it stands in the model, and no pattern."""
-    return text in groups.layers.axes or AXES.sub("", text) in groups.layers.made
+    return text in groups.layers.axes or text in groups.layers.made
 
 
 def _together(groups: Groups, may: Mask) -> Ids:

@@ -110,7 +110,6 @@ def sweep(
     ways = dict.fromkeys((c, r) for c in criteria for r in ratios)
     grid = [common.job(f"{c}-{r}", replace(base, criterion=c, ratio=r).resolved()) for c, r in ways]
     with workers(run, backend, address, jobs) as parallel:
-        common.folder.mkdir(exist_ok=True)
         say("original", 0.0)
         name, dense = _original(common.job("original", base))
         points = _made(grid, parallel, say)
@@ -223,6 +222,7 @@ def _measured(job: Job, point: SweepPoint, model: Model, cost: Cost) -> tuple[st
 
 
 def _write(job: Job, point: SweepPoint, **more: Any) -> None:
+    job.folder.mkdir(exist_ok=True)  # with the first file: a sweep that cannot begin leaves nothing
     write_json(job.file, {"key": job.key, "point": asdict(point), **more})
 
 
