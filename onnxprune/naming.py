@@ -15,6 +15,12 @@ AXES = re.compile(r"\[(\d+(?:,\d+)*)\](?: of .+)?\Z")
 """What a table adds to a parameter's name: its axes, and the use where there are others."""
 SHOWN = 3
 """Near names that a message gives."""
+SIGNS = "*?^$\\[]()./:"
+"""What a name neither begins nor ends with."""
+PATH = re.compile(r"([./:]+[^./:]*|[^./:]+)\Z")
+"""The last part of a path."""
+SHORTEST = 3
+"""Letters of a word that is looked for."""
 
 
 def matching(text: str, names: Set[str]) -> set[str]:
@@ -34,6 +40,13 @@ def without_axes(text: str, ranks: Mapping[str, int]) -> str:
 
 
 def nearest(text: str, names: Iterable[str]) -> str:
-    """The end of a message about a name of nothing: which of these may have been meant."""
-    found = difflib.get_close_matches(text, sorted(set(names)), SHOWN)
-    return f"; did you mean {listed(found)}?" if found else "; `onnxprune inspect` lists the names"
+    """The end of a message about a name of nothing: which of these may have been meant. Of a pattern its letters are
+    looked at, and of a path shorter and shorter beginnings, as exporters write it with other signs and ends."""
+    known = sorted(set(names))
+    word = text.removeprefix("re:").strip(SIGNS)
+    while len(word) >= SHORTEST:
+        holding = [name for name in known if word.casefold() in name.casefold()]
+        if found := sorted(holding, key=len)[:SHOWN] or difflib.get_close_matches(word, known, SHOWN):
+            return f"; did you mean {listed(found)}?"
+        word = PATH.sub("", word)
+    return "; `onnxprune inspect` lists the names"

@@ -108,7 +108,7 @@ RATIOS = [
     ("a mistyped name", f"{CUT} --ratio-of conv1_wieght=0.5", 2, "did you mean conv1_weight"),
     ("a mistyped node", f"{CUT} --ratio-of net.c=0.5", 2, "did you mean net/c"),
     ("a mistyped group", f"{CUT} --ratio-of 'conv3_weight[0]=0.5'", 2, "conv1_weight[0]"),
-    ("capitals", f"{CUT} --ratio-of CONV1_WEIGHT=0.5", 2, "`onnxprune inspect` lists the names"),
+    ("capitals", f"{CUT} --ratio-of CONV1_WEIGHT=0.5", 2, "did you mean conv1_weight"),
     ("one of two names is of nothing", f"{CUT} --ratio-of conv1_weight=0.5 x=0.2", 2, "--ratio-of x=0.2: no node"),
     ("no regular expression", f"{CUT} --ratio-of 're:(=0.5'", 2, "not a regular expression"),
     ("the last layer", f"{CUT} --ratio-of head_weight=0.5", 2, "nothing that it makes may go; name what it reads, stem_weight[0]"),

@@ -14,7 +14,7 @@ from onnxprune.naming import SHOWN, matching, nearest
 from onnxprune.options import Options
 from onnxprune.planning.buckets import linked_buckets
 from onnxprune.planning.limits import movable
-from onnxprune.trace import Groups, Ids, Mask
+from onnxprune.trace import Groups, Ids, Layers, Mask
 from onnxprune.validation import listed
 
 Asked = Mapping[int, float]
@@ -77,17 +77,21 @@ def _named(groups: Groups, text: str, may: Mask, options: Options) -> Ids:
     elif fitting := matching(text, layers.axes.keys()):
         units = np.unique(np.concatenate([layers.axes[name] for name in fitting]))
     else:
-        of_something = [name for name, made in layers.made.items() if made.carried.size]
-        near = nearest(text, (*of_something, *layers.groups))
+        near = nearest(text, (*(n for n, made in layers.made.items() if made.carried.size), *_free(layers)))
         raise UsageError(f"--ratio-of {_said(options, text)}: no node, parameter or group has such a name{near}")
     if not units.size:
         read = layers.groups_of(np.unique(np.concatenate([layers.made[n].read for n in names]))) if names else []
-        mend = f"; name what it reads, {listed(read[:SHOWN])}" if read else nearest(text, layers.groups)
+        mend = f"; name what it reads, {listed(read[:SHOWN])}" if read else nearest(text, _free(layers))
         raise UsageError(f"--ratio-of {_said(options, text)}: nothing that it makes may go{mend}")
     if not may[units].any():
         mend = "leave out --no-residual" if not groups.normed[units].all() else "--residual lets them go"
         raise UsageError(f"--ratio-of {_said(options, text)}: residual channels stay; {mend}")
     return units[may[units]]
+
+
+def _free(layers: Layers) -> list[str]:
+    """The groups of which units may go."""
+    return [name for name in layers.groups if layers.axes[name].size]
 
 
 def _said(options: Options, text: str) -> str:
