@@ -101,6 +101,8 @@ def measure(
     none."""
     tried = SHARES[options.effort]
     free = [curve for curve in curve_set.curves if curve.part.name not in asked]
+    if not free:
+        return
     trials = Trials(groups, curve_set.sites, inputs, options, len(tried) * len(free))
     plain = replace(options, round_to=1, min_channels=1)
     heads, _ = parts(groups, curve_set.scores, plain, asked)
@@ -119,8 +121,13 @@ def measure(
             progress("sensitivity", k / len(free))
         found = {s: f for s, f in (measured(curve, wanted) for wanted in tried) if f is not None}
         curve.bend(found)
-    known = [c.factor for c in free if c.factor is not None]
-    for curve in free:
+    _complete(free)
+
+
+def _complete(curves: Sequence[Curve]) -> None:
+    """Give those whose factor could not be measured that of the rest."""
+    known = [c.factor for c in curves if c.factor is not None]
+    for curve in curves:
         if curve.factor is None:
             curve.factor = float(np.median(known)) if known else 1.0
 
