@@ -15,7 +15,7 @@ from onnx import ModelProto
 from test_allocate import attention
 from test_shifted import perceptron
 
-from onnxprune.fit import Walk, layers, reconstruction, weigh
+from onnxprune.fit import Walk, compared, layers, reconstruction, weigh
 from onnxprune.fit.reconstruction import Reconstruction
 from onnxprune.model import Model
 from onnxprune.options import Options
@@ -121,7 +121,8 @@ def test_what_is_weighed_is_what_walks_hold(net: object, monkeypatch: pytest.Mon
             held.append(0)
             return super()._refit(*asked)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(reconstruction, "Walk", Counted)
+    for module in (reconstruction, compared):
+        monkeypatch.setattr(module, "Walk", Counted)
     kept = np.ones(trace.labels.n, bool)
     Weighed(trace, kept, rewrite(trace, kept), feeds, 0).run()
     shapes = {name: x.shape for name, x in feeds[0].items()}
