@@ -221,7 +221,7 @@ def _refit(
 @blame_model
 def inspect(model: Any, options: Options | None = None, **keywords: Unpack[OptionKeywords]) -> Inspection:
     """The groups of coupled channels of a model, what is frozen and why."""
-    groups = analysed(Model.load(model), _asked(options, keywords), Clock())
+    groups = analysed(Model.load(model), _asked(options, keywords), Clock(), runs=False)
     kept = np.ones(groups.trace.labels.n, bool)
     cost = profile.cost(groups.trace.model, profile.macs(groups.trace))
     return Inspection(
@@ -248,7 +248,7 @@ def plan(model: Any, options: Options | None = None, **keywords: Unpack[OptionKe
     """The plan that `prune` would apply."""
     options = _asked(options, keywords)
     _refuse_unread(options, keywords)
-    groups = analysed(Model.load(model), options, Clock())
+    groups = analysed(Model.load(model), options, Clock(), runs=uses_inputs(options.resolved()))
     options = settled(groups, options)
     return plan_of(groups, groups.kept_ids(decide(groups, options).removed), options)
 
@@ -259,7 +259,7 @@ def apply(
     **keywords: Unpack[OptionKeywords],
 ) -> Model:  # fmt: skip
     """`model` without what `plan` removes. Unproven: `verify` proves it, `prune(plan=...)` does both."""
-    groups = analysed(Model.load(model), _asked(options, keywords), Clock())
+    groups = analysed(Model.load(model), _asked(options, keywords), Clock(), runs=False)
     return rewrite(groups.trace, groups.kept_ids(removed_by(groups, plan, force_plan))).model
 
 
@@ -271,7 +271,7 @@ def completed(
     """The graph whose names a plan bears, and the plan with everything that is coupled to what an edited one removes.
 
     Raises UsageError where it is not a plan of `model`."""
-    groups = analysed(Model.load(model), _asked(options, keywords), Clock())
+    groups = analysed(Model.load(model), _asked(options, keywords), Clock(), runs=False)
     found = plan_of(groups, groups.kept_ids(removed_by(groups, plan, force_plan)), Options())
     return groups.trace.model, replace(plan, groups=found.groups, fingerprint=found.fingerprint)
 
@@ -296,4 +296,4 @@ def verify(
 @blame_model
 def trace(model: Any, options: Options | None = None, **keywords: Unpack[OptionKeywords]) -> Trace:
     """Labels, couplings, reductions and edits of a model (see `onnxprune.trace`)."""
-    return analysed(Model.load(model), _asked(options, keywords), Clock()).trace
+    return analysed(Model.load(model), _asked(options, keywords), Clock(), runs=False).trace

@@ -20,7 +20,7 @@ from onnxprune.planning import asked, criteria, profile
 from onnxprune.prove import check_finite, equivalence, retrace
 from onnxprune.results import Proof
 from onnxprune.rewrite import Rewritten, rewrite
-from onnxprune.run import opened
+from onnxprune.run import opened, usable
 from onnxprune.shapes import Shapes, declare, footprint, hazards, infer
 from onnxprune.trace import Groups, Labels, Mask, Trace, build
 from onnxprune.trace.rules import RULES
@@ -67,9 +67,12 @@ def _check_inputs(model: Model) -> None:
             )
 
 
-def analysed(source: Model, options: Options, clock: Clock) -> Groups:
-    """The groups of a model, which has been tried by a helper before anything here looks into it by native code."""
+def analysed(source: Model, options: Options, clock: Clock, runs: bool = True) -> Groups:
+    """The groups of a model, which has been tried by a helper before anything here looks into it by native code. runs:
+    whether what comes of them is run; then a runtime or a provider that is missing is said before any work."""
     _check_inputs(source)
+    if runs:
+        usable(options.providers)
     with rehearsal.begun(source, options) as tried:
         working = source.normalised()
         alone = excluded(source, working, options)

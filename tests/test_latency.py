@@ -84,7 +84,7 @@ def test_a_model_of_a_tenth_of_the_work_is_faster() -> None:
 
 
 def test_a_provider_that_is_not_there_is_an_error(tiny: ModelProto) -> None:
-    with pytest.raises(RuntimeFailure, match="MIGraphXExecutionProvider cannot be used here"):
+    with pytest.raises(RuntimeFailure, match="MIGraphXExecutionProvider is not in the installed ONNX Runtime"):
         latency.benchmark(Model.load(tiny), Model.load(tiny), providers=["MIGraphXExecutionProvider"])
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnxprune.data import RANGES, random_inputs, sizes
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model
-from onnxprune.run import PROVIDERS, deployed, first_line
+from onnxprune.run import PROVIDERS, deployed, first_line, onnx_runtime
 from onnxprune.shapes import Shapes, infer
 
 Feed = dict[str, NDArray[Any]]
@@ -128,8 +128,7 @@ def bound(session: Any, feed: Feed) -> Run:
     device = next((DEVICES[p] for p in session.get_providers() if p in DEVICES), "")
     if not device or any(x.dtype == object for x in feed.values()):
         return lambda: session.run(None, feed)
-    import onnxruntime as ort
-
+    ort = onnx_runtime()
     binding = session.io_binding()
     for name, x in feed.items():
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(x, device, 0))

@@ -35,7 +35,7 @@ from onnxprune.planning.profile import share
 from onnxprune.planning.segments import Segment, Segments, signature
 from onnxprune.planning.selection import select
 from onnxprune.rewrite import rewrite
-from onnxprune.run import PROVIDERS, deployed
+from onnxprune.run import PROVIDERS, deployed, runtime_version
 from onnxprune.shapes import Inputs, infer
 from onnxprune.trace import Groups, Mask
 
@@ -93,9 +93,7 @@ class Timer:
     @cached_property
     def machine(self) -> list[Any]:
         """What a time depends on besides the model: runtime, providers, threads, cores, processor."""
-        import onnxruntime as ort
-
-        return [ort.__version__, list(self.options.providers), self.options.threads, cores(), processor()]
+        return [runtime_version()[1], list(self.options.providers), self.options.threads, cores(), processor()]
 
     def at(self, segment: Segment, widths: Sequence[int | None]) -> tuple[Mask, float] | None:
         """Classes that are left, and seconds, where every row of a block keeps so many units (None: all); None where

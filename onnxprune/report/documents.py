@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from onnxprune import __version__
+from onnxprune.errors import RuntimeFailure
 from onnxprune.files import json_text, write_texts
 from onnxprune.report.page import render
 from onnxprune.report.run import Report
 from onnxprune.results import Compared, Inspection, Proof, Sweep, Verified
+from onnxprune.run import runtime_version
 
 SCHEMA = 1
 """It grows when a key changes its meaning."""
@@ -47,13 +50,11 @@ def text(path: Path, result: Report | Inspection | Sweep, title: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of this tool and of what its result depends on."""
-    found = {"onnxprune": __version__, "python": platform.python_version()}
-    for name in ("onnx", "onnxruntime-gpu", "onnxruntime", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {"onnxprune": __version__, "python": platform.python_version(), "onnx": metadata.version("onnx")}
+    with suppress(RuntimeFailure):  # to inspect a model takes no runtime
+        build, version = runtime_version()
+        found[build] = version
+    return found | {"numpy": np.__version__}
 
 
 def _plain(value: Any) -> Any:

@@ -6,17 +6,20 @@ Knows models, no sizes and no stage.
 from __future__ import annotations
 
 from onnxprune.run.chain import Chain, opened
-from onnxprune.run.runtime import PROVIDERS, SMALL, Session, deployed, first_line, open_session, threads, watched
+from onnxprune.run.installed import onnx_runtime, runtime_version
+from onnxprune.run.runtime import (
+    PROVIDERS,
+    SMALL,
+    Session,
+    deployed,
+    first_line,
+    open_session,
+    threads,
+    usable,
+    watched,
+)
 
 __all__ = [
-    "PROVIDERS",
-    "SMALL",
-    "Chain",
-    "Session",
-    "deployed",
-    "first_line",
-    "open_session",
-    "opened",
-    "threads",
-    "watched",
+    "PROVIDERS", "SMALL", "Chain", "Session", "deployed", "first_line", "onnx_runtime", "open_session", "opened",
+    "runtime_version", "threads", "usable", "watched",
 ]  # fmt: skip

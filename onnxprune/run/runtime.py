@@ -9,7 +9,6 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache
-from importlib import metadata
 from io import StringIO
 from typing import Any
 
@@ -19,6 +18,7 @@ from onnx import ModelProto, TensorProto, helper
 from onnxprune import guard
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model, needs, retain
+from onnxprune.run.installed import how_to_get, onnx_runtime
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 """Short names of ONNX Runtime's execution providers."""
@@ -37,9 +37,7 @@ computes in every run, so that it goes after its last use, as everything does.""
 
 def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
     """An InferenceSession that really uses all of `providers`, or a RuntimeFailure that says how to mend it."""
-    wanted = _usable(providers)
-    import onnxruntime as ort
-
+    ort, wanted = onnx_runtime(), usable(providers)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads()
     proto, held = shared(model)
@@ -52,9 +50,7 @@ def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
 def deployed(model: Model, providers: Sequence[str] = ("cpu",), count: int = 0, profile: str = "") -> Any:
     """An InferenceSession as an application makes it, from the whole file: for measuring time. `count` threads inside
     an operator, 0: as many as the runtime likes. `profile`: the prefix of the file that its profiler is to write."""
-    wanted = _usable(providers)
-    import onnxruntime as ort
-
+    ort, wanted = onnx_runtime(), usable(providers)
     options = ort.SessionOptions()
     options.intra_op_num_threads = count or threads()
     if profile:
@@ -62,14 +58,14 @@ def deployed(model: Model, providers: Sequence[str] = ("cpu",), count: int = 0, 
     return _made(model.session_source(), options, wanted)
 
 
-def _usable(providers: Sequence[str]) -> list[str]:
-    """The full names, where all of them are built into this runtime."""
-    import onnxruntime as ort
-
+def usable(providers: Sequence[str]) -> list[str]:
+    """The full names of `providers`, where all of them are built into the installed runtime. UsageError for a name that
+    no build has; RuntimeFailure where this one lacks it, or where there is no runtime at all."""
+    ort = onnx_runtime()
     wanted = [PROVIDERS.get(name.lower(), name) for name in providers]
     for name in set(wanted) - set(ort.get_all_providers()):
         raise UsageError(f"there is no provider '{name}'; take {', '.join(PROVIDERS)} or a full name")
-    _refuse([name for name in wanted if name not in ort.get_available_providers()])
+    _refuse([name for name in wanted if name not in ort.get_available_providers()], built_in=False)
     if set(wanted) - {PROVIDERS["cpu"]}:
         ort.set_default_logger_severity(4)  # a provider that does not load is one line of ours, not pages of theirs
     if PROVIDERS["cuda"] in wanted and hasattr(ort, "preload_dlls"):
@@ -81,9 +77,7 @@ def _usable(providers: Sequence[str]) -> list[str]:
 @cache
 def watched() -> Any:
     """The class of sessions whose runs are bounded in time, where a process is guarded."""
-    import onnxruntime as ort
-
-    session: Any = ort.InferenceSession
+    session: Any = onnx_runtime().InferenceSession
 
     class Watched(session):  # type: ignore[misc]
         def run(self, *args: Any, **kw: Any) -> Any:
@@ -100,13 +94,14 @@ def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
             session = watched()(source, options, providers=list(dict.fromkeys((*wanted, PROVIDERS["cpu"]))))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise RuntimeFailure(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
-    _refuse([name for name in wanted if name not in session.get_providers()])
+    _refuse([name for name in wanted if name not in session.get_providers()], built_in=True)
     return session
 
 
-def _refuse(missing: Sequence[str]) -> None:
+def _refuse(missing: Sequence[str], built_in: bool) -> None:
     if missing:
-        raise RuntimeFailure(f"{', '.join(missing)} cannot be used here; {_how_to_install()}, or use --providers cpu")
+        names, where = ", ".join(missing), "cannot be used here" if built_in else "is not in the installed ONNX Runtime"
+        raise RuntimeFailure(f"{names} {where}; {how_to_get(built_in)}, or use --providers cpu")
 
 
 def threads() -> int:
@@ -123,7 +118,7 @@ class Session:
     `run` takes others in their place, where `holds` says so."""
 
     def __init__(self, model: Model, providers: Sequence[str], free: Collection[str] = ()) -> None:
-        self.model, self._wanted = model, _usable(providers)
+        self.model, self._wanted = model, usable(providers)
         self._free = {n for n in free if n in model.weights and model.weights[n].dtype in FED}
         self._fed: dict[str, Array] = {}
         try:
@@ -135,8 +130,7 @@ class Session:
         self.blocks = 1
 
     def _open(self, large: int) -> None:
-        import onnxruntime as ort
-
+        ort = onnx_runtime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -221,11 +215,3 @@ def first_line(error: BaseException) -> str:
     """What ONNX Runtime says, without the pages that may follow."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
-
-
-def _how_to_install() -> str:
-    """How to get a missing provider: the two distributions of ONNX Runtime overwrite each other."""
-    names = {str(found.metadata["Name"]).lower() for found in metadata.distributions()}
-    if {"onnxruntime", "onnxruntime-gpu"} <= names:
-        return "run 'pip uninstall -y onnxruntime onnxruntime-gpu', then 'pip install onnxruntime-gpu'"
-    return "run 'pip install onnxprune[cuda]' on a machine with a supported device"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TypeProto, helper
 
-from onnxprune.run import watched
+from onnxprune.run import onnx_runtime, watched
 
 Named = tuple[int | str | None, ...]
 """Dims: numbers, names of sizes that are handed on, None for unknown ones."""
@@ -53,11 +53,13 @@ class LoneNode:
 
 def probe_with_runtime(node: LoneNode) -> list[tuple[int, Named | None] | None]:
     """(element type, dims) of each output; where ONNX Runtime's own inference leaves a dimension open the node is run
-    on two inputs, and only what both agree on is believed. No answer is [] (an operator that is not installed)."""
+    on two inputs, and only what both agree on is believed. No answer is [] (an operator that is not installed).
+    RuntimeFailure where there is no ONNX Runtime to ask."""
     if any(t.WhichOneof("value") != "tensor_type" for t in node.types.values()):
         return []
+    runtime = onnx_runtime()
     try:
-        session = _session(node)
+        session = _session(node, runtime)
         outputs = {o.name: o for o in session.get_outputs()}
     except Exception:  # ONNX Runtime's errors have no common base
         return []
@@ -68,9 +70,7 @@ def probe_with_runtime(node: LoneNode) -> list[tuple[int, Named | None] | None]:
     return [None if (element := elements.get(n)) is None else (element, found.get(n)) for n in node.proto.output]
 
 
-def _session(node: LoneNode) -> Any:
-    import onnxruntime as ort
-
+def _session(node: LoneNode, ort: Any) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
