@@ -13,7 +13,8 @@ from onnxprune.errors import UsageError
 
 def parsed(tmp_path: Path, text: str, *flags: str):  # type: ignore[no-untyped-def]
     (tmp_path / "p.toml").write_text(text)
-    return prune.parser().parse(["in.onnx", "out.onnx", "--config", str(tmp_path / "p.toml"), *flags])
+    (tmp_path / "in.onnx").touch()
+    return prune.parser().parse([str(tmp_path / "in.onnx"), "out.onnx", "--config", str(tmp_path / "p.toml"), *flags])
 
 
 def test_every_kind_of_flag(tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def test_lengths(asked: Any, steps: int, seconds: float) -> None:
 @pytest.mark.parametrize(("said", "found"), [("true", True), ("200", "200"), ('"5m"', "5m")])
 def test_a_file_of_flags_may_ask_for_it(said: str, found: Any, tmp_path: Path) -> None:
     (tmp_path / "flags.toml").write_text(f"finetune = {said}")
-    args = prune.parser().parse(["in.onnx", "out.onnx", "--config", str(tmp_path / "flags.toml")])
+    (tmp_path / "in.onnx").touch()
+    args = prune.parser().parse([str(tmp_path / "in.onnx"), "out.onnx", "--config", str(tmp_path / "flags.toml")])
     assert args.finetune == found
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,33 @@ ACTION = ROOT / "tools" / "action" / "action.yml"
 DOCKERFILE = ROOT / "tools" / "docker" / "Dockerfile"
 
 
+def scripts() -> list[str]:
+    """The shell of the steps that install and prune."""
+    blocks = re.findall(r"run: \|\n((?: {8}.*\n)+)", ACTION.read_text("utf-8"))
+    return ["\n".join(line.strip() for line in block.splitlines()) for block in blocks]
+
+
 def script() -> str:
     """The shell of the step that prunes: the last block of the file."""
-    text = ACTION.read_text("utf-8").rpartition("run: |\n")[2]
-    return "\n".join(line.strip() for line in text.splitlines())
+    return scripts()[-1]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the action runs in bash")
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("version", ["", "onnxprune==0.1"])
+def test_action_installs_a_runtime_only_where_there_is_none(tmp_path: Path, there: bool, version: str) -> None:
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then exit {0 if there else 1}; fi\nprintf "%s\\n" "$*" >> called\n')
+    fake.chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "GITHUB_ACTION_PATH": "/a/tools/action",
+        "VERSION": version, "RUNTIME": "onnxruntime",
+    }  # fmt: skip
+    install, _ = scripts()
+    subprocess.run(["bash", "-eo", "pipefail", "-c", install], cwd=tmp_path, env=environment, check=True)
+    called = (tmp_path / "called").read_text().splitlines()
+    pip = "-m pip install --quiet"
+    assert called == [f"{pip} {version or '/a/tools/action/../..'}", *([] if there else [f"{pip} onnxruntime"])]
 
 
 def test_action_fits_the_schema() -> None:
@@ -33,7 +57,9 @@ def test_action_fits_the_schema() -> None:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the action runs in bash")
 @pytest.mark.parametrize("optional", [True, False])
-def test_action_calls_the_command(tmp_path: Path, optional: bool) -> None:
+def test_action_calls_the_command(tmp_path: Path, optional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a model.onnx").touch()
     fake = tmp_path / "onnxprune"
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > called\n')
     fake.chmod(0o755)
@@ -79,15 +105,36 @@ def test_action_fails_with_the_command(tmp_path: Path) -> None:
 
 
 def test_action_puts_no_input_into_a_script() -> None:
-    assert "${{" not in script()
+    assert len(scripts()) == 2
+    assert not any("${{" in text for text in scripts())
     assert set(re.findall(r"inputs\.([\w-]+)", ACTION.read_text())) == set(
         re.findall(r"^  ([\w-]+):\n    description", ACTION.read_text().partition("outputs:")[0], re.MULTILINE)
     )
 
 
+def copied() -> list[str]:
+    """What the Dockerfile copies from this folder."""
+    lines = re.findall(r"^COPY (.*) \S+$", DOCKERFILE.read_text("utf-8"), re.MULTILINE)
+    return [name for line in lines for name in line.split()]
+
+
 def test_dockerfile_copies_what_there_is() -> None:
-    text = DOCKERFILE.read_text()
-    copied = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for name in line.split()]
-    assert copied
-    assert all((ROOT / name).exists() for name in copied)
+    text = DOCKERFILE.read_text("utf-8")
+    assert copied()
+    assert all((ROOT / name).exists() for name in copied())
     assert text.index("USER 1000") < text.index("ENTRYPOINT")
+    (runtime,) = re.findall(r"^ARG RUNTIME=(\w+)$", text, re.MULTILINE)
+    assert runtime in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert '"/src[${RUNTIME}]"' in text
+
+
+def test_dockerfile_is_without_lint() -> None:
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if hadolint is None:
+        pytest.skip("hadolint comes with the extra dev")
+    run = subprocess.run([hadolint, "--no-color", str(DOCKERFILE)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    broken = subprocess.run(
+        [hadolint, "-"], input="FROM python\nRUN cd x && sudo pip install y\n", capture_output=True, text=True, check=False
+    )
+    assert broken.returncode, "a lint that finds nothing wrong with this finds nothing"

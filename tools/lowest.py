@@ -1,10 +1,12 @@
-"""The lowest versions that pyproject.toml allows, as constraints for pip.
+"""The lowest versions that pyproject.toml allows, of what is required and of the extras that are named, as constraints
+for pip.
 
-    python tools/lowest.py > lowest.txt && pip install -c lowest.txt '.[test]'
+    python tools/lowest.py gpu > lowest.txt && pip install -c lowest.txt '.[gpu,test]'
 """
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,5 +25,7 @@ def lowest(requirements: list[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    for line in lowest(tomllib.loads(PROJECT.read_text("utf-8"))["project"]["dependencies"]):
+    project = tomllib.loads(PROJECT.read_text("utf-8"))["project"]
+    extras = [project["optional-dependencies"][name] for name in sys.argv[1:]]
+    for line in lowest(sum(extras, project["dependencies"])):
         print(line)

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from onnxprune import __version__
 from onnxprune.errors import UsageError
+from onnxprune.files import check_inputs
 from onnxprune.validation import NUMBERS, WORDS, near, objection
 
 
@@ -29,7 +30,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}{meant} (see {self.prog} --help)")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The arguments, and for what they leave out those of the file that --config names."""
+        """The arguments, and for what they leave out those of the file that --config names. UsageError where they are
+        wrong, or a model is not there: that is known before anything heavy is imported."""
+        args = self._parsed(argv)
+        given = [getattr(args, action.dest, None) for action in self._actions if action.type is model]
+        check_inputs(path for path in given if path is not None)
+        return args
+
+    def _parsed(self, argv: Sequence[str]) -> argparse.Namespace:
         given = list(argv)
         files = [k for k, word in enumerate(given) if word.partition("=")[0] == "--config"]
         if not files:
@@ -110,6 +118,11 @@ def number(kind: Callable[[str], float], wanted: str, fits: Callable[[float], bo
         return value
 
     return convert
+
+
+def model(text: str) -> Path:
+    """The path of a model to read. `Parser.parse` sees to it that it is there; --help is answered before."""
+    return Path(text)
 
 
 def allocation(text: str) -> str:

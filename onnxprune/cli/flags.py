@@ -285,4 +285,4 @@ def refuse_unread(
 
 def model_argument(parser: argparse.ArgumentParser, name: str = "IN") -> None:
     """A model to read."""
-    parser.add_argument(name, type=Path, help="the model to read; never changed")
+    parser.add_argument(name, type=take.model, help="the model to read; never changed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,17 @@ def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
         return os.path.samefile(a, b)
     except OSError:
         return os.path.realpath(a) == os.path.realpath(b)
+
+
+def check_inputs(inputs: Iterable[Path]) -> None:
+    """UsageError where a file to read does not exist. What else may be wrong with it is said when it is read."""
+    for path in inputs:
+        try:
+            path.stat()
+        except FileNotFoundError:
+            raise UsageError(f"{path} does not exist; check the path") from None
+        except OSError:
+            continue
 
 
 def check_distinct(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:

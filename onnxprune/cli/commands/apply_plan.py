@@ -24,7 +24,9 @@ def parser() -> arguments.Parser:
     made.add_argument("PLAN", type=Path, help="what goes: a file made by --save-plan")
     made.add_argument("WEIGHTS", type=Path, help="a state dict: .safetensors, .pt or .pth; never changed")
     made.add_argument("OUT", type=Path, help="the smaller state dict to write")
-    made.add_argument("--model", type=Path, default=None, metavar="IN", help="the dense ONNX file of the plan")
+    made.add_argument(
+        "--model", type=arguments.model, default=None, metavar="IN", help="the dense ONNX file of the plan"
+    )
     made.add_argument(
         "--keep", nargs="+", action="extend", default=[], metavar="NAME", help="tensors that stay: names or globs"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onnxprune.cli import arguments, flags
 from onnxprune.cli.terminal import console, progress
-from onnxprune.errors import INTERRUPTED, UsageError
+from onnxprune.errors import INTERRUPTED
 from onnxprune.files import check_distinct, check_outputs
 
 EPILOG = """\
@@ -72,5 +72,3 @@ def _check_files(args: argparse.Namespace) -> None:
     check_outputs(outputs)
     given = getattr(args, "calib", None)
     check_distinct([args.DENSE, args.PRUNED, *([Path(given)] if given else [])], outputs)
-    if not args.PRUNED.is_file():
-        raise UsageError(f"{args.PRUNED} does not exist; check the path")
