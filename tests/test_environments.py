@@ -74,7 +74,14 @@ def prunes(environment: Environment, folder: Path) -> str:
     return next(name for name in json.loads(report.read_text())["versions"] if name.startswith("onnxruntime"))
 
 
-def test_beside_nothing(environment: Environment, wheel: Path, tmp_path: Path) -> None:
+def stays(environment: Environment, files: dict[str, str]) -> None:
+    """The runtime with these files is whole when onnxprune has gone."""
+    environment.pip("uninstall", "-y", "onnxprune")
+    assert environment.runtime() == files != {}
+    environment.python("-c", "import onnxruntime; onnxruntime.InferenceSession")
+
+
+def test_beside_nothing_and_then_onnxruntime(environment: Environment, wheel: Path, tmp_path: Path) -> None:
     """One line; and what that line says mends it, though no index has this version of onnxprune."""
     environment.pip("install", str(wheel))
     assert not environment.runtime()
@@ -83,27 +90,51 @@ def test_beside_nothing(environment: Environment, wheel: Path, tmp_path: Path) -
     failed = environment.python("-m", "onnxprune", "models/tiny_conv.onnx", str(tmp_path / "out.onnx"), code=4)
     assert (failed.stdout, failed.stderr) == ("", MISSING)
     environment.pip("install", "onnxprune[cpu]")
-    assert prunes(environment, tmp_path) == "onnxruntime"
-
-
-@pytest.mark.parametrize("extra", ["cpu", "gpu"])
-def test_with_the_build_of_an_extra(extra: str, environment: Environment, wheel: Path, tmp_path: Path) -> None:
-    environment.pip("install", f"{wheel}[{extra}]")
-    assert prunes(environment, tmp_path) == ("onnxruntime-gpu" if extra == "gpu" and WHEELS_FOR_ALL else "onnxruntime")
     files = environment.runtime()
-    environment.pip("uninstall", "-y", "onnxprune")
-    assert environment.runtime() == files != {}
+    assert prunes(environment, tmp_path) == "onnxruntime"
+    stays(environment, files)
 
 
-@pytest.mark.skipif(not WHEELS_FOR_ALL, reason="these builds have wheels for x86-64 and not for macOS")
-@pytest.mark.parametrize("build", ["onnxruntime", "onnxruntime-openvino"])
-def test_beside_a_build_that_is_there(build: str, environment: Environment, wheel: Path, tmp_path: Path) -> None:
+def test_with_onnxruntime_gpu(environment: Environment, wheel: Path, tmp_path: Path) -> None:
+    """On a machine without a GPU, too; where that build has no wheel onnxruntime takes its place."""
+    environment.pip("install", f"{wheel}[gpu]")
+    assert prunes(environment, tmp_path) == ("onnxruntime-gpu" if WHEELS_FOR_ALL else "onnxruntime")
+    stays(environment, environment.runtime())
+
+
+@pytest.mark.skipif(not WHEELS_FOR_ALL, reason="this build has wheels for x86-64 and not for macOS")
+def test_beside_another_build(environment: Environment, wheel: Path, tmp_path: Path) -> None:
     """It is the same, file by file, when onnxprune comes, works and goes."""
-    environment.pip("install", build)
+    environment.pip("install", "onnxruntime-openvino")
     files = environment.runtime()
     environment.pip("install", str(wheel))
     assert environment.runtime() == files != {}
-    assert prunes(environment, tmp_path) == build
-    environment.pip("uninstall", "-y", "onnxprune")
-    assert environment.runtime() == files
-    environment.python("-c", "import onnxruntime; onnxruntime.InferenceSession")
+    assert prunes(environment, tmp_path) == "onnxruntime-openvino"
+    stays(environment, files)
+
+
+BASE = os.environ.get("ONNXPRUNE_BASE", "docker.io/library/python:3.12-slim")
+"""The image that the Dockerfile is built on here; it is not fetched."""
+
+
+def _has_image() -> bool:
+    command = ["buildah", "inspect", "--type", "image", BASE]
+    return shutil.which("buildah") is not None and not subprocess.run(command, capture_output=True, check=False).returncode
+
+
+@pytest.mark.skipif(not _has_image(), reason=f"needs buildah, and {BASE} on this machine")
+def test_the_image_does_the_job(tmp_path: Path) -> None:
+    """The Dockerfile, built without a daemon, and run as another user than root."""
+    way = ["--isolation", "chroot", "--network", "host"]
+    build = ["buildah", "bud", *way, "--pull-never", "--build-arg", f"BASE={BASE}", "-t", "onnxprune-test"]
+    subprocess.run([*build, "-f", "tools/docker/Dockerfile", "."], cwd=ROOT, check=True)
+    name = subprocess.run(["buildah", "from", "onnxprune-test"], capture_output=True, text=True, check=True).stdout.strip()
+    shutil.copy(ROOT / "models" / "tiny_conv.onnx", tmp_path / "in.onnx")
+    tmp_path.chmod(0o777)
+    try:
+        job = ["onnxprune", "in.onnx", "out.onnx"]
+        subprocess.run(["buildah", "run", *way, "--user", "1000:1000", "-v", f"{tmp_path}:/work", name, "--", *job], check=True)
+    finally:
+        subprocess.run(["buildah", "rm", name], check=True)
+        subprocess.run(["buildah", "rmi", "onnxprune-test"], check=True)
+    assert (tmp_path / "out.onnx").stat().st_size < (tmp_path / "in.onnx").stat().st_size
