@@ -46,6 +46,11 @@ def test_second_command_runs_the_tests() -> None:
     assert blocks()[1][-1][1:] == ["-m", "pytest", "-q"]
 
 
+def test_both_commands_install_a_runtime() -> None:
+    installs = [command for block in blocks()[:2] for command in block if command[0].endswith("/pip")]
+    assert [command[1:] for command in installs] == [["install", ".[gpu]"], ["install", ".[gpu,test]"]]
+
+
 def test_every_default_is_of_options() -> None:
     arguments = prune.parser().parse_args(["in.onnx", "out.onnx"])
     assert flags.options(arguments) == Options()
