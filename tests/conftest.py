@@ -11,7 +11,7 @@ from onnx import ModelProto, numpy_helper
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model
-from onnxprune.run import open_session
+from onnxprune.run import onnx_runtime, open_session
 
 TINY = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -47,6 +47,14 @@ def tiny_path(tiny: ModelProto, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.onnx"
     onnx.save(tiny, path)
     return path
+
+
+def pytest_sessionstart() -> None:
+    """The tests run models: without a runtime one line says so, not an import error in every file."""
+    try:
+        onnx_runtime()
+    except RuntimeFailure as error:
+        pytest.exit(error.message, returncode=error.exit_code)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
