@@ -22,11 +22,9 @@ def onnx_runtime() -> Any:
     imported, or where it is what an uninstalled build has left."""
     try:
         import onnxruntime
-    except ModuleNotFoundError as error:
-        if error.name == NAME:
-            raise RuntimeFailure(f"ONNX Runtime is not installed; {CHOICE}") from None
-        raise _unusable(error) from error
     except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == NAME:
+            raise RuntimeFailure(f"ONNX Runtime is not installed; {CHOICE}") from None
         raise _unusable(error) from error
     if not hasattr(onnxruntime, "InferenceSession"):
         raise _unusable("files of it are missing, as where one build was installed over another and then removed")

@@ -22,7 +22,7 @@ TOPICS = {
     "reports": "pages for people, JSON for machines",
     "large-models": "gigabytes of weights",
     "operators": "those that have rules, and what happens beside the others",
-    "pipelines": "exit codes, an action for GitHub, an image for Docker",
+    "pipelines": "exit codes, builds of ONNX Runtime, an action for GitHub, an image for Docker",
     "how-it-works": "from the file to the proof",
     "figures": "what was measured, and by which command",
 }
