@@ -58,7 +58,7 @@ FULL = replace(
     REPORT, layers=LAYERS, validation={**QUALITY, "failed": (f"top-1 drops by 0.0190 {LONG}",)}, notes=(f"{LONG} looks odd",),
     groups=(*GROUPS, *(replace(GROUPS[0], name=f"{LONG}.weight[{k // 2}]", layers=(LONG,)) for k in range(30))),
     curves=tuple(replace(REPORT.curves[0], group=f"{LONG}.weight[{k // 2}]") for k in range(12)),
-    frozen=(*REPORT.frozen, FrozenInfo(f"{LONG}.weight", 0, 4, "Mystery", LONG, f"no rule for {LONG}")),
+    frozen=(*REPORT.frozen, FrozenInfo("constructor", 0, 4, "Mystery", "n", "no rule"), FrozenInfo(f"{LONG}.weight", 0, 4, "Mystery", LONG, f"no rule for {LONG}")),
     command=f"onnxprune {LONG}.onnx out.onnx --nodes-to-exclude {LONG}", files={"model": f"{LONG}.onnx", "calib": LONG},
     latency={"measured": {"before": {"median": 0.0345}, "after": {"median": 0.0279}, "speedup": 1.24, "threads": 0}},
 )  # fmt: skip
@@ -241,7 +241,9 @@ def test_layers_are_chosen_and_found(tmp_path: Path) -> None:
             assert (line["y"], line["height"]) == (button["y"], button["height"])
         rows.nth(4).get_by_role("button").press("Enter")
         assert page.locator(".about").count() == 1
-        assert "w2[0]: keeps its shape (output y)" in rows.nth(4).locator(".about").inner_text()
+        text = rows.nth(4).locator(".about").inner_text()
+        assert "w2[0]: keeps its shape (output y)" in text
+        assert "constructor" not in text  # a name that every object of JavaScript has
         rows.nth(4).get_by_role("button").click()
         assert page.locator(".about").count() == 0
         page.get_by_label("Find a layer").fill("CONV2")

@@ -32,7 +32,7 @@ function listed(names, most = 8) {
 function about(layer, all) {
   const group = data.groups.find((found) => found.name === layer.group);
   const others = all.filter((other) => other !== layer && layer.group && other.group === layer.group);
-  const stays = d3.rollups(data.frozen.filter((f) => f.parameter in layer.shapes), (found) => found.map((f) => `${f.parameter}[${f.axis}]`),
+  const stays = d3.rollups(data.frozen.filter((f) => Object.hasOwn(layer.shapes, f.parameter)), (found) => found.map((f) => `${f.parameter}[${f.axis}]`),
     (f) => `${f.reason} (${f.op_type} ${f.node})`);
   const [was, is] = layer.macs;
   return facts([
