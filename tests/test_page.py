@@ -251,6 +251,16 @@ def test_layers_are_chosen_and_found(tmp_path: Path) -> None:
         assert page.locator(".layer.found").count() == 2
 
 
+@pytest.mark.parametrize("residual", ["conv", "all"])
+def test_a_stream_that_crosses_a_norm_says_what_lets_it_go(residual: Any, tmp_path: Path) -> None:
+    path = tmp_path / "r.html"
+    stream = replace(GROUPS[0], kept=GROUPS[0].units, crosses_norm=True)
+    write(path, replace(FULL, groups=(stream,), options=Options(residual=residual)), "model.onnx")
+    with opened(path) as page:
+        page.locator(".layer button").nth(1).click()
+        assert ("--residual lets it go" in page.locator(".about").inner_text()) == (residual == "conv")
+
+
 def test_lines_are_what_flows(tmp_path: Path) -> None:
     """From row to row: what goes on below one row comes in above the next, and ends where it is read last."""
     path = tmp_path / "r.html"

@@ -42,6 +42,7 @@ function about(layer, all) {
     ["Cut together with", others.length ? listed(others.map((other) => other.node)) : null],
     ["MACs", was ? `${whole(is)} of ${whole(was)}` : null],
     ...Object.entries(layer.shapes).map(([name, [before, after]]) => ["Weight", `${name}: ${size(before)}${String(before) === String(after) ? ", as it was" : ` → ${size(after)}`}`]),
+    ["Stays", group?.crosses_norm && group.kept === group.units && data.options.residual !== "all" ? "it crosses a normalisation over its own axis: --residual lets it go" : null],
     ...stays.map(([why, names]) => ["Stays", `${names.join(", ")}: ${why}`]),
     ["Reads", layer.sources.length ? listed(layer.sources.map((source) => all[source].node)) : null],
   ]);
