@@ -66,6 +66,24 @@ class FrozenInfo:
 
 
 @dataclass(frozen=True)
+class DrawnLayer:
+    """One operator that has weights, or at which branches meet, of the graph before and after: what a picture of the
+    model draws. An input and an output of the model are of op_type "input" and "output".
+
+    sources: positions, in the list of all, of those that it reads, whatever lies between. width: its channels (of the
+    output), before and after; None where none are known. group: the group that these are of, "" where none may go.
+    macs: before and after, of one sample. shapes: of its weights by name, before and after."""
+
+    node: str
+    op_type: str
+    sources: tuple[int, ...] = ()
+    width: tuple[int, int] | None = None
+    group: str = ""
+    macs: tuple[int, int] = (0, 0)
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What `onnxprune inspect` prints. `notes` point out what looks like fixed transforms; `graph` is the
     networkx graph of parameters' axes and the operators that couple them (see `onnxprune.trace.dependencies`)."""
@@ -161,7 +179,8 @@ class SweepPoint:
 class Sweep:
     """Many points of one model. metric: larger is better; `data`: what it was measured on.
 
-    fronts: by cost, the names of the points that no other one beats in both, the cheapest first."""
+    fronts: by cost, the names of the points that no other one beats in both, the cheapest first. command, files: see
+    `report.Report`."""
 
     metric: str
     data: str
@@ -169,3 +188,5 @@ class Sweep:
     points: tuple[SweepPoint, ...]
     fronts: Mapping[str, tuple[str, ...]]
     options: Options
+    command: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)

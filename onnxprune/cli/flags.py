@@ -6,7 +6,8 @@ Knows argparse and `Options`, no stage.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,18 @@ def report_flag(parser: argparse._ActionsContainer) -> None:
         metavar="FILE",
         help="everything about the run: a page to read (.html) or JSON (any other name)",
     )
+
+
+def origin(args: argparse.Namespace, words: Sequence[str], pruned: Path | None = None) -> dict[str, Any]:
+    """What a report says of where it comes from: its fields `command` (of these words) and `files`."""
+    named = {
+        "model": args.IN,
+        "pruned": pruned,
+        "plan": getattr(args, "plan", None) or getattr(args, "save_plan", None),
+    }
+    named |= {role: getattr(args, role, None) for role in ("calib", "validate")}
+    files = {role: str(name) for role, name in named.items() if name}
+    return {"command": shlex.join(("onnxprune", *words)), "files": files}
 
 
 def options(args: argparse.Namespace) -> Options:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,13 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.files import json_text, write_texts
 from onnxprune.report.page import render
 from onnxprune.report.run import Report
+from onnxprune.report.sentence import headline
 from onnxprune.results import Compared, Inspection, Proof, Sweep, Verified
 from onnxprune.run import runtime_version
 
+PAGES = (".html", ".htm")
+PICTURED = 1000
+"""Layers that the picture of a page has at most (half a megabyte); JSON has all of them."""
 SCHEMA = 1
 """It grows when a key changes its meaning."""
 
@@ -37,15 +43,29 @@ def to_json(result: Report | Inspection | Compared | Sweep | Verified) -> dict[s
     return {**header, **body}
 
 
-def write(path: Path, result: Report | Inspection | Sweep, title: str) -> None:
+def write(path: Path, result: Report | Compared | Sweep, title: str) -> None:
     """The file at `path`, whole or not at all; see `text`."""
     write_texts({path: text(path, result, title)})
 
 
-def text(path: Path, result: Report | Inspection | Sweep, title: str) -> str:
-    """As a page where the name ends in .html, as JSON otherwise."""
+def text(path: Path, result: Report | Compared | Sweep, title: str) -> str:
+    """As a page where the name ends in .html, as JSON otherwise. A page bears the date, JSON does not: it is the same
+    whenever it is written."""
     data = to_json(result)
-    return render(data, title) if path.suffix.lower() in (".html", ".htm") else json_text(data)
+    if path.suffix.lower() not in PAGES:
+        return json_text(data)
+    data |= {"headline": headline(result), "date": _now()}
+    if isinstance(result, Report):
+        data |= {"layers": data["layers"][:PICTURED], "layer_count": len(result.layers)}
+    return render(data, title)
+
+
+def _now() -> str:
+    """The date in UTC, or that of SOURCE_DATE_EPOCH (reproducible-builds.org) where it is a number of seconds."""
+    now = datetime.now(UTC)
+    with suppress(ValueError, OverflowError, OSError):
+        now = datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH", "")), UTC)
+    return f"{now:%Y-%m-%d %H:%M} UTC"
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.options import Options
-from onnxprune.results import Cost, CurveInfo, FrozenInfo, GroupInfo, Proof
+from onnxprune.results import Cost, CurveInfo, DrawnLayer, FrozenInfo, GroupInfo, Proof
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,9 @@ class Report:
     """The result of one run, as written by `--report out.json` (see `report.to_json`) and shown by
     `out.html`.
 
-    latency: in milliseconds, "predicted" (before, after) where the plan was made for it, "measured" (see
+    layers: what a picture of the graph draws. command: the command line that made it, None in Python. files: the names
+    that were given for "model", "pruned", "plan", "calib" and "validate", as far as they are files. latency: in
+    milliseconds, "predicted" (before, after) where the plan was made for it, "measured" (see
     `measure.latency.Benchmark`) where a benchmark was asked for. finetune: see `finetuning.finetuned`."""
 
     before: Cost
@@ -33,11 +35,14 @@ class Report:
     curves: tuple[CurveInfo, ...] = ()
     latency: Mapping[str, Any] | None = None
     finetune: Mapping[str, Any] | None = None
+    layers: tuple[DrawnLayer, ...] = ()
+    command: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str], title: str = "") -> Path:
-        """A page where the name ends in .html, JSON otherwise, whole or not at all; `title` heads the page.
-        UsageError or RuntimeFailure where it cannot be written."""
+        """A page where the name ends in .html, JSON otherwise, whole or not at all; `title` heads the page ("": the
+        name of the model's file). UsageError or RuntimeFailure where it cannot be written."""
         from onnxprune.report.documents import write
 
-        write(Path(path), self, title or Path(path).stem)
+        write(Path(path), self, title or Path(self.files.get("model", Path(path).stem)).name)
         return Path(path)

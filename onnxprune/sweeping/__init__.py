@@ -114,7 +114,8 @@ def sweep(
         name, dense = _original(common.job("original", base))
         points = _made(grid, parallel, say)
     where = str(data or options.calib or "made-up inputs")
-    return Sweep(name, where, dense, points, fronts(points), replace(options, calib=None).resolved())
+    asked = replace(options, calib=None).resolved()
+    return Sweep(name, where, dense, points, fronts(points), asked, files={"model": str(model)})
 
 
 @dataclass(frozen=True)

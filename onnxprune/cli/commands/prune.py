@@ -73,9 +73,9 @@ def run(argv: Sequence[str]) -> int:
     with progress(args.quiet) as show:
         result, quality = _pruned(args, options, comparison, gates, show)
     check_distinct(result.model.data_files, outputs)
-    report = _report(args, options, result, quality)
     failed = quality.failed if quality is not None else ()
     path = args.OUT if not failed else _path_on_fail(args) if args.keep_on_fail else None
+    report = replace(_report(args, options, result, quality), **flags.origin(args, argv, path))
     leftovers = _write(args, result, report, path)
     if not args.quiet:
         _print(args, report, leftovers)

@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
             address=args.address, progress=show,
         )  # fmt: skip
     if args.report:
-        write(args.report, result, args.IN.name)
+        write(args.report, replace(result, **flags.origin(args, ["sweep", *argv])), args.IN.name)
     if not args.quiet:
         print_sweep(result, console())
     if all(point.error for point in result.points):

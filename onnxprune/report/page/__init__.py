@@ -1,7 +1,7 @@
 """A report as one HTML file that needs nothing else: no network, no server.
 
 The page carries the same data as `--report out.json`; `page.js` shows it with Observable Plot. Names from a model reach
-the page as text only, and its content security policy runs no script but the three that are written here.
+the page as text only, and its content security policy runs no script but those that are written here.
 Knows a report as text, no ONNX.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-REPORT = ("d3.min.js", "plot.min.js", "page.js")
-GRAPH = ("d3.min.js", "graph.js")
+REPORT = ("d3.min.js", "plot.min.js", "common.js", "charts.js", "layers.js", "page.js")
+GRAPH = ("d3.min.js", "common.js", "graph.js")
 """Scripts of the pages that there are."""
 
 
