@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,14 @@ def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
         return os.path.samefile(a, b)
     except OSError:
         return os.path.realpath(a) == os.path.realpath(b)
+
+
+def check_finite(path: Path) -> None:
+    """UsageError for a device, which may never end (/dev/zero); a pipe is read as a file is."""
+    with suppress(OSError):  # said by whoever opens it
+        kind = path.stat().st_mode
+        if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
+            raise UsageError(f"{path} is a device; give a file")
 
 
 def check_distinct(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:

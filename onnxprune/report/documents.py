@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from onnxprune import __version__
+from onnxprune.errors import UsageError
 from onnxprune.files import json_text, write_texts
 from onnxprune.report.page import render
 from onnxprune.report.run import Report
 from onnxprune.results import Compared, Inspection, Proof, Sweep, Verified
 
+PAGES = (".html", ".htm")
+"""How the name of a page ends."""
 SCHEMA = 1
 """It grows when a key changes its meaning."""
 
@@ -34,15 +37,22 @@ def to_json(result: Report | Inspection | Compared | Sweep | Verified) -> dict[s
     return {**header, **body}
 
 
-def write(path: Path, result: Report | Inspection | Sweep, title: str) -> None:
+def write(path: Path, result: Report | Inspection | Sweep | Compared, title: str) -> None:
     """The file at `path`, whole or not at all; see `text`."""
     write_texts({path: text(path, result, title)})
 
 
-def text(path: Path, result: Report | Inspection | Sweep, title: str) -> str:
-    """As a page where the name ends in .html, as JSON otherwise."""
+def check_report_file(path: Path) -> None:
+    """UsageError where the name of a file does not say a form that is written."""
+    if path.suffix.lower() not in (*PAGES, ".json"):
+        raise UsageError(f"a report is a page or JSON: give {path} a name that ends in .html or .json")
+
+
+def text(path: Path, result: Report | Inspection | Sweep | Compared, title: str) -> str:
+    """As a page where the name ends in .html, as JSON where it ends in .json; UsageError otherwise."""
+    check_report_file(path)
     data = to_json(result)
-    return render(data, title) if path.suffix.lower() in (".html", ".htm") else json_text(data)
+    return render(data, title) if path.suffix.lower() in PAGES else json_text(data)
 
 
 def versions() -> dict[str, str]:

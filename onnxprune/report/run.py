@@ -18,7 +18,9 @@ class Report:
     `out.html`.
 
     latency: in milliseconds, "predicted" (before, after) where the plan was made for it, "measured" (see
-    `measure.latency.Benchmark`) where a benchmark was asked for. finetune: see `finetuning.finetuned`."""
+    `measure.latency.Benchmark`) where a benchmark was asked for. finetune: see `finetuning.finetuned`. search: where
+    the largest cut that holds a gate was looked for, its "ratio", the ratios "tried" and, from the command line, the
+    "command" that makes it without a search."""
 
     before: Cost
     after: Cost
@@ -33,10 +35,11 @@ class Report:
     curves: tuple[CurveInfo, ...] = ()
     latency: Mapping[str, Any] | None = None
     finetune: Mapping[str, Any] | None = None
+    search: Mapping[str, Any] | None = None
 
     def save(self, path: str | os.PathLike[str], title: str = "") -> Path:
-        """A page where the name ends in .html, JSON otherwise, whole or not at all; `title` heads the page.
-        UsageError or RuntimeFailure where it cannot be written."""
+        """A page where the name ends in .html, JSON where it ends in .json, whole or not at all; `title` heads the
+        page. UsageError for another ending; UsageError or RuntimeFailure where it cannot be written."""
         from onnxprune.report.documents import write
 
         write(Path(path), self, title or Path(path).stem)

@@ -238,6 +238,7 @@ function showReport() {
     ["Inputs used", story?.inputs ? `${story.inputs}${story.samples ? `, ${whole(story.samples)} samples` : ""}${story.diversity == null ? "" : `, diversity ${exact(story.diversity)}`}` : "none: weights alone decided"],
     ["Refitted", errors && !story.failed ? `${story.layers.length} layers; output error on held-out inputs ${exact(errors.refitted)} (as sliced ${exact(errors.sliced)}, by weights alone ${said(errors.fast)})${story.fell_back ? "; this was worse than weights alone, so theirs was taken" : ""}` : story?.failed ?? (story?.merged == null ? null : `${whole(story.merged)} removed units were merged into kept ones`)],
     ["Fine-tuned", !data.finetune ? null : data.finetune.skipped ?? `${whole(data.finetune.steps)} steps on ${data.finetune.inputs}; on held-out inputs loss ${exact(data.finetune.loss.after)} (before ${exact(data.finetune.loss.before)}), output error ${exact(data.finetune.output_error.after)} (${exact(data.finetune.output_error.before)})${data.finetune.accepted ? "" : "; this was no better, so the weights stay as they were"}`],
+    ["Search", data.search && `--ratio ${exact(data.search.ratio)} is the largest of ${data.search.tried.length} tried that holds${data.search.command ? `; without the search: ${data.search.command}` : ""}`],
     ...data.notes.map((note) => ["Note", note]),
   ]));
   if (groups.length) section("Widths", "Every group is one width that all its layers share: what is left of it, and what it was.",
@@ -279,12 +280,29 @@ function showSweep() {
   ], "points"));
 }
 
+function showCompared() {
+  const { before, after, quality, latency } = data, write = written(quality.metric), times = latency?.measured;
+  page.append(el("div", { class: "figures" },
+    figure("parameters", share(after.parameters, before.parameters), `${whole(after.parameters)} of ${whole(before.parameters)}`, after.parameters / before.parameters),
+    figure("MACs", share(after.macs, before.macs), `${amount(after.macs)} of ${amount(before.macs)}`, after.macs / before.macs),
+    figure("file size", share(after.bytes, before.bytes), `${bytes(after.bytes)} of ${bytes(before.bytes)}`, after.bytes / before.bytes),
+    figure(quality.metric, write(quality.after), `was ${write(quality.before)}, on ${whole(quality.samples)} samples`),
+    times && figure("latency", hundredth(times.after.median / times.before.median), `${brief(times.after.median)} of ${brief(times.before.median)} ms`, times.after.median / times.before.median)),
+  facts([
+    ["Data", quality.data], ["Providers", quality.providers.join(", ")],
+    ["Fidelity", Object.entries(quality.fidelity).map(([k, v]) => `${k} ${exact(v)}`).join(", ")],
+    ["Failed", quality.failed.length ? quality.failed.join("; ") : null],
+    ["Timed", times && `${whole(Math.min(...times.runs))} runs each in turns, batch ${times.batch}, threads ${times.threads || "default"}, ${times.providers.join(", ")}`],
+  ]));
+}
+
+const KINDS = { report: ["Pruned by onnxprune", showReport], sweep: ["Pruned in many ways by onnxprune", showSweep], compared: ["Compared by onnxprune", showCompared] };
 const GRID = new Set(["ratio", "criterion"]);  // of each point, not of a sweep
 document.title = `${data.title} - onnxprune`;
-page.append(el("h1", {}, data.title), el("div", { class: "soft" }, data.kind === "sweep" ? "Pruned in many ways by onnxprune" : "Pruned by onnxprune"));
-(data.kind === "sweep" ? showSweep : showReport)();
+page.append(el("h1", {}, data.title), el("div", { class: "soft" }, KINDS[data.kind][0]));
+KINDS[data.kind][1]();
 section("Environment", null, el("div", { class: "columns" },
   el("div", {}, el("h3", {}, "Versions"), facts(Object.entries(data.versions)),
     data.seconds && el("h3", { style: "margin-top: 20px" }, "Seconds"), data.seconds && facts(Object.entries(data.seconds).map(([k, v]) => [k, d3.format(".2f")(v)]))),
-  el("div", {}, el("h3", {}, "Options"), facts(Object.entries(data.options).filter(([k]) => !(data.kind === "sweep" && GRID.has(k))).map(option)))));
+  data.options && el("div", {}, el("h3", {}, "Options"), facts(Object.entries(data.options).filter(([k]) => !(data.kind === "sweep" && GRID.has(k))).map(option)))));
 page.append(el("footer", {}, `onnxprune ${data.versions.onnxprune}. Charts by Observable Plot and D3 (ISC licence).`));
