@@ -18,7 +18,7 @@ from onnxprune.auditing import audited
 from onnxprune.blame import blame_model
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.finetuning import Parts
-from onnxprune.measure import Comparison, Gates, compared
+from onnxprune.measure import Comparison, Gates, compared, timed
 from onnxprune.model import Model
 from onnxprune.options import OptionKeywords, Options, Progress
 from onnxprune.planning import (
@@ -128,15 +128,14 @@ def largest(
     model: Any, holds: Callable[[Result], bool], options: Options | None = None, *, progress: Progress | None = None,
     **keywords: Unpack[OptionKeywords],
 ) -> Result:  # fmt: skip
-    """The largest cut for which `holds` says yes, by bisection of the ratio to about a sixtieth; what does not depend
-    on the ratio (inputs, statistics, curves) is worked out once. CheckFailed where none is small enough. The smaller
-    models are taken to be the worse ones."""
+    """The largest cut for which `holds` says yes, by bisection of the ratio to about a sixtieth, as `report.search`
+    tells; what does not depend on the ratio is worked out once. CheckFailed where no cut is small enough."""
     options = _asked(options, keywords)
     _refuse_unread(options, keywords)
     clock = Clock(progress)
     groups, options, parts = _prepared(model, options, clock)
     plans = planner(groups, options, progress)
-    low, high, best = 0.0, 1.0, None
+    low, high, best, tried = 0.0, 1.0, None, list[dict[str, Any]]()
     for step in range(STEPS):
         ratio = (low + high) / 2
         if progress:
@@ -152,9 +151,10 @@ def largest(
         else:
             fine = True
         low, high = (ratio, high) if fine else (low, ratio)
+        tried.append({"ratio": ratio, "holds": fine})
     if best is None:
         raise CheckFailed(f"no cut is small enough to hold what was asked for: not even --ratio {high:.3f} does")
-    return best
+    return replace(best, report=replace(best.report, search={"ratio": best.report.options.ratio, "tried": tried}))
 
 
 def _asked(options: Options | None, keywords: OptionKeywords) -> Options:
@@ -204,7 +204,7 @@ def _carried_out(
         (*notes.of(groups), *decision.notes), None, dict(clock.seconds), story,
         curves.curve_infos(groups, decision.curve_set, kept) if decision.curve_set else (),
         predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
-        tuned, drawn_layers(groups, kept), files=files(groups),
+        tuned, layers=drawn_layers(groups, kept), files=files(groups),
     )  # fmt: skip
     return Result(after.model, (plan or plan_of(groups, kept, options)).refitted(story, tuned), report)
 
@@ -244,15 +244,16 @@ def inspect(model: Any, options: Options | None = None, **keywords: Unpack[Optio
 @blame_model
 def compare(
     a: Any, b: Any, data: Any = None, options: Options | None = None, *, metric: Any = "",
-    gates: Gates | None = None, samples: int | None = None, **keywords: Unpack[OptionKeywords],
+    gates: Gates | None = None, samples: int | None = None, benchmark: bool = False, **keywords: Unpack[OptionKeywords],
 ) -> Compared:  # fmt: skip
     """Costs of two models with the same inputs and outputs, and how good `b` is beside `a` on `data` (what --calib
-    takes, with labels where there are any; None makes inputs up). Gates that do not hold are named, not raised."""
+    takes, with labels or without; None makes inputs up); `benchmark` times both. Failed gates are named, not raised."""
     options = _asked(options, keywords)
     quality = compared(a, data, options, metric, samples).measure(Model.load(b).normalised(), gates, options.seed)
-    costs = [profile.cost(g.trace.model, profile.macs(g.trace)) for g in
-             (analysed(Model.load(x), options, Clock()) for x in (a, b))]  # fmt: skip
-    return Compared(costs[0], costs[1], asdict(quality))
+    traces = [analysed(Model.load(x), options, Clock()).trace for x in (a, b)]
+    before, after = (profile.cost(trace.model, profile.macs(trace)) for trace in traces)
+    times = {"measured": timed(Model.load(a), Model.load(b), options).to_json()} if benchmark else None
+    return Compared(before, after, asdict(quality), times)
 
 
 @blame_model

@@ -29,6 +29,8 @@ def in_python(text: str) -> str:
     return FLAG.sub(keyword, text)
 
 
+PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of the system that another path mends."""
 INTERRUPTED = 130
 """Exit code of what Ctrl-C ended."""
 
@@ -86,6 +88,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return "out of memory; close other programs or use a machine with more", RuntimeFailure.exit_code
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"{error.filename or 'output'}: no space left on the disk; free some and run again", 4
+    if isinstance(error, OSError) and error.errno in PATHS and error.filename:
+        return f"{error.filename}: {error.strerror}; give another path", UsageError.exit_code
     if isinstance(error, OSError):
         return " ".join(str(error).split()), RuntimeFailure.exit_code
     what = " ".join(f"{type(error).__name__}: {error}".split())

@@ -135,11 +135,13 @@ class Verified(Proof):
 
 @dataclass(frozen=True)
 class Compared:
-    """What `onnxprune compare A B` prints: the costs of both models and `quality` (see `measure.Quality`)."""
+    """What `onnxprune compare A B` prints: the costs of both models, `quality` (see `measure.Quality`) and, where a
+    benchmark was asked for, `latency` with an entry "measured" (see `measure.Benchmark`)."""
 
     before: Cost
     after: Cost
     quality: Mapping[str, Any]
+    latency: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ NUMBERS: dict[str, type[int] | type[float]] = {
 }
 SWITCHES = {f.name for f in fields(Options) if type(f.default) is bool}
 OPTIONAL = {f.name for f in fields(Options) if f.default is None}
+SHARES = {"ratio", "max_ratio"}
+"""Options whose value is a share of 1, which people type in per cent."""
 GATES = {"max_drop", "min_agreement", "min_cosine"}
 """Flags that are no options: in Python they are fields of `Gates`."""
 AUTO: Any = "auto"
@@ -151,19 +153,33 @@ def objection(name: str, value: Any) -> str:
     if value is None and name in OPTIONAL:
         return ""
     if wrong := _wrong_kind(name, value):
-        return "; ".join([wrong, *WORDS.get(name, "").split("; ")[1:]])
-    return next((w for n, holds, w in RULES if n == name and not holds(value)), "")
+        wrong = "; ".join([wrong, *WORDS.get(name, "").split("; ")[1:]])
+    else:
+        wrong = next((w for n, holds, w in RULES if n == name and not holds(value)), "")
+    return f"{wrong}{share_meant(value)}" if wrong and name in SHARES else wrong
 
 
-def listed(words: Iterable[str]) -> str:
+def share_meant(value: Any) -> str:
+    """The end of a message about what is no share of 1: the share that 30, "30%" or "0,3" may have been meant as."""
+    text = str(value).replace(",", ".").strip()
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        return ""
+    if text.endswith("%") or number >= 2:
+        number /= 100
+    return f"; did you mean {number:g}?" if 0 < number < 1 else ""
+
+
+def listed(words: Iterable[str], joint: str = "or") -> str:
     """a, b or c; an empty word is none."""
     *most, last = filter(None, words)
-    return f"{', '.join(most)} or {last}" if most else last
+    return f"{', '.join(most)} {joint} {last}" if most else last
 
 
 def near(word: str, words: Iterable[str]) -> str:
     """The end of a message about a word that is none of these: which one may have been meant."""
-    found = difflib.get_close_matches(word, sorted(words), 1)
+    found = difflib.get_close_matches(word, sorted(filter(None, words)), 1, cutoff=0.7)  # at 0.6 gpu means cpu
     return f"; did you mean '{found[0]}'?" if found else ""
 
 
@@ -177,7 +193,7 @@ def _wrong_kind(name: str, value: Any) -> str:
     if name in SWITCHES:
         return "" if truth else "is not True or False"
     if name in CHOICES and value not in CHOICES[name]:
-        return f"is not {listed(CHOICES[name])}"
+        return f"is not {listed(CHOICES[name])}{near(str(value), CHOICES[name])}"
     return ""
 
 

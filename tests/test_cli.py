@@ -261,10 +261,10 @@ def test_out_is_in(tiny_path: Path, tmp_path: Path, capsys: Captured, monkeypatc
         assert "written twice" in fails(tmp_path, capsys, 2, tiny_path, "out.onnx", flag, "out.onnx")
 
 
-def test_report_over_the_weights_of_in(tiny: ModelProto, tmp_path: Path, out: Path, capsys: Captured) -> None:
+def test_plan_over_the_weights_of_in(tiny: ModelProto, tmp_path: Path, out: Path, capsys: Captured) -> None:
     source, data = tmp_path / "in.onnx", tmp_path / "weights"
     onnx.save(tiny, source, save_as_external_data=True, location=data.name, size_threshold=0)
-    assert "read and written" in fails(tmp_path, capsys, 2, source, out, "--report", data)
+    assert "read and written" in fails(tmp_path, capsys, 2, source, out, "--save-plan", data)
 
 
 # What goes wrong on the way

@@ -18,7 +18,7 @@ from onnxprune.options import Options
 from onnxprune.report import Report, graph_text, headline, to_json, write
 from onnxprune.report.documents import PICTURED
 from onnxprune.report.page import render
-from onnxprune.results import Compared, Cost, CurveInfo, FrozenInfo, GroupInfo, DrawnLayer, Proof, Sweep, SweepPoint
+from onnxprune.results import Compared, Cost, CurveInfo, DrawnLayer, FrozenInfo, GroupInfo, Proof, Sweep, SweepPoint
 
 EVIL = "</script><script>alert('ran')</script><img src=x onerror=alert('ran')>"
 GROUPS = tuple(GroupInfo(f"conv{i}", (f"conv{i}", "next"), 8 * i, 8 * i, 8 * i - i, 100 * i, 10) for i in (2, 10, 1))

@@ -11,14 +11,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from importlib import import_module
 
+from onnxprune.cli.commands import COMMANDS, job
 from onnxprune.errors import INTERRUPTED, RuleFailed, UsageError, explain
 from onnxprune.guard import supervised
 from onnxprune.validation import near
-
-COMMANDS = ("apply-plan", "compare", "finetune", "help", "inspect", "prune", "sweep", "verify")
-"""Modules of `commands` by the first word; without one of these words the job is `prune`."""
 
 
 def command() -> int:
@@ -34,10 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--verbose" not in args:
         warnings.simplefilter("ignore", RuleFailed)  # the table of what is frozen says it
     try:
-        name, rest = (args[0], args[1:]) if args[:1] and args[0] in COMMANDS else ("prune", args)
-        if rest is args and args and args[0][:1] != "-" and not os.path.exists(args[0]):
-            _check_command(args[0])
-        code: int = import_module(f"onnxprune.cli.commands.{name.replace('-', '_')}").run(rest)
+        name, rest = _command(args)
+        code: int = job(name).run(rest)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -53,10 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(*explain(error))
 
 
-def _check_command(word: str) -> None:
-    """UsageError where the first word is neither a file nor a flag, but much like a command."""
-    if meant := near(word, COMMANDS):
-        raise UsageError(f"there is no file and no command '{word}'{meant}")
+def _command(args: list[str]) -> tuple[str, list[str]]:
+    """The command and what it gets: the first word, or one that flags stand before. UsageError where the first word is
+    neither a file nor a flag, but much like a command."""
+    for at, word in enumerate(args):
+        if word in COMMANDS and (at == 0 or not (os.path.exists(word) or _takes_value(args[at - 1]))):
+            return word, args[:at] + args[at + 1 :]
+        if at == 0 and not word.startswith("-"):
+            meant = "" if os.path.exists(word) else near(word, COMMANDS)
+            if meant:
+                raise UsageError(f"there is no file and no command '{word}'{meant}")
+            break
+        if word == "--" or word.endswith(".onnx"):
+            break
+    return "prune", args
+
+
+def _takes_value(word: str) -> bool:
+    """Whether a word is a flag that the next one belongs to."""
+    action = job("prune").parser()._option_string_actions.get(word)
+    return action is not None and action.nargs != 0
 
 
 def _interrupted(error: BaseException | None) -> bool:

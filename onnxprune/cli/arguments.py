@@ -14,20 +14,37 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from onnxprune import __version__
+from onnxprune.cli.commands import COMMANDS, job
+from onnxprune.cli.helping import Answer, Formatter, shown
+from onnxprune.cli.line import Line, Said, Unknown, sort
 from onnxprune.errors import UsageError
-from onnxprune.files import check_inputs
-from onnxprune.validation import NUMBERS, WORDS, near, objection
+from onnxprune.files import check_finite, check_inputs
+from onnxprune.validation import NUMBERS, WORDS, listed, near, objection, share_meant
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are a UsageError of one line, and that takes a file of flags."""
+    """A parser whose errors are a UsageError of one line, that finds files wherever they stand among the flags, and
+    that takes a file of flags. common: the flags that --help explains; all of them where there are none."""
+
+    common: tuple[str, ...] = ()
 
     def error(self, message: str) -> NoReturn:
-        """UsageError that says where the help is, and of a flag that there is not what is nearest to it."""
-        what, _, words = message.partition(": ")
-        wrong = next((w.partition("=")[0] for w in words.split() if w.startswith("--")), "")
-        meant = near(wrong, self._option_string_actions) if what == "unrecognized arguments" and wrong else ""
-        raise UsageError(f"{message}{meant} (see {self.prog} --help)")
+        """UsageError that says where the help is."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def format_help(self) -> str:
+        """What --help prints: the common flags where some are, and what others there are."""
+        return shown(self, self.common, everything=not self.common)
+
+    def format_all(self) -> str:
+        """What --help-all prints."""
+        return shown(self, self.common, everything=True)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """A word that is none of the choices is refused in the words of `objection`, with the nearest."""
+        if action.choices is not None and value not in action.choices:
+            words = [*map(str, action.choices)]
+            raise argparse.ArgumentError(action, f"{value!r} is not {listed(words)}{near(str(value), words)}")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """The arguments, and for what they leave out those of the file that --config names. UsageError where they are
@@ -38,23 +55,59 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def _parsed(self, argv: Sequence[str]) -> argparse.Namespace:
-        given = list(argv)
-        files = [k for k, word in enumerate(given) if word.partition("=")[0] == "--config"]
-        if not files:
-            return self.parse_args(given)
-        at = files[-1]
-        if given[at:] == ["--config"]:
-            return self.parse_args(given)  # says what is missing
-        name = given[at].partition("=")[2] or next(iter(given[at + 1 : at + 2]), "")
-        said = {action.dest for word in given if (action := self._option_string_actions.get(word.partition("=")[0]))}
-        return self.parse_args([*given, *self._configured(Path(name), said)])
+        end = [*argv, "--"].index("--")
+        for at, word in enumerate(argv[:end]):  # help is given whatever else is there
+            if isinstance(self._option_string_actions.get(word.partition("=")[0]), Answer):
+                return self.parse_args(argv[at : at + 2])
+        line = self._sorted(argv)
+        words = [word for said in line.said for word in said.words()]
+        given = {said.action.dest for said in line.said}
+        for said in line.said:
+            if said.action.dest == "config" and said.values:
+                words += self._configured(Path(said.value()), given)
+        return self.parse_args([*words, "--", *(word for _, word in line.files)])
+
+    def _sorted(self, argv: Sequence[str]) -> Line:
+        """The words by what they are, as many files as there have to be. UsageError where that cannot be."""
+        try:
+            line = sort(argv, self._option_string_actions)
+        except Unknown as unknown:
+            meant = self._elsewhere(unknown.word) or near(unknown.word, self._option_string_actions)
+            self.error(f"there is no flag {unknown.word}{meant}")
+        for said in line.said:
+            if said.joined and said.action.nargs == 0:
+                self.error(f"{said.flag} takes no value; leave '={said.values[0][1]}' out")
+        line.check_once()
+        names = [action.dest for action in self._get_positional_actions()]
+        least = sum(action.nargs != "?" for action in self._get_positional_actions())
+        line.give_back(least - len(line.files))
+        if missing := names[len(line.files) : least]:
+            how = f"; write {' '.join(names)} first, or -- before them, as {line.greedy()} takes what follows it"
+            self.error(f"the following arguments are required: {', '.join(missing)}{how if line.greedy() else ''}")
+        for at, word in line.files[len(names) :]:
+            meant = self._meant(word, line.before(at))
+            self.error(f"'{word}' is one too many, {self.prog} takes {' '.join(names)}{meant}")
+        return line
+
+    def _meant(self, word: str, before: Said | None) -> str:
+        """The end of a message about a word too many; `before`: the flag whose values stand before it."""
+        if before:
+            return f"; {before.flag} takes one value, and has '{before.value()}'"
+        if f"--{word.partition('=')[0]}" in self._option_string_actions:
+            return f"; did you mean --{word}?"
+        return f"; did you mean --ratio {word}?" if _is_share(word) else ""
+
+    def _elsewhere(self, flag: str) -> str:
+        """The end of a message about a flag that other commands have."""
+        owners = [name for name in COMMANDS if flag in job(name).parser()._option_string_actions]
+        return f", but {listed(owners, 'and')} {'has' if len(owners) == 1 else 'have'} one" if owners else ""
 
     def _configured(self, path: Path, said: Container[str]) -> Iterator[str]:
         """The file's entries as arguments, but for those whose flag is given."""
         for key, value in read_toml(path).items():
             flag = f"--{key.replace('_', '-')}"
             action = self._option_string_actions.get(flag)
-            if action is None or action.dest in ("config", "help", "version"):
+            if action is None or action.dest == "config" or isinstance(action, Answer):
                 raise UsageError(f"{path}: there is no flag {flag}{near(flag, self._option_string_actions)}")
             if action.dest not in said:
                 yield from self._words(path, key, value, action)
@@ -79,6 +132,7 @@ class Parser(argparse.ArgumentParser):
 
 def read_toml(path: Path) -> dict[str, Any]:
     """What a file of flags holds; UsageError where it cannot be read or is no TOML."""
+    check_finite(path)
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -89,24 +143,57 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not TOML: {error}") from None
 
 
-def parser(prog: str, description: str, epilog: str | None = None) -> Parser:
-    """A parser with what all commands take; flags that are not given leave no trace."""
+def _is_share(word: str) -> bool:
+    """Whether a word is a number that a ratio may be."""
+    try:
+        return not objection("ratio", float(word))
+    except ValueError:
+        return False
+
+
+def model_to_write(text: str) -> Path:
+    """A type of arguments: the file of a model; a number is none."""
+    if _is_share(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is a number and no file; did you mean --ratio {text}?")
+    return Path(text)
+
+
+def parser(prog: str, description: str, epilog: str | None = None, *, works: bool = True) -> Parser:
+    """A parser with what all commands take; flags that are not given leave no trace. works: whether the command does
+    more than print."""
     made = Parser(
         prog,
         description=description,
         epilog=epilog,
+        add_help=False,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
     )
-    made.add_argument("--verbose", action="store_true", default=False, help="print everything, and tracebacks")
-    made.add_argument("--config", metavar="TOML", default=None, help="a file of flags (ratio = 0.3); given ones win")
-    made.add_argument("-v", "--version", action="version", version=f"onnxprune {__version__}")
+    made._optionals.title = "general"
+    made.add_argument("-h", "--help", action=Answer, answer=lambda p, _: p.format_help(), help="print this help")
+    made.add_argument(
+        "--help-all", action=Answer, answer=lambda p, _: p.format_all(), help="print what every flag does"
+    )
+    made.add_argument(
+        "-v", "--version", action=Answer, answer=lambda *_: f"onnxprune {__version__}\n", help="print the version"
+    )
+    if works:
+        made.add_argument("--verbose", action="store_true", default=False, help="print everything, and tracebacks")
+        made.add_argument(
+            "--config",
+            metavar="TOML",
+            default=None,
+            help="a file of flags (ratio = 0.3); given ones win (default none)",
+        )
     return made
 
 
-def number(kind: Callable[[str], float], wanted: str, fits: Callable[[float], bool]) -> Callable[[str], Any]:
-    """A type of arguments: numbers of a `kind` that `fits`; of others it says what is `wanted`."""
+def number(
+    kind: Callable[[str], float], wanted: str, fits: Callable[[float], bool], *, of_one: bool = False
+) -> Callable[[str], Any]:
+    """A type of arguments: numbers of a `kind` that `fits`; of others it says what is `wanted`. of_one: they are shares
+    of 1, which people type in per cent."""
 
     def convert(text: str) -> float:
         try:
@@ -114,7 +201,7 @@ def number(kind: Callable[[str], float], wanted: str, fits: Callable[[float], bo
         except ValueError:
             value = math.nan
         if not fits(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}{share_meant(text) if of_one else ''}")
         return value
 
     return convert
@@ -125,16 +212,9 @@ def model(text: str) -> Path:
     return Path(text)
 
 
-def allocation(text: str) -> str:
-    """A scope by the names that --allocation gives to it."""
-    names = {"uniform": "local", "local": "local", "global": "global", "sensitivity": "sensitivity", "pq": "pq"}
-    if text not in names:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of uniform, global, sensitivity, pq")
-    return names[text]
-
-
-def option(name: str) -> Callable[[str], Any]:
-    """A type of arguments: values of the option `name`, refused in the words that it has in Python, too."""
+def option(name: str, *, several: bool = False) -> Callable[[str], Any]:
+    """A type of arguments: values of the option `name`, refused in the words that it has in Python, too. several: more
+    of them may follow."""
     read = READERS.get(name) or NUMBERS[name]
 
     def convert(text: str) -> Any:
@@ -144,7 +224,9 @@ def option(name: str) -> Callable[[str], Any]:
         except ValueError:
             wrong = WORDS[name] if name in READERS else objection(name, text)
         if wrong:
-            raise argparse.ArgumentTypeError(f"{text!r} {wrong}")
+            parts = [part for part in text.split(",") if several and _is_share(part)]
+            spaced = f"; write {' '.join(parts)}, with spaces" if len(parts) > 1 else ""
+            raise argparse.ArgumentTypeError(f"{text!r} {wrong}{spaced}")
         return value
 
     return convert
@@ -170,10 +252,10 @@ def _fraction(text: str) -> float:
 
 
 def _bytes(text: str) -> int:
-    """Bytes, with K, M or G for powers of 1024."""
+    """Bytes, with K, M or G (also KB, KiB, ...) for powers of 1024."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    factor = units.get(text[-1:].upper(), 1)
-    return int(text[:-1] if text[-1:].upper() in units else text) * factor
+    short = text.upper().removesuffix("B").removesuffix("I")
+    return int(short[:-1]) * units[short[-1]] if short[-1:] in units else int(text)
 
 
 READERS: dict[str, Callable[[str], Any]] = {
@@ -186,7 +268,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "ratio_of": _named_share,
 }
 """How options are read that are more than a number; ValueError where a text is nothing of the kind."""
-share = number(float, "a share above 0 and up to 1", lambda value: 0 < value <= 1)
+share = number(float, "a share above 0 and up to 1", lambda value: 0 < value <= 1, of_one=True)
 count = number(int, "a whole number from 1 on", lambda value: value >= 1)
 tolerance = number(float, "a number from 0 on", lambda value: 0 <= value < math.inf)
 

@@ -1,4 +1,5 @@
-"""Families of flags that commands share; those that decide a plan bear the names of the fields of Options.
+"""Families of flags that commands share, with those of `running`; those that decide a plan bear the names of the fields
+of Options.
 
 Knows argparse and `Options`, no stage.
 """
@@ -13,34 +14,46 @@ from typing import Any
 
 from onnxprune import unread
 from onnxprune.cli import arguments as take
+from onnxprune.cli.running import MANY as MANY
+from onnxprune.cli.running import PROVIDERS as PROVIDERS
+from onnxprune.cli.running import calibration_flags as calibration_flags
+from onnxprune.cli.running import finetune_flag as finetune_flag
+from onnxprune.cli.running import memory_flag as memory_flag
+from onnxprune.cli.running import pixel_flags as pixel_flags
+from onnxprune.cli.running import proof_flags as proof_flags
+from onnxprune.cli.running import provider_flag as provider_flag
+from onnxprune.cli.running import timing_flags as timing_flags
 from onnxprune.errors import UsageError
 from onnxprune.options import Options
 
-MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}
-"""How a flag is declared that takes several values and may be given more than once."""
 CRITERIA = (
     "l1, l2, random, bn-scale, fpgm, lamp, activation, wanda, flap, cfsp, beta-rank, taylor, taylor-so, lrp, oracle"
 )
+METRICS = "top-1, top-5, miou, exact, agreement, cosine, snr"
 
 
 def plan_flags(parser: argparse.ArgumentParser) -> None:
     """What goes."""
-    default = Options()
     what = parser.add_argument_group("what goes")
     what.add_argument(
-        "--ratio", type=take.option("ratio"), help=f"share of the prunable units to remove (default {default.ratio})"
+        "--ratio",
+        type=take.option("ratio"),
+        metavar="R",
+        help=f"share of the prunable units to remove (default {Options().ratio}; with a gate the largest that holds)",
     )
     what.add_argument(
         "--criterion", metavar="NAME", help=f"how units are ranked: obs (default; l2 with --fast), {CRITERIA}"
     )
+    what.add_argument(
+        "--plan", type=Path, default=None, metavar="FILE", help="replay a plan made by --save-plan (default: make one)"
+    )
+    force_flag(what)
     spread_flags(what)
 
 
 def spread_flags(what: argparse._ActionsContainer) -> None:
     """What goes, whatever the ratio and the criterion."""
-    what.add_argument(
-        "--of", choices=("units", "macs", "params", "latency"), help="what the ratio is of (default units)"
-    )
+    what.add_argument("--of", choices=("units", "macs", "params", "latency"), help="what the ratio is a share of")
     what.add_argument("--fast", action="store_true", help="weights only: l2, the same share everywhere, no refitting")
     what.add_argument(
         "--scope",
@@ -51,9 +64,8 @@ def spread_flags(what: argparse._ActionsContainer) -> None:
     what.add_argument(
         "--allocation",
         dest="scope",
-        type=take.allocation,
-        metavar="NAME",
-        help="another name of --scope, with 'uniform' for local",
+        choices=("uniform", "local", "global", "sensitivity", "pq"),
+        help="another name of --scope, with 'uniform' for local (default: as there)",
     )
     what.add_argument(
         "--reconstruct",
@@ -61,9 +73,7 @@ def spread_flags(what: argparse._ActionsContainer) -> None:
         help="refit what is left by least squares (default), in weight space (merge, fold), or not (as --fast)",
     )
     what.add_argument(
-        "--effort",
-        choices=("low", "normal", "high"),
-        help="how long is looked for the shares of the layers (default normal)",
+        "--effort", choices=("low", "normal", "high"), help="how long is looked for the shares of the layers"
     )
     what.add_argument(
         "--min-channels", type=take.option("min_channels"), metavar="N", help="keep at least N units of every group"
@@ -72,7 +82,7 @@ def spread_flags(what: argparse._ActionsContainer) -> None:
         "--round-to",
         type=take.option("round_to"),
         metavar="N",
-        help="keep a multiple of N units; auto: of what this machine's runtime likes",
+        help="keep a multiple of N units; auto: of what this machine's runtime likes (default 1, --of latency: auto)",
     )
     what.add_argument(
         "--max-ratio", type=take.option("max_ratio"), metavar="R", help="remove at most this share of any group"
@@ -83,9 +93,11 @@ def spread_flags(what: argparse._ActionsContainer) -> None:
         metavar="NAME=R",
         **MANY,
         help="remove this share of what a node, parameter or group stands for, whatever --ratio and --scope are; "
-        "globs and re:... as for --nodes-to-exclude; 0 keeps it whole",
+        "globs and re:... as for --nodes-to-exclude; 0 keeps it whole (default none)",
     )
-    what.add_argument("--seed", type=take.option("seed"), help="seed of the random criterion and of the proof's inputs")
+    what.add_argument(
+        "--seed", type=take.option("seed"), metavar="N", help="of the random criterion, made-up inputs and the proof's"
+    )
 
 
 def stay_flags(parser: argparse.ArgumentParser, decides: bool = True) -> None:
@@ -95,15 +107,15 @@ def stay_flags(parser: argparse.ArgumentParser, decides: bool = True) -> None:
         "--nodes-to-exclude",
         metavar="NODE",
         **MANY,
-        help="names of nodes or of parameters, globs, or re:REGULAR-EXPRESSION",
+        help="names of nodes or of parameters, globs, or re:REGULAR-EXPRESSION (default none)",
     )
-    keep.add_argument("--op-types-to-exclude", metavar="OP", **MANY, help="operator types such as Gemm")
+    keep.add_argument("--op-types-to-exclude", metavar="OP", **MANY, help="operator types such as Gemm (default none)")
     keep.add_argument("--heads", action=argparse.BooleanOptionalAction, help="remove whole attention heads (default)")
     if decides:
         keep.add_argument(
             "--residual",
             action=argparse.BooleanOptionalAction,
-            help="remove residual channels: all, none, or (neither flag) all but those that cross a norm",
+            help="remove residual channels: all, none, or (default, neither flag) all but those that cross a norm",
         )
     keep.add_argument(
         "--overwrite-input-shape",
@@ -111,77 +123,7 @@ def stay_flags(parser: argparse.ArgumentParser, decides: bool = True) -> None:
         metavar="NAME:1,3,224,224",
         type=take.shape,
         **MANY,
-        help="fix the shape of an input, in the pruned model too; 0 or -1 leaves a dimension open",
-    )
-
-
-def calibration_flags(parser: argparse.ArgumentParser) -> None:
-    """Inputs, and the memory that their activations may take."""
-    default = Options()
-    inputs = parser.add_argument_group("inputs to calibrate on (photographs or made-up ones where none are given)")
-    inputs.add_argument(
-        "--calib",
-        metavar="DATA",
-        help="an .npz, a folder of .npy, .npz, images or test_data_set_*, or script.py:function",
-    )
-    inputs.add_argument(
-        "--calib-samples",
-        type=take.option("calib_samples"),
-        metavar="N",
-        help=f"at most so many samples (default {default.calib_samples})",
-    )
-    inputs.add_argument(
-        "--calib-batch",
-        type=take.option("calib_batch"),
-        metavar="N",
-        help=f"samples that are run at once (default {default.calib_batch})",
-    )
-    memory_flag(inputs)
-    pixel_flags(inputs)
-
-
-def memory_flag(parser: argparse._ActionsContainer) -> None:
-    """How much memory a look at activations may take."""
-    parser.add_argument(
-        "--memory",
-        type=take.option("memory"),
-        metavar="SIZE",
-        help="what the process may take (default 4G, of which activations take no more than two)",
-    )
-
-
-def pixel_flags(parser: argparse._ActionsContainer) -> None:
-    """How image files are read."""
-    parser.add_argument(
-        "--mean", type=take.option("mean"), metavar="M,..", help="of image files: (pixel * scale - mean) / std"
-    )
-    parser.add_argument("--std", type=take.option("std"), metavar="S,..", help="see --mean")
-    parser.add_argument(
-        "--scale", type=take.option("scale"), metavar="X", help="see --mean (1/255 brings pixels into 0..1)"
-    )
-
-
-def finetune_flag(parser: argparse._ActionsContainer) -> None:
-    """Whether what is left is trained, and how long."""
-    parser.add_argument(
-        "--finetune",
-        nargs="?",
-        const=True,
-        type=take.option("finetune"),
-        metavar="STEPS|5m",
-        help="then train it on the dense model's answers, for so many steps or so long (needs torch)",
-    )
-
-
-def proof_flags(parser: argparse.ArgumentParser) -> None:
-    """Where the proof runs, and what it lets pass."""
-    proof = parser.add_argument_group("proof")
-    provider_flag(proof)
-    proof.add_argument(
-        "--check-rtol", type=take.option("check_rtol"), metavar="X", help="allowed error, as a share of the output"
-    )
-    proof.add_argument(
-        "--check-atol", type=take.option("check_atol"), metavar="X", help="allowed absolute error on top of that"
+        help="fix the shape of an input, in the pruned model too; 0 or -1 leaves a dimension open (default: as it is)",
     )
 
 
@@ -191,45 +133,43 @@ def metric_flag(parser: argparse._ActionsContainer) -> None:
         "--metric",
         default="",
         metavar="NAME",
-        help="top-1, top-5, miou, exact (against labels), agreement, cosine, snr (against the dense model), or "
-        "script.py:function (default: what fits the labels; without labels agreement or cosine)",
+        help=f"{METRICS} (the first four against labels, the others against the dense model), or script.py:function "
+        "(default: what fits the labels; without labels agreement or cosine)",
+    )
+
+
+def samples_flag(parser: argparse._ActionsContainer) -> None:
+    """On how many samples quality is measured."""
+    parser.add_argument(
+        "--validate-samples", type=take.count, default=None, metavar="N", help="at most so many samples (default all)"
     )
 
 
 def quality_flags(parser: argparse._ActionsContainer) -> None:
     """A metric and what must hold of it."""
     metric_flag(parser)
-    parser.add_argument(
-        "--validate-samples", type=take.count, default=None, metavar="N", help="at most so many samples"
-    )
+    samples_flag(parser)
     parser.add_argument(
         "--max-drop",
         type=take.tolerance,
         default=None,
         metavar="X",
-        help="fail if the metric falls by more (0.01 is a point)",
+        help="fail if the metric falls by more (0.01 is a point; default: no gate)",
     )
     parser.add_argument(
-        "--min-agreement", type=take.share, default=None, metavar="X", help="fail if the models agree on fewer answers"
+        "--min-agreement",
+        type=take.share,
+        default=None,
+        metavar="X",
+        help="fail if the models agree on fewer answers (default: no gate)",
     )
     parser.add_argument(
-        "--min-cosine", type=take.share, default=None, metavar="X", help="fail if the outputs' mean cosine is less"
+        "--min-cosine",
+        type=take.share,
+        default=None,
+        metavar="X",
+        help="fail if the outputs' mean cosine is less (default: no gate)",
     )
-
-
-def timing_flags(parser: argparse._ActionsContainer) -> None:
-    """How time is measured."""
-    parser.add_argument(
-        "--threads", type=take.option("threads"), metavar="N", help="inside an operator (default: the runtime's own)"
-    )
-    parser.add_argument(
-        "--batch", type=take.option("batch"), metavar="N", help="samples, where their number is open (default 1)"
-    )
-
-
-def provider_flag(parser: argparse._ActionsContainer) -> None:
-    """What ONNX Runtime runs on."""
-    parser.add_argument("--providers", nargs="+", metavar="P", help="cpu, cuda, tensorrt or full names (default cpu)")
 
 
 def force_flag(parser: argparse._ActionsContainer) -> None:
@@ -246,7 +186,7 @@ def report_flag(parser: argparse._ActionsContainer) -> None:
         type=Path,
         default=None,
         metavar="FILE",
-        help="everything about the run: a page to read (.html) or JSON (any other name)",
+        help="everything about the run: a page to read (.html) or JSON (.json) (default: not written)",
     )
 
 
@@ -262,9 +202,19 @@ def origin(args: argparse.Namespace, words: Sequence[str], pruned: Path | None =
     return {"command": shlex.join(("onnxprune", *words)), "files": files}
 
 
+def check_report(args: argparse.Namespace) -> None:
+    """UsageError, before any work, where the name of the report does not say whether it is a page or JSON."""
+    if args.report:
+        from onnxprune.report import check_report_file
+
+        check_report_file(args.report)
+
+
 def options(args: argparse.Namespace) -> Options:
     """The flags that were given; the rest keeps the defaults of Options."""
     given = {name: value for name, value in vars(args).items() if name in Options.__dataclass_fields__}
+    if given.get("scope") == "uniform":
+        given["scope"] = "local"
     if "residual" in given:
         given["residual"] = "all" if given["residual"] else "none"
     if "input_shapes" in given:

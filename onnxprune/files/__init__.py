@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from onnxprune.files.atomic import check_outputs, created, disk_errors, replacing
 from onnxprune.files.script import function_of
-from onnxprune.files.texts import check_distinct, check_inputs, json_text, same_file, write_json, write_texts
+from onnxprune.files.texts import (
+    check_distinct,
+    check_finite,
+    check_inputs,
+    json_text,
+    same_file,
+    write_json,
+    write_texts,
+)
 
 __all__ = [
-    "check_distinct", "check_inputs", "check_outputs", "created", "disk_errors", "function_of", "json_text",
-    "replacing", "same_file", "write_json", "write_texts",
+    "check_distinct", "check_finite", "check_inputs", "check_outputs", "created", "disk_errors", "function_of",
+    "json_text", "replacing", "same_file", "write_json", "write_texts",
 ]  # fmt: skip

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,14 @@ def check_inputs(inputs: Iterable[Path]) -> None:
             raise UsageError(f"{path} does not exist; check the path") from None
         except OSError:
             continue
+
+
+def check_finite(path: Path) -> None:
+    """UsageError for a device, which may never end (/dev/zero); a pipe is read as a file is."""
+    with suppress(OSError):  # said by whoever opens it
+        kind = path.stat().st_mode
+        if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
+            raise UsageError(f"{path} is a device; give a file")
 
 
 def check_distinct(inputs: Sequence[Path], outputs: Sequence[Path]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.measure.latency import benchmark, bound, cores, runnable, turn
+from onnxprune.measure.latency import benchmark, bound, cores, runnable, timed, turn
 from onnxprune.measure.quality import Comparison, Gates, Quality, compared
 
-__all__ = ["Comparison", "Gates", "Quality", "benchmark", "bound", "compared", "cores", "runnable", "turn"]
+__all__ = ["Comparison", "Gates", "Quality", "benchmark", "bound", "compared", "cores", "runnable", "timed", "turn"]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnxprune.data import RANGES, random_inputs, sizes
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model
+from onnxprune.options import Options
 from onnxprune.run import PROVIDERS, deployed, first_line, onnx_runtime
 from onnxprune.shapes import Shapes, infer
 
@@ -99,6 +100,14 @@ def benchmark(
     count = next((x.shape[0] for x in feed.values() if x.ndim), 1)
     used = tuple(sessions[1].get_providers())
     return Benchmark(first, second, (len(taken[0]), len(taken[1])), shapes, count, threads, cores(), used)
+
+
+def timed(before: Model, after: Model, options: Options) -> Benchmark:
+    """`benchmark` as the options say."""
+    return benchmark(
+        before, after, batch=options.batch, threads=options.threads, providers=options.providers,
+        input_shapes=options.input_shapes, seed=options.seed,
+    )  # fmt: skip
 
 
 def runnable(

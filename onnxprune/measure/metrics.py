@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
 from onnxprune.files import function_of
+from onnxprune.validation import near
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -67,7 +68,7 @@ def custom(text: str) -> Custom:
     path, _, function = text.rpartition(":")
     wanted = f"--metric takes one of {', '.join(METRICS)} or script.py:function"
     if not path.endswith(".py"):
-        raise UsageError(f"{wanted}, not {text!r}")
+        raise UsageError(f"{wanted}, not {text!r}{near(text, METRICS)}")
     return Custom(text, function_of(path, function, wanted))
 
 

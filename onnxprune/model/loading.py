@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped, 
 from onnx import ModelProto
 
 from onnxprune.errors import UsageError
+from onnxprune.files import check_finite
 from onnxprune.model.storage import Inside
 from onnxprune.model.wire import UnsupportedEncoding, skeleton
 
@@ -76,12 +77,17 @@ def parse(path: Path) -> Source:
             raise UsageError(
                 f"{path} nests its graphs deeper than protobuf can read; export it with fewer levels"
             ) from e
-        reason = "is truncated or damaged; export or download it again" if head[0] == 8 else "is not an ONNX model"
+        reason = (
+            "is truncated or damaged; export or download it again"
+            if head[0] == 8
+            else "is not an ONNX model; give what an exporter wrote"
+        )
         raise UsageError(f"{path} {reason}") from e
 
 
 def _contents(path: Path) -> mmap.mmap | bytes:
     """The bytes of a file, mapped where it can be: a pipe cannot, nor can nothing."""
+    check_finite(path)
     try:
         with path.open("rb") as file:
             mapped = path.is_file() and os.fstat(file.fileno()).st_size > 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.files import write_json
+from onnxprune.files import check_finite, write_json
 
 VERSION = 2
 
@@ -144,6 +144,7 @@ def _entry(data: Any, key: str, kind: type) -> Any:
 
 def read_plan(path: Path) -> Plan:
     """A plan from its file; UsageError, in one line, where it is none."""
+    check_finite(path)
     try:
         return Plan.from_json(json.loads(path.read_text("utf-8"), object_pairs_hook=_once_each))
     except UsageError as error:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune import __version__
-from onnxprune.errors import RuntimeFailure
+from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.files import json_text, write_texts
 from onnxprune.report.page import render
 from onnxprune.report.run import Report
@@ -25,6 +25,7 @@ from onnxprune.results import Compared, Inspection, Proof, Sweep, Verified
 from onnxprune.run import runtime_version
 
 PAGES = (".html", ".htm")
+"""How the name of a page ends."""
 PICTURED = 1000
 """Layers that the picture of a page has at most (half a megabyte); JSON has all of them."""
 SCHEMA = 1
@@ -43,14 +44,21 @@ def to_json(result: Report | Inspection | Compared | Sweep | Verified) -> dict[s
     return {**header, **body}
 
 
-def write(path: Path, result: Report | Compared | Sweep, title: str) -> None:
+def write(path: Path, result: Report | Sweep | Compared, title: str) -> None:
     """The file at `path`, whole or not at all; see `text`."""
     write_texts({path: text(path, result, title)})
 
 
-def text(path: Path, result: Report | Compared | Sweep, title: str) -> str:
-    """As a page where the name ends in .html, as JSON otherwise. A page bears the date, JSON does not: it is the same
-    whenever it is written."""
+def check_report_file(path: Path) -> None:
+    """UsageError where the name of a file does not say a form that is written."""
+    if path.suffix.lower() not in (*PAGES, ".json"):
+        raise UsageError(f"a report is a page or JSON: give {path} a name that ends in .html or .json")
+
+
+def text(path: Path, result: Report | Sweep | Compared, title: str) -> str:
+    """As a page where the name ends in .html, as JSON where it ends in .json; UsageError otherwise. A page bears
+    the date, JSON does not: it is the same whenever it is written."""
+    check_report_file(path)
     data = to_json(result)
     if path.suffix.lower() not in PAGES:
         return json_text(data)

@@ -20,7 +20,9 @@ class Report:
     layers: what a picture of the graph draws. command: the command line that made it, None in Python. files: the names
     that were given for "model", "pruned", "plan", "calib" and "validate", as far as they are files. latency: in
     milliseconds, "predicted" (before, after) where the plan was made for it, "measured" (see
-    `measure.latency.Benchmark`) where a benchmark was asked for. finetune: see `finetuning.finetuned`."""
+    `measure.latency.Benchmark`) where a benchmark was asked for. finetune: see `finetuning.finetuned`. search: where
+    the largest cut that holds a gate was looked for, its "ratio", the ratios "tried" and, from the command line, the
+    "command" that makes it without a search."""
 
     before: Cost
     after: Cost
@@ -35,13 +37,15 @@ class Report:
     curves: tuple[CurveInfo, ...] = ()
     latency: Mapping[str, Any] | None = None
     finetune: Mapping[str, Any] | None = None
+    search: Mapping[str, Any] | None = None
     layers: tuple[DrawnLayer, ...] = ()
     command: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str], title: str = "") -> Path:
-        """A page where the name ends in .html, JSON otherwise, whole or not at all; `title` heads the page ("": the
-        name of the model's file). UsageError or RuntimeFailure where it cannot be written."""
+        """A page where the name ends in .html, JSON where it ends in .json, whole or not at all; `title` heads the
+        page ("": the name of the model's file). UsageError for another ending; UsageError or RuntimeFailure where it
+        cannot be written."""
         from onnxprune.report.documents import write
 
         write(Path(path), self, title or Path(self.files.get("model", Path(path).stem)).name)

@@ -37,8 +37,20 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     print_finetuning(report.finetune, console)
     _print_latency(report, console)
     print_proof(report.proof, console)
+    _print_search(report.search, console)
     if verbose and report.seconds:
         console.print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items()))
+
+
+def _print_search(search: Mapping[str, Any] | None, console: Console) -> None:
+    """Which ratio was found, and the command that makes the same without a search."""
+    if not search:
+        return
+    failed, tried = [one["ratio"] for one in search["tried"] if not one["holds"]], len(search["tried"])
+    larger = f" ({min(failed):g} does not)" if failed else ""
+    console.print(f"search: --ratio {search['ratio']:g} is the largest of {tried} tried that holds the gates{larger}")
+    if "command" in search:
+        console.print(f"again, without the search: {search['command']}", soft_wrap=True)
 
 
 def print_proof(proof: Proof, console: Console) -> None:
@@ -87,8 +99,11 @@ def print_comparison(found: Compared, console: Console) -> None:
     shown = table("", ">A", ">B", ">B of A")
     for label, before, after, show in _rows(found.before, found.after):
         shown.add_row(label, show(before), show(after), percent(after, before))
+    for row in _latency_rows(found.latency or {}):
+        shown.add_row(*row)
     _add_quality(shown, found.quality)
     console.print(shown)
+    _print_latency(found, console)
     console.print(f"data: {found.quality['data']}; on {', '.join(found.quality['providers'])}")
 
 
@@ -169,7 +184,7 @@ def _faster(speedup: float) -> str:
     return f"{speedup:.2f} times faster" if speedup >= 1 else f"{1 / speedup:.2f} times slower"
 
 
-def _print_latency(report: Report, console: Console) -> None:
+def _print_latency(report: Report | Compared, console: Console) -> None:
     measured = (report.latency or {}).get("measured")
     if not measured:
         return

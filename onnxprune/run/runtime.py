@@ -6,6 +6,7 @@ Knows sessions; of a model its bytes and what goes in and out.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache
@@ -19,6 +20,7 @@ from onnxprune import guard
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model, needs, retain
 from onnxprune.run.installed import how_to_get, onnx_runtime
+from onnxprune.validation import near
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 """Short names of ONNX Runtime's execution providers."""
@@ -28,6 +30,8 @@ SMALL = 1024
 """Weights of fewer bytes go into the session's own copy of the graph."""
 FED = (np.float32, np.float64, np.float16, np.int8, np.uint8, np.int32, np.int16, np.uint16)
 """Types of the weights that a session may be fed beside its inputs."""
+PLACE = re.compile(r"(?<= )/\S+\.(?:h|cc|cpp):\d+ .*?\)(?: const)? (?=[A-Za-z'])")
+"""Where in the source of ONNX Runtime an error was made: file, line, signature."""
 LARGE = 1 << 16
 """Weights of more bytes are fed to a lean session."""
 FOLDED = 1 << 20
@@ -64,7 +68,8 @@ def usable(providers: Sequence[str]) -> list[str]:
     ort = onnx_runtime()
     wanted = [PROVIDERS.get(name.lower(), name) for name in providers]
     for name in set(wanted) - set(ort.get_all_providers()):
-        raise UsageError(f"there is no provider '{name}'; take {', '.join(PROVIDERS)} or a full name")
+        meant = near(name, (*PROVIDERS, *ort.get_all_providers())) or f"; take {', '.join(PROVIDERS)} or a full name"
+        raise UsageError(f"there is no provider '{name}'{meant}")
     _refuse([name for name in wanted if name not in ort.get_available_providers()], built_in=False)
     if set(wanted) - {PROVIDERS["cpu"]}:
         ort.set_default_logger_severity(4)  # a provider that does not load is one line of ours, not pages of theirs
@@ -93,7 +98,8 @@ def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
         with guard.bounded("loading the model into ONNX Runtime"):
             session = watched()(source, options, providers=list(dict.fromkeys((*wanted, PROVIDERS["cpu"]))))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise RuntimeFailure(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
+        said = f"ONNX Runtime cannot load the model: {first_line(error)}"
+        raise RuntimeFailure(f"{said}; export it again, or try another version of onnxruntime") from error
     _refuse([name for name in wanted if name not in session.get_providers()], built_in=True)
     return session
 
@@ -212,6 +218,6 @@ def _without_unread(proto: ModelProto) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What ONNX Runtime says, without the pages that may follow."""
-    lines = str(error).strip().splitlines()
+    """What ONNX Runtime says, without the place in its source, and the pages that may follow."""
+    lines = PLACE.sub("", str(error).strip()).splitlines()
     return lines[0][:300] if lines else type(error).__name__

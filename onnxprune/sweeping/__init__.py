@@ -20,8 +20,7 @@ from typing import Any
 from onnxprune import __version__, api
 from onnxprune.errors import UsageError, explain
 from onnxprune.files import write_json
-from onnxprune.measure import benchmark as timed
-from onnxprune.measure import compared
+from onnxprune.measure import compared, timed
 from onnxprune.model import Model
 from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria
@@ -52,6 +51,7 @@ class Job:
     options: Options
     data: str | None
     metric: str
+    samples: int | None
     benchmark: bool
     folder: Path
     keep: bool
@@ -74,29 +74,25 @@ def quality(job: Job, model: Model) -> Measured:
     """The metric on the data; without data fidelity on other inputs than those that it was pruned with, as far as the
     calibration data has others."""
     options = replace(job.options, seed=job.options.seed + 1)
-    limit = None if job.data else options.calib_samples
+    limit = job.samples or (None if job.data else options.calib_samples)
     found = compared(job.model, job.data or options.calib, options, job.metric, limit).measure(model)
     if not job.benchmark:
         return Measured(found.metric, found.after)
-    dense = Model.load(job.model)
-    times = timed(
-        dense, model, batch=options.batch, threads=options.threads, providers=options.providers,
-        input_shapes=options.input_shapes, seed=options.seed,
-    )  # fmt: skip
+    times = timed(Model.load(job.model), model, options)
     return Measured(found.metric, found.after, times.after.median / 1e3)
 
 
 def sweep(
     model: Name, folder: Name, ratios: Sequence[float], criteria: Sequence[str] = (), options: Options | None = None, *,
-    data: Name | None = None, metric: str = "", benchmark: bool = False, save_models: bool = False,
-    jobs: int | None = None, backend: Backend = "loky", address: str | None = None, measure: Measure = quality,
-    progress: Progress | None = None,
+    data: Name | None = None, metric: str = "", samples: int | None = None, benchmark: bool = False,
+    save_models: bool = False, jobs: int | None = None, backend: Backend = "loky", address: str | None = None,
+    measure: Measure = quality, progress: Progress | None = None,
 ) -> Sweep:  # fmt: skip
     """Prune the file `model` by every ratio and criterion; the points go into `folder`, with the models on demand.
 
-    data, metric: as for --validate and --metric. benchmark: measure latency as well. jobs: processes here (as many as
-    there are cores), or of the cluster at `address` (all), whose machines must see the same files. measure: see
-    `Measure`; a function of a module."""
+    data, metric, samples: as for --validate, --metric and --validate-samples. benchmark: measure latency as well.
+    jobs: processes here (as many as there are cores), or of the cluster at `address` (all), whose machines must see the
+    same files. measure: see `Measure`; a function of a module."""
     options = options or Options()
     criteria = list(criteria) or [options.resolved().criterion]
     _check(ratios, criteria, options)
@@ -106,7 +102,7 @@ def sweep(
     base = replace(options, calib=_absolute(options.calib))
     source, labels = Path(model).resolve(), _absolute(data)
     seen = _digest([source, *Model.load(source).data_files, *filter(None, (labels, base.calib))])
-    common = _Common(source, Path(folder).resolve(), labels, seen, metric, benchmark, save_models, measure)
+    common = _Common(source, Path(folder).resolve(), labels, seen, metric, samples, benchmark, save_models, measure)
     ways = dict.fromkeys((c, r) for c in criteria for r in ratios)
     grid = [common.job(f"{c}-{r}", replace(base, criterion=c, ratio=r).resolved()) for c, r in ways]
     with workers(run, backend, address, jobs) as parallel:
@@ -127,6 +123,7 @@ class _Common:
     data: str | None
     seen: str
     metric: str
+    samples: int | None
     benchmark: bool
     keep: bool
     measure: Measure
@@ -134,10 +131,11 @@ class _Common:
     def job(self, name: str, options: Options) -> Job:
         """One point of these options."""
         how = f"{self.measure.__module__}.{self.measure.__qualname__}"
-        about = [asdict(options), self.seen, self.metric, self.benchmark, __version__, how]
+        about = [asdict(options), self.seen, self.metric, self.samples, self.benchmark, __version__, how]
         key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
         return Job(
-            name, self.model, options, self.data, self.metric, self.benchmark, self.folder, self.keep, key, self.measure
+            name, self.model, options, self.data, self.metric, self.samples, self.benchmark, self.folder, self.keep,
+            key, self.measure,
         )  # fmt: skip
 
 

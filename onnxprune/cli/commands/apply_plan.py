@@ -16,22 +16,38 @@ Tensors are found by the plan's names. Exporters rename, transpose, share and fo
 ONNX file that the plan was made of, they are found by their values as well, those of a BatchNorm that was folded into
 a convolution, too. What is not certain is refused. --save-plan writes the plan in the names of WEIGHTS: that plan
 needs no --model and fits any weights of the architecture, untrained ones, too."""
+ABOUT = "Slice the weights of a training framework by a plan."
 
 
 def parser() -> arguments.Parser:
     """The arguments of `onnxprune apply-plan`."""
-    made = arguments.parser("onnxprune apply-plan", "Slice the weights of a training framework by a plan.", EPILOG)
+    made = arguments.parser("onnxprune apply-plan", ABOUT, EPILOG)
     made.add_argument("PLAN", type=Path, help="what goes: a file made by --save-plan")
     made.add_argument("WEIGHTS", type=Path, help="a state dict: .safetensors, .pt or .pth; never changed")
     made.add_argument("OUT", type=Path, help="the smaller state dict to write")
     made.add_argument(
-        "--model", type=arguments.model, default=None, metavar="IN", help="the dense ONNX file of the plan"
+        "--model",
+        type=arguments.model,
+        default=None,
+        metavar="IN",
+        help="the dense ONNX file of the plan (default: names alone)",
     )
     made.add_argument(
-        "--keep", nargs="+", action="extend", default=[], metavar="NAME", help="tensors that stay: names or globs"
+        "--keep",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="tensors that stay: names or globs (default none)",
     )
     flags.force_flag(made)
-    made.add_argument("--save-plan", type=Path, default=None, metavar="FILE", help="the plan in the names of WEIGHTS")
+    made.add_argument(
+        "--save-plan",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="the plan in the names of WEIGHTS (default: not written)",
+    )
     made.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
     return made
 

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from onnxprune.cli import arguments, flags
 from onnxprune.cli.terminal import console
 from onnxprune.errors import CheckFailed
+from onnxprune.files import check_distinct, check_outputs
+
+ABOUT = "Compare any two models of the same inputs and outputs: size, MACs, the metric, fidelity of B to A."
 
 
 def parser() -> arguments.Parser:
     """The arguments of `onnxprune compare`."""
     made = arguments.parser(
         "onnxprune compare",
-        "Compare any two models of the same inputs and outputs: size, MACs, the metric, fidelity of B to A.",
+        ABOUT,
         "exit codes: 0 done, 1 a gate failed, 2 wrong usage, 4 the runtime failed, 130 interrupted.",
     )
     flags.model_argument(made, "A")
@@ -26,11 +30,16 @@ def parser() -> arguments.Parser:
     made.add_argument("--json", action="store_true", default=False, help="print JSON")
     flags.quality_flags(made)
     flags.pixel_flags(made)
+    made.add_argument("--benchmark", action="store_true", default=False, help="measure the latency of both, in turns")
+    flags.timing_flags(made)
+    flags.report_flag(made)
     flags.provider_flag(made)
     flags.memory_flag(made)
     made.add_argument("--overwrite-input-shape", dest="input_shapes", metavar="NAME:1,3,224,224", type=arguments.shape,
-                      **flags.MANY, help="fix the shape of an input")  # fmt: skip
-    made.add_argument("--seed", type=arguments.option("seed"), help="of made-up inputs and of the interval")
+                      **flags.MANY, help="fix the shape of an input (default: as in the file)")  # fmt: skip
+    made.add_argument(
+        "--seed", type=arguments.option("seed"), metavar="N", help="of made-up inputs and of the interval"
+    )
     return made
 
 
@@ -38,15 +47,23 @@ def run(argv: Sequence[str]) -> int:
     """Do what the arguments ask for; 0, or an error that bears its exit code."""
     args = parser().parse(argv)
     options = flags.options(args)
+    flags.refuse_unread(args, options, inputs=not args.data, data=True, times=args.benchmark)
+    if args.report:
+        check_outputs([args.report])
+        check_distinct([Path(path) for path in (args.A, args.B, args.data) if path], [args.report])
+        flags.check_report(args)
 
     from onnxprune import api
     from onnxprune.measure import Gates
-    from onnxprune.report import print_comparison, to_json
+    from onnxprune.report import print_comparison, to_json, write
 
     gates = Gates(args.max_drop, args.min_agreement, args.min_cosine)
     found = api.compare(
-        args.A, args.B, args.data, options, metric=args.metric, gates=gates, samples=args.validate_samples
+        args.A, args.B, args.data, options, metric=args.metric, gates=gates, samples=args.validate_samples,
+        benchmark=args.benchmark,
     )  # fmt: skip
+    if args.report:
+        write(args.report, found, f"{args.B.name} beside {args.A.name}")
     if args.json:
         print(json.dumps(to_json(found), indent=2))
     else:

@@ -19,25 +19,38 @@ OUT is the graph of PRUNED with other values, or with the same ones where none a
 that judge; onnxprune verify DENSE OUT PLAN proves it. Ctrl-C writes what was found until then.
 exit codes: 0 written, 1 torch computes something else than ONNX Runtime, 2 wrong usage or no torch, 3 an operator
 cannot be trained, 4 the runtime or the disk failed, 130 written after Ctrl-C."""
+ABOUT = "Train a pruned model on the dense model's answers."
 
 
 def parser() -> arguments.Parser:
     """The arguments of `onnxprune finetune`."""
-    made = arguments.parser("onnxprune finetune", "Train a pruned model on the dense model's answers.", EPILOG)
+    made = arguments.parser("onnxprune finetune", ABOUT, EPILOG)
     flags.model_argument(made, "DENSE")
     flags.model_argument(made, "PRUNED")
     made.add_argument("OUT", type=Path, help="the model to write")
     data = made.add_argument_group("inputs (made up where none are given); labels are used, too")
-    data.add_argument("--data", dest="calib", metavar="DATA", help="what --calib takes")
-    data.add_argument("--calib-samples", type=arguments.count, metavar="N", help="made-up samples (default 512)")
+    data.add_argument("--data", dest="calib", metavar="DATA", help="what --calib takes (default: made up)")
+    data.add_argument("--calib-samples", type=arguments.count, metavar="N", help="made-up samples")
     flags.memory_flag(data)
     flags.pixel_flags(data)
     how = made.add_argument_group("training")
     how.add_argument(
-        "--steps", dest="finetune", type=arguments.option("finetune"), metavar="STEPS|5m", help="steps, or a time"
+        "--steps",
+        dest="finetune",
+        type=arguments.option("finetune"),
+        metavar="STEPS|5m",
+        help="steps, or a time (default 2000 steps)",
     )
-    how.add_argument("--checkpoint", type=Path, default=None, metavar="FILE", help="kept while it runs, to go on from")
-    how.add_argument("--seed", type=arguments.option("seed"), help="of the order of the inputs and of their copies")
+    how.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="kept while it runs, to go on from (default: not kept)",
+    )
+    how.add_argument(
+        "--seed", type=arguments.option("seed"), metavar="N", help="of the order of the inputs and of their copies"
+    )
     flags.provider_flag(how)
     out = made.add_argument_group("output")
     out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")

@@ -26,11 +26,12 @@ TOPICS = {
     "how-it-works": "from the file to the proof",
     "figures": "what was measured, and by which command",
 }
+ABOUT = "Print a part of the guide."
 
 
 def parser() -> arguments.Parser:
     """The command line of this job."""
-    made = arguments.parser("onnxprune help", "Print a part of the guide.")
+    made = arguments.parser("onnxprune help", ABOUT, works=False)
     made.add_argument("TOPIC", nargs="?", default="", help="one of those that `onnxprune help` lists")
     return made
 

@@ -14,14 +14,20 @@ from onnxprune.cli.terminal import console
 from onnxprune.files import check_distinct, check_outputs, write_texts
 from onnxprune.options import Options
 
+ABOUT = "Show the groups of coupled units, and what is frozen and why."
+
 
 def parser() -> arguments.Parser:
     """The arguments of `onnxprune inspect`."""
-    made = arguments.parser("onnxprune inspect", "Show the groups of coupled units, and what is frozen and why.")
+    made = arguments.parser("onnxprune inspect", ABOUT)
     flags.model_argument(made)
     made.add_argument("--json", action="store_true", default=False, help="print JSON")
     made.add_argument(
-        "--graph", type=Path, default=None, metavar="FILE", help="write what couples what: FILE.dot, .json or .html"
+        "--graph",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="write what couples what: FILE.dot, .json or .html (default: not)",
     )
     flags.stay_flags(made, decides=False)
     flags.memory_flag(made)

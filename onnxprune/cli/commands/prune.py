@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.cli import arguments, flags
+from onnxprune.cli.commands import COMMANDS, job
+from onnxprune.cli.helping import Answer
 from onnxprune.cli.terminal import console, progress
 from onnxprune.errors import INTERRUPTED, CheckFailed
 from onnxprune.files import check_distinct, check_outputs, json_text, write_texts
@@ -19,21 +22,24 @@ if TYPE_CHECKING:
     from onnxprune.measure import Comparison, Gates, Quality
     from onnxprune.report import Report
 
-EPILOG = """\
+COMMON = (
+    "--ratio", "--of", "--fast", "--calib", "--validate", "--max-drop", "--nodes-to-exclude", "--finetune",
+    "--benchmark", "--report",
+)  # fmt: skip
+"""The flags that --help explains."""
+ABOUT = "Remove whole channels, heads and hidden units of an ONNX model."
+CODES = """\
 exit codes: 0 done, 1 a check or a gate failed (OUT is not written), 2 wrong usage, 3 nothing can be pruned as
-asked, 4 the runtime, a provider or the disk failed, 130 interrupted.
-other jobs: onnxprune inspect | verify | finetune | compare | sweep | apply-plan, each with --help; onnxprune help: the
-guide."""
+asked, 4 the runtime, a provider or the disk failed, 130 interrupted."""
 
 
 def parser() -> arguments.Parser:
     """The arguments of the whole job."""
-    made = arguments.parser("onnxprune", "Remove whole channels, heads and hidden units of an ONNX model.", EPILOG)
+    made = arguments.parser("onnxprune", ABOUT, _epilog())
+    made.common = COMMON
     flags.model_argument(made)
-    made.add_argument("OUT", type=Path, help="the model to write")
+    made.add_argument("OUT", type=arguments.model_to_write, help="the model to write")
     flags.plan_flags(made)
-    made.add_argument("--plan", type=Path, default=None, metavar="FILE", help="replay a plan made by --save-plan")
-    flags.force_flag(made)
     flags.stay_flags(made)
     flags.calibration_flags(made)
     flags.finetune_flag(made.add_argument_group("training"))
@@ -43,7 +49,8 @@ def parser() -> arguments.Parser:
         "--validate",
         default=None,
         metavar="DATA",
-        help="what --calib takes, with 'labels' where there are any; pictures may lie in a folder for each class",
+        help="what --calib takes, with 'labels' where there are any; pictures may lie in a folder for each class "
+        "(default: not measured)",
     )
     flags.quality_flags(quality)
     quality.add_argument(
@@ -55,9 +62,36 @@ def parser() -> arguments.Parser:
     out = made.add_argument_group("output")
     out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")
     flags.report_flag(out)
-    out.add_argument("--save-plan", type=Path, default=None, metavar="FILE", help="write what was removed, as JSON")
+    out.add_argument(
+        "--save-plan",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="write what was removed, as JSON (default: not written)",
+    )
+    made.add_argument(
+        "--print-completion",
+        action=Answer,
+        answer=lambda _, shell: _completion(shell),
+        nargs=None,
+        choices=("bash", "zsh", "fish"),
+        help='a script that completes flags, words and files, as in eval "$(onnxprune --print-completion bash)"',
+    )
     out.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
     return made
+
+
+def _completion(shell: str) -> str:
+    from onnxprune.cli.completion import script
+
+    return script(shell)
+
+
+def _epilog() -> str:
+    """The other commands and the exit codes."""
+    others = [name for name in COMMANDS if name != "prune"]
+    lines = [f"  onnxprune {name:<13}{job(name).ABOUT}" for name in others]
+    return "\n".join(["other commands, each with --help:", *lines, "", CODES])
 
 
 def run(argv: Sequence[str]) -> int:
@@ -75,7 +109,8 @@ def run(argv: Sequence[str]) -> int:
     check_distinct(result.model.data_files, outputs)
     failed = quality.failed if quality is not None else ()
     path = args.OUT if not failed else _path_on_fail(args) if args.keep_on_fail else None
-    report = replace(_report(args, options, result, quality), **flags.origin(args, argv, path))
+    report = _searched(_report(args, options, result, quality), argv)
+    report = replace(report, **flags.origin(args, argv, path))
     leftovers = _write(args, result, report, path)
     if not args.quiet:
         _print(args, report, leftovers)
@@ -101,6 +136,7 @@ def _checked_outputs(args: argparse.Namespace) -> list[Path]:
     check_outputs(outputs)
     outputs.append(args.OUT.with_name(f"{args.OUT.name}.data"))
     check_distinct([Path(path) for path in (args.IN, args.plan, args.validate) if path], outputs)
+    flags.check_report(args)
     return outputs
 
 
@@ -145,6 +181,14 @@ def _report(args: argparse.Namespace, options: Options, result: Result, quality:
     return report
 
 
+def _searched(report: Report, argv: Sequence[str]) -> Report:
+    """The report with the command that makes the same model without a search, where there was one."""
+    if not report.search:
+        return report
+    command = shlex.join(["onnxprune", "--ratio", str(report.search["ratio"]), *argv])
+    return replace(report, search={**report.search, "command": command})
+
+
 def _write(args: argparse.Namespace, result: Result, report: Report, path: Path | None) -> list[Path]:
     """The plan and the report, where they are asked for, together with the model if it is to go to a `path`. The files
     that a killed run had left, which are gone now."""
@@ -170,10 +214,7 @@ def _print(args: argparse.Namespace, report: Report, leftovers: Sequence[Path]) 
 
 def _measured(args: argparse.Namespace, options: Options, result: Result) -> dict[str, Any]:
     """The latency of both models."""
-    from onnxprune.measure import benchmark
+    from onnxprune.measure import timed
     from onnxprune.model import Model
 
-    return benchmark(
-        Model.load(args.IN), result.model, batch=options.batch, threads=options.threads,
-        providers=options.providers, input_shapes=options.input_shapes, seed=options.seed,
-    ).to_json()  # fmt: skip
+    return timed(Model.load(args.IN), result.model, options).to_json()

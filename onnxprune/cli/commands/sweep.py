@@ -17,34 +17,66 @@ from onnxprune.files import check_distinct, check_outputs
 from onnxprune.options import Options
 
 RATIOS = (0.2, 0.4, 0.6)
+COMMON = (
+    "--ratios", "--criteria", "--fast", "--calib", "--validate", "--metric", "--benchmark", "--jobs", "--save-models",
+    "--report",
+)  # fmt: skip
+"""The flags that --help explains."""
+ABOUT = "Prune a model by many ratios and criteria; see which ways are best."
 
 
 def parser() -> arguments.Parser:
     """The arguments of `onnxprune sweep`."""
-    made = arguments.parser("onnxprune sweep", "Prune a model by many ratios and criteria; see which ways are best.")
+    made = arguments.parser("onnxprune sweep", ABOUT)
+    made.common = COMMON
     flags.model_argument(made)
     made.add_argument("OUT_FOLDER", type=Path, help="where every point goes; what is there already is not made again")
     grid = made.add_argument_group("the grid")
     default = " ".join(map(str, RATIOS))
     grid.add_argument(
-        "--ratios", type=arguments.option("ratio"), metavar="R", nargs="+", default=RATIOS, help=f"default {default}"
+        "--ratios",
+        type=arguments.option("ratio", several=True),
+        metavar="R",
+        **flags.MANY,
+        help=f"what is tried (default {default})",
     )
     grid.add_argument(
-        "--criteria", metavar="NAME", nargs="+", default=(), help=f"obs (default; l2 with --fast), {flags.CRITERIA}"
+        "--criteria",
+        metavar="NAME",
+        **flags.MANY,
+        help=f"how units are ranked: obs (default; l2 with --fast), {flags.CRITERIA}",
     )
     flags.spread_flags(made.add_argument_group("what goes"))
     flags.stay_flags(made)
     flags.calibration_flags(made)
     flags.proof_flags(made)
     quality = made.add_argument_group("quality")
-    quality.add_argument("--validate", default=None, metavar="DATA", help="as for onnxprune IN OUT")
+    quality.add_argument(
+        "--validate",
+        default=None,
+        metavar="DATA",
+        help="what --calib takes, with labels (default: fidelity on other inputs)",
+    )
     flags.metric_flag(quality)
+    flags.samples_flag(quality)
     quality.add_argument("--benchmark", action="store_true", default=False, help="measure latency (use --jobs 1)")
     flags.timing_flags(quality)
     where = made.add_argument_group("where it runs")
-    where.add_argument("--jobs", type=arguments.count, default=None, metavar="N", help="processes (default: the cores)")
-    where.add_argument("--backend", choices=("loky", "dask", "ray"), default="loky", help="here (loky), or a cluster")
-    where.add_argument("--address", default=None, help="of the cluster, such as tcp://host:8786 or ray://host:10001")
+    where.add_argument(
+        "--jobs", type=arguments.count, default=None, metavar="N", help="processes (default: as many as cores)"
+    )
+    where.add_argument(
+        "--backend",
+        choices=("loky", "dask", "ray"),
+        default="loky",
+        help="here (loky), or a cluster",
+    )
+    where.add_argument(
+        "--address",
+        default=None,
+        metavar="A",
+        help="of the cluster, such as tcp://host:8786 (default: one is started here)",
+    )
     out = made.add_argument_group("output")
     out.add_argument("--save-models", action="store_true", default=False, help="keep every pruned model")
     flags.report_flag(out)
@@ -56,8 +88,12 @@ def _runs_inputs(args: argparse.Namespace, options: Options) -> bool:
     """Whether inputs are run beside those of --validate: for a plan of the grid, or for want of them to compare by."""
     from onnxprune.planning import uses_inputs
 
-    ways = [replace(options, criterion=name).resolved() for name in args.criteria or [""]]
+    ways = [replace(options, criterion=name).resolved() for name in _criteria(args) or [""]]
     return not args.validate or any(map(uses_inputs, ways))
+
+
+def _criteria(args: argparse.Namespace) -> Sequence[str]:
+    return getattr(args, "criteria", ())
 
 
 def run(argv: Sequence[str]) -> int:
@@ -70,6 +106,7 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(f"{folder} is a file; a sweep writes into a folder")
     check_outputs([folder / "point.json" if folder.exists() else folder])
     check_outputs([args.report] if args.report and args.report.parent != folder else [])
+    flags.check_report(args)
     check_distinct([Path(path) for path in (args.IN, args.validate) if path], [args.report] if args.report else [])
 
     from onnxprune.report import print_sweep, write
@@ -77,9 +114,9 @@ def run(argv: Sequence[str]) -> int:
 
     with progress(args.quiet) as show:
         result = sweep(
-            args.IN, folder, args.ratios, args.criteria, options, data=args.validate, metric=args.metric,
-            benchmark=args.benchmark, save_models=args.save_models, jobs=args.jobs, backend=args.backend,
-            address=args.address, progress=show,
+            args.IN, folder, getattr(args, "ratios", RATIOS), _criteria(args), options, data=args.validate,
+            metric=args.metric, samples=args.validate_samples, benchmark=args.benchmark, save_models=args.save_models,
+            jobs=args.jobs, backend=args.backend, address=args.address, progress=show,
         )  # fmt: skip
     if args.report:
         write(args.report, replace(result, **flags.origin(args, ["sweep", *argv])), args.IN.name)

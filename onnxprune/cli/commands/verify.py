@@ -17,23 +17,27 @@ PRUNED must be DENSE without what PLAN removes, for every value of the weights. 
 their shapes and places are proven, and the error of the outputs is measured on --calib or made-up inputs.
 exit codes: 0 proven, 1 it is not what the plan leaves, 2 wrong usage, 4 the runtime failed,
 130 interrupted."""
+ABOUT = "Prove that a file is a model without what a plan removes."
 
 
 def parser() -> arguments.Parser:
     """The arguments of `onnxprune verify`."""
-    made = arguments.parser("onnxprune verify", "Prove that a file is a model without what a plan removes.", EPILOG)
+    made = arguments.parser("onnxprune verify", ABOUT, EPILOG)
     flags.model_argument(made, "DENSE")
     flags.model_argument(made, "PRUNED")
     made.add_argument("PLAN", type=Path, help="what went: a file made by --save-plan")
     made.add_argument("--json", action="store_true", default=False, help="print JSON")
     flags.force_flag(made)
     made.add_argument(
-        "--refitted", action="store_true", default=None, help="weights may have other values than DENSE's"
+        "--refitted",
+        action="store_true",
+        default=None,
+        help="weights may have other values than DENSE's (default: as the plan says)",
     )
     flags.stay_flags(made, decides=False)
     flags.calibration_flags(made)
     flags.proof_flags(made)
-    made.add_argument("--seed", type=arguments.option("seed"), help="of the proof's inputs and of made-up ones")
+    made.add_argument("--seed", type=arguments.option("seed"), metavar="N", help="of the proof's and of made-up inputs")
     made.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
     return made
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
+from onnxprune.validation import near
 
 if TYPE_CHECKING:
     from onnxprune.planning.criteria.inputs import CriterionInputs
@@ -86,7 +87,9 @@ def check(name: str) -> None:
             if point.name == name:
                 register(name, point.load())
     if name not in WEIGHTS and name not in UNITS and name not in OWN:
-        raise UsageError(f"no criterion '{name}'; choose one of {', '.join(sorted((*WEIGHTS, *UNITS)))}")
+        known = sorted((*WEIGHTS, *UNITS, *OWN))
+        choice = f"; choose one of {', '.join(known)}"
+        raise UsageError(f"no criterion '{name}'{near(name, known) or choice}")
 
 
 def needs_inputs(name: str) -> bool:

@@ -100,7 +100,9 @@ function showReport() {
     ...(validation?.failed ?? []).map((gate) => ["Gate failed", el("span", { class: "alarm" }, gate)]),
     ...origin(),
     ["Measured on", validation && `${whole(validation.samples)} samples of ${validation.data}`],
-    ["Proof", proven(proof)], ...story(data), ...data.notes.map((note) => ["Note", note]),
+    ["Proof", proven(proof)], ...story(data),
+    ["Search", data.search && `--ratio ${exact(data.search.ratio)} is the largest of ${data.search.tried.length} tried that holds${data.search.command ? `; without the search: ${data.search.command}` : ""}`],
+    ...data.notes.map((note) => ["Note", note]),
   ]));
   if (groups.length) section("Widths", "Every group is one width that all its layers share: how many of its units (channels, neurons, heads) are left, and how many it had.",
     widths(groups), key([ACCENT, "kept"], [PALE, "removed"]));
