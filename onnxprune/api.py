@@ -16,6 +16,7 @@ import numpy as np
 from onnxprune import tuning, unread
 from onnxprune.auditing import audited
 from onnxprune.blame import blame_model
+from onnxprune.data import unread as unread_arrays
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.finetuning import Parts
 from onnxprune.measure import Comparison, Gates, compared
@@ -28,6 +29,7 @@ from onnxprune.planning import (
     criteria,
     curves,
     decide,
+    in_spite_of_fast,
     plan_of,
     planner,
     profile,
@@ -91,16 +93,16 @@ def prune(
     a provider, the disk)."""
     options = _asked(options, keywords)
     _refuse_unread(options, keywords, validate is not None, plan is not None)
-    comparison = None if validate is None else compared(model, validate, options, metric)
-    if gates and comparison is None:
+    if gates and validate is None:
         raise UsageError("`gates` need data: give it with `validate`")
+    comparison = None if validate is None else compared(model, validate, options, metric, gates=gates)
     clock = Clock(progress)
-    groups, options, parts = _prepared(model, options, clock)
+    groups, options, parts, doubts = _prepared(model, options, clock)
     if plan is None:
         decision = decide(groups, options, progress)
     else:
         decision = replayed(groups, removed_by(groups, plan, force_plan), options)
-    result = _carried_out(groups, decision, options, clock, plan, parts)
+    result = _carried_out(groups, decision, options, clock, plan, parts, doubts)
     return result if comparison is None else _measured(result, comparison, gates, options)
 
 
@@ -122,7 +124,7 @@ def largest(
     options = _asked(options, keywords)
     _refuse_unread(options, keywords)
     clock = Clock(progress)
-    groups, options, parts = _prepared(model, options, clock)
+    groups, options, parts, doubts = _prepared(model, options, clock)
     plans = planner(groups, options, progress)
     low, high, best = 0.0, 1.0, None
     for step in range(STEPS):
@@ -132,7 +134,7 @@ def largest(
         asked = replace(options, ratio=ratio)
         decision = plans(asked)
         if decision.removed.any():
-            result = _carried_out(groups, decision, asked, clock, None, parts)
+            result = _carried_out(groups, decision, asked, clock, None, parts, doubts)
             if (result.report.finetune or {}).get("interrupted"):
                 raise KeyboardInterrupt
             fine = holds(result)
@@ -162,20 +164,21 @@ def _refuse_unread(options: Options, keywords: OptionKeywords, data: bool = Fals
     unread.check(asked, unread.Run(inputs, data, times, plan, fast=options.fast))
 
 
-def _prepared(model: Any, options: Options, clock: Clock) -> tuple[Groups, Options, Parts | None]:
-    """The groups, options with nothing left open, and the inputs to fine-tune on where that is asked for: then the cut
-    is calibrated on the part of the user's that does not judge."""
+def _prepared(model: Any, options: Options, clock: Clock) -> tuple[Groups, Options, Parts | None, tuple[str, ...]]:
+    """The groups, options with nothing left open, the inputs to fine-tune on where that is asked for (then the cut is
+    calibrated on the part of the user's that does not judge), and what is wrong with the inputs."""
     tuning.check(options)
     clock("load")
-    groups = analysed(Model.load(model), options, clock)
+    source = Model.load(model)
+    groups = analysed(source, options, clock)
     clock("decide")
-    options = settled(groups, options)
-    return groups, *tuning.parted(groups, options)
+    return groups, *tuning.parted(groups, settled(groups, options)), unread_arrays(options.calib, source)
 
 
 def _carried_out(
-    groups: Groups, decision: Decision, options: Options, clock: Clock, plan: Plan | None, parts: Parts | None
-) -> Result:
+    groups: Groups, decision: Decision, options: Options, clock: Clock, plan: Plan | None, parts: Parts | None,
+    doubts: tuple[str, ...],
+) -> Result:  # fmt: skip
     """Rewrite, prove, refit, fine-tune, report."""
     if not decision.removed.any():
         raise NothingToPrune(nothing(groups, options) if plan is None else "the plan removes nothing")
@@ -189,10 +192,10 @@ def _carried_out(
     report = Report(
         profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),
         infos(groups, kept, asked(groups, options)), frozen(groups), proof, replace(options, calib=None),
-        (*notes.of(groups), *decision.notes), None, dict(clock.seconds), story,
+        (*notes.of(groups), *in_spite_of_fast(options), *decision.notes), None, dict(clock.seconds), story,
         curves.curve_infos(groups, decision.curve_set, kept) if decision.curve_set else (),
         predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
-        tuned,
+        tuned, doubts,
     )  # fmt: skip
     return Result(after.model, (plan or plan_of(groups, kept, options)).refitted(story, tuned), report)
 
@@ -237,7 +240,8 @@ def compare(
     """Costs of two models with the same inputs and outputs, and how good `b` is beside `a` on `data` (what --calib
     takes, with labels where there are any; None makes inputs up). Gates that do not hold are named, not raised."""
     options = _asked(options, keywords)
-    quality = compared(a, data, options, metric, samples).measure(Model.load(b).normalised(), gates, options.seed)
+    comparison = compared(a, data, options, metric, samples, gates)
+    quality = comparison.measure(Model.load(b).normalised(), gates, options.seed)
     costs = [profile.cost(g.trace.model, profile.macs(g.trace)) for g in
              (analysed(Model.load(x), options, Clock()) for x in (a, b))]  # fmt: skip
     return Compared(costs[0], costs[1], asdict(quality))

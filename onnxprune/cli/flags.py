@@ -203,16 +203,30 @@ def quality_flags(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--max-drop",
-        type=take.tolerance,
+        type=take.option("max_drop"),
         default=None,
         metavar="X",
-        help="fail if the metric falls by more (0.01 is a point)",
+        help="fail if the metric gets worse by more, in its own unit (of a share 0.01 is one point)",
     )
     parser.add_argument(
-        "--min-agreement", type=take.share, default=None, metavar="X", help="fail if the models agree on fewer answers"
+        "--min-agreement",
+        type=take.option("min_agreement"),
+        default=None,
+        metavar="X",
+        help="fail if the models agree on fewer answers",
     )
     parser.add_argument(
-        "--min-cosine", type=take.share, default=None, metavar="X", help="fail if the outputs' mean cosine is less"
+        "--min-cosine",
+        type=take.option("min_cosine"),
+        default=None,
+        metavar="X",
+        help="fail if the outputs' mean cosine is less",
+    )
+    parser.add_argument(
+        "--gate",
+        choices=("point", "interval"),
+        default=None,
+        help="whether the figures must hold, or the worse ends of their confidence intervals (default point)",
     )
 
 
@@ -278,9 +292,9 @@ def refuse_unread(
     measured beyond what the plan needs."""
     asked = {name for name, value in vars(args).items() if value is not None and value is not False and value != ""}
     asked |= vars(args).keys() & Options.__dataclass_fields__.keys()
-    gates = not asked.isdisjoint(("max_drop", "min_agreement", "min_cosine"))
+    gated = not asked.isdisjoint(("max_drop", "min_agreement", "min_cosine"))
     times = times or options.of == "latency" or options.round_to == 0
-    unread.check(asked, unread.Run(inputs, data or "validate" in asked, times, "plan" in asked, gates, options.fast))
+    unread.check(asked, unread.Run(inputs, data or "validate" in asked, times, "plan" in asked, gated, options.fast))
 
 
 def model_argument(parser: argparse.ArgumentParser, name: str = "IN") -> None:

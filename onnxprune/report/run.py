@@ -18,7 +18,8 @@ class Report:
     `out.html`.
 
     latency: in milliseconds, "predicted" (before, after) where the plan was made for it, "measured" (see
-    `measure.latency.Benchmark`) where a benchmark was asked for. finetune: see `finetuning.finetuned`."""
+    `measure.latency.Benchmark`) where a benchmark was asked for. finetune: see `finetuning.finetuned`. warnings: what
+    is wrong with the inputs that were given; those of the data that quality is measured on are in `validation`."""
 
     before: Cost
     after: Cost
@@ -33,6 +34,7 @@ class Report:
     curves: tuple[CurveInfo, ...] = ()
     latency: Mapping[str, Any] | None = None
     finetune: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
     def save(self, path: str | os.PathLike[str], title: str = "") -> Path:
         """A page where the name ends in .html, JSON otherwise, whole or not at all; `title` heads the page.

@@ -12,7 +12,19 @@ from rich.table import Table
 from onnxprune.report.layout import percent, table
 from onnxprune.report.run import Report
 from onnxprune.report.weights import print_finetuning, print_reconstruction
-from onnxprune.results import Compared, Cost, FrozenInfo, GroupInfo, Inspection, LayerInfo, Proof, Sweep, Verified
+from onnxprune.results import (
+    Compared,
+    Cost,
+    FrozenInfo,
+    GroupInfo,
+    Inspection,
+    LayerInfo,
+    Proof,
+    Sweep,
+    SweepPoint,
+    Verified,
+)
+from onnxprune.units import changed, written
 
 ROWS = 20
 """Of a table, where --verbose does not ask for all."""
@@ -30,6 +42,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     if report.validation:
         _add_quality(shown, report.validation)
     console.print(shown)
+    _print_warnings((*report.warnings, *(report.validation or {}).get("warnings", ())), console)
     _print_groups(report.groups, console, verbose, kept=True)
     _print_frozen(report.frozen, console, verbose)
     _print_notes(report.notes, console)
@@ -89,22 +102,33 @@ def print_comparison(found: Compared, console: Console) -> None:
         shown.add_row(label, show(before), show(after), percent(after, before))
     _add_quality(shown, found.quality)
     console.print(shown)
+    _print_warnings(found.quality["warnings"], console)
     console.print(f"data: {found.quality['data']}; on {', '.join(found.quality['providers'])}")
 
 
+def print_quality(quality: Mapping[str, Any], console: Console) -> None:
+    """Quality of two models (see `measure.Quality`), without their costs."""
+    shown = table("", ">before", ">after", ">change")
+    _add_quality(shown, quality)
+    console.print(shown)
+    _print_warnings(quality["warnings"], console)
+
+
 def _add_quality(table: Table, quality: Mapping[str, Any]) -> None:
-    """The metric with the drop and its interval, and fidelity to the dense model."""
-    metric, interval = str(quality["metric"]), quality["interval"]
-    if metric != "snr":  # which the dense model beside itself has none of
-        drop = f"{-100 * quality['drop']:+.2f} points"
-        if interval:
-            low, high = sorted(-100 * x for x in interval)
-            drop += f" ({low:+.2f} to {high:+.2f})"
-        name = f"{metric} of {quality['samples']:,}"
-        table.add_row(name, f"{quality['before']:.2%}", f"{quality['after']:.2%}", drop)
+    """The metric with its change and the interval of that; fidelity to the dense model by what is not that metric."""
+    metric, unit, interval = str(quality["metric"]), quality["unit"], quality["interval"]
+    worse = -1 if quality["higher_is_better"] else 1
+    ends = None if interval is None else sorted(worse * x for x in interval)
+    change = changed(worse * quality["drop"], unit, (ends[0], ends[1]) if ends else None)
+    name = f"{metric} of {quality['samples']:,}{'' if quality['higher_is_better'] else ' (less is better)'}"
+    table.add_row(name, written(quality["before"], unit), written(quality["after"], unit), change)
     fidelity = quality["fidelity"]
-    told = f"agreement {fidelity['agreement']:.2%}, cosine {fidelity['cosine']:.4f}, {fidelity['snr']:.1f} dB"
-    table.add_row("fidelity", "", told, "")
+    likeness = {
+        "agreement": f"agreement {fidelity['agreement']:.2%}", "cosine": f"cosine {fidelity['cosine']:.4f}",
+        "snr": f"{fidelity['snr']:.1f} dB",
+    }  # fmt: skip
+    own = metric if quality["after"] == fidelity.get(metric) else ""
+    table.add_row("fidelity", "", ", ".join(text for name, text in likeness.items() if name != own), "")
 
 
 def print_inspection(inspection: Inspection, console: Console, verbose: bool = True) -> None:
@@ -119,22 +143,31 @@ def print_inspection(inspection: Inspection, console: Console, verbose: bool = T
 
 def print_sweep(sweep: Sweep, console: Console) -> None:
     """Every point with what it keeps and costs, and the fronts that it is on."""
-    dense = sweep.dense
     timed = "latency" in sweep.fronts
-    console.print(f"{sweep.metric} {dense.metric:.2%} as it is, on {sweep.data}")
+    less = "" if sweep.higher_is_better else " (less is better)"
+    console.print(f"{sweep.metric}{less} {written(sweep.dense.metric or 0.0, sweep.unit)} as it is, on {sweep.data}")
+    _print_warnings(sweep.warnings, console)
     columns = ["criterion", ">ratio", ">parameters", ">MACs", *([">latency"] if timed else []), f">{sweep.metric}"]
     shown = table(*columns, ">change", "best by")
     for point in sweep.points:
-        if point.error is not None or point.metric is None or dense.metric is None:
-            shown.add_row(point.criterion, f"{point.ratio:g}", *[""] * (4 + timed), f"failed: {point.error}")
-            continue
-        kept = (percent(point.parameters or 0, dense.parameters or 0), percent(point.macs or 0, dense.macs or 0))
-        latency = [f"{1000 * (point.latency or 0):.2f} ms"] if timed else []
-        change = f"{100 * (point.metric - dense.metric):+.2f} points"
-        best = ", ".join(cost for cost, names in sweep.fronts.items() if point.name in names)
-        row = (f"{point.ratio:g}", *kept, *latency, f"{point.metric:.2%}", change, best)
-        shown.add_row(point.criterion, *row)
+        shown.add_row(point.criterion, f"{point.ratio:g}", *_point(point, sweep, timed))
     console.print(shown)
+
+
+def _point(point: SweepPoint, sweep: Sweep, timed: bool) -> Iterator[str]:
+    """What a point keeps of the original, its latency where that is measured, the metric, and where it is best."""
+    dense = sweep.dense
+    if point.error is not None or point.metric is None or dense.metric is None:
+        yield from [""] * (4 + timed)
+        yield f"failed: {point.error}"
+        return
+    yield percent(point.parameters or 0, dense.parameters or 0)
+    yield percent(point.macs or 0, dense.macs or 0)
+    if timed:
+        yield f"{1000 * (point.latency or 0):.2f} ms"
+    yield written(point.metric, sweep.unit)
+    yield changed(point.metric - dense.metric, sweep.unit)
+    yield ", ".join(cost for cost, names in sweep.fronts.items() if point.name in names)
 
 
 def size(count: int) -> str:
@@ -248,6 +281,11 @@ def _print_frozen(frozen: Sequence[FrozenInfo], console: Console, verbose: bool)
 def _print_rest(count: int, console: Console, verbose: bool) -> None:
     if not verbose and count > ROWS:
         console.print(f"  and {count - ROWS} more (--verbose shows all)")
+
+
+def _print_warnings(warnings: Iterable[str], console: Console) -> None:
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="bold", soft_wrap=True)
 
 
 def _print_notes(notes: Iterable[str], console: Console) -> None:

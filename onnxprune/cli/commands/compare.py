@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from onnxprune.cli import arguments, flags
+from onnxprune.cli import arguments, flags, gating
 from onnxprune.cli.terminal import console
 from onnxprune.errors import CheckFailed
 
@@ -38,14 +38,13 @@ def run(argv: Sequence[str]) -> int:
     """Do what the arguments ask for; 0, or an error that bears its exit code."""
     args = parser().parse(argv)
     options = flags.options(args)
+    flags.refuse_unread(args, options, inputs=True, data=True)
 
     from onnxprune import api
-    from onnxprune.measure import Gates
     from onnxprune.report import print_comparison, to_json
 
-    gates = Gates(args.max_drop, args.min_agreement, args.min_cosine)
     found = api.compare(
-        args.A, args.B, args.data, options, metric=args.metric, gates=gates, samples=args.validate_samples
+        args.A, args.B, args.data, options, metric=args.metric, gates=gating.gates(args), samples=args.validate_samples
     )  # fmt: skip
     if args.json:
         print(json.dumps(to_json(found), indent=2))
