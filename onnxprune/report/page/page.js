@@ -182,8 +182,9 @@ function curves(all) {
   return made;
 }
 
-const SHARES = new Set(["top-1", "agreement"]);
-const written = (metric) => (SHARES.has(metric) ? d3.format(".2%") : exact);
+/** How a metric of this unit is written, as the terminal does. */
+const written = (unit) => (unit === "share" ? d3.format(".2%") : (n) => `${exact(n)} ${unit}`.trim());
+const LESS = (found) => (found.higher_is_better ? "" : ", less is better");
 
 function front(points, names, cost, dense, write) {
   const chosen = d3.sort(points.filter((point) => names.includes(point.name)), (point) => point[cost]);
@@ -195,7 +196,7 @@ function front(points, names, cost, dense, write) {
   return chart({
     width: 500, height: 350, marginLeft: 52, marginRight: 24, marginTop: 28, marginBottom: 44, insetTop: 12, inset: 6,
     x: { label: cost === "latency" ? "latency, seconds" : cost, tickFormat: amount, ticks: 5, tickSize: 0, nice: true },
-    y: { label: data.metric, tickFormat: SHARES.has(data.metric) ? ".0%" : "~g", tickSize: 0, ticks: 6, grid: true, nice: true },
+    y: { label: data.metric, tickFormat: data.unit === "share" ? ".0%" : "~g", tickSize: 0, ticks: 6, grid: true, nice: true },
     color: { legend: true, domain: [...new Set(data.points.map((point) => point.criterion))] },
     marks: [
       Plot.line([...chosen, ...ends], { ...place, stroke: PALE, strokeWidth: 5, curve: "step-after" }),
@@ -215,6 +216,13 @@ function kind(group) {
   return group.crosses_norm ? `${units}, crosses a norm` : units;
 }
 
+/** What had to hold, and what did not. */
+function gated({ gates, failed }) {
+  const asked = Object.entries(gates).filter(([name, value]) => name !== "gate" && value != null).map(([name, value]) => `--${name.replace("_", "-")} ${exact(value)}`);
+  const sure = gates.gate === "interval" ? " at the worse ends of the intervals" : "";
+  return failed.length ? `failed: ${failed.join("; ")}` : `${asked.join(", ")} held${sure}`;
+}
+
 function showReport() {
   const { before, after, proof, validation, reconstruction: story, groups, frozen } = data;
   const figures = [
@@ -223,8 +231,8 @@ function showReport() {
     figure("file size", share(after.bytes, before.bytes), `${bytes(after.bytes)} of ${bytes(before.bytes)}`, after.bytes / before.bytes),
   ];
   if (validation) {
-    const write = written(validation.metric);
-    figures.push(figure(validation.metric, write(validation.after), `was ${write(validation.before)}, on ${whole(validation.samples)} samples`));
+    const write = written(validation.unit);
+    figures.push(figure(validation.metric, write(validation.after), `was ${write(validation.before)}, on ${whole(validation.samples)} samples${LESS(validation)}`));
   }
   const times = data.latency?.measured ?? data.latency?.predicted;
   if (times) {
@@ -234,6 +242,8 @@ function showReport() {
   }
   const errors = story?.output_error;
   page.append(el("div", { class: "figures" }, ...figures), facts([
+    ...[...data.warnings, ...(validation?.warnings ?? [])].map((warning) => ["Warning", warning]),
+    ["Gates", validation?.gates && gated(validation)],
     ["Proof", proven(proof)],
     ["Inputs used", story?.inputs ? `${story.inputs}${story.samples ? `, ${whole(story.samples)} samples` : ""}${story.diversity == null ? "" : `, diversity ${exact(story.diversity)}`}` : "none: weights alone decided"],
     ["Refitted", errors && !story.failed ? `${story.layers.length} layers; output error on held-out inputs ${exact(errors.refitted)} (as sliced ${exact(errors.sliced)}, by weights alone ${said(errors.fast)})${story.fell_back ? "; this was worse than weights alone, so theirs was taken" : ""}` : story?.failed ?? (story?.merged == null ? null : `${whole(story.merged)} removed units were merged into kept ones`)],
@@ -260,14 +270,14 @@ function showReport() {
 }
 
 function showSweep() {
-  const done = data.points.filter((point) => point.error == null), write = written(data.metric);
+  const done = data.points.filter((point) => point.error == null), write = written(data.unit);
   const failed = data.points.length - done.length;
   const on = (point) => Object.keys(data.fronts).filter((cost) => data.fronts[cost].includes(point.name)).join(", ");
   page.append(el("div", { class: "figures" },
     figure("points", whole(done.length), failed ? `${whole(failed)} more failed` : "none failed"),
-    figure(`${data.metric}, dense`, write(data.dense.metric), data.data),
+    figure(`${data.metric}, dense`, write(data.dense.metric), `${data.data}${LESS(data)}`),
     figure("parameters, dense", amount(data.dense.parameters), bytes(data.dense.bytes)),
-    figure("MACs, dense", amount(data.dense.macs), "of one sample")));
+    figure("MACs, dense", amount(data.dense.macs), "of one sample")), facts(data.warnings.map((warning) => ["Warning", warning])));
   section("Pareto fronts", "Filled: no other point is both cheaper and better. The numbers are ratios.",
     el("div", { class: "charts" }, ...Object.entries(data.fronts).map(([cost, names]) => front(done, names, cost, data.dense, write))));
   const kept = (cost) => (point) => (point.error == null ? point[cost] / data.dense[cost] : null);
