@@ -48,9 +48,7 @@ class Quality:
 def refuse(gates: Gates | None, doubts: tuple[str, ...]) -> None:
     """UsageError where something makes the figures doubtful that a gate is to look at."""
     if gates and doubts:
-        raise UsageError(
-            f"{doubts[0]}; {flag(gates.asked[0])} would say nothing on this data: mend it, or ask for no gate"
-        )
+        raise UsageError(f"{doubts[0]}; {flag(gates.asked[0])} could hold by mistake: mend that, or ask for no gate")
 
 
 def check_unit(gates: Gates | None, metric: str, unit: str) -> None:

@@ -43,6 +43,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         _add_quality(shown, report.validation)
     console.print(shown)
     _print_warnings((*report.warnings, *(report.validation or {}).get("warnings", ())), console)
+    _print_gates(report.validation or {}, console)
     _print_groups(report.groups, console, verbose, kept=True)
     _print_frozen(report.frozen, console, verbose)
     _print_notes(report.notes, console)
@@ -103,6 +104,7 @@ def print_comparison(found: Compared, console: Console) -> None:
     _add_quality(shown, found.quality)
     console.print(shown)
     _print_warnings(found.quality["warnings"], console)
+    _print_gates(found.quality, console)
     console.print(f"data: {found.quality['data']}; on {', '.join(found.quality['providers'])}")
 
 
@@ -112,6 +114,7 @@ def print_quality(quality: Mapping[str, Any], console: Console) -> None:
     _add_quality(shown, quality)
     console.print(shown)
     _print_warnings(quality["warnings"], console)
+    _print_gates(quality, console)
 
 
 def _add_quality(table: Table, quality: Mapping[str, Any]) -> None:
@@ -129,6 +132,15 @@ def _add_quality(table: Table, quality: Mapping[str, Any]) -> None:
     }  # fmt: skip
     own = metric if quality["after"] == fidelity.get(metric) else ""
     table.add_row("fidelity", "", ", ".join(text for name, text in likeness.items() if name != own), "")
+
+
+def _print_gates(quality: Mapping[str, Any], console: Console) -> None:
+    """What had to hold and does; what does not is an error of its own."""
+    gates = quality.get("gates")
+    if gates and not quality["failed"]:
+        asked = [f"--{n.replace('_', '-')} {x:g}" for n, x in gates.items() if n != "gate" and x is not None]
+        sure = " at the worse end of its confidence interval" if gates["gate"] == "interval" else ""
+        console.print(f"held: {', '.join(asked)}{sure}")
 
 
 def print_inspection(inspection: Inspection, console: Console, verbose: bool = True) -> None:
