@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from browser import opened
 from onnx import numpy_helper
 from test_cli import fails
 
@@ -424,6 +425,28 @@ def test_a_sweep_of_a_loss(small: Path, capsys: Captured) -> None:
     assert "cross entropy (less is better)" in text
     assert text.count(" nats") >= 7
     assert "points" not in text
+
+
+@pytest.mark.parametrize(
+    ("gates", "says"),
+    [("--max-drop 100 --gate interval", "--max-drop 100 held at the worse ends of the intervals"), ("--max-drop 0", "failed: cross entropy rises by")],
+)  # fmt: skip
+def test_the_page_says_what_the_terminal_says(gates: str, says: str, small: Path) -> None:
+    command = ["m.onnx", "out.onnx", "-q", "--fast", "--ratio", "0.9", "--validate", "d.npz", "--metric", "s.py:loss"]
+    assert main([*command, *gates.split(), "--report", "r.json"]) == main([*command, *gates.split(), "--report", "r.html"])
+    found = json.loads(Path("r.json").read_text())["validation"]
+    with opened(Path("r.html").resolve()) as page:
+        text = page.inner_text("main")
+    assert f"{found['after']:.4g} nats" in text
+    assert "less is better" in text
+    assert says in text
+
+
+def test_the_page_warns(small: Path) -> None:
+    command = ["m.onnx", "out.onnx", "-q", "--ratio", "0.3", *spoilt(small, "shifted").split(), "--report", "r.html"]
+    assert main(command) == 0
+    with opened(Path("r.html").resolve()) as page:
+        assert page.locator("dt:text-is('Warning') + dd").inner_text().startswith("bad.npz: the labels look off by one")
 
 
 @pytest.mark.parametrize(("metric", "others"), [("", "cosine 1.0000, 200.0 dB"), ("cosine", "agreement 100.00%, 200.0 dB"), ("snr", "agreement 100.00%, cosine 1.0000")])

@@ -64,6 +64,9 @@ def test_what_a_metric_cannot_measure() -> None:
     for name, outputs, labels in (
         ("top-5", np.array([1, 2]), np.array([1, 2])),
         ("top-1", LOGITS, np.zeros((4, 3), int)),
+        ("top-1", LOGITS, np.array([0.2, 1, 2, 3])),
+        ("top-1", LOGITS, np.array(["cat"] * 4)),
+        ("top-1", LOGITS[:, :1], np.array([0, 1, 0, 1])),
         ("exact", LOGITS, np.zeros((4, 3), int)),
         ("miou", LOGITS[:, :, None, None], np.zeros((4, 3, 3), int)),
     ):

@@ -80,6 +80,11 @@ def _top(k: int) -> Callable[[Outputs, Array], Floats]:
                 )
             return np.asarray((found.reshape(-1) == labels.reshape(-1))[:, None], np.float64)
         flat = found.reshape(len(found), -1)
+        if flat.shape[1] == 1:
+            raise UsageError(
+                f"top-{k} needs scores for two classes or more, and the model gives one number a sample; say what is "
+                "right by --metric script.py:function, or use cosine"
+            )
         if flat.size == 0 or labels.size != len(labels):
             raise UsageError(f"top-{k} takes one label a sample; the labels are {list(labels.shape)}")
         if labels.dtype.kind not in "iubf" or (labels.dtype.kind == "f" and (labels != np.round(labels)).any()):

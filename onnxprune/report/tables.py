@@ -127,8 +127,8 @@ def _add_quality(table: Table, quality: Mapping[str, Any]) -> None:
     table.add_row(name, written(quality["before"], unit), written(quality["after"], unit), change)
     fidelity = quality["fidelity"]
     likeness = {
-        "agreement": f"agreement {fidelity['agreement']:.2%}", "cosine": f"cosine {fidelity['cosine']:.4f}",
-        "snr": f"{fidelity['snr']:.1f} dB",
+        "agreement": f"agreement {fidelity['agreement']:.2%}",
+        "cosine": f"cosine {round(fidelity['cosine'], 4) + 0.0:.4f}", "snr": f"{round(fidelity['snr'], 1) + 0.0:.1f} dB",
     }  # fmt: skip
     own = metric if quality["after"] == fidelity.get(metric) else ""
     table.add_row("fidelity", "", ", ".join(text for name, text in likeness.items() if name != own), "")
