@@ -128,7 +128,8 @@ def _add_quality(table: Table, quality: Mapping[str, Any]) -> None:
     fidelity = quality["fidelity"]
     likeness = {
         "agreement": f"agreement {fidelity['agreement']:.2%}",
-        "cosine": f"cosine {round(fidelity['cosine'], 4) + 0.0:.4f}", "snr": f"{round(fidelity['snr'], 1) + 0.0:.1f} dB",
+        "cosine": f"cosine {round(fidelity['cosine'], 4) + 0.0:.4f}",
+        "snr": f"{round(fidelity['snr'], 1) + 0.0:.1f} dB",
     }  # fmt: skip
     own = metric if quality["after"] == fidelity.get(metric) else ""
     table.add_row("fidelity", "", ", ".join(text for name, text in likeness.items() if name != own), "")
