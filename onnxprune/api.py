@@ -19,7 +19,7 @@ from onnxprune.blame import blame_model
 from onnxprune.data import unread as unread_arrays
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.finetuning import Parts
-from onnxprune.measure import Comparison, Gates, compared
+from onnxprune.measure import Gates, compared
 from onnxprune.model import Model
 from onnxprune.options import OptionKeywords, Options, Progress
 from onnxprune.planning import (
@@ -103,14 +103,10 @@ def prune(
     else:
         decision = replayed(groups, removed_by(groups, plan, force_plan), options)
     result = _carried_out(groups, decision, options, clock, plan, parts, doubts)
-    return result if comparison is None else _measured(result, comparison, gates, options)
-
-
-def _measured(result: Result, comparison: Comparison, gates: Gates | None, options: Options) -> Result:
-    quality = comparison.measure(result.model, gates, options.seed)
-    if quality.failed:
-        raise CheckFailed("; ".join(quality.failed))
-    return replace(result, report=replace(result.report, validation=asdict(quality)))
+    if comparison is None:
+        return result
+    quality = comparison.judged(result.model, gates, options.seed)
+    return replace(result, report=replace(result.report, validation=quality))
 
 
 @blame_model

@@ -195,41 +195,6 @@ def metric_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def quality_flags(parser: argparse._ActionsContainer) -> None:
-    """A metric and what must hold of it."""
-    metric_flag(parser)
-    parser.add_argument(
-        "--validate-samples", type=take.count, default=None, metavar="N", help="at most so many samples"
-    )
-    parser.add_argument(
-        "--max-drop",
-        type=take.option("max_drop"),
-        default=None,
-        metavar="X",
-        help="fail if the metric gets worse by more, in its own unit (of a share 0.01 is one point)",
-    )
-    parser.add_argument(
-        "--min-agreement",
-        type=take.option("min_agreement"),
-        default=None,
-        metavar="X",
-        help="fail if the models agree on fewer answers",
-    )
-    parser.add_argument(
-        "--min-cosine",
-        type=take.option("min_cosine"),
-        default=None,
-        metavar="X",
-        help="fail if the outputs' mean cosine is less",
-    )
-    parser.add_argument(
-        "--gate",
-        choices=("point", "interval"),
-        default=None,
-        help="whether the figures must hold, or the worse ends of their confidence intervals (default point)",
-    )
-
-
 def timing_flags(parser: argparse._ActionsContainer) -> None:
     """How time is measured."""
     parser.add_argument(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxprune.cli import arguments, flags
 from onnxprune.errors import CheckFailed
 from onnxprune.options import Gates, Options
 
@@ -26,6 +27,41 @@ def comparison(args: argparse.Namespace, dense: Path, options: Options) -> Compa
     from onnxprune.measure import compared
 
     return compared(dense, args.validate, options, args.metric, args.validate_samples, gates(args))
+
+
+def quality_flags(parser: argparse._ActionsContainer) -> None:
+    """A metric and what must hold of it."""
+    flags.metric_flag(parser)
+    parser.add_argument(
+        "--validate-samples", type=arguments.count, default=None, metavar="N", help="at most so many samples"
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=arguments.option("max_drop"),
+        default=None,
+        metavar="X",
+        help="fail if the metric gets worse by more, in its own unit (of a share 0.01 is one point)",
+    )
+    parser.add_argument(
+        "--min-agreement",
+        type=arguments.option("min_agreement"),
+        default=None,
+        metavar="X",
+        help="fail if the models agree on fewer answers",
+    )
+    parser.add_argument(
+        "--min-cosine",
+        type=arguments.option("min_cosine"),
+        default=None,
+        metavar="X",
+        help="fail if the outputs' mean cosine is less",
+    )
+    parser.add_argument(
+        "--gate",
+        choices=("point", "interval"),
+        default=None,
+        help="whether the figures must hold, or the worse ends of their confidence intervals (default point)",
+    )
 
 
 def keep_flag(parser: argparse._ActionsContainer) -> None:

@@ -6,14 +6,14 @@ Knows outputs and samples, not what was pruned.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.data import Feed, batched, calibration, checked, decoder, describe, read, unread
-from onnxprune.errors import RuntimeFailure, UsageError
+from onnxprune.errors import CheckFailed, RuntimeFailure, UsageError
 from onnxprune.measure.custom import Custom, chosen
 from onnxprune.measure.doubts import Answers
 from onnxprune.measure.gates import FIDELITY, Quality, check_intervals, check_unit, failures, refuse
@@ -158,6 +158,13 @@ class Comparison:
             warnings=self.warnings,
         )  # fmt: skip
         return replace(quality, failed=tuple(failures(quality, gates))) if gates else quality
+
+    def judged(self, other: Model, gates: Gates | None = None, seed: int = 0) -> dict[str, Any]:
+        """What `measure` gives, as plain data; CheckFailed where a gate does not hold."""
+        quality = self.measure(other, gates, seed)
+        if quality.failed:
+            raise CheckFailed("; ".join(quality.failed))
+        return asdict(quality)
 
     def _reference(self, k: int, dense: Outputs) -> Any:
         """What the metric compares the k-th outputs with: labels, or those of the dense model."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from onnxprune.report.documents import text, to_json, write
 from onnxprune.report.graph import check_graph_file, graph_text
+from onnxprune.report.quality import print_quality
 from onnxprune.report.run import Report
 from onnxprune.report.shown import report_html, report_text
 from onnxprune.report.summary import frozen, infos, layer_infos, nothing, predicted
 from onnxprune.report.tables import (
     print_comparison,
     print_inspection,
-    print_quality,
     print_report,
     print_sweep,
     print_verified,

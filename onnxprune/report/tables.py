@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from onnxprune.report.layout import percent, table
+from onnxprune.report.quality import add_quality, print_gates, print_warnings
 from onnxprune.report.run import Report
 from onnxprune.report.weights import print_finetuning, print_reconstruction
 from onnxprune.results import (
@@ -40,10 +40,10 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     groups = sum(group.kept < group.units for group in report.groups)
     shown.add_row("groups", str(len(report.groups)), f"{groups} pruned", "")
     if report.validation:
-        _add_quality(shown, report.validation)
+        add_quality(shown, report.validation)
     console.print(shown)
-    _print_warnings((*report.warnings, *(report.validation or {}).get("warnings", ())), console)
-    _print_gates(report.validation or {}, console)
+    print_warnings((*report.warnings, *(report.validation or {}).get("warnings", ())), console)
+    print_gates(report.validation or {}, console)
     _print_groups(report.groups, console, verbose, kept=True)
     _print_frozen(report.frozen, console, verbose)
     _print_notes(report.notes, console)
@@ -101,47 +101,11 @@ def print_comparison(found: Compared, console: Console) -> None:
     shown = table("", ">A", ">B", ">B of A")
     for label, before, after, show in _rows(found.before, found.after):
         shown.add_row(label, show(before), show(after), percent(after, before))
-    _add_quality(shown, found.quality)
+    add_quality(shown, found.quality)
     console.print(shown)
-    _print_warnings(found.quality["warnings"], console)
-    _print_gates(found.quality, console)
+    print_warnings(found.quality["warnings"], console)
+    print_gates(found.quality, console)
     console.print(f"data: {found.quality['data']}; on {', '.join(found.quality['providers'])}")
-
-
-def print_quality(quality: Mapping[str, Any], console: Console) -> None:
-    """Quality of two models (see `measure.Quality`), without their costs."""
-    shown = table("", ">before", ">after", ">change")
-    _add_quality(shown, quality)
-    console.print(shown)
-    _print_warnings(quality["warnings"], console)
-    _print_gates(quality, console)
-
-
-def _add_quality(table: Table, quality: Mapping[str, Any]) -> None:
-    """The metric with its change and the interval of that; fidelity to the dense model by what is not that metric."""
-    metric, unit, interval = str(quality["metric"]), quality["unit"], quality["interval"]
-    worse = -1 if quality["higher_is_better"] else 1
-    ends = None if interval is None else sorted(worse * x for x in interval)
-    change = changed(worse * quality["drop"], unit, (ends[0], ends[1]) if ends else None)
-    name = f"{metric} of {quality['samples']:,}{'' if quality['higher_is_better'] else ' (less is better)'}"
-    table.add_row(name, written(quality["before"], unit), written(quality["after"], unit), change)
-    fidelity = quality["fidelity"]
-    likeness = {
-        "agreement": f"agreement {fidelity['agreement']:.2%}",
-        "cosine": f"cosine {round(fidelity['cosine'], 4) + 0.0:.4f}",
-        "snr": f"{round(fidelity['snr'], 1) + 0.0:.1f} dB",
-    }  # fmt: skip
-    own = metric if quality["after"] == fidelity.get(metric) else ""
-    table.add_row("fidelity", "", ", ".join(text for name, text in likeness.items() if name != own), "")
-
-
-def _print_gates(quality: Mapping[str, Any], console: Console) -> None:
-    """What had to hold and does; what does not is an error of its own."""
-    gates = quality.get("gates")
-    if gates and not quality["failed"]:
-        asked = [f"--{n.replace('_', '-')} {x:g}" for n, x in gates.items() if n != "gate" and x is not None]
-        sure = " at the worse end of its confidence interval" if gates["gate"] == "interval" else ""
-        console.print(f"held: {', '.join(asked)}{sure}")
 
 
 def print_inspection(inspection: Inspection, console: Console, verbose: bool = True) -> None:
@@ -159,7 +123,7 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
     timed = "latency" in sweep.fronts
     less = "" if sweep.higher_is_better else " (less is better)"
     console.print(f"{sweep.metric}{less} {written(sweep.dense.metric or 0.0, sweep.unit)} as it is, on {sweep.data}")
-    _print_warnings(sweep.warnings, console)
+    print_warnings(sweep.warnings, console)
     columns = ["criterion", ">ratio", ">parameters", ">MACs", *([">latency"] if timed else []), f">{sweep.metric}"]
     shown = table(*columns, ">change", "best by")
     for point in sweep.points:
@@ -294,11 +258,6 @@ def _print_frozen(frozen: Sequence[FrozenInfo], console: Console, verbose: bool)
 def _print_rest(count: int, console: Console, verbose: bool) -> None:
     if not verbose and count > ROWS:
         console.print(f"  and {count - ROWS} more (--verbose shows all)")
-
-
-def _print_warnings(warnings: Iterable[str], console: Console) -> None:
-    for warning in warnings:
-        console.print(f"warning: {warning}", style="bold", soft_wrap=True)
 
 
 def _print_notes(notes: Iterable[str], console: Console) -> None:

@@ -24,7 +24,7 @@ def parser() -> arguments.Parser:
     flags.model_argument(made, "B")
     made.add_argument("--data", default=None, metavar="DATA", help="as for --validate (default: made-up inputs)")
     made.add_argument("--json", action="store_true", default=False, help="print JSON")
-    flags.quality_flags(made)
+    gating.quality_flags(made)
     flags.pixel_flags(made)
     flags.provider_flag(made)
     flags.memory_flag(made)

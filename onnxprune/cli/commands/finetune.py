@@ -42,7 +42,7 @@ def parser() -> arguments.Parser:
     flags.provider_flag(how)
     quality = made.add_argument_group("quality, of OUT beside DENSE")
     quality.add_argument("--validate", default=None, metavar="DATA", help="as for onnxprune IN OUT")
-    flags.quality_flags(quality)
+    gating.quality_flags(quality)
     gating.keep_flag(quality)
     out = made.add_argument_group("output")
     out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")

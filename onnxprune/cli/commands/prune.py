@@ -45,7 +45,7 @@ def parser() -> arguments.Parser:
         metavar="DATA",
         help="what --calib takes, with 'labels' where there are any; pictures may lie in a folder for each class",
     )
-    flags.quality_flags(quality)
+    gating.quality_flags(quality)
     gating.keep_flag(quality)
     time = made.add_argument_group("time (--benchmark and --of latency)")
     time.add_argument("--benchmark", action="store_true", default=False, help="measure the latency before and after")
