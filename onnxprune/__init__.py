@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from onnxprune.api import Result, apply, compare, inspect, largest, plan, prune, verify
     from onnxprune.errors import CheckFailed, NothingToPrune, OnnxPruneError, RuntimeFailure, UsageError
     from onnxprune.frameworks import apply_plan, renamed, shrink, sliced
-    from onnxprune.measure import Gates
-    from onnxprune.options import Options
+    from onnxprune.options import Gates, Options
     from onnxprune.planning import Plan
     from onnxprune.report import Report
     from onnxprune.sweeping import sweep
@@ -30,7 +29,7 @@ __all__ = [
 
 _HOME = (
     {
-        "Gates": "measure",
+        "Gates": "options",
         "Options": "options",
         "Report": "report",
         "Plan": "planning",

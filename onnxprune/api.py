@@ -16,9 +16,10 @@ import numpy as np
 from onnxprune import tuning, unread
 from onnxprune.auditing import audited
 from onnxprune.blame import blame_model
+from onnxprune.data import unread as unread_arrays
 from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
 from onnxprune.finetuning import Parts
-from onnxprune.measure import Comparison, Gates, compared, timed
+from onnxprune.measure import Gates, compared, timed
 from onnxprune.model import Model
 from onnxprune.options import OptionKeywords, Options, Progress
 from onnxprune.planning import (
@@ -28,6 +29,7 @@ from onnxprune.planning import (
     criteria,
     curves,
     decide,
+    in_spite_of_fast,
     plan_of,
     planner,
     profile,
@@ -103,24 +105,20 @@ def prune(
     a provider, the disk)."""
     options = _asked(options, keywords)
     _refuse_unread(options, keywords, validate is not None, plan is not None)
-    comparison = None if validate is None else compared(model, validate, options, metric)
-    if gates and comparison is None:
+    if gates and validate is None:
         raise UsageError("`gates` need data: give it with `validate`")
+    comparison = None if validate is None else compared(model, validate, options, metric, gates=gates)
     clock = Clock(progress)
-    groups, options, parts = _prepared(model, options, clock)
+    groups, options, parts, doubts = _prepared(model, options, clock)
     if plan is None:
         decision = decide(groups, options, progress)
     else:
         decision = replayed(groups, removed_by(groups, plan, force_plan), options)
-    result = _carried_out(groups, decision, options, clock, plan, parts)
-    return result if comparison is None else _measured(result, comparison, gates, options)
-
-
-def _measured(result: Result, comparison: Comparison, gates: Gates | None, options: Options) -> Result:
-    quality = comparison.measure(result.model, gates, options.seed)
-    if quality.failed:
-        raise CheckFailed("; ".join(quality.failed))
-    return replace(result, report=replace(result.report, validation=asdict(quality)))
+    result = _carried_out(groups, decision, options, clock, plan, parts, doubts)
+    if comparison is None:
+        return result
+    quality = comparison.judged(result.model, gates, options.seed)
+    return replace(result, report=replace(result.report, validation=quality))
 
 
 @blame_model
@@ -133,7 +131,7 @@ def largest(
     options = _asked(options, keywords)
     _refuse_unread(options, keywords)
     clock = Clock(progress)
-    groups, options, parts = _prepared(model, options, clock)
+    groups, options, parts, doubts = _prepared(model, options, clock)
     plans = planner(groups, options, progress)
     low, high, best, tried = 0.0, 1.0, None, list[dict[str, Any]]()
     for step in range(STEPS):
@@ -143,7 +141,7 @@ def largest(
         asked = replace(options, ratio=ratio)
         decision = plans(asked)
         if decision.removed.any():
-            result = _carried_out(groups, decision, asked, clock, None, parts)
+            result = _carried_out(groups, decision, asked, clock, None, parts, doubts)
             if (result.report.finetune or {}).get("interrupted"):
                 raise KeyboardInterrupt
             fine = holds(result)
@@ -174,20 +172,21 @@ def _refuse_unread(options: Options, keywords: OptionKeywords, data: bool = Fals
     unread.check(asked, unread.Run(inputs, data, times, plan, fast=options.fast))
 
 
-def _prepared(model: Any, options: Options, clock: Clock) -> tuple[Groups, Options, Parts | None]:
-    """The groups, options with nothing left open, and the inputs to fine-tune on where that is asked for: then the cut
-    is calibrated on the part of the user's that does not judge."""
+def _prepared(model: Any, options: Options, clock: Clock) -> tuple[Groups, Options, Parts | None, tuple[str, ...]]:
+    """The groups, options with nothing left open, the inputs to fine-tune on where that is asked for (then the cut is
+    calibrated on the part of the user's that does not judge), and what is wrong with the inputs."""
     tuning.check(options)
     clock("load")
-    groups = analysed(Model.load(model), options, clock)
+    source = Model.load(model)
+    groups = analysed(source, options, clock)
     clock("decide")
-    options = settled(groups, options)
-    return groups, *tuning.parted(groups, options)
+    return groups, *tuning.parted(groups, settled(groups, options)), unread_arrays(options.calib, source)
 
 
 def _carried_out(
-    groups: Groups, decision: Decision, options: Options, clock: Clock, plan: Plan | None, parts: Parts | None
-) -> Result:
+    groups: Groups, decision: Decision, options: Options, clock: Clock, plan: Plan | None, parts: Parts | None,
+    doubts: tuple[str, ...],
+) -> Result:  # fmt: skip
     """Rewrite, prove, refit, fine-tune, report."""
     if not decision.removed.any():
         raise NothingToPrune(nothing(groups, options) if plan is None else "the plan removes nothing")
@@ -201,10 +200,10 @@ def _carried_out(
     report = Report(
         profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),
         infos(groups, kept, asked(groups, options)), frozen(groups), proof, replace(options, calib=None),
-        (*notes.of(groups), *decision.notes), None, dict(clock.seconds), story,
+        (*notes.of(groups), *in_spite_of_fast(options), *decision.notes), None, dict(clock.seconds), story,
         curves.curve_infos(groups, decision.curve_set, kept) if decision.curve_set else (),
         predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
-        tuned, layers=drawn_layers(groups, kept), files=files(groups),
+        tuned, warnings=doubts, layers=drawn_layers(groups, kept), files=files(groups),
     )  # fmt: skip
     return Result(after.model, (plan or plan_of(groups, kept, options)).refitted(story, tuned), report)
 
@@ -249,7 +248,8 @@ def compare(
     """Costs of two models with the same inputs and outputs, and how good `b` is beside `a` on `data` (what --calib
     takes, with labels or without; None makes inputs up); `benchmark` times both. Failed gates are named, not raised."""
     options = _asked(options, keywords)
-    quality = compared(a, data, options, metric, samples).measure(Model.load(b).normalised(), gates, options.seed)
+    comparison = compared(a, data, options, metric, samples, gates)
+    quality = comparison.measure(Model.load(b).normalised(), gates, options.seed)
     traces = [analysed(Model.load(x), options, Clock()).trace for x in (a, b)]
     before, after = (profile.cost(trace.model, profile.macs(trace)) for trace in traces)
     times = {"measured": timed(Model.load(a), Model.load(b), options).to_json()} if benchmark else None

@@ -93,6 +93,26 @@ class Options:
         return replace(self, **chosen)
 
 
+@dataclass(frozen=True)
+class Gates:
+    """What must hold of the quality. max_drop: at most so much worse by the metric, in its unit, whichever way is
+    better. min_agreement, min_cosine: at least so much of what the dense model answers. gate: whether that is asked of
+    the figures as measured ("point"), or of the worse ends of their confidence intervals ("interval")."""
+
+    max_drop: float | None = None
+    min_agreement: float | None = None
+    min_cosine: float | None = None
+    gate: Literal["point", "interval"] = "point"
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Those that there are, by the names of their fields."""
+        return tuple(n for n in ("max_drop", "min_agreement", "min_cosine") if getattr(self, n) is not None)
+
+    def __bool__(self) -> bool:
+        return bool(self.asked)
+
+
 class OptionKeywords(TypedDict, total=False):
     """The fields of `Options` as keyword arguments: a word that is none of them is an error for a type checker, too."""
 

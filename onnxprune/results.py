@@ -179,7 +179,8 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Many points of one model. metric: larger is better; `data`: what it was measured on.
+    """Many points of one model. metric: its name, with its `unit` and which way is better; `data`: what it was measured
+    on. warnings: what makes the metric doubtful.
 
     fronts: by cost, the names of the points that no other one beats in both, the cheapest first. command, files: see
     `report.Report`."""
@@ -192,3 +193,6 @@ class Sweep:
     options: Options
     command: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    unit: str = ""
+    higher_is_better: bool = True
+    warnings: tuple[str, ...] = ()

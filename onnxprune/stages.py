@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 
 from onnxprune import guard, rehearsal
+from onnxprune.data import unread
 from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.exclusion import excluded
 from onnxprune.model import Model
@@ -69,7 +70,9 @@ def _check_inputs(model: Model) -> None:
 
 def analysed(source: Model, options: Options, clock: Clock, runs: bool = True) -> Groups:
     """The groups of a model, which has been tried by a helper before anything here looks into it by native code. runs:
-    whether what comes of them is run; then a runtime or a provider that is missing is said before any work."""
+    whether what comes of them is run; then a runtime or a provider that is missing is said before any work. Data to
+    calibrate on is looked at before, whether or not it will be used."""
+    unread(options.calib, source)
     _check_inputs(source)
     if runs:
         usable(options.providers)

@@ -13,10 +13,12 @@ from typing import Any, Unpack
 
 from onnxprune import finetuning
 from onnxprune.blame import blame_model
+from onnxprune.data import unread
 from onnxprune.errors import UsageError
 from onnxprune.finetuning import Finetuned, Parts
+from onnxprune.measure import compared
 from onnxprune.model import Model
-from onnxprune.options import OptionKeywords, Options, Progress
+from onnxprune.options import Gates, OptionKeywords, Options, Progress
 from onnxprune.rewrite import Rewritten
 from onnxprune.stages import Clock, analysed, checked
 from onnxprune.trace import Groups
@@ -51,21 +53,30 @@ def trained(groups: Groups, after: Rewritten, parts: Parts, options: Options, cl
 @blame_model
 def finetune(
     dense: Any, pruned: Any, data: Any = None, options: Options | None = None, *,
-    checkpoint: str | os.PathLike[str] | None = None, progress: Progress | None = None,
-    **keywords: Unpack[OptionKeywords],
+    checkpoint: str | os.PathLike[str] | None = None, validate: Any = None, metric: Any = "",
+    gates: Gates | None = None, progress: Progress | None = None, **keywords: Unpack[OptionKeywords],
 ) -> Finetuned:  # fmt: skip
     """`pruned` trained on what `dense` says to `data` (what --calib takes, labels too where there are any; None makes
     inputs up), or as it is where the part that judges finds nothing better; the graph stays, values change.
 
-    options.finetune: steps or a time. checkpoint: a file to go on from. Ctrl-C ends it with what it has. Raises
-    UsageError (no torch, other inputs), NothingToPrune (an operator that cannot be trained), CheckFailed."""
+    options.finetune: steps or a time. checkpoint: a file to go on from. Ctrl-C ends it with what it has. validate: data
+    on which both models are measured by `metric`, into `report["validation"]`; `gates` must hold there. Raises
+    UsageError (no torch, other inputs), NothingToPrune (an operator that cannot be trained), CheckFailed (a gate, too).
+    """
     finetuning.check_torch()
     options = checked(given(options, keywords))
     if data is not None and options.calib is not None:
         raise UsageError("the inputs are given twice, as data and as calib")
     options = replace(options, calib=options.calib if data is None else data, finetune=options.finetune or True)
-    small = Model.load(pruned)
-    trace = analysed(Model.load(dense), options, Clock(progress)).trace
+    if gates and validate is None:
+        raise UsageError("`gates` need data: give it with `validate`")
+    comparison = None if validate is None else compared(dense, validate, options, metric, gates=gates)
+    source, small = Model.load(dense), Model.load(pruned)
+    trace = analysed(source, options, Clock(progress)).trace
     parts = finetuning.parted(trace.model, trace.shapes, options)
     path = None if checkpoint is None else Path(checkpoint)
-    return finetuning.finetuned(trace.model, small, trace.shapes, parts, options, progress, path)
+    done = finetuning.finetuned(trace.model, small, trace.shapes, parts, options, progress, path)
+    told = {**done.report, "warnings": unread(options.calib, source)}
+    if comparison is not None:
+        told["validation"] = comparison.judged(done.model, gates, options.seed)
+    return replace(done, report=told)

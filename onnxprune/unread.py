@@ -32,6 +32,7 @@ DECIDING = ("ratio", "ratio_of", "of", "scope", "criterion", "min_channels", "ro
 INPUTS = ("calib", "calib_samples")
 READING = ("calib_batch", "mean", "std", "scale")
 QUALITY = ("metric", "validate_samples", "max_drop", "min_agreement", "min_cosine")
+GATED = ("keep_on_fail", "gate")
 ROWS: tuple[tuple[tuple[str, ...], Callable[[Run], bool], str], ...] = (
     (DECIDING, lambda run: not run.plan, "--plan already says what goes; leave out {flag}"),
     (("force_plan",), lambda run: run.plan, "{flag} is about a plan; give one with --plan"),
@@ -44,7 +45,7 @@ ROWS: tuple[tuple[tuple[str, ...], Callable[[Run], bool], str], ...] = (
         "{flag} says how time is measured, and none is; add --benchmark, --of latency or --round-to auto",
     ),
     (QUALITY, lambda run: run.data, "{flag} needs data; give it with --validate"),
-    (("keep_on_fail",), lambda run: run.gates, "{flag} needs a gate; give --max-drop, --min-agreement or --min-cosine"),
+    (GATED, lambda run: run.gates, "{flag} needs a gate; give --max-drop, --min-agreement or --min-cosine"),
 )  # fmt: skip
 """(what may be asked for, where it is read, what is said where it is not)."""
 DIALS = {"calib_samples", "calib_batch", "threads", "batch"}

@@ -15,7 +15,7 @@ from numbers import Integral, Real
 from typing import Any, get_args, get_type_hints
 
 from onnxprune.errors import UsageError
-from onnxprune.options import OptionKeywords, Options
+from onnxprune.options import Gates, OptionKeywords, Options
 
 
 def all_of(fits: Callable[[float], bool]) -> Callable[[Any], bool]:
@@ -87,10 +87,13 @@ RULES: tuple[Rule, ...] = (
     *((name, names, "is not a name or a list of names") for name in NAMES),
     ("input_shapes", sizes, "is not names of inputs with their sizes, such as {'image': [1, 3, 224, 224]}"),
     ("ratio_of", shares, "is not a name and the share of its units to remove, 0 to below 1, as in 'encoder.*=0.5'"),
+    ("max_drop", lambda x: 0 <= x < math.inf, "is not from 0 on"),
+    ("min_agreement", lambda x: 0 < x <= 1, "is not above 0 and at most 1"),
+    ("min_cosine", lambda x: 0 < x <= 1, "is not above 0 and at most 1"),
 )
 """(option, what holds of its value where there is one, words for where it does not)."""
 WORDS = {name: words for name, _, words in RULES}
-HINTS = get_type_hints(Options)
+HINTS = get_type_hints(Options) | get_type_hints(Gates)
 CHOICES = {
     name: get_args(hint)
     for name, hint in HINTS.items()
@@ -101,11 +104,11 @@ NUMBERS: dict[str, type[int] | type[float]] = {
     name: kind for name, hint in HINTS.items() for kind in (int, float) if hint in (kind, kind | None)
 }
 SWITCHES = {f.name for f in fields(Options) if type(f.default) is bool}
-OPTIONAL = {f.name for f in fields(Options) if f.default is None}
-SHARES = {"ratio", "max_ratio"}
-"""Options whose value is a share of 1, which people type in per cent."""
-GATES = {"max_drop", "min_agreement", "min_cosine"}
+OPTIONAL = {f.name for f in (*fields(Options), *fields(Gates)) if f.default is None}
+GATES = tuple(f.name for f in fields(Gates))
 """Flags that are no options: in Python they are fields of `Gates`."""
+SHARES = {"ratio", "max_ratio", "min_agreement", "min_cosine"}
+"""What is told from 0 to 1 and thought of in per cent."""
 AUTO: Any = "auto"
 """Of `round_to`: to be found out, which is 0 from here on."""
 
@@ -157,6 +160,15 @@ def objection(name: str, value: Any) -> str:
     else:
         wrong = next((w for n, holds, w in RULES if n == name and not holds(value)), "")
     return f"{wrong}{share_meant(value)}" if wrong and name in SHARES else wrong
+
+
+def check_gates(gates: Gates | None) -> None:
+    """UsageError where one of them cannot be what it is; TypeError where they are no Gates."""
+    if not isinstance(gates, Gates | None):
+        raise TypeError(f"gates are given as Gates(max_drop=0.01), not as {gates!r}")
+    for name in () if gates is None else GATES:
+        if wrong := objection(name, value := getattr(gates, name)):
+            raise UsageError(f"{name}={value!r} {wrong}")
 
 
 def share_meant(value: Any) -> str:

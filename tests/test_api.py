@@ -105,12 +105,12 @@ def test_what_is_no_keyword_says_what_to_write() -> None:
 
 
 def test_every_rule_is_of_an_option() -> None:
-    names = {f.name for f in fields(Options)}
+    names = {f.name for f in (*fields(Options), *fields(onnxprune.Gates))}
     assert {name for name, _, _ in RULES} | CHOICES.keys() | NUMBERS.keys() <= names
     assert given(None, {}) == Options()
     assert flag("calib_samples") == "--calib-samples"
     for name, holds, _ in RULES:
-        default = getattr(Options(), name)
+        default = {**vars(Options()), **vars(onnxprune.Gates())}[name]
         assert default is None or holds(default), name
 
 

@@ -28,6 +28,10 @@ import numpy as np
 def batches():
     for seed in range(4):
         yield {"image": np.random.default_rng(seed).standard_normal((16, 3, 16, 16)).astype("float32")}
+def loss(outputs, labels):
+    scores = outputs[0] - outputs[0].max(1, keepdims=True)
+    return np.log(np.exp(scores).sum(1)) - scores[np.arange(len(labels)), labels]
+loss.higher_is_better = False
 """
 
 

@@ -199,6 +199,30 @@ def test_the_command_writes_the_graph_with_other_values(
     assert error(sharp, onnx.load(out), pictures(200, 5)) < error(sharp, onnx.load(cut), pictures(200, 5))
 
 
+def test_a_gate_decides_whether_out_is_written(
+    torch: Any, sharp: ModelProto, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, cut, out, data = (tmp_path / n for n in ("dense.onnx", "cut.onnx", "out.onnx", "data.npz"))
+    onnx.save(sharp, dense)
+    onnxprune.prune(dense, ratio=0.5, fast=True).save(cut)
+    x = pictures(256)
+    np.savez(data, image=x, labels=answers(sharp, x).argmax(1))
+    command = ["finetune", str(dense), str(cut), str(out), "--steps", "5", "--validate", str(data)]
+    for flags, code in ((["--max-drop", "0"], 1), (["--max-drop", "0.9", "--gate", "interval"], 0), (["--max-drop", "1"], 2)):
+        assert main([*command, *flags]) == code
+        captured = capsys.readouterr()
+        assert out.exists() == (code == 0)
+        assert ("top-1 of 256" in captured.out) == (code < 2)
+        assert "--max-drop" in captured.err or not code
+        out.unlink(missing_ok=True)
+    assert main([*command, "--max-drop", "0", "--keep-on-fail", "-q"]) == 1
+    assert (tmp_path / "out.failed.onnx").exists()
+    done = onnxprune.finetune(sharp, cut, finetune=5, validate=data, gates=onnxprune.Gates(0.9))
+    assert done.report["validation"]["failed"] == ()
+    with pytest.raises(onnxprune.CheckFailed, match="more than max_drop=0"):
+        onnxprune.finetune(sharp, cut, finetune=5, validate=data, gates=onnxprune.Gates(0.0))
+
+
 def test_labels_that_are_no_classes(torch: Any, sharp: ModelProto) -> None:
     with pytest.raises(UsageError, match="the labels are not all from 0 to 4"):
         onnxprune.finetune(sharp, sharp, {"image": pictures(256), "labels": np.arange(256)})

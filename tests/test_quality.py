@@ -15,8 +15,10 @@ from onnxprune import api
 from onnxprune.cli import main
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.measure import Comparison, Gates, compared
-from onnxprune.measure.metrics import METRICS, chosen
-from onnxprune.measure.quality import Data, bootstrap
+from onnxprune.measure.custom import chosen
+from onnxprune.measure.metrics import METRICS
+from onnxprune.measure.quality import Data
+from onnxprune.measure.tally import figures, likely
 from onnxprune.model import Model
 from onnxprune.options import Options
 
@@ -62,6 +64,9 @@ def test_what_a_metric_cannot_measure() -> None:
     for name, outputs, labels in (
         ("top-5", np.array([1, 2]), np.array([1, 2])),
         ("top-1", LOGITS, np.zeros((4, 3), int)),
+        ("top-1", LOGITS, np.array([0.2, 1, 2, 3])),
+        ("top-1", LOGITS, np.array(["cat"] * 4)),
+        ("top-1", LOGITS[:, :1], np.array([0, 1, 0, 1])),
         ("exact", LOGITS, np.zeros((4, 3), int)),
         ("miou", LOGITS[:, :, None, None], np.zeros((4, 3, 3), int)),
     ):
@@ -80,18 +85,46 @@ def test_what_is_measured_where_nothing_is_said() -> None:
     assert chosen("", [LOGITS[:, :1]], None).name == "cosine"
 
 
+def drop(before: np.ndarray, after: np.ndarray, name: str = "top-1") -> tuple[float, float]:
+    interval = figures(METRICS[name], before, after, 0)[3]
+    assert interval is not None
+    return interval
+
+
+@pytest.mark.parametrize("n", [1, 5, 20, 100, 2000])
+def test_no_difference_in_few_samples_says_little(n: int) -> None:
+    """Where none of n samples was lost, 3 / n of all may be, for all that is known (97.5 %: 3.7 / n)."""
+    low, high = drop(np.ones((n, 1)), np.ones((n, 1)))
+    assert low == pytest.approx(-high, abs=1.1 / (n + 2))
+    assert 1.5 / n < high < 4.5 / n or high == 1
+    within = likely(METRICS["agreement"], np.ones((n, 1)), 0)
+    assert within is not None
+    assert within[1] == 1
+    assert 1 - min(1, 6 / n) <= within[0] <= 1 - min(0.3, 2 / n)
+
+
+@pytest.mark.parametrize("n", [2, 4, 10, 40])
+def test_the_interval_of_a_mean_holds_as_often_as_it_says(n: int) -> None:
+    """Of normal numbers, whose mean Student's interval holds in 95 of 100 cases."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        low, high = drop(rng.standard_normal((n, 1)), np.zeros((n, 1)), "cosine")
+        held += low <= 0 <= high
+    assert held >= {2: 80, 4: 164, 10: 180, 40: 182}[n]
+
+
 def test_the_interval_of_a_drop_is_paired() -> None:
     """Two models that fail on the same samples differ for certain by what else they fail on."""
     rng = np.random.default_rng(0)
     before = (rng.random((2000, 1)) < 0.7).astype(float)
     after = before.copy()
     after[np.flatnonzero(before)[:40]] = 0
-    low, high = bootstrap(METRICS["top-1"], before, after, 0)
+    low, high = drop(before, after)
     assert low < 0.02 < high
     assert high - low < 0.015  # unpaired it would be 0.057
-    assert bootstrap(METRICS["top-1"], before, before, 0) == (0.0, 0.0)
     half = np.tile([[0.0], [1.0]], (400, 1))  # of 800 samples every other one is lost
-    low, high = bootstrap(METRICS["top-1"], np.ones((800, 1)), half, 0)
+    low, high = drop(np.ones((800, 1)), half)
     assert high - low == pytest.approx(2 * 1.96 * 0.5 / 800**0.5, rel=0.08)  # 95 per cent of a normal distribution
     assert (low + high) / 2 == pytest.approx(0.5, abs=0.005)
 

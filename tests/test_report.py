@@ -28,7 +28,7 @@ REPORT = Report(
     COST, Cost(500, 8000, 2_100_000), GROUPS, FROZEN, Proof(7, 3e-7, 1e-5, (1, 2), ("CPUExecutionProvider",)),
     Options(ratio=np.float64(0.5), input_shapes={"x": (1, 3)}), ("conv0 looks like a fixed transform",),
     {"metric": "top-1", "samples": 2000, "before": 0.92, "after": 0.9, "drop": 0.02, "interval": (0.01, 0.03),
-     "fidelity": {"agreement": 0.95, "cosine": 0.99, "snr": 17.0}}, {"trace": 0.25},
+     "unit": "share", "higher_is_better": True, "warnings": (), "fidelity": {"agreement": 0.95, "cosine": 0.99, "snr": 17.0}}, {"trace": 0.25},
 )  # fmt: skip
 
 

@@ -62,6 +62,11 @@ def test_fronts() -> None:
         assert fronts(points)["macs"] == ("better", "a")
     assert "latency" not in fronts([a, replace(b, latency=None)])
     assert fronts([failed]) == {"macs": (), "parameters": ()}
+    assert fronts([a, b, c, d, failed], higher_is_better=False) == {
+        "macs": ("b", "c"), "parameters": ("c",), "latency": ("c",),
+    }  # fmt: skip
+    free = point("free", 0.0, 200, 200)  # a loss of nothing
+    assert fronts([a, b, free], higher_is_better=False)["macs"] == ("b", "free")
 
 
 def test_goes_on_where_it_was(tiny_path: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -268,9 +268,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "ratio_of": _named_share,
 }
 """How options are read that are more than a number; ValueError where a text is nothing of the kind."""
-share = number(float, "a share above 0 and up to 1", lambda value: 0 < value <= 1, of_one=True)
 count = number(int, "a whole number from 1 on", lambda value: value >= 1)
-tolerance = number(float, "a number from 0 on", lambda value: 0 <= value < math.inf)
 
 
 def shape(text: str) -> tuple[str, tuple[int, ...]]:

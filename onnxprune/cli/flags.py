@@ -145,33 +145,6 @@ def samples_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def quality_flags(parser: argparse._ActionsContainer) -> None:
-    """A metric and what must hold of it."""
-    metric_flag(parser)
-    samples_flag(parser)
-    parser.add_argument(
-        "--max-drop",
-        type=take.tolerance,
-        default=None,
-        metavar="X",
-        help="fail if the metric falls by more (0.01 is a point; default: no gate)",
-    )
-    parser.add_argument(
-        "--min-agreement",
-        type=take.share,
-        default=None,
-        metavar="X",
-        help="fail if the models agree on fewer answers (default: no gate)",
-    )
-    parser.add_argument(
-        "--min-cosine",
-        type=take.share,
-        default=None,
-        metavar="X",
-        help="fail if the outputs' mean cosine is less (default: no gate)",
-    )
-
-
 def force_flag(parser: argparse._ActionsContainer) -> None:
     """Whether a plan of another graph is taken."""
     parser.add_argument(
@@ -241,9 +214,9 @@ def refuse_unread(
     measured beyond what the plan needs."""
     asked = {name for name, value in vars(args).items() if value is not None and value is not False and value != ""}
     asked |= vars(args).keys() & Options.__dataclass_fields__.keys()
-    gates = not asked.isdisjoint(("max_drop", "min_agreement", "min_cosine"))
+    gated = not asked.isdisjoint(("max_drop", "min_agreement", "min_cosine"))
     times = times or options.of == "latency" or options.round_to == 0
-    unread.check(asked, unread.Run(inputs, data or "validate" in asked, times, "plan" in asked, gates, options.fast))
+    unread.check(asked, unread.Run(inputs, data or "validate" in asked, times, "plan" in asked, gated, options.fast))
 
 
 def model_argument(parser: argparse.ArgumentParser, name: str = "IN") -> None:

@@ -8,7 +8,7 @@ from onnxprune.data.inputs import Input, describe
 from onnxprune.data.mirroring import mirrored
 from onnxprune.data.random import RANGES, random_inputs
 from onnxprune.data.ranges import decoder
-from onnxprune.data.samples import read
+from onnxprune.data.samples import read, unread
 from onnxprune.data.sources import Calibration, calibration
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "random_inputs",
     "read",
     "sizes",
+    "unread",
 ]  # fmt: skip

@@ -33,14 +33,12 @@ def read_pictures(path: Path, files: Sequence[Path], specs: Sequence[Input], dec
     return {spec.name: scale.of_pixels(stack, spec.channel, spec.dtype)}, scale.text
 
 
-def class_numbers(path: Path, files: Sequence[Path], chosen: Sequence[Path]) -> Array | None:
-    """Where all `files` lie in two or more folders of one level in `path`, these are the classes, numbered in order of
-    name: that of each chosen one."""
+def class_names(path: Path, files: Sequence[Path]) -> tuple[str, ...]:
+    """Where all `files` lie in two or more folders of one level in `path`, these are the classes, numbered in this
+    order, that of their names; else ()."""
     inside = [p.relative_to(path).parts for p in files]
     names = sorted({parts[0] for parts in inside})
-    if len(names) < 2 or any(len(parts) != 2 for parts in inside):
-        return None
-    return np.array([names.index(p.relative_to(path).parts[0]) for p in chosen])
+    return () if len(names) < 2 or any(len(parts) != 2 for parts in inside) else tuple(names)
 
 
 def _decoded(files: Sequence[Path], spec: Input, shape: Sequence[int]) -> Iterator[Array]:

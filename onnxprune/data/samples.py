@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from onnxprune.data.batches import Feed
-from onnxprune.data.inputs import Input
-from onnxprune.data.picture_files import PICTURES, Decode, class_numbers, read_pictures
+from onnxprune.data.inputs import Input, real_inputs
+from onnxprune.data.picture_files import PICTURES, Decode, class_names, read_pictures
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files import function_of
-from onnxprune.model import Array
+from onnxprune.model import Array, Model
 
 LABELS = "labels"
 FORMS = "an .npz, a folder of .npy, .npz or pictures, ONNX test_data_set folders, or script.py:function"
@@ -30,13 +31,16 @@ FORMS = "an .npz, a folder of .npy, .npz or pictures, ONNX test_data_set folders
 @dataclass(frozen=True)
 class Source:
     """Feeds as they were found, and the labels of each where there are any; `folders` are the numbers of the folders
-    that pictures lie in; `name` is how messages call the whole, `note` says how it was read."""
+    that pictures lie in, `classes` the names of these; `name` is how messages call the whole, `note` says how it was
+    read, `warnings` what is there and nobody reads."""
 
     feeds: list[Feed]
     name: str
     labels: list[Array] | None = None
     folders: list[Array] | None = None
+    classes: tuple[str, ...] = ()
     note: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def read(data: Any, specs: Sequence[Input], limit: int, seed: int, decode: Decode) -> Source:
@@ -50,16 +54,44 @@ def read(data: Any, specs: Sequence[Input], limit: int, seed: int, decode: Decod
         source = replace(source, labels=given or None)
     if not any(source.feeds):
         raise UsageError(f"{source.name}: no arrays; keys are the names of the model's inputs")
-    return source
+    names = [s.name for s in specs]
+    return replace(source, warnings=_unread(source.name, source.feeds, names, source.labels is not None))
+
+
+def unread(data: Any, model: Model) -> tuple[str, ...]:
+    """What `Source.warnings` would say of `data` (see `read`) for a model, as far as it can be told without reading
+    values, and without using up what gives them once only. UsageError for a path where there is no data."""
+    inputs = [i.name for i in real_inputs(model)]
+    if isinstance(data, (str, os.PathLike)):
+        path = Path(data)
+        kind, files = ("script", []) if _script(path) else _kind(path)
+        feeds = [_names(f) for f in files if f.suffix.lower() != ".npy"] if kind == "arrays" else []
+        return _unread(path.name, feeds, inputs)
+    held = [data] if isinstance(data, Mapping) else data if isinstance(data, list | tuple) else []
+    return _unread("calib", [{str(key) for key in feed} for feed in held if isinstance(feed, Mapping)], inputs)
+
+
+def _unread(
+    source: str, feeds: Sequence[Iterable[str]], inputs: Sequence[str], labelled: bool = False
+) -> tuple[str, ...]:
+    """What to say of arrays that are no inputs of the model, by the names in each feed. A single array is the only
+    input, whatever its name."""
+    named = [set(names) for names in feeds]
+    labelled |= LABELS not in inputs and any(LABELS in names for names in named)
+    others = [names - {LABELS, *inputs} for names in named if len(inputs) > 1 or len(names - {LABELS}) > 1]
+    spare = sorted(set[str]().union(*others))
+    if not spare:
+        return ()
+    what = f"array '{spare[0]}'" if len(spare) == 1 else f"arrays {', '.join(map(repr, spare))}"
+    return (f"{source}: nobody reads the {what}{'' if labelled else f' (labels are the array {LABELS!r})'}",)
 
 
 def _read(data: Any, specs: Sequence[Input], limit: int, seed: int, decode: Decode) -> Source:
     """Reads any of the forms. Of pictures, a random choice of `limit` is read; a stream is read until it has given as
     many samples, since it may have no end."""
     if isinstance(data, (str, os.PathLike)):
-        script = re.fullmatch(r"(.+\.py):([^\W\d]\w*)", str(data))
-        if script:
-            return Source(_stream(_call(*script.groups()), specs, limit, str(data)), str(data))
+        if script := _script(data):
+            return Source(_stream(_call(*script), specs, limit, str(data)), str(data))
         return _path(Path(data), specs, limit, seed, decode)
     if callable(getattr(data, "get_next", None)):
         return Source(_stream(iter(data.get_next, None), specs, limit, "calib"), type(data).__name__)
@@ -114,21 +146,41 @@ def _call(path: str, function: str) -> Any:
     return feeds
 
 
-def _path(path: Path, specs: Sequence[Input], limit: int, seed: int, decode: Decode) -> Source:
+def _script(data: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The path of the script and the name of the function in `script.py:function`; () of any other path."""
+    found = re.fullmatch(r"(.+\.py):([^\W\d]\w*)", str(data))
+    if found and not Path(found[1]).is_file():
+        raise UsageError(f"{found[1]} does not exist; give {FORMS}")
+    return found.groups() if found else ()
+
+
+def _kind(path: Path) -> tuple[str, list[Any]]:
+    """Whether a path holds "arrays", "tensors" or "pictures", and the files of it (of tensors those of each set);
+    UsageError where it holds none of them."""
     if path.suffix == ".py":
         raise UsageError(f"{path}: say which of its functions gives the feeds, as in {path}:feeds")
     if path.is_file():
-        return Source([_arrays(path)], path.name)
+        return "arrays", [path]
     if not path.is_dir():
         raise UsageError(f"{path} does not exist; give {FORMS}")
     if sets := _test_data(path):
-        return Source([_tensors(found, specs) for found in sets], path.name)
+        return "tensors", sets
     files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     if arrays := _ending(files, (".npy", ".npz")):
-        return Source(_folder(arrays, specs), path.name)
+        return "arrays", arrays
     if pictures := _ending(files, PICTURES):
-        return _pictures(path, pictures, specs, limit, seed, decode)
+        return "pictures", pictures
     raise UsageError(f"{path}: nothing to read in this folder; give {FORMS}")
+
+
+def _path(path: Path, specs: Sequence[Input], limit: int, seed: int, decode: Decode) -> Source:
+    kind, files = _kind(path)
+    match kind:
+        case "tensors":
+            return Source([_tensors(found, specs) for found in files], path.name)
+        case "pictures":
+            return _pictures(path, files, specs, limit, seed, decode)
+    return Source([_arrays(path)] if path.is_file() else _folder(files, specs), path.name)
 
 
 def _test_data(path: Path) -> list[list[Path]]:
@@ -149,18 +201,31 @@ def _pictures(
     chosen = [files[k] for k in rng.permutation(len(files))[:limit]]
     feed, scaled = read_pictures(path, chosen, specs, decode)
     have = f", of {len(files)}" if len(files) > len(chosen) else ""
-    classes = class_numbers(path, files, chosen)
-    return Source([feed], path.name, None, None if classes is None else [classes], f"{have} ({scaled})")
+    names = class_names(path, files)
+    numbers = np.array([names.index(p.relative_to(path).parts[0]) for p in chosen]) if names else None
+    folders = None if numbers is None else [numbers]
+    return Source([feed], path.name, folders=folders, classes=names, note=f"{have} ({scaled})")
 
 
 def _arrays(path: Path) -> Feed:
-    """The arrays of an .npz by name, or that of an .npy under the name of its file. Never runs pickled code."""
+    """The arrays of an .npz by name, or that of an .npy under the name of its file."""
+    with _opened(path) as loaded:
+        return {path.stem: loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+
+
+def _names(path: Path) -> list[str]:
+    """Of the arrays of an .npz."""
+    with _opened(path) as loaded:
+        return [path.stem] if isinstance(loaded, np.ndarray) else list(loaded.files)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """What numpy finds in a file, whose arrays are read when they are asked for; it never runs pickled code. UsageError
+    where it is no file of arrays."""
     try:
         with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return {path.stem: loaded}
-            return {key: loaded[key] for key in loaded.files}
+            yield np.load(file, allow_pickle=False)
     except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
         raise UsageError(f"{path}: not plain arrays; write them with numpy.savez or numpy.save") from None
 

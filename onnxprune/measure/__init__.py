@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from onnxprune.measure.gates import Quality, refuse
 from onnxprune.measure.latency import benchmark, bound, cores, runnable, timed, turn
-from onnxprune.measure.quality import Comparison, Gates, Quality, compared
+from onnxprune.measure.quality import Comparison, compared
+from onnxprune.options import Gates
 
-__all__ = ["Comparison", "Gates", "Quality", "benchmark", "bound", "compared", "cores", "runnable", "timed", "turn"]
+__all__ = [
+    "Comparison", "Gates", "Quality", "benchmark", "bound", "compared", "cores", "refuse", "runnable", "timed", "turn",
+]  # fmt: skip

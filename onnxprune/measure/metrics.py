@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
-from onnxprune.files import function_of
-from onnxprune.validation import near
+from onnxprune.measure.intervals import Floats
+from onnxprune.units import SHARE
 
 Array = NDArray[Any]
-Floats = NDArray[np.float64]
 Outputs = Sequence[Array]
 Value = Callable[[Floats, Floats], Floats]
 IGNORED = 255
@@ -27,7 +26,7 @@ CEILING = 200.0
 """Signal-to-noise ratio of equal outputs, in dB."""
 
 
-def _mean(total: Floats, count: Floats) -> Floats:
+def mean(total: Floats, count: Floats) -> Floats:
     """The mean over samples."""
     return np.asarray(total[..., 0] / count)
 
@@ -36,40 +35,25 @@ def _mean(total: Floats, count: Floats) -> Floats:
 class Metric:
     """`statistics(outputs, reference)` is (samples, k); `value(sums, counts)` takes (..., k) and (...).
 
-    `against`: what the reference is, the labels of the samples or the outputs of the dense model."""
+    `against`: what the reference is, the labels of the samples or the outputs of the dense model. unit: SHARE, dB, or
+    nothing. Of all of these metrics more is better."""
 
     name: str
     against: Literal["labels", "dense"]
+    unit: str
     statistics: Callable[[Outputs, Any], Floats]
-    value: Value = _mean
+    value: Value = mean
+    higher_is_better: ClassVar[bool] = True
 
+    @property
+    def takes_classes(self) -> bool:
+        """Whether labels are the numbers of classes."""
+        return self.against == "labels" and self.unit == SHARE
 
-@dataclass(frozen=True)
-class Custom:
-    """The user's function: called once with all outputs (samples first) and the labels, or the outputs of the dense
-    model where there are no labels; gives one number, or one for each sample."""
-
-    name: str
-    function: Callable[[list[Array], Any], Any]
-
-    def __call__(self, outputs: list[Array], reference: Any) -> Floats:
-        """(samples,) or (); a function that fails is a UsageError."""
-        try:
-            found = np.asarray(self.function(outputs, reference), np.float64)
-        except Exception as error:  # whatever the user's code raises
-            raise UsageError(f"the metric {self.name}: {type(error).__name__}: {error}") from error
-        if found.ndim > 1 or (found.ndim and len(found) != len(outputs[0])) or not np.isfinite(found).all():
-            raise UsageError(f"the metric {self.name} must give a number, or one for each sample, not {found.shape}")
-        return found
-
-
-def custom(text: str) -> Custom:
-    """The metric that `script.py:function` names; what is wrong with it is a UsageError."""
-    path, _, function = text.rpartition(":")
-    wanted = f"--metric takes one of {', '.join(METRICS)} or script.py:function"
-    if not path.endswith(".py"):
-        raise UsageError(f"{wanted}, not {text!r}{near(text, METRICS)}")
-    return Custom(text, function_of(path, function, wanted))
+    @property
+    def hits(self) -> bool:
+        """Whether it is the mean of numbers from 0 to 1, one a sample."""
+        return self.unit == SHARE and self.value is mean
 
 
 def scores(outputs: Outputs) -> Array:
@@ -96,8 +80,15 @@ def _top(k: int) -> Callable[[Outputs, Array], Floats]:
                 )
             return np.asarray((found.reshape(-1) == labels.reshape(-1))[:, None], np.float64)
         flat = found.reshape(len(found), -1)
+        if flat.shape[1] == 1:
+            raise UsageError(
+                f"top-{k} needs scores for two classes or more, and the model gives one number a sample; say what is "
+                "right by --metric script.py:function, or use cosine"
+            )
         if flat.size == 0 or labels.size != len(labels):
             raise UsageError(f"top-{k} takes one label a sample; the labels are {list(labels.shape)}")
+        if labels.dtype.kind not in "iubf" or (labels.dtype.kind == "f" and (labels != np.round(labels)).any()):
+            raise UsageError(f"top-{k} takes the numbers of classes as labels, not {labels.reshape(-1)[0]!s}")
         best = np.argpartition(flat, -min(k, flat.shape[1]), 1)[:, -k:] if k > 1 else flat.argmax(1)[:, None]
         return np.asarray((best == labels.reshape(-1, 1)).any(1)[:, None], np.float64)
 
@@ -138,6 +129,12 @@ def _decibels(total: Floats, _: Floats) -> Floats:
     return np.asarray(10 * np.log10(signal / np.maximum(total[..., 1], signal * 10 ** (-CEILING / 10))))
 
 
+def _energies_of_targets(outputs: Outputs, labels: Array) -> Floats:
+    """The same of labels that are what the first output should be, and of how far it is from these."""
+    first = np.asarray(outputs[0])
+    return _energies([first], [labels.reshape(first.shape)])
+
+
 def _overlaps(outputs: Outputs, labels: Array) -> Floats:
     """Of every class the pixels in common and those of either: (samples, 2 * classes)."""
     found = predicted(outputs)
@@ -175,38 +172,14 @@ def _alike(name: str, found: Array, labels: Array) -> None:
 METRICS = {
     m.name: m
     for m in (
-        Metric("top-1", "labels", _top(1)),
-        Metric("top-5", "labels", _top(5)),
-        Metric("miou", "labels", _overlaps, _mean_iou),
-        Metric("exact", "labels", _exact),
-        Metric("agreement", "dense", _agreement),
-        Metric("cosine", "dense", _cosine),
-        Metric("snr", "dense", _energies, _decibels),
+        Metric("top-1", "labels", SHARE, _top(1)),
+        Metric("top-5", "labels", SHARE, _top(5)),
+        Metric("miou", "labels", SHARE, _overlaps, _mean_iou),
+        Metric("exact", "labels", SHARE, _exact),
+        Metric("agreement", "dense", SHARE, _agreement),
+        Metric("cosine", "dense", "", _cosine),
+        Metric("snr", "dense", "dB", _energies, _decibels),
     )
 }
-
-
-def chosen(
-    name: str | Callable[[list[Array], Any], Any], outputs: Outputs, labels: Array | None
-) -> Metric | Custom:  # fmt: skip
-    """The metric of this name, or a function as one; without one, what fits the labels, or fidelity to the dense model.
-    UsageError where it is none, or needs labels that are not there."""
-    if not isinstance(name, str):
-        return Custom(str(getattr(name, "__name__", "metric")), name)
-    if name and name not in METRICS:
-        return custom(name)
-    if not name:
-        if labels is None:
-            name = "agreement" if _is_classes(outputs) else "cosine"
-        else:
-            name = "top-1" if labels.size == len(labels) else "miou" if labels.ndim >= 3 else "exact"
-    found = METRICS[name]
-    if found.against == "labels" and labels is None:
-        raise UsageError(f"--metric {name} needs labels; give the data an array named 'labels'")
-    return found
-
-
-def _is_classes(outputs: Outputs) -> bool:
-    """Integers, or two scores or more for each sample."""
-    found = np.asarray(outputs[0])
-    return found.dtype.kind in "iub" or (found.ndim >= 2 and scores(outputs).shape[-1] >= 2)
+TARGETS = Metric("snr", "labels", "dB", _energies_of_targets, _decibels)
+"""Where labels are numbers that the first output should be."""

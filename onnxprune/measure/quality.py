@@ -5,72 +5,50 @@ Knows outputs and samples, not what was pruned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.data import Feed, batched, calibration, checked, decoder, describe, read
-from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.measure.metrics import METRICS, Custom, Floats, Metric, Outputs, chosen
+from onnxprune.data import Feed, batched, calibration, checked, decoder, describe, read, unread
+from onnxprune.errors import CheckFailed, RuntimeFailure, UsageError
+from onnxprune.measure.custom import Custom, chosen
+from onnxprune.measure.doubts import Answers
+from onnxprune.measure.gates import FIDELITY, Quality, check_intervals, check_unit, failures, refuse
+from onnxprune.measure.intervals import Floats
+from onnxprune.measure.metrics import METRICS, Metric, Outputs
+from onnxprune.measure.tally import Tally, figures, likely, total
 from onnxprune.model import Model
-from onnxprune.options import Options
+from onnxprune.options import Gates, Options
 from onnxprune.run import first_line, open_session
 from onnxprune.shapes import Shapes, footprint, infer
+from onnxprune.validation import check_gates
 
 Array = NDArray[Any]
 BATCH = 64
-RESAMPLES = 1000
-LEVEL = 0.95
-"""Of the confidence interval of a drop."""
-FIDELITY = ("agreement", "cosine", "snr")
 MADE_UP = 128
 """Inputs made up where no data is given."""
 EVERYTHING = 1 << 62
+KEPT = 1 << 28
+"""Bytes of the dense model's outputs that are kept; the rest is worked out again for every other model."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Feeds ready for a session and the labels of each; a fixed batch is filled up, `rows` says how many count."""
+    """Feeds ready for a session and the labels of each; a fixed batch is filled up, `rows` says how many count.
+    folders: names of those whose numbers the labels are. warnings: what makes the data doubtful as it was read."""
 
     feeds: list[Feed]
     labels: list[Array] | None
     rows: list[int]
     source: str
+    folders: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(self.rows)
-
-
-@dataclass(frozen=True)
-class Gates:
-    """What must hold: at most so much less of the metric, in its own unit; at least so much of the dense model's."""
-
-    max_drop: float | None = None
-    min_agreement: float | None = None
-    min_cosine: float | None = None
-
-    def __bool__(self) -> bool:
-        return any(v is not None for v in vars(self).values())
-
-
-@dataclass(frozen=True)
-class Quality:
-    """The metric of both models and `drop` = before - after with its paired interval (None where the metric is the
-    user's own number); `fidelity` of the second to the first: top-1 agreement, cosine, signal-to-noise ratio in dB."""
-
-    metric: str
-    before: float
-    after: float
-    drop: float
-    interval: tuple[float, float] | None
-    samples: int
-    fidelity: Mapping[str, float]
-    data: str
-    providers: tuple[str, ...]
-    failed: tuple[str, ...] = field(default=())
 
 
 def load(data: Any, model: Model, shapes: Shapes, options: Options, limit: int | None = None) -> Data:
@@ -85,12 +63,21 @@ def load(data: Any, model: Model, shapes: Shapes, options: Options, limit: int |
     numbers = [np.arange(len(feed[first]) if first else 1) for feed in feeds]
     wanted = limit or EVERYTHING
     feeds, given, _, _ = batched(feeds, labels or numbers, specs, wanted, BATCH, options.seed, source.name)
-    return Data(feeds, given if labels else None, [len(x) for x in given or ()], source.name)
+    rows = [len(x) for x in given or ()]
+    folders = () if source.labels else source.classes
+    return Data(feeds, given if labels else None, rows, source.name, folders, source.warnings)
 
 
-def compared(model: Any, data: Any, options: Options, metric: Any = "", limit: int | None = None) -> Comparison:
-    """The dense `model` on `data`; without data on made-up inputs, which show how far two models differ and no more."""
+def compared(
+    model: Any, data: Any, options: Options, metric: Any = "", limit: int | None = None, gates: Gates | None = None
+) -> Comparison:
+    """The dense `model` on `data`; without data on made-up inputs, which show how far two models differ and no more.
+
+    UsageError, before any work, where `gates` cannot be judged on this data, or might hold by mistake because something
+    is wrong with it, or with the calibration data of `options`."""
+    check_gates(gates)
     source = Model.load(model).normalised()
+    refuse(gates, unread(options.calib, source))
     shapes = infer(source, options.input_shapes)
     if data is not None:
         found = load(data, source, shapes, options, limit)
@@ -100,42 +87,84 @@ def compared(model: Any, data: Any, options: Options, metric: Any = "", limit: i
         first = next((s.name for s in describe(source, shapes) if s.batch == 0), None)
         rows = [len(feed[first]) if first else 1 for feed in made.feeds]
         found = Data(list(made.feeds), None, rows, made.source)
-    return Comparison(source, found, metric, options.providers)
+    comparison = Comparison(source, found, metric, options.providers)
+    comparison.check(gates)
+    return comparison
 
 
 class Comparison:
-    """A dense model and data; any number of other models are measured against them."""
+    """A dense model and data; any number of other models are measured against them.
+
+    warnings: what makes the figures doubtful."""
 
     def __init__(self, dense: Model, data: Data, metric: Any = "", providers: Sequence[str] = ("cpu",)) -> None:
-        """Runs the first batch, so that data or a metric that do not fit are known before any work."""
+        """Runs the dense model, so that data or a metric that do not fit are known before any work."""
         self.data, self.providers = data, providers
         self.session = open_session(dense, providers)
-        first = self._outputs(self.session, 0)
+        self.kept: dict[int, list[Array]] = {}
+        self.room = KEPT
+        first = self._dense(0)
         self.metric = chosen(metric, first, None if data.labels is None else data.labels[0])
-        if isinstance(self.metric, Metric):
-            self.metric.statistics(first, self._reference(0, first))
+        tally, answers = Tally(self.metric), Answers(data.folders)
+        classes = isinstance(self.metric, Metric) and self.metric.takes_classes and data.labels is not None
+        for k in range(len(data.feeds)):
+            outputs = self._dense(k)
+            tally.add(outputs, self._reference(k, outputs))
+            if classes:
+                answers.add(outputs, self._reference(k, outputs))
+        self.statistics = tally.statistics()
+        doubt = answers.doubt() if classes else self._undirected()
+        self.warnings = (*data.warnings, *([f"{data.source}: {doubt}"] if doubt else []))
+
+    def _undirected(self) -> str:
+        """That a function does not say which way is better."""
+        if not isinstance(self.metric, Custom) or self.metric.directed:
+            return ""
+        name = str(getattr(self.metric.function, "__name__", self.metric.name))
+        return (
+            f"whether more or less of {self.metric.name} is better is not said, so more is taken as better; say it by "
+            f"{name}.higher_is_better = True or False"
+        )
+
+    def check(self, gates: Gates | None) -> None:
+        """UsageError where gates cannot be judged here, or might hold by mistake."""
+        refuse(gates, self.warnings)
+        check_unit(gates, self.metric.name, self.metric.unit)
+        few = "one sample has none" if len(self.data) < 2 else ""
+        whole = "" if self.statistics.ndim else f"{self.metric.name} gives one number for all samples, not one for each"
+        check_intervals(gates, whole or few, few)
 
     def measure(self, other: Model, gates: Gates | None = None, seed: int = 0) -> Quality:
-        """`other` against the dense model. Gates that do not hold are named in `failed`."""
-        if gates is not None and gates.max_drop is not None and self.metric.name == "snr":
-            raise UsageError("a signal-to-noise ratio has no drop; use --min-cosine, or another --metric")
+        """`other` against the dense model. Gates that do not hold are named in `failed`; see `check` for what is a
+        UsageError."""
+        self.check(gates)
         session = open_session(other, self.providers)
         self._check_inputs(session)
-        own = _Sums(self.metric) if isinstance(self.metric, Metric) else _Whole(self.metric, self.data.labels)
-        likeness = {name: list[Floats]() for name in FIDELITY}
+        likeness = {name: list[Floats]() for name in (*FIDELITY, "snr")}
+        tally = Tally(self.metric)
         for k in range(len(self.data.feeds)):
-            dense, found = self._outputs(self.session, k), self._outputs(session, k)
+            dense, found = self._dense(k), self._outputs(session, k)
             _check_shapes(dense, found)
             for name, statistics in likeness.items():
                 statistics.append(METRICS[name].statistics(found, dense))
-            own.add(dense, found, self._reference(k, dense))
-        before, after, interval = own.values(seed)
-        fidelity = {name: _total(METRICS[name], np.concatenate(parts)) for name, parts in likeness.items()}
-        failed = tuple(_failed(gates or Gates(), before - after, fidelity, self.metric.name))
-        data, used = self.data, tuple(session.get_providers())
-        return Quality(
-            self.metric.name, before, after, before - after, interval, len(data), fidelity, data.source, used, failed
+            tally.add(found, self._reference(k, dense))
+        before, after, drop, within = figures(self.metric, self.statistics, tally.statistics(), seed)
+        parts = {name: np.concatenate(x) for name, x in likeness.items()}
+        quality = Quality(
+            self.metric.name, before, after, drop, within, len(self.data),
+            {name: total(METRICS[name], x) for name, x in parts.items()},
+            self.data.source, tuple(session.get_providers()), self.metric.unit, self.metric.higher_is_better,
+            {name: likely(METRICS[name], parts[name], seed) for name in FIDELITY}, gates or None,
+            warnings=self.warnings,
         )  # fmt: skip
+        return replace(quality, failed=tuple(failures(quality, gates))) if gates else quality
+
+    def judged(self, other: Model, gates: Gates | None = None, seed: int = 0) -> dict[str, Any]:
+        """What `measure` gives, as plain data; CheckFailed where a gate does not hold."""
+        quality = self.measure(other, gates, seed)
+        if quality.failed:
+            raise CheckFailed("; ".join(quality.failed))
+        return asdict(quality)
 
     def _reference(self, k: int, dense: Outputs) -> Any:
         """What the metric compares the k-th outputs with: labels, or those of the dense model."""
@@ -168,80 +197,18 @@ class Comparison:
             raise UsageError("no output of the model has a row for each sample, so it cannot be measured on this data")
         return counted
 
-
-Values = tuple[float, float, tuple[float, float] | None]
-"""A metric of the dense model and of the other one, and the interval of the drop where there is one."""
-
-
-class _Sums:
-    """The statistics of a metric for both models, batch after batch."""
-
-    def __init__(self, metric: Metric) -> None:
-        self.metric = metric
-        self.dense: list[Floats] = []
-        self.other: list[Floats] = []
-
-    def add(self, dense: Outputs, other: Outputs, reference: Any) -> None:
-        self.dense.append(self.metric.statistics(dense, reference))
-        self.other.append(self.metric.statistics(other, reference))
-
-    def values(self, seed: int) -> Values:
-        a, b = np.concatenate(self.dense), np.concatenate(self.other)
-        return _total(self.metric, a), _total(self.metric, b), bootstrap(self.metric, a, b, seed)
-
-
-class _Whole:
-    """All outputs of both models, for the user's function, which is called once."""
-
-    def __init__(self, metric: Custom, labels: Sequence[Array] | None) -> None:
-        self.metric, self.labels = metric, labels
-        self.dense: list[Outputs] = []
-        self.other: list[Outputs] = []
-
-    def add(self, dense: Outputs, other: Outputs, reference: Any) -> None:
-        self.dense.append(dense)
-        self.other.append(other)
-
-    def values(self, seed: int) -> Values:
-        dense, other = ([np.concatenate(parts) for parts in zip(*batches, strict=True)]
-                        for batches in (self.dense, self.other))  # fmt: skip
-        reference = dense if self.labels is None else np.concatenate(self.labels)
-        a, b = self.metric(dense, reference), self.metric(other, reference)
-        if a.ndim == 0:
-            return float(a), float(b), None
-        mean = METRICS["cosine"]
-        return float(a.mean()), float(b.mean()), bootstrap(mean, a[:, None], b[:, None], seed)
+    def _dense(self, k: int) -> list[Array]:
+        """What the dense model gives for the k-th feed."""
+        if k in self.kept:
+            return self.kept[k]
+        found = self._outputs(self.session, k)
+        size = sum(x.nbytes for x in found)
+        if size <= self.room:
+            self.kept[k], self.room = found, self.room - size
+        return found
 
 
 def _check_shapes(dense: Outputs, other: Outputs) -> None:
     ours, theirs = [x.shape for x in dense], [x.shape for x in other]
     if ours != theirs:
         raise UsageError(f"the two models give outputs of shapes {ours} and {theirs}; compare alike ones")
-
-
-def _total(metric: Metric, statistics: Floats) -> float:
-    """The metric over all samples, of its statistics [samples, k]."""
-    return float(metric.value(statistics.sum(0), np.asarray(float(len(statistics)))))
-
-
-def bootstrap(metric: Metric, before: Floats, after: Floats, seed: int) -> tuple[float, float]:
-    """Percentile interval of the drop over samples drawn again, the same for both models (paired; Efron 1979)."""
-    rng = np.random.default_rng(seed)
-    n = len(before)
-    drops = []
-    for _ in range(RESAMPLES):
-        weights = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
-        count = np.asarray(float(n))
-        drops.append(float(metric.value(weights @ before, count) - metric.value(weights @ after, count)))
-    low, high = np.percentile(drops, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return float(low), float(high)
-
-
-def _failed(gates: Gates, drop: float, fidelity: Mapping[str, float], metric: str) -> Iterator[str]:
-    """The gates that do not hold, in words; a value that is no number holds none."""
-    if gates.max_drop is not None and not drop <= gates.max_drop:
-        yield f"{metric} drops by {drop:.4f}, more than --max-drop {gates.max_drop:g}"
-    for name in ("agreement", "cosine"):
-        least = getattr(gates, f"min_{name}")
-        if least is not None and not fidelity[name] >= least:
-            yield f"{name} with the dense model is {fidelity[name]:.4f}, less than --min-{name} {least:g}"

@@ -6,7 +6,16 @@ Knows groups and statistics, no rule and no edit.
 from __future__ import annotations
 
 from onnxprune.planning.allocation import Costs
-from onnxprune.planning.decision import Decision, by_weights, decide, planner, settled, uses_inputs, working
+from onnxprune.planning.decision import (
+    Decision,
+    by_weights,
+    decide,
+    in_spite_of_fast,
+    planner,
+    settled,
+    uses_inputs,
+    working,
+)
 from onnxprune.planning.named import asked
 from onnxprune.planning.names import plan_of, removed_by
 from onnxprune.planning.parting import FEW, Parts, calibrated, everything, folds, parted, with_mirrors
@@ -16,6 +25,6 @@ from onnxprune.planning.sensitivity import OutputError
 
 __all__ = [
     "FEW", "Costs", "Decision", "OutputError", "Parts", "Plan", "Removal", "asked", "by_weights", "calibrated",
-    "decide", "everything", "folds", "parted", "plan_of", "planner", "read_plan", "removed_by", "select", "settled",
-    "uses_inputs", "with_mirrors", "working",
+    "decide", "everything", "folds", "in_spite_of_fast", "parted", "plan_of", "planner", "read_plan", "removed_by",
+    "select", "settled", "uses_inputs", "with_mirrors", "working",
 ]  # fmt: skip

@@ -104,7 +104,23 @@ def costs_of(groups: Groups, options: Options, progress: Progress | None = None)
 
 def uses_inputs(options: Options) -> bool:
     """Whether the plan, or what follows it, looks at activations."""
-    return options.reconstruct == "ls" or options.scope == "sensitivity" or criteria.needs_inputs(options.criterion)
+    return bool(_look_at_inputs(options))
+
+
+def _look_at_inputs(options: Options) -> list[str]:
+    """The flags that do, of options that are resolved."""
+    looks = {
+        f"--criterion {options.criterion}": criteria.needs_inputs(options.criterion),
+        "--scope sensitivity": options.scope == "sensitivity",
+        "--reconstruct ls": options.reconstruct == "ls",
+    }
+    return [flag for flag, does in looks.items() if does]
+
+
+def in_spite_of_fast(options: Options) -> tuple[str, ...]:
+    """A note where inputs are run although `fast` is asked for, and what for; options are resolved."""
+    asked = [*_look_at_inputs(options), *(["--finetune"] if options.finetune else [])]
+    return (f"inputs were run in spite of --fast, for {' and '.join(asked)}",) if options.fast and asked else ()
 
 
 def working(groups: Groups, inputs: Calibration, options: Options) -> Groups:

@@ -22,7 +22,8 @@ class Report:
     milliseconds, "predicted" (before, after) where the plan was made for it, "measured" (see
     `measure.latency.Benchmark`) where a benchmark was asked for. finetune: see `finetuning.finetuned`. search: where
     the largest cut that holds a gate was looked for, its "ratio", the ratios "tried" and, from the command line, the
-    "command" that makes it without a search."""
+    "command" that makes it without a search. warnings: what is wrong with the inputs that were given; those of the data
+    that quality is measured on are in `validation`."""
 
     before: Cost
     after: Cost
@@ -41,6 +42,7 @@ class Report:
     layers: tuple[DrawnLayer, ...] = ()
     command: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def save(self, path: str | os.PathLike[str], title: str = "") -> Path:
         """A page where the name ends in .html, JSON where it ends in .json, whole or not at all; `title` heads the

@@ -11,9 +11,7 @@ from typing import Any
 
 from onnxprune.report.run import Report
 from onnxprune.results import Compared, Cost, Proof, Sweep, SweepPoint
-
-SHARES = ("top-1", "top-5", "miou", "exact", "agreement")
-"""Metrics that are shares (of samples, of areas), told in per cent."""
+from onnxprune.units import SHARE, written
 
 
 def headline(result: Report | Sweep | Compared) -> str:
@@ -48,16 +46,16 @@ def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def value(metric: str, number: float) -> str:
-    """A value of a metric as it is written: shares in per cent."""
-    return _percent(number, 2) if metric in SHARES else f"{number:.4g}"
+def value(number: float, unit: str) -> str:
+    """A value of a metric as it is written: shares in per cent, others with their unit."""
+    return _percent(number, 2) if unit == SHARE else written(number, unit)
 
 
 def _quality(quality: Mapping[str, Any]) -> str:
     name, samples = str(quality["metric"]), f"on {quality['samples']:,} samples"
     if name == "snr":
         return f"its answers are {quality['after']:.1f} dB from those of the original {samples}"
-    after, before = (value(name, quality[key]) for key in ("after", "before"))
+    after, before = (value(quality[key], quality["unit"]) for key in ("after", "before"))
     if name in ("agreement", "cosine"):  # which the original has with itself
         return f"its {name} with the original is {after} {samples}"
     return f"its {name} is {after} where it was {before} {samples}"
@@ -79,9 +77,9 @@ def _of_sweep(sweep: Sweep) -> str:
 
     def told(point: SweepPoint) -> str:
         kept = getattr(point, cost) / getattr(dense, cost)
-        good = value(sweep.metric, point.metric or 0.0)
+        good = value(point.metric or 0.0, sweep.unit)
         return f"{_percent(kept)} of its {word} with {good} {sweep.metric} ({point.criterion}, ratio {point.ratio:g})"
 
     ends = told(front[0]) if len(front) == 1 else f"from {told(front[0])} to {told(front[-1])}"
     others = f"; {len(done)} cuts were tried" if len(done) > 1 else ""
-    return f"{_name(sweep.files)} pruned: {ends}; uncut it has {value(sweep.metric, dense.metric or 0.0)}{others}."
+    return f"{_name(sweep.files)} pruned: {ends}; uncut it has {value(dense.metric or 0.0, sweep.unit)}{others}."

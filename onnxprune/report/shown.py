@@ -9,6 +9,7 @@ from rich.console import Console
 
 from onnxprune.report.run import Report
 from onnxprune.report.tables import print_report
+from onnxprune.units import written
 
 WIDTH = 160
 
@@ -31,8 +32,9 @@ def report_html(report: Report) -> str:
         )
     ]  # fmt: skip
     if report.validation is not None:
-        metric = report.validation
-        rows.append((str(metric["metric"]), f"{metric['before']:.4g}", f"{metric['after']:.4g}", ""))
+        found = report.validation
+        was, now = (written(found[key], found["unit"]) for key in ("before", "after"))
+        rows.append((str(found["metric"]), was, now, ""))
     head = "".join(f"<th>{name}</th>" for name in ("", "before", "after", "kept"))
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     proof = f"equal within {report.proof.error:.1e}; {len(report.groups)} groups, {len(report.frozen)} axes stay"

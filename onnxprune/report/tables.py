@@ -7,12 +7,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from onnxprune.report.layout import percent, table
+from onnxprune.report.quality import add_quality, print_gates, print_warnings
 from onnxprune.report.run import Report
 from onnxprune.report.weights import print_finetuning, print_reconstruction
-from onnxprune.results import Compared, Cost, FrozenInfo, GroupInfo, Inspection, LayerInfo, Proof, Sweep, Verified
+from onnxprune.results import (
+    Compared,
+    Cost,
+    FrozenInfo,
+    GroupInfo,
+    Inspection,
+    LayerInfo,
+    Proof,
+    Sweep,
+    SweepPoint,
+    Verified,
+)
+from onnxprune.units import changed, written
 
 ROWS = 20
 """Of a table, where --verbose does not ask for all."""
@@ -28,8 +40,10 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     groups = sum(group.kept < group.units for group in report.groups)
     shown.add_row("groups", str(len(report.groups)), f"{groups} pruned", "")
     if report.validation:
-        _add_quality(shown, report.validation)
+        add_quality(shown, report.validation)
     console.print(shown)
+    print_warnings((*report.warnings, *(report.validation or {}).get("warnings", ())), console)
+    print_gates(report.validation or {}, console)
     _print_groups(report.groups, console, verbose, kept=True)
     _print_frozen(report.frozen, console, verbose)
     _print_notes(report.notes, console)
@@ -101,25 +115,12 @@ def print_comparison(found: Compared, console: Console) -> None:
         shown.add_row(label, show(before), show(after), percent(after, before))
     for row in _latency_rows(found.latency or {}):
         shown.add_row(*row)
-    _add_quality(shown, found.quality)
+    add_quality(shown, found.quality)
     console.print(shown)
+    print_warnings(found.quality["warnings"], console)
+    print_gates(found.quality, console)
     _print_latency(found, console)
     console.print(f"data: {found.quality['data']}; on {', '.join(found.quality['providers'])}")
-
-
-def _add_quality(table: Table, quality: Mapping[str, Any]) -> None:
-    """The metric with the drop and its interval, and fidelity to the dense model."""
-    metric, interval = str(quality["metric"]), quality["interval"]
-    if metric != "snr":  # which the dense model beside itself has none of
-        drop = f"{-100 * quality['drop']:+.2f} points"
-        if interval:
-            low, high = sorted(-100 * x for x in interval)
-            drop += f" ({low:+.2f} to {high:+.2f})"
-        name = f"{metric} of {quality['samples']:,}"
-        table.add_row(name, f"{quality['before']:.2%}", f"{quality['after']:.2%}", drop)
-    fidelity = quality["fidelity"]
-    told = f"agreement {fidelity['agreement']:.2%}, cosine {fidelity['cosine']:.4f}, {fidelity['snr']:.1f} dB"
-    table.add_row("fidelity", "", told, "")
 
 
 def print_inspection(inspection: Inspection, console: Console, verbose: bool = True) -> None:
@@ -134,22 +135,31 @@ def print_inspection(inspection: Inspection, console: Console, verbose: bool = T
 
 def print_sweep(sweep: Sweep, console: Console) -> None:
     """Every point with what it keeps and costs, and the fronts that it is on."""
-    dense = sweep.dense
     timed = "latency" in sweep.fronts
-    console.print(f"{sweep.metric} {dense.metric:.2%} as it is, on {sweep.data}")
+    less = "" if sweep.higher_is_better else " (less is better)"
+    console.print(f"{sweep.metric}{less} {written(sweep.dense.metric or 0.0, sweep.unit)} as it is, on {sweep.data}")
+    print_warnings(sweep.warnings, console)
     columns = ["criterion", ">ratio", ">parameters", ">MACs", *([">latency"] if timed else []), f">{sweep.metric}"]
     shown = table(*columns, ">change", "best by")
     for point in sweep.points:
-        if point.error is not None or point.metric is None or dense.metric is None:
-            shown.add_row(point.criterion, f"{point.ratio:g}", *[""] * (4 + timed), f"failed: {point.error}")
-            continue
-        kept = (percent(point.parameters or 0, dense.parameters or 0), percent(point.macs or 0, dense.macs or 0))
-        latency = [f"{1000 * (point.latency or 0):.2f} ms"] if timed else []
-        change = f"{100 * (point.metric - dense.metric):+.2f} points"
-        best = ", ".join(cost for cost, names in sweep.fronts.items() if point.name in names)
-        row = (f"{point.ratio:g}", *kept, *latency, f"{point.metric:.2%}", change, best)
-        shown.add_row(point.criterion, *row)
+        shown.add_row(point.criterion, f"{point.ratio:g}", *_point(point, sweep, timed))
     console.print(shown)
+
+
+def _point(point: SweepPoint, sweep: Sweep, timed: bool) -> Iterator[str]:
+    """What a point keeps of the original, its latency where that is measured, the metric, and where it is best."""
+    dense = sweep.dense
+    if point.error is not None or point.metric is None or dense.metric is None:
+        yield from [""] * (4 + timed)
+        yield f"failed: {point.error}"
+        return
+    yield percent(point.parameters or 0, dense.parameters or 0)
+    yield percent(point.macs or 0, dense.macs or 0)
+    if timed:
+        yield f"{1000 * (point.latency or 0):.2f} ms"
+    yield written(point.metric, sweep.unit)
+    yield changed(point.metric - dense.metric, sweep.unit)
+    yield ", ".join(cost for cost, names in sweep.fronts.items() if point.name in names)
 
 
 def size(count: int) -> str:

@@ -48,6 +48,8 @@ def print_finetuning(told: Mapping[str, Any] | None, console: Console) -> None:
     """What the training did, on what, and whether it was taken."""
     if not told:
         return
+    for warning in told.get("warnings", ()):
+        console.print(f"warning: {warning}", style="bold", soft_wrap=True)
     if "skipped" in told:
         console.print(f"not fine-tuned: {told['skipped']}")
         return

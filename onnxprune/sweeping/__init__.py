@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,11 +35,15 @@ Name = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Measured:
-    """metric: its name; `value`: larger is better. latency: seconds of one run, where it is measured."""
+    """metric: its name, with its `unit` and which way is better. latency: seconds of one run, where it is measured.
+    warnings: what makes the value doubtful."""
 
     metric: str
     value: float
     latency: float | None = None
+    unit: str = ""
+    higher_is_better: bool = True
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,11 @@ def quality(job: Job, model: Model) -> Measured:
     options = replace(job.options, seed=job.options.seed + 1)
     limit = job.samples or (None if job.data else options.calib_samples)
     found = compared(job.model, job.data or options.calib, options, job.metric, limit).measure(model)
+    measured = Measured(found.metric, found.after, None, found.unit, found.higher_is_better, found.warnings)
     if not job.benchmark:
-        return Measured(found.metric, found.after)
+        return measured
     times = timed(Model.load(job.model), model, options)
-    return Measured(found.metric, found.after, times.after.median / 1e3)
+    return replace(measured, latency=times.after.median / 1e3)
 
 
 def sweep(
@@ -107,11 +112,14 @@ def sweep(
     grid = [common.job(f"{c}-{r}", replace(base, criterion=c, ratio=r).resolved()) for c, r in ways]
     with workers(run, backend, address, jobs) as parallel:
         say("original", 0.0)
-        name, dense = _original(common.job("original", base))
+        about, dense = _original(common.job("original", base))
         points = _made(grid, parallel, say)
-    where = str(data or options.calib or "made-up inputs")
+    where, higher = str(data or options.calib or "made-up inputs"), bool(about["higher_is_better"])
     asked = replace(options, calib=None).resolved()
-    return Sweep(name, where, dense, points, fronts(points), asked, files={"model": str(model)})
+    return Sweep(
+        about["metric"], where, dense, points, fronts(points, higher), asked, files={"model": str(model)},
+        unit=about["unit"], higher_is_better=higher, warnings=tuple(about["warnings"]),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -154,20 +162,22 @@ def _made(grid: Sequence[Job], parallel: Parallel, say: Progress) -> tuple[Sweep
     return tuple(found[j.name] for j in grid)
 
 
-def fronts(points: Sequence[SweepPoint]) -> dict[str, tuple[str, ...]]:
+def fronts(points: Sequence[SweepPoint], higher_is_better: bool = True) -> dict[str, tuple[str, ...]]:
     """By each cost that is known of all finished points: those that no other one beats, the cheapest first."""
-    done = [p for p in points if p.error is None and p.metric is not None]
+    worth = {p.name: p.metric if higher_is_better else -p.metric
+             for p in points if p.error is None and p.metric is not None}  # fmt: skip
+    done = [p for p in points if p.name in worth]
     timed = done and all(p.latency is not None for p in done)
-    return {cost: _front(done, cost) for cost in COSTS if cost != "latency" or timed}
+    return {cost: _front(done, cost, worth) for cost in COSTS if cost != "latency" or timed}
 
 
-def _front(points: Sequence[SweepPoint], cost: str) -> tuple[str, ...]:
-    """The names of the points that no other one beats in metric and cost, the cheapest first."""
-    front: list[SweepPoint] = []
-    for point in sorted(points, key=lambda p: (getattr(p, cost), -(p.metric or 0.0))):
-        if not front or (point.metric or 0.0) > (front[-1].metric or 0.0):
-            front.append(point)
-    return tuple(p.name for p in front)
+def _front(points: Sequence[SweepPoint], cost: str, worth: Mapping[str, float]) -> tuple[str, ...]:
+    """The names of the points that no other one beats in worth (more is better) and cost, the cheapest first."""
+    front: list[str] = []
+    for point in sorted(points, key=lambda p: (getattr(p, cost), -worth[p.name])):
+        if not front or worth[point.name] > worth[front[-1]]:
+            front.append(point.name)
+    return tuple(front)
 
 
 def finished(job: Job) -> SweepPoint | None:
@@ -202,22 +212,25 @@ def run(job: Job) -> SweepPoint:
     return point
 
 
-def _original(job: Job) -> tuple[str, SweepPoint]:
-    """The name of the metric, and the model as it is. What fails here fails everywhere, so it is raised."""
+def _original(job: Job) -> tuple[dict[str, Any], SweepPoint]:
+    """What the metric is (see `Measured`), and the model as it is. What fails here fails everywhere: it is raised."""
     job = replace(job, keep=False)
     if point := finished(job):
-        return str(json.loads(job.file.read_text("utf-8"))["metric"]), point
+        metric: dict[str, Any] | str = json.loads(job.file.read_text("utf-8"))["metric"]
+        if isinstance(metric, dict):  # earlier ones were a name only
+            return metric, point
     cost = api.inspect(job.model, job.options).cost
-    metric, point = _measured(job, SweepPoint(job.name, "", 0.0), Model.load(job.model), cost)
+    found, point = _measured(job, SweepPoint(job.name, "", 0.0), Model.load(job.model), cost)
+    metric = {key: getattr(found, key) for key in ("metric", "unit", "higher_is_better", "warnings")}
     _write(job, point, metric=metric)
     return metric, point
 
 
-def _measured(job: Job, point: SweepPoint, model: Model, cost: Cost) -> tuple[str, SweepPoint]:
-    """The name of the metric, and the point with what the model is worth and costs."""
+def _measured(job: Job, point: SweepPoint, model: Model, cost: Cost) -> tuple[Measured, SweepPoint]:
+    """What was measured, and the point with what the model is worth and costs."""
     found = job.measure(job, model)
     costs: dict[str, Any] = {"parameters": cost.parameters, "macs": round(cost.macs), "bytes": cost.bytes}
-    return found.metric, replace(point, metric=found.value, latency=found.latency, **costs)
+    return found, replace(point, metric=found.value, latency=found.latency, **costs)
 
 
 def _write(job: Job, point: SweepPoint, **more: Any) -> None:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxprune.cli import arguments, flags
+from onnxprune.cli import arguments, flags, gating
 from onnxprune.cli.terminal import console
 from onnxprune.errors import CheckFailed
 from onnxprune.files import check_distinct, check_outputs
@@ -28,7 +28,7 @@ def parser() -> arguments.Parser:
     flags.model_argument(made, "B")
     made.add_argument("--data", default=None, metavar="DATA", help="as for --validate (default: made-up inputs)")
     made.add_argument("--json", action="store_true", default=False, help="print JSON")
-    flags.quality_flags(made)
+    gating.quality_flags(made)
     flags.pixel_flags(made)
     made.add_argument("--benchmark", action="store_true", default=False, help="measure the latency of both, in turns")
     flags.timing_flags(made)
@@ -54,12 +54,10 @@ def run(argv: Sequence[str]) -> int:
         flags.check_report(args)
 
     from onnxprune import api
-    from onnxprune.measure import Gates
     from onnxprune.report import print_comparison, to_json, write
 
-    gates = Gates(args.max_drop, args.min_agreement, args.min_cosine)
     found = api.compare(
-        args.A, args.B, args.data, options, metric=args.metric, gates=gates, samples=args.validate_samples,
+        args.A, args.B, args.data, options, metric=args.metric, gates=gating.gates(args), samples=args.validate_samples,
         benchmark=args.benchmark,
     )  # fmt: skip
     if args.report:

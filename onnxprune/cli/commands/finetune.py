@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from onnxprune.cli import arguments, flags
+from onnxprune.cli import arguments, flags, gating
 from onnxprune.cli.terminal import console, progress
 from onnxprune.errors import INTERRUPTED
 from onnxprune.files import check_distinct, check_outputs
@@ -17,8 +18,8 @@ from onnxprune.files import check_distinct, check_outputs
 EPILOG = """\
 OUT is the graph of PRUNED with other values, or with the same ones where none are found that are better on the inputs
 that judge; onnxprune verify DENSE OUT PLAN proves it. Ctrl-C writes what was found until then.
-exit codes: 0 written, 1 torch computes something else than ONNX Runtime, 2 wrong usage or no torch, 3 an operator
-cannot be trained, 4 the runtime or the disk failed, 130 written after Ctrl-C."""
+exit codes: 0 written, 1 a gate failed, or torch computes something else than ONNX Runtime, 2 wrong usage or no torch,
+3 an operator cannot be trained, 4 the runtime or the disk failed, 130 written after Ctrl-C."""
 ABOUT = "Train a pruned model on the dense model's answers."
 
 
@@ -52,6 +53,10 @@ def parser() -> arguments.Parser:
         "--seed", type=arguments.option("seed"), metavar="N", help="of the order of the inputs and of their copies"
     )
     flags.provider_flag(how)
+    quality = made.add_argument_group("quality, of OUT beside DENSE")
+    quality.add_argument("--validate", default=None, metavar="DATA", help="as for onnxprune IN OUT")
+    gating.quality_flags(quality)
+    gating.keep_flag(quality)
     out = made.add_argument_group("output")
     out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")
     out.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
@@ -62,17 +67,27 @@ def run(argv: Sequence[str]) -> int:
     """Do what the arguments ask for; 0, 130 after Ctrl-C, or an error that bears its exit code."""
     args = parser().parse(argv)
     options = flags.options(args)
+    flags.refuse_unread(args, options, inputs=True)
     _check_files(args)
 
     from onnxprune import tuning
-    from onnxprune.report import print_finetuning
+    from onnxprune.report import print_finetuning, print_quality
 
+    tuning.check(replace(options, finetune=True))
+    comparison = gating.comparison(args, args.DENSE, options)
     with progress(args.quiet) as show:
         done = tuning.finetune(args.DENSE, args.PRUNED, None, options, checkpoint=args.checkpoint, progress=show)
-    done.model.save(args.OUT, True if args.save_as_external_data else None)
+    quality = None if comparison is None else comparison.measure(done.model, gating.gates(args), options.seed)
+    failed = () if quality is None else quality.failed
+    if path := gating.path(args, failed):
+        done.model.save(path, True if args.save_as_external_data else None)
     if not args.quiet:
         out = console()
+        if quality is not None:
+            print_quality(asdict(quality), out)
         print_finetuning(done.report, out)
+    gating.fail(args, failed)
+    if not args.quiet:
         kept = done.interrupted and args.checkpoint and args.checkpoint.exists()
         more = f"; the same command goes on from {args.checkpoint}" if kept else ""
         out.print(f"written: {args.OUT}{more}", soft_wrap=True)
@@ -81,7 +96,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _check_files(args: argparse.Namespace) -> None:
     """UsageError, before any work, where a file that is read would be written, or one cannot be."""
-    outputs = [path for path in (args.OUT, args.checkpoint) if path]
+    outputs = [path for path in (args.OUT, args.checkpoint, gating.path_on_fail(args)) if path]
     check_outputs(outputs)
-    given = getattr(args, "calib", None)
-    check_distinct([args.DENSE, args.PRUNED, *([Path(given)] if given else [])], outputs)
+    given = [Path(path) for path in (getattr(args, "calib", None), args.validate) if path]
+    check_distinct([args.DENSE, args.PRUNED, *given], outputs)

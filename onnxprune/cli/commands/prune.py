@@ -9,17 +9,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune.cli import arguments, flags
+from onnxprune.cli import arguments, flags, gating
 from onnxprune.cli.commands import COMMANDS, job
 from onnxprune.cli.helping import Answer
 from onnxprune.cli.terminal import console, progress
-from onnxprune.errors import INTERRUPTED, CheckFailed
+from onnxprune.errors import INTERRUPTED
 from onnxprune.files import check_distinct, check_outputs, json_text, write_texts
 from onnxprune.options import Options, Progress
 
 if TYPE_CHECKING:
     from onnxprune.api import Result
-    from onnxprune.measure import Comparison, Gates, Quality
+    from onnxprune.measure import Comparison, Quality
     from onnxprune.report import Report
 
 COMMON = (
@@ -52,10 +52,8 @@ def parser() -> arguments.Parser:
         help="what --calib takes, with 'labels' where there are any; pictures may lie in a folder for each class "
         "(default: not measured)",
     )
-    flags.quality_flags(quality)
-    quality.add_argument(
-        "--keep-on-fail", action="store_true", default=False, help="then write OUT.failed.onnx instead"
-    )
+    gating.quality_flags(quality)
+    gating.keep_flag(quality)
     time = made.add_argument_group("time (--benchmark and --of latency)")
     time.add_argument("--benchmark", action="store_true", default=False, help="measure the latency before and after")
     flags.timing_flags(time)
@@ -103,36 +101,27 @@ def run(argv: Sequence[str]) -> int:
     inputs = uses_inputs(options.resolved()) or bool(options.finetune)
     flags.refuse_unread(args, options, inputs=inputs, times=args.benchmark)
     outputs = _checked_outputs(args)
-    comparison, gates = _comparison(args, options)
+    comparison = gating.comparison(args, args.IN, options)
     with progress(args.quiet) as show:
-        result, quality = _pruned(args, options, comparison, gates, show)
+        result, quality = _pruned(args, options, comparison, show)
     check_distinct(result.model.data_files, outputs)
     failed = quality.failed if quality is not None else ()
-    path = args.OUT if not failed else _path_on_fail(args) if args.keep_on_fail else None
+    path = gating.path(args, failed)
     report = _searched(_report(args, options, result, quality), argv)
     report = replace(report, **flags.origin(args, argv, path))
     leftovers = _write(args, result, report, path)
     if not args.quiet:
         _print(args, report, leftovers)
-    if failed:
-        kept = f"kept as {path}" if path else "--keep-on-fail keeps the model"
-        raise CheckFailed(f"{'; '.join(failed)}; {args.OUT} was not written ({kept})")
+    gating.fail(args, failed)
     if not args.quiet:
         console().print(f"written: {args.OUT}", soft_wrap=True)
     return INTERRUPTED if (report.finetune or {}).get("interrupted") else 0
 
 
-def _path_on_fail(args: argparse.Namespace) -> Path:
-    """Where --keep-on-fail puts a model that does not hold the gates."""
-    path: Path = args.OUT
-    return path.with_suffix(".failed.onnx")
-
-
 def _checked_outputs(args: argparse.Namespace) -> list[Path]:
     """All files that may be written, none of which is one that is read. UsageError before any work is done."""
     check_outputs([args.OUT])
-    refused = _path_on_fail(args) if args.keep_on_fail else None
-    outputs = [path for path in (args.OUT, args.report, args.save_plan, refused) if path]
+    outputs = [path for path in (args.OUT, args.report, args.save_plan, gating.path_on_fail(args)) if path]
     check_outputs(outputs)
     outputs.append(args.OUT.with_name(f"{args.OUT.name}.data"))
     check_distinct([Path(path) for path in (args.IN, args.plan, args.validate) if path], outputs)
@@ -140,27 +129,14 @@ def _checked_outputs(args: argparse.Namespace) -> list[Path]:
     return outputs
 
 
-def _comparison(args: argparse.Namespace, options: Options) -> tuple[Comparison | None, Gates | None]:
-    """The dense model on the validation data, before any work is done."""
-    if not args.validate:
-        return None, None
-    from onnxprune.measure import Gates, compared
-
-    gates = Gates(args.max_drop, args.min_agreement, args.min_cosine)
-    return compared(args.IN, args.validate, options, args.metric, args.validate_samples), gates
-
-
 def _pruned(
-    args: argparse.Namespace,
-    options: Options,
-    comparison: Comparison | None,
-    gates: Gates | None,
-    show: Progress | None,
+    args: argparse.Namespace, options: Options, comparison: Comparison | None, show: Progress | None
 ) -> tuple[Result, Quality | None]:  # fmt: skip
     """The result, and what it is worth. With a gate and no ratio it is the largest cut that holds the gates."""
     from onnxprune import api
     from onnxprune.planning import read_plan
 
+    gates = gating.gates(args)
     if comparison is None or not gates or hasattr(args, "ratio") or args.plan:
         plan = read_plan(args.plan) if args.plan else None
         result = api.prune(args.IN, options, plan=plan, force_plan=args.force_plan, progress=show)

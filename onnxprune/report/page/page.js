@@ -35,9 +35,9 @@ const left = (label, after, before, write) =>
 const costs = ({ before, after }) => [left("parameters", after.parameters, before.parameters, whole),
   left("MACs", after.macs, before.macs, amount), left("file size", after.bytes, before.bytes, bytes)];
 
-const SHARES = new Set(["top-1", "top-5", "miou", "exact", "agreement"]);
-const written = (metric) => (SHARES.has(metric) ? d3.format(".2%") : exact);
-const UNITS = { "top-1": "% of samples", "top-5": "% of samples", exact: "% of samples", agreement: "% of samples", miou: "%", snr: "dB", cosine: "1 = equal" };
+/** How a metric of this unit is written, as the terminal does. */
+const written = (unit) => (unit === "share" ? d3.format(".2%") : (n) => `${exact(n)} ${unit}`.trim());
+const LESS = (found) => (found.higher_is_better ? "" : ", less is better");
 
 /** What was proven, in the words of the terminal. */
 function proven(proof) {
@@ -71,10 +71,12 @@ const origin = () => [
 ];
 
 /** Quality, and how near the answers are, on cards. */
-function measured({ metric, before, after, samples, fidelity, interval, drop }, was) {
-  const write = written(metric), points = d3.format("+.2f"), ends = interval && interval.map((x) => points(-100 * x)).reverse();
-  const change = SHARES.has(metric) ? `${points(-100 * drop)}\u00a0points${ends ? ` (${ends.join("\u00a0to\u00a0")})` : ""}` : `${whole(samples)} samples`;
-  return [metric === "snr" ? null : figure(metric, write(after), `${was} ${write(before)}, ${change}`),
+function measured(quality, was) {
+  const { metric, unit, before, after, samples, fidelity, interval, drop } = quality, write = written(unit);
+  const worse = quality.higher_is_better ? -100 : 100, points = d3.format("+.2f");
+  const ends = interval && d3.sort(interval.map((x) => worse * x)).map(points);
+  const change = unit === "share" ? `${points(worse * drop)}\u00a0points${ends ? ` (${ends.join("\u00a0to\u00a0")})` : ""}` : `${whole(samples)} samples`;
+  return [metric === "snr" ? null : figure(metric, write(after), `${was} ${write(before)}, ${change}${LESS(quality)}`),
     figure("fidelity", `${fidelity.snr.toFixed(1)} dB`, `agreement ${d3.format(".2%")(fidelity.agreement)}, cosine ${d3.format(".4f")(fidelity.cosine)}`)];
 }
 
@@ -93,11 +95,20 @@ function kind(group) {
   return group.crosses_norm ? `${units}, crosses a norm` : units;
 }
 
+/** What had to hold, and does. */
+function held(gates) {
+  const asked = Object.entries(gates).filter(([name, value]) => name !== "gate" && value != null).map(([name, value]) => `--${name.replace("_", "-")} ${exact(value)}`);
+  const sure = gates.gate === "interval" ? " at the worse ends of the intervals" : "";
+  return `${asked.join(", ")} held${sure}`;
+}
+
 function showReport() {
   const { proof, validation, reconstruction: refit, groups, frozen } = data;
   cards(costs(data), validation ? measured(validation, "was") : [], latency(data.latency?.measured ?? data.latency?.predicted));
   page.append(facts([
     ...(validation?.failed ?? []).map((gate) => ["Gate failed", el("span", { class: "alarm" }, gate)]),
+    ...[...data.warnings, ...(validation?.warnings ?? [])].map((warning) => ["Warning", warning]),
+    ["Gates", validation?.gates && !validation.failed.length && held(validation.gates)],
     ...origin(),
     ["Measured on", validation && `${whole(validation.samples)} samples of ${validation.data}`],
     ["Proof", proven(proof)], ...story(data),
@@ -127,15 +138,15 @@ function showReport() {
 }
 
 function showSweep() {
-  const done = data.points.filter((point) => point.error == null), write = written(data.metric);
-  const failed = data.points.length - done.length, percent = SHARES.has(data.metric);
-  const metric = { write, percent, label: `${data.metric} (${UNITS[data.metric] ?? "in its own unit"})` };
+  const done = data.points.filter((point) => point.error == null), write = written(data.unit);
+  const failed = data.points.length - done.length, percent = data.unit === "share";
+  const metric = { write, percent, label: `${data.metric}${percent ? " (%)" : data.unit ? ` (${data.unit})` : ""}${LESS(data)}` };
   const on = (point) => Object.keys(data.fronts).filter((cost) => data.fronts[cost].includes(point.name)).join(", ");
   cards(figure("points", whole(done.length), failed ? `${whole(failed)} more failed` : "none failed"),
     figure(`${data.metric}, dense`, write(data.dense.metric), `on ${data.data}`),
     figure("parameters, dense", amount(data.dense.parameters), bytes(data.dense.bytes)),
     figure("MACs, dense", amount(data.dense.macs), "of one sample"));
-  page.append(facts([...origin(), ["Measured on", data.data]]));
+  page.append(facts([...data.warnings.map((warning) => ["Warning", warning]), ...origin(), ["Measured on", data.data]]));
   if (done.length) section("Pareto fronts", "Filled: no other point is both cheaper and better. The numbers are ratios.",
     el("div", { class: "charts" }, ...Object.entries(data.fronts).map(([cost, names]) => front(done, names, cost, data.dense, metric))));
   const kept = (cost) => (point) => (point.error == null ? point[cost] / data.dense[cost] : null);
