@@ -35,6 +35,7 @@ from onnxprune.planning import (
     settled,
     uses_inputs,
 )
+from onnxprune.progress import inside
 from onnxprune.refit import folded, merged, refitted, replayed
 from onnxprune.report import Report, frozen, infos, layer_infos, notes, nothing, predicted, report_html, report_text
 from onnxprune.results import Compared, Inspection, Proof, Verified
@@ -94,10 +95,10 @@ def prune(
     comparison = None if validate is None else compared(model, validate, options, metric)
     if gates and comparison is None:
         raise UsageError("`gates` need data: give it with `validate`")
-    clock = Clock(progress)
+    clock = Clock()
     groups, options, parts = _prepared(model, options, clock)
     if plan is None:
-        decision = decide(groups, options, progress)
+        decision = decide(groups, options, clock.progress)
     else:
         decision = replayed(groups, removed_by(groups, plan, force_plan), options)
     result = _carried_out(groups, decision, options, clock, plan, parts)
@@ -121,24 +122,22 @@ def largest(
     models are taken to be the worse ones."""
     options = _asked(options, keywords)
     _refuse_unread(options, keywords)
-    clock = Clock(progress)
+    clock = Clock()
     groups, options, parts = _prepared(model, options, clock)
-    plans = planner(groups, options, progress)
-    low, high, best = 0.0, 1.0, None
+    plans = planner(groups, options, clock.progress)
+    low, high, best, stages = 0.0, 1.0, None, clock.progress
     for step in range(STEPS):
-        ratio = (low + high) / 2
-        if progress:
-            progress("search", step / STEPS)
+        ratio, fine = (low + high) / 2, True
         asked = replace(options, ratio=ratio)
         decision = plans(asked)
         if decision.removed.any():
-            result = _carried_out(groups, decision, asked, clock, None, parts)
-            if (result.report.finetune or {}).get("interrupted"):
-                raise KeyboardInterrupt
-            fine = holds(result)
+            with inside(f"search: ratio {ratio:.3f}", step / STEPS) as clock.progress:
+                result = _carried_out(groups, decision, asked, clock, None, parts)
+                if (result.report.finetune or {}).get("interrupted"):
+                    raise KeyboardInterrupt
+                fine = holds(result)
             best = result if fine else best
-        else:
-            fine = True
+        stages.step(f"ratio {ratio:.3f} {'holds' if fine else 'does not hold'}", (step + 1) / STEPS)
         low, high = (ratio, high) if fine else (low, ratio)
     if best is None:
         raise CheckFailed(f"no cut is small enough to hold what was asked for: not even --ratio {high:.3f} does")
@@ -182,6 +181,8 @@ def _carried_out(
     after, kept, proof, after_macs, story = _refit(
         groups, decision, proven(groups, decision.removed, options, clock), options, clock
     )
+    for note in decision.notes:
+        clock.progress.warn(note)
     tuned = None if parts is None else tuning.trained(groups, after, parts, options, clock)
     if decision.inputs is not None:
         ran(groups, after.model, decision.inputs.feeds, options, clock)

@@ -17,6 +17,7 @@ from onnxprune.errors import UsageError
 from onnxprune.finetuning import Finetuned, Parts
 from onnxprune.model import Model
 from onnxprune.options import OptionKeywords, Options, Progress
+from onnxprune.progress import now
 from onnxprune.rewrite import Rewritten
 from onnxprune.stages import Clock, analysed, checked
 from onnxprune.trace import Groups
@@ -34,6 +35,7 @@ def parted(groups: Groups, options: Options) -> tuple[Options, Parts | None]:
     that judge. Raises what `finetuning.check_trainable` does, before any work."""
     if not options.finetune:
         return options, None
+    now()("calibrate")
     parts = finetuning.parted(groups.trace.model, groups.trace.shapes, options)
     finetuning.check_trainable(groups.trace.model, parts.fit[0])
     return options if parts.made_up else replace(options, calib=finetuning.calib_of(parts)), parts
@@ -45,7 +47,14 @@ def trained(groups: Groups, after: Rewritten, parts: Parts, options: Options, cl
     trace = groups.trace
     done = finetuning.finetuned(trace.model, after.model, trace.shapes, parts, options, clock.progress)
     after.model = done.model
-    return done.report
+    return _said(done).report
+
+
+def _said(done: Finetuned) -> Finetuned:
+    """Says so where nothing was trained."""
+    if why := done.report.get("skipped"):
+        now().warn(f"not fine-tuned: {why}")
+    return done
 
 
 @blame_model
@@ -65,7 +74,9 @@ def finetune(
         raise UsageError("the inputs are given twice, as data and as calib")
     options = replace(options, calib=options.calib if data is None else data, finetune=options.finetune or True)
     small = Model.load(pruned)
-    trace = analysed(Model.load(dense), options, Clock(progress)).trace
+    clock = Clock()
+    trace = analysed(Model.load(dense), options, clock).trace
+    clock("calibrate")
     parts = finetuning.parted(trace.model, trace.shapes, options)
     path = None if checkpoint is None else Path(checkpoint)
-    return finetuning.finetuned(trace.model, small, trace.shapes, parts, options, progress, path)
+    return _said(finetuning.finetuned(trace.model, small, trace.shapes, parts, options, clock.progress, path))

@@ -8,11 +8,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
+from onnxprune.cli import logs
 from onnxprune.errors import INTERRUPTED, RuleFailed, UsageError, explain
 from onnxprune.guard import supervised
 from onnxprune.validation import near
@@ -23,7 +23,20 @@ COMMANDS = ("apply-plan", "compare", "finetune", "help", "inspect", "prune", "sw
 
 def command() -> int:
     """The command line in a process of its own (see `guard`); returns the exit code."""
-    return supervised(main)
+    _open_streams()
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of helpers and workers, which would write between the lines
+    return supervised(main, logs.last_words)
+
+
+def _open_streams() -> None:
+    """What the caller has closed goes nowhere; the next file that is opened would take its place."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,8 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # names of nodes may be in letters that the terminal lacks
-    if "--verbose" not in args:
-        warnings.simplefilter("ignore", RuleFailed)  # the table of what is frozen says it
+    with logs.shown(args):
+        if "--verbose" not in args:
+            warnings.simplefilter("ignore", RuleFailed)  # the table of what is frozen says it
+        return _done(args)
+
+
+def _done(args: list[str]) -> int:
+    """The exit code of the job that the arguments ask for."""
     try:
         name, rest = (args[0], args[1:]) if args[:1] and args[0] in COMMANDS else ("prune", args)
         if rest is args and args and args[0][:1] != "-" and not os.path.exists(args[0]):
@@ -48,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if _interrupted(error):
             return _fail("interrupted", INTERRUPTED)
-        if "--verbose" in args:
-            traceback.print_exc()
-        return _fail(*explain(error))
+        return _fail(*explain(error), error if "--verbose" in args else None)
 
 
 def _check_command(word: str) -> None:
@@ -66,6 +83,6 @@ def _interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"onnxprune: error: {message}", file=sys.stderr)
+def _fail(message: str, code: int, error: BaseException | None = None) -> int:
+    logs.error(message, error)
     return code

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnxprune.data import RANGES, random_inputs, sizes
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model
+from onnxprune.progress import now
 from onnxprune.run import PROVIDERS, deployed, first_line
 from onnxprune.shapes import Shapes, infer
 
@@ -82,6 +83,7 @@ def benchmark(
     """Both models in turns, so that whatever else the machine does meets both alike.
 
     seconds: how long both run in all, as SECONDS where it is left out. RuntimeFailure where no inputs can be found."""
+    now()("benchmark")
     sessions = [deployed(model, providers, threads) for model in (before, after)]
     working = before.normalised()
     feed = runnable(sessions[0], working, infer(working, input_shapes), batch, input_shapes or {}, seed)

@@ -17,6 +17,7 @@ from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.measure.metrics import METRICS, Custom, Floats, Metric, Outputs, chosen
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.progress import now
 from onnxprune.run import first_line, open_session
 from onnxprune.shapes import Shapes, footprint, infer
 
@@ -90,6 +91,7 @@ def load(data: Any, model: Model, shapes: Shapes, options: Options, limit: int |
 
 def compared(model: Any, data: Any, options: Options, metric: Any = "", limit: int | None = None) -> Comparison:
     """The dense `model` on `data`; without data on made-up inputs, which show how far two models differ and no more."""
+    now()("validate")
     source = Model.load(model).normalised()
     shapes = infer(source, options.input_shapes)
     if data is not None:
@@ -123,7 +125,9 @@ class Comparison:
         self._check_inputs(session)
         own = _Sums(self.metric) if isinstance(self.metric, Metric) else _Whole(self.metric, self.data.labels)
         likeness = {name: list[Floats]() for name in FIDELITY}
+        say = now()
         for k in range(len(self.data.feeds)):
+            say("validate", k / len(self.data.feeds))
             dense, found = self._outputs(self.session, k), self._outputs(session, k)
             _check_shapes(dense, found)
             for name, statistics in likeness.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.report.documents import text, to_json, write
+from onnxprune.report.documents import document, text, to_json, write
 from onnxprune.report.graph import check_graph_file, graph_text
 from onnxprune.report.run import Report
 from onnxprune.report.shown import report_html, report_text
@@ -12,7 +12,7 @@ from onnxprune.report.weights import print_finetuning
 
 __all__ = [
     "Report",
-    "check_graph_file", "frozen", "graph_text", "infos", "layer_infos", "nothing", "predicted", "print_comparison",
-    "print_finetuning", "print_inspection", "print_report", "print_sweep", "print_verified", "report_html",
-    "report_text", "text", "to_json", "write",
+    "check_graph_file", "document", "frozen", "graph_text", "infos", "layer_infos", "nothing", "predicted",
+    "print_comparison", "print_finetuning", "print_inspection", "print_report", "print_sweep", "print_verified",
+    "report_html", "report_text", "text", "to_json", "write",
 ]  # fmt: skip

@@ -5,11 +5,10 @@ Knows flags and what is printed; the work is done by `api`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
-from onnxprune.cli import arguments, flags
-from onnxprune.cli.terminal import console
+from onnxprune.cli import arguments, flags, logs
+from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.errors import CheckFailed
 
 
@@ -23,7 +22,6 @@ def parser() -> arguments.Parser:
     flags.model_argument(made, "A")
     flags.model_argument(made, "B")
     made.add_argument("--data", default=None, metavar="DATA", help="as for --validate (default: made-up inputs)")
-    made.add_argument("--json", action="store_true", default=False, help="print JSON")
     flags.quality_flags(made)
     flags.pixel_flags(made)
     flags.provider_flag(made)
@@ -31,6 +29,7 @@ def parser() -> arguments.Parser:
     made.add_argument("--overwrite-input-shape", dest="input_shapes", metavar="NAME:1,3,224,224", type=arguments.shape,
                       **flags.MANY, help="fix the shape of an input")  # fmt: skip
     made.add_argument("--seed", type=arguments.option("seed"), help="of made-up inputs and of the interval")
+    logs.flags(made)
     return made
 
 
@@ -44,12 +43,13 @@ def run(argv: Sequence[str]) -> int:
     from onnxprune.report import print_comparison, to_json
 
     gates = Gates(args.max_drop, args.min_agreement, args.min_cosine)
-    found = api.compare(
-        args.A, args.B, args.data, options, metric=args.metric, gates=gates, samples=args.validate_samples
-    )  # fmt: skip
+    with work(args):
+        found = api.compare(
+            args.A, args.B, args.data, options, metric=args.metric, gates=gates, samples=args.validate_samples
+        )
     if args.json:
-        print(json.dumps(to_json(found), indent=2))
-    else:
+        print_json(to_json(found))
+    elif not args.quiet:
         print_comparison(found, console())
     if found.quality["failed"]:
         raise CheckFailed("; ".join(found.quality["failed"]))

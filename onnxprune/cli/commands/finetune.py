@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxprune.cli import arguments, flags
-from onnxprune.cli.terminal import console, progress
+from onnxprune.cli import arguments, flags, logs
+from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.errors import INTERRUPTED, UsageError
 from onnxprune.files import check_distinct, check_outputs
 
@@ -41,7 +41,7 @@ def parser() -> arguments.Parser:
     flags.provider_flag(how)
     out = made.add_argument_group("output")
     out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")
-    out.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
+    logs.flags(out, "what the training did")
     return made
 
 
@@ -52,12 +52,15 @@ def run(argv: Sequence[str]) -> int:
     _check_files(args)
 
     from onnxprune import tuning
-    from onnxprune.report import print_finetuning
+    from onnxprune.report import document, print_finetuning
 
-    with progress(args.quiet) as show:
-        done = tuning.finetune(args.DENSE, args.PRUNED, None, options, checkpoint=args.checkpoint, progress=show)
-    done.model.save(args.OUT, True if args.save_as_external_data else None)
-    if not args.quiet:
+    with work(args) as stages:
+        done = tuning.finetune(args.DENSE, args.PRUNED, None, options, checkpoint=args.checkpoint)
+        stages("write")
+        done.model.save(args.OUT, True if args.save_as_external_data else None)
+    if args.json:
+        print_json(document("finetuned", {"finetune": done.report}))
+    elif not args.quiet:
         out = console()
         print_finetuning(done.report, out)
         kept = done.interrupted and args.checkpoint and args.checkpoint.exists()

@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune.cli import arguments, flags
-from onnxprune.cli.terminal import console, progress
+from onnxprune.cli import arguments, flags, logs
+from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.errors import INTERRUPTED, CheckFailed
 from onnxprune.files import check_distinct, check_outputs, json_text, write_texts
-from onnxprune.options import Options, Progress
+from onnxprune.options import Options
 
 if TYPE_CHECKING:
     from onnxprune.api import Result
@@ -56,7 +56,7 @@ def parser() -> arguments.Parser:
     out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")
     flags.report_flag(out)
     out.add_argument("--save-plan", type=Path, default=None, metavar="FILE", help="write what was removed, as JSON")
-    out.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
+    logs.flags(out)
     return made
 
 
@@ -69,20 +69,20 @@ def run(argv: Sequence[str]) -> int:
     inputs = uses_inputs(options.resolved()) or bool(options.finetune)
     flags.refuse_unread(args, options, inputs=inputs, times=args.benchmark)
     outputs = _checked_outputs(args)
-    comparison, gates = _comparison(args, options)
-    with progress(args.quiet) as show:
-        result, quality = _pruned(args, options, comparison, gates, show)
-    check_distinct(result.model.data_files, outputs)
-    report = _report(args, options, result, quality)
-    failed = quality.failed if quality is not None else ()
-    path = args.OUT if not failed else _path_on_fail(args) if args.keep_on_fail else None
-    leftovers = _write(args, result, report, path)
-    if not args.quiet:
-        _print(args, report, leftovers)
+    with work(args) as stages:
+        comparison, gates = _comparison(args, options)
+        result, quality = _pruned(args, options, comparison, gates)
+        check_distinct(result.model.data_files, outputs)
+        report = _report(args, options, result, quality)
+        failed = quality.failed if quality is not None else ()
+        path = args.OUT if not failed else _path_on_fail(args) if args.keep_on_fail else None
+        stages("write")
+        leftovers = _write(args, result, report, path)
+    _print(args, report, leftovers)
     if failed:
         kept = f"kept as {path}" if path else "--keep-on-fail keeps the model"
         raise CheckFailed(f"{'; '.join(failed)}; {args.OUT} was not written ({kept})")
-    if not args.quiet:
+    if not args.quiet and not args.json:
         console().print(f"written: {args.OUT}", soft_wrap=True)
     return INTERRUPTED if (report.finetune or {}).get("interrupted") else 0
 
@@ -115,25 +115,21 @@ def _comparison(args: argparse.Namespace, options: Options) -> tuple[Comparison 
 
 
 def _pruned(
-    args: argparse.Namespace,
-    options: Options,
-    comparison: Comparison | None,
-    gates: Gates | None,
-    show: Progress | None,
-) -> tuple[Result, Quality | None]:  # fmt: skip
+    args: argparse.Namespace, options: Options, comparison: Comparison | None, gates: Gates | None
+) -> tuple[Result, Quality | None]:
     """The result, and what it is worth. With a gate and no ratio it is the largest cut that holds the gates."""
     from onnxprune import api
     from onnxprune.planning import read_plan
 
     if comparison is None or not gates or hasattr(args, "ratio") or args.plan:
         plan = read_plan(args.plan) if args.plan else None
-        result = api.prune(args.IN, options, plan=plan, force_plan=args.force_plan, progress=show)
+        result = api.prune(args.IN, options, plan=plan, force_plan=args.force_plan)
         return result, None if comparison is None else comparison.measure(result.model, gates, options.seed)
 
     def holds(result: Result) -> bool:
         return not comparison.measure(result.model, gates, options.seed).failed
 
-    result = api.largest(args.IN, holds, options, progress=show)
+    result = api.largest(args.IN, holds, options)
     return result, comparison.measure(result.model, gates, options.seed)
 
 
@@ -160,8 +156,13 @@ def _write(args: argparse.Namespace, result: Result, report: Report, path: Path 
 
 
 def _print(args: argparse.Namespace, report: Report, leftovers: Sequence[Path]) -> None:
-    from onnxprune.report import print_report
+    """The report on stdout, as JSON or as tables, unless nothing is wanted there."""
+    from onnxprune.report import print_report, to_json
 
+    if args.json:
+        return print_json(to_json(report))
+    if args.quiet:
+        return
     out = console()
     print_report(report, out, args.verbose)
     if leftovers:
