@@ -7,9 +7,11 @@ the command line's --help cost nothing.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # whoever calls says where records go
 
 if TYPE_CHECKING:
     from onnxprune.api import Result, apply, compare, inspect, largest, plan, prune, verify

@@ -37,6 +37,7 @@ from onnxprune.planning import (
     settled,
     uses_inputs,
 )
+from onnxprune.progress import inside
 from onnxprune.refit import folded, merged, refitted, replayed
 from onnxprune.report import (
     Report,
@@ -108,10 +109,10 @@ def prune(
     if gates and validate is None:
         raise UsageError("`gates` need data: give it with `validate`")
     comparison = None if validate is None else compared(model, validate, options, metric, gates=gates)
-    clock = Clock(progress)
+    clock = Clock()
     groups, options, parts, doubts = _prepared(model, options, clock)
     if plan is None:
-        decision = decide(groups, options, progress)
+        decision = decide(groups, options, clock.progress)
     else:
         decision = replayed(groups, removed_by(groups, plan, force_plan), options)
     result = _carried_out(groups, decision, options, clock, plan, parts, doubts)
@@ -130,24 +131,22 @@ def largest(
     tells; what does not depend on the ratio is worked out once. CheckFailed where no cut is small enough."""
     options = _asked(options, keywords)
     _refuse_unread(options, keywords)
-    clock = Clock(progress)
+    clock = Clock()
     groups, options, parts, doubts = _prepared(model, options, clock)
-    plans = planner(groups, options, progress)
-    low, high, best, tried = 0.0, 1.0, None, list[dict[str, Any]]()
+    plans = planner(groups, options, clock.progress)
+    low, high, best, tried, stages = 0.0, 1.0, None, list[dict[str, Any]](), clock.progress
     for step in range(STEPS):
-        ratio = (low + high) / 2
-        if progress:
-            progress("search", step / STEPS)
+        ratio, fine = (low + high) / 2, True
         asked = replace(options, ratio=ratio)
         decision = plans(asked)
         if decision.removed.any():
-            result = _carried_out(groups, decision, asked, clock, None, parts, doubts)
-            if (result.report.finetune or {}).get("interrupted"):
-                raise KeyboardInterrupt
-            fine = holds(result)
+            with inside(f"search: ratio {ratio:.3f}", step / STEPS) as clock.progress:
+                result = _carried_out(groups, decision, asked, clock, None, parts, doubts)
+                if (result.report.finetune or {}).get("interrupted"):
+                    raise KeyboardInterrupt
+                fine = holds(result)
             best = result if fine else best
-        else:
-            fine = True
+        stages.step(f"ratio {ratio:.3f} {'holds' if fine else 'does not hold'}", (step + 1) / STEPS)
         low, high = (ratio, high) if fine else (low, ratio)
         tried.append({"ratio": ratio, "holds": fine})
     if best is None:
@@ -193,6 +192,8 @@ def _carried_out(
     after, kept, proof, after_macs, story = _refit(
         groups, decision, proven(groups, decision.removed, options, clock), options, clock
     )
+    for note in decision.notes:
+        clock.progress.warn(note)
     tuned = None if parts is None else tuning.trained(groups, after, parts, options, clock)
     if decision.inputs is not None:
         ran(groups, after.model, decision.inputs.feeds, options, clock)

@@ -16,6 +16,7 @@ from onnxprune.fit import restore
 from onnxprune.model import Model, Weight, every_node, scopes
 from onnxprune.options import Options
 from onnxprune.planning import OutputError, calibrated, parted, working
+from onnxprune.progress import now
 from onnxprune.results import Proof, Verified
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.stages import Clock, prove
@@ -117,9 +118,10 @@ def _measured(groups: Groups, kept: Mask, given: Model, verified: Verified, opti
     """With the error of the outputs, as a run that refits tells it: on the inputs that judge there (few inputs have all
     been fitted to), BatchNorms with the moments of made-up ones; with the values as they are, and with slices."""
     try:
-        inputs = calibrated(groups, options)
+        inputs = calibrated(groups, options, now())
         parts = parted(inputs.feeds)
         dense = working(groups, inputs, options)
+        now()("judge")
         judge = OutputError(dense, parts.judge or parts.fit, options.providers)
         sliced, written = rewrite(dense.trace, kept).model, given.copy()
         restore(written, sliced)

@@ -13,6 +13,7 @@ from onnxprune.data import RANGES, random_inputs
 from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.progress import told
 from onnxprune.run import first_line, opened
 from onnxprune.shapes import footprint, hazards, infer
 
@@ -22,7 +23,9 @@ T = TypeVar("T")
 
 def blame_model(job: Callable[P, T]) -> Callable[P, T]:
     """`job(model, ...)`, where an error that nobody meant to raise is one about the model if ONNX Runtime cannot load
-    or run that model either. Where it can, the error is a bug, and comes through as it is."""
+    or run that model either. Where it can, the error is a bug, and comes through as it is. It is a run whose stages are
+    told."""
+    job = told(job)
 
     @wraps(job)
     def run(*args: P.args, **kw: P.kwargs) -> T:

@@ -24,6 +24,8 @@ TWICE = 1.0
 """Seconds in which a second Ctrl-C is the first one again: a terminal sends it to parent and child."""
 POLL = 0.5
 FAILED, INTERRUPTED, SIGNALLED = 4, 130, 128
+BAR_GONE = "\r\x1b[K\x1b[?25h"
+"""Clears the line of a progress bar whose process has ended, and brings the cursor back."""
 _bounds: list[tuple[float, str, str]] = [(inf, "", "the run")]
 """What goes on, the innermost last: until when it may, the line for when it has not ended then, and what it is."""
 _pipe = -1
@@ -59,6 +61,13 @@ def _announce() -> None:
             os.write(_pipe, f"{deadline} {too_late}|{_bounds[-1][2]}\n".encode())
 
 
+def complain_as(form: str) -> None:
+    """The line for what ends a guarded process is to be in this form (see `supervised`)."""
+    if _pipe >= 0:
+        with suppress(OSError):
+            os.write(_pipe, f"as {form}\n".encode())
+
+
 def late(what: str, seconds: float) -> str:
     """The line for what did not end in so many seconds."""
     return f"{what} did not end within {seconds:.0f} s; give smaller inputs with --overwrite-input-shape"
@@ -72,9 +81,14 @@ def crashed(what: str, number: int) -> str:
     return f"{what} crashed ({name}) on this model; try another version of onnx and onnxruntime, and tell them of it"
 
 
-def supervised(job: Callable[[], int]) -> int:
-    """The exit code of `job`, done in a child; where that is ended by a signal or by a bound, one line says so. Where
-    processes cannot be forked, or somebody has set ONNXPRUNE_UNGUARDED, the job is done here."""
+def _plainly(message: str, form: str) -> None:
+    print(f"onnxprune: error: {message}", file=sys.stderr)
+
+
+def supervised(job: Callable[[], int], complain: Callable[[str, str], None] = _plainly) -> int:
+    """The exit code of `job`, done in a child; where that is ended by a signal or by a bound, one line says so, by
+    `complain`, which is given the form that the child asked for, or "". Where processes cannot be forked, or somebody
+    has set ONNXPRUNE_UNGUARDED, the job is done here."""
     if not hasattr(os, "fork") or os.environ.get(UNGUARDED):
         return job()
     forwarded = {getattr(signal, name) for name in PASSED_ON}
@@ -93,7 +107,7 @@ def supervised(job: Callable[[], int]) -> int:
     for number in forwarded:
         signal.signal(number, lambda received, _: _send(pid, received))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, forwarded)
-    return _outcome(pid, reading)
+    return _outcome(pid, reading, complain)
 
 
 def _guarded(pipe: int, parent: int) -> None:
@@ -130,10 +144,10 @@ def _send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _outcome(pid: int, pipe: int) -> int:
+def _outcome(pid: int, pipe: int, complain: Callable[[str, str], None]) -> int:
     """Waits for the child, and ends it where it is late."""
     deadline, announced, code, ended_late = inf, f"|{_bounds[0][2]}", None, False
-    rest = b""
+    rest, form = b"", ""
     while True:
         before = time.monotonic()
         left = max(0.0, min(POLL, deadline - before))
@@ -145,6 +159,8 @@ def _outcome(pid: int, pipe: int) -> int:
                 first, _, text = line.decode(errors="replace").partition(" ")
                 if first == "exit":
                     code = int(text)
+                elif first == "as":
+                    form = text
                 else:
                     deadline, announced = float(first), text
             continue
@@ -155,22 +171,20 @@ def _outcome(pid: int, pipe: int) -> int:
             ended_late = True
             _send(pid, signal.SIGKILL)
     too_late, _, what = announced.partition("|")
-    return _exit_code(os.waitstatus_to_exitcode(status), code, what, too_late if ended_late else "")
-
-
-def _exit_code(ended: int, code: int | None, what: str, late: str) -> int:
-    """The exit code, and the line for what ended in another way. A process that had done its work (`code`) may crash
-    when its libraries are unloaded."""
-    if ended >= 0 or code is not None:
-        return ended if ended >= 0 else int(code or 0)
-    if -ended == signal.SIGINT:
-        return _complained("interrupted", INTERRUPTED)
-    if -ended in (signal.SIGTERM, signal.SIGHUP):
-        return SIGNALLED - ended
-    return _complained(late or crashed(what, -ended), FAILED)
-
-
-def _complained(message: str, code: int) -> int:
-    shown = "\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else ""  # the bar is gone, the cursor is back
-    print(f"{shown}onnxprune: error: {message}", file=sys.stderr)
+    message, code = _verdict(os.waitstatus_to_exitcode(status), code, what, too_late if ended_late else "")
+    if message:
+        print(BAR_GONE if sys.stderr.isatty() else "", end="", file=sys.stderr)
+        complain(message, form)
     return code
+
+
+def _verdict(ended: int, code: int | None, what: str, late: str) -> tuple[str, int]:
+    """The line for what ended in another way than by its exit code, and that code. A process that had done its work
+    (`code`) may crash when its libraries are unloaded."""
+    if ended >= 0 or code is not None:
+        return "", ended if ended >= 0 else int(code or 0)
+    if -ended == signal.SIGINT:
+        return "interrupted", INTERRUPTED
+    if -ended in (signal.SIGTERM, signal.SIGHUP):
+        return "", SIGNALLED - ended
+    return late or crashed(what, -ended), FAILED

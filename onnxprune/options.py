@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict
 
 Progress = Callable[[str, float], None]
-"""Called with a stage's name and the share of that stage that is done, 0..1."""
+"""Called with a stage's name and the share of that stage that is done, 0..1. What follows a colon in the name changes
+while the stage lasts."""
 
 
 MEMORY = 4 << 30

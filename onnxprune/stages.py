@@ -4,6 +4,7 @@ elsewhere. Knows the order of the stages, no budget.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,11 @@ from onnxprune.data import unread
 from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.exclusion import excluded
 from onnxprune.model import Model
-from onnxprune.options import Options, Progress
+from onnxprune.options import Options
 from onnxprune.planning import asked, criteria, profile
+from onnxprune.progress import Stages, now
 from onnxprune.prove import check_finite, equivalence, retrace
+from onnxprune.report import frozen
 from onnxprune.results import Proof
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.run import opened, usable
@@ -27,15 +30,16 @@ from onnxprune.trace import Groups, Labels, Mask, Trace, build
 from onnxprune.trace.rules import RULES
 from onnxprune.validation import validated
 
+log = logging.getLogger(__name__)
 ROUNDS = 6
 """Tracing is run again while it learns which axes of a parameter belong together; a handful of rounds settles it."""
 
 
 @dataclass
 class Clock:
-    """Seconds of every stage; a call begins the next one."""
+    """Seconds of every stage; a call begins the next one. progress: who is told."""
 
-    progress: Progress | None = None
+    progress: Stages = field(default_factory=now)
     seconds: dict[str, float] = field(default_factory=dict)
     at: float = field(default_factory=time.perf_counter)
     stage: str = ""
@@ -45,7 +49,7 @@ class Clock:
         if self.stage:
             self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self.at
         self.at, self.stage = now, stage
-        if self.progress and stage:
+        if stage:
             self.progress(stage, 0.0)
 
 
@@ -91,8 +95,19 @@ def analysed(source: Model, options: Options, clock: Clock, runs: bool = True) -
         clock("group")
         groups = build(traced, options.heads)
         asked(groups, options)  # says which name is of nothing, before any work
+        if tried.helper is not None:
+            clock("rehearse")
         tried.wait_until_run()
+    _log_frozen(groups)
     return groups
+
+
+def _log_frozen(groups: Groups) -> None:
+    """What stays and why, for whoever follows the log at DEBUG."""
+    if log.isEnabledFor(logging.DEBUG):
+        for info in frozen(groups):
+            where = f"{info.parameter}[{info.axis}]"
+            log.debug("%s: %d units stay: %s (%s '%s')", where, info.units, info.reason, info.op_type, info.node)
 
 
 def _traced(working: Model, shapes: Shapes, alone: Callable[[onnx.NodeProto], bool]) -> Trace:

@@ -19,6 +19,7 @@ from onnxprune.finetuning import Finetuned, Parts
 from onnxprune.measure import compared
 from onnxprune.model import Model
 from onnxprune.options import Gates, OptionKeywords, Options, Progress
+from onnxprune.progress import now
 from onnxprune.rewrite import Rewritten
 from onnxprune.stages import Clock, analysed, checked
 from onnxprune.trace import Groups
@@ -36,6 +37,7 @@ def parted(groups: Groups, options: Options) -> tuple[Options, Parts | None]:
     that judge. Raises what `finetuning.check_trainable` does, before any work."""
     if not options.finetune:
         return options, None
+    now()("calibrate")
     parts = finetuning.parted(groups.trace.model, groups.trace.shapes, options)
     finetuning.check_trainable(groups.trace.model, parts.fit[0])
     return options if parts.made_up else replace(options, calib=finetuning.calib_of(parts)), parts
@@ -47,7 +49,14 @@ def trained(groups: Groups, after: Rewritten, parts: Parts, options: Options, cl
     trace = groups.trace
     done = finetuning.finetuned(trace.model, after.model, trace.shapes, parts, options, clock.progress)
     after.model = done.model
-    return done.report
+    return _said(done).report
+
+
+def _said(done: Finetuned) -> Finetuned:
+    """Says so where nothing was trained."""
+    if why := done.report.get("skipped"):
+        now().warn(f"not fine-tuned: {why}")
+    return done
 
 
 @blame_model
@@ -72,10 +81,12 @@ def finetune(
         raise UsageError("`gates` need data: give it with `validate`")
     comparison = None if validate is None else compared(dense, validate, options, metric, gates=gates)
     source, small = Model.load(dense), Model.load(pruned)
-    trace = analysed(source, options, Clock(progress)).trace
+    clock = Clock()
+    trace = analysed(source, options, clock).trace
+    clock("calibrate")
     parts = finetuning.parted(trace.model, trace.shapes, options)
     path = None if checkpoint is None else Path(checkpoint)
-    done = finetuning.finetuned(trace.model, small, trace.shapes, parts, options, progress, path)
+    done = _said(finetuning.finetuned(trace.model, small, trace.shapes, parts, options, clock.progress, path))
     told = {**done.report, "warnings": unread(options.calib, source)}
     if comparison is not None:
         told["validation"] = comparison.judged(done.model, gates, options.seed)

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
+from onnxprune.cli import logs
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model
 from onnxprune.run import onnx_runtime, open_session
@@ -29,6 +30,13 @@ SHAPES = {
     "conv1_weight": (8, 3, 3, 3), "conv1_bias": (8,), "conv2_weight": (12, 8, 3, 3), "conv2_bias": (12,),
     "head_weight": (5, 12), "head_bias": (5,),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command says no stages unless it is asked to, so that a test sees warnings and errors only; what is said by
+    default is looked at in test_words."""
+    monkeypatch.setattr(logs, "DEFAULT", "warning")
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def stream() -> ModelProto:
 
 def scored(model: ModelProto, name: str, feeds: list[dict[str, Array]]) -> tuple[CriterionInputs, Array]:
     options = Options(criterion=name, residual="all").resolved()
-    found = CriterionInputs(analysed(Model.load(model), options, Clock(None)), options, feeds)
+    found = CriterionInputs(analysed(Model.load(model), options, Clock()), options, feeds)
     return found, criteria.scores(name, found)
 
 

@@ -28,7 +28,7 @@ SAME = "pads=[1,1,1,1]"
 
 
 def grouped(model: ModelProto) -> Groups:
-    return analysed(Model.load(model), Options(), Clock(None))
+    return analysed(Model.load(model), Options(), Clock())
 
 
 def residual(end: str = "", size: int = 12) -> ModelProto:

@@ -57,7 +57,7 @@ def integers() -> ModelProto:
 
 
 def inputs_of(model: ModelProto) -> CriterionInputs:
-    return CriterionInputs(analysed(Model.load(model), Options(), Clock(None)), Options().resolved())
+    return CriterionInputs(analysed(Model.load(model), Options(), Clock()), Options().resolved())
 
 
 def hidden(model: ModelProto, criterion: str, axis: int = 1) -> Array:

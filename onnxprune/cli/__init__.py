@@ -8,10 +8,10 @@ from __future__ import annotations
 import io
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 
+from onnxprune.cli import logs
 from onnxprune.cli.commands import COMMANDS, job
 from onnxprune.errors import INTERRUPTED, RuleFailed, UsageError, explain
 from onnxprune.guard import supervised
@@ -20,7 +20,20 @@ from onnxprune.validation import near
 
 def command() -> int:
     """The command line in a process of its own (see `guard`); returns the exit code."""
-    return supervised(main)
+    _open_streams()
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of helpers and workers, which would write between the lines
+    return supervised(main, logs.last_words)
+
+
+def _open_streams() -> None:
+    """What the caller has closed goes nowhere; the next file that is opened would take its place."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # names of nodes may be in letters that the terminal lacks
-    if "--verbose" not in args:
-        warnings.simplefilter("ignore", RuleFailed)  # the table of what is frozen says it
+    with logs.shown(args):
+        if "--verbose" not in args:
+            warnings.simplefilter("ignore", RuleFailed)  # the table of what is frozen says it
+        return _done(args)
+
+
+def _done(args: list[str]) -> int:
+    """The exit code of the job that the arguments ask for."""
     try:
         name, rest = _command(args)
         code: int = job(name).run(rest)
@@ -43,9 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if _interrupted(error):
             return _fail("interrupted", INTERRUPTED)
-        if "--verbose" in args:
-            traceback.print_exc()
-        return _fail(*explain(error))
+        return _fail(*explain(error), error if "--verbose" in args else None)
 
 
 def _command(args: list[str]) -> tuple[str, list[str]]:
@@ -77,6 +94,6 @@ def _interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"onnxprune: error: {message}", file=sys.stderr)
+def _fail(message: str, code: int, error: BaseException | None = None) -> int:
+    logs.error(message, error)
     return code

@@ -29,6 +29,7 @@ from onnxprune.data.text import TextSource
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model
 from onnxprune.options import Options
+from onnxprune.progress import now
 from onnxprune.run import first_line, open_session
 from onnxprune.shapes import Inputs, Shapes
 
@@ -143,8 +144,9 @@ class _Calibrator:
         if all(s.batch == 0 for s in self.specs) and self.probabilities(first, rows) is not None:
             if any(s.kind == "image" for s in self.specs):
                 self.choose_images(dims, rows, min(want, TRIED))
-            pool = Pool(rng, want)
-            for _ in range(math.ceil(most / rows)):
+            pool, say = Pool(rng, want), now()
+            for k in range(batches := math.ceil(most / rows)):
+                say.done(k / batches)
                 feed = self.feed(dims, rng)
                 pool.add(feed, self.scores(feed, rows))
             picked, scores = pool.chosen()

@@ -18,6 +18,7 @@ from onnxprune.data import RANGES, random_inputs, sizes
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.progress import now
 from onnxprune.run import PROVIDERS, deployed, first_line, onnx_runtime
 from onnxprune.shapes import Shapes, infer
 
@@ -83,6 +84,7 @@ def benchmark(
     """Both models in turns, so that whatever else the machine does meets both alike.
 
     seconds: how long both run in all, as SECONDS where it is left out. RuntimeFailure where no inputs can be found."""
+    now()("benchmark")
     sessions = [deployed(model, providers, threads) for model in (before, after)]
     working = before.normalised()
     feed = runnable(sessions[0], working, infer(working, input_shapes), batch, input_shapes or {}, seed)

@@ -22,6 +22,7 @@ from onnxprune.measure.metrics import METRICS, Metric, Outputs
 from onnxprune.measure.tally import Tally, figures, likely, total
 from onnxprune.model import Model
 from onnxprune.options import Gates, Options
+from onnxprune.progress import now
 from onnxprune.run import first_line, open_session
 from onnxprune.shapes import Shapes, footprint, infer
 from onnxprune.validation import check_gates
@@ -76,6 +77,7 @@ def compared(
     UsageError, before any work, where `gates` cannot be judged on this data, or might hold by mistake because something
     is wrong with it, or with the calibration data of `options`."""
     check_gates(gates)
+    now()("validate")
     source = Model.load(model).normalised()
     refuse(gates, unread(options.calib, source))
     shapes = infer(source, options.input_shapes)
@@ -142,7 +144,9 @@ class Comparison:
         self._check_inputs(session)
         likeness = {name: list[Floats]() for name in (*FIDELITY, "snr")}
         tally = Tally(self.metric)
+        say = now()
         for k in range(len(self.data.feeds)):
+            say("validate", k / len(self.data.feeds))
             dense, found = self._dense(k), self._outputs(session, k)
             _check_shapes(dense, found)
             for name, statistics in likeness.items():

@@ -5,7 +5,8 @@ Knows what the stages gave; the solving is done by `reconstruction`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,8 +29,11 @@ from onnxprune.planning import (
     with_mirrors,
     working,
 )
+from onnxprune.progress import now
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.trace import Groups, Mask
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,7 +50,7 @@ def replayed(groups: Groups, removed: Mask, options: Options) -> Decision:
     if not uses_inputs(options):
         return Decision(removed, groups, given=True)
     try:
-        inputs = calibrated(groups, options)
+        inputs = calibrated(groups, options, now())
     except RuntimeFailure as error:
         merge = options.reconstruct == "ls"
         why = f"no inputs could be run ({error.message}), so weights were {'merged' if merge else 'only sliced'}"
@@ -62,14 +66,15 @@ class Refit:
     refits: Refits
 
     @staticmethod
-    def on(decision: Decision, parts: Parts, options: Options, progress: Progress | None = None) -> Refit:
-        """Nothing of what judges is looked at. RuntimeFailure where inputs cannot be run."""
+    def on(decision: Decision, parts: Parts, options: Options, done: Callable[[float], None] | None = None) -> Refit:
+        """Nothing of what judges is looked at. done: told the share that is done. RuntimeFailure where inputs cannot be
+        run."""
         trace, kept = decision.groups.trace, decision.groups.kept_ids(decision.removed)
         if options.effort != "low":
             parts = with_mirrors(decision.groups, parts, options)
         work = rewrite(trace, kept)
         walk = Reconstruction(trace, kept, work, parts.solved, len(parts.choose), options.providers, options.seed)
-        return Refit(work, walk.run(None if progress is None else lambda share: progress("reconstruct", share)))
+        return Refit(work, walk.run(done))
 
 
 def refitted(
@@ -83,14 +88,16 @@ def refitted(
     parts = parted(inputs.feeds)
     turns = folds(inputs.feeds) if inputs.samples < FEW and parts.judge else []
     try:
-        tried = [Refit.on(decision, turn, options, progress) for turn in turns]
-        final = Refit.on(decision, everything(parts) if turns else parts, options, progress)
+        *tried, final = _solved(decision, [*turns, everything(parts) if turns else parts], options, progress or now())
     except RuntimeFailure as failure:
+        now().warn(f"not refitted: {failure.message}")
         return Refitted({"inputs": inputs.source, "failed": failure.message})
     plain = replace(options, criterion="l2", scope="local")
     fast = decision.removed if decision.given else by_weights(weights, plain, decision.costs)
     sliced, refit, rival = _verdict(decision, fast, turns or [parts], tried or [final], options)
     worse = bool(fast.any()) and (rival < refit or not np.isfinite(refit))
+    if worse:
+        now().warn(f"the refit is worse than weights alone (output error {refit:.3f} and {rival:.3f}), which are taken")
     restore(final.work.model, after.model)
     after.model, after.aliases = final.work.model, final.work.aliases
     report = {
@@ -100,6 +107,19 @@ def refitted(
         "layers": [vars(r) for r in final.refits.solved], "skipped": final.refits.skipped, "fell_back": worse,
     }  # fmt: skip
     return Refitted(report, fast if worse else None)
+
+
+def _solved(decision: Decision, turns: Sequence[Parts], options: Options, say: Progress) -> list[Refit]:
+    """A refit on each of `turns`, the last of which is the one to be written."""
+
+    def part(k: int) -> Callable[[float], None]:
+        """Tells the share of all turns that is done, of the share of the k-th."""
+        return lambda share: say("reconstruct", (k + share) / len(turns))
+
+    found = [Refit.on(decision, turn, options, part(k)) for k, turn in enumerate(turns)]
+    for name, why in found[-1].refits.skipped.items():
+        log.debug("not refitted: %s: %s", name, why)
+    return found
 
 
 def _verdict(

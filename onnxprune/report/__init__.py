@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.report.documents import check_report_file, text, to_json, write
+from onnxprune.report.documents import check_report_file, document, text, to_json, write
 from onnxprune.report.graph import check_graph_file, graph_text
 from onnxprune.report.picture import drawn_layers
 from onnxprune.report.quality import print_quality
@@ -15,7 +15,8 @@ from onnxprune.report.weights import print_finetuning
 
 __all__ = [
     "Report",
-    "check_graph_file", "check_report_file", "drawn_layers", "files", "frozen", "graph_text", "headline", "infos",
-    "layer_infos", "nothing", "predicted", "print_comparison", "print_finetuning", "print_inspection", "print_quality",
-    "print_report", "print_sweep", "print_verified", "report_html", "report_text", "text", "to_json", "write",
+    "check_graph_file", "check_report_file", "document", "drawn_layers", "files", "frozen", "graph_text", "headline",
+    "infos", "layer_infos", "nothing", "predicted", "print_comparison", "print_finetuning", "print_inspection",
+    "print_quality", "print_report", "print_sweep", "print_verified", "report_html", "report_text", "text", "to_json",
+    "write",
 ]  # fmt: skip

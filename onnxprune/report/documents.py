@@ -38,10 +38,14 @@ def to_json(result: Report | Inspection | Compared | Sweep | Verified) -> dict[s
     body.pop("graph", None)
     if isinstance(result, Verified):
         body = {"proof": {f.name: body.pop(f.name) for f in fields(Proof)}, **body}
-    header: dict[str, Any] = {"schema": SCHEMA, "kind": type(result).__name__.lower(), "versions": versions()}
     if isinstance(result, Report):
-        header["providers"] = list(result.proof.providers)
-    return {**header, **body}
+        body = {"providers": list(result.proof.providers), **body}
+    return document(type(result).__name__.lower(), body)
+
+
+def document(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what a command has to tell: with `schema`, its `kind` and the versions before it, in JSON's own types."""
+    return {"schema": SCHEMA, "kind": kind, "versions": versions(), **_plain(body)}
 
 
 def write(path: Path, result: Report | Sweep | Compared, title: str) -> None:

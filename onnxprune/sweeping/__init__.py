@@ -24,6 +24,7 @@ from onnxprune.measure import compared, timed
 from onnxprune.model import Model
 from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria
+from onnxprune.progress import Stages, inside, now, told
 from onnxprune.report import to_json
 from onnxprune.results import Cost, Sweep, SweepPoint
 from onnxprune.stages import checked
@@ -87,6 +88,7 @@ def quality(job: Job, model: Model) -> Measured:
     return replace(measured, latency=times.after.median / 1e3)
 
 
+@told
 def sweep(
     model: Name, folder: Name, ratios: Sequence[float], criteria: Sequence[str] = (), options: Options | None = None, *,
     data: Name | None = None, metric: str = "", samples: int | None = None, benchmark: bool = False,
@@ -103,7 +105,7 @@ def sweep(
     _check(ratios, criteria, options)
     if address and backend == "loky":
         raise UsageError("--address is of a cluster; say which one with --backend dask or --backend ray")
-    say = progress or (lambda stage, share: None)
+    say = now()
     base = replace(options, calib=_absolute(options.calib))
     source, labels = Path(model).resolve(), _absolute(data)
     seen = _digest([source, *Model.load(source).data_files, *filter(None, (labels, base.calib))])
@@ -111,8 +113,8 @@ def sweep(
     ways = dict.fromkeys((c, r) for c in criteria for r in ratios)
     grid = [common.job(f"{c}-{r}", replace(base, criterion=c, ratio=r).resolved()) for c, r in ways]
     with workers(run, backend, address, jobs) as parallel:
-        say("original", 0.0)
-        about, dense = _original(common.job("original", base))
+        with inside("original", 0.0):
+            about, dense = _original(common.job("original", base))
         points = _made(grid, parallel, say)
     where, higher = str(data or options.calib or "made-up inputs"), bool(about["higher_is_better"])
     asked = replace(options, calib=None).resolved()
@@ -152,13 +154,13 @@ def _absolute(path: Any) -> str | None:
     return str(Path(path).resolve()) if path else None
 
 
-def _made(grid: Sequence[Job], parallel: Parallel, say: Progress) -> tuple[SweepPoint, ...]:
+def _made(grid: Sequence[Job], parallel: Parallel, say: Stages) -> tuple[SweepPoint, ...]:
     """All points of a grid: those that an earlier run made, and the rest."""
     found = {j.name: point for j in grid if (point := finished(j))}
     say("points", len(found) / len(grid))
     for point in _points([j for j in grid if j.name not in found], parallel):
         found[point.name] = point
-        say("points", len(found) / len(grid))
+        say.step(f"{point.name} {point.error or f'{point.seconds:.1f} s'}", len(found) / len(grid))
     return tuple(found[j.name] for j in grid)
 
 
@@ -198,8 +200,9 @@ def run(job: Job) -> SweepPoint:
     point = SweepPoint(job.name, job.options.criterion, job.options.ratio)
     report = None
     try:
-        result = api.prune(job.model, job.options)
-        _, point = _measured(job, point, result.model, result.report.after)
+        with inside(f"points: {job.name}", 0.0):
+            result = api.prune(job.model, job.options)
+            _, point = _measured(job, point, result.model, result.report.after)
         report = to_json(result.report)
         if job.keep:
             path = job.folder / f"{job.name}.onnx"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxprune.cli import arguments, flags
+from onnxprune.cli import arguments, flags, logs
+from onnxprune.cli.terminal import print_json, work
 from onnxprune.files import check_distinct, check_outputs, write_json
 
 EPILOG = """\
@@ -48,7 +49,7 @@ def parser() -> arguments.Parser:
         metavar="FILE",
         help="the plan in the names of WEIGHTS (default: not written)",
     )
-    made.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
+    logs.flags(made, "what was sliced")
     return made
 
 
@@ -65,16 +66,25 @@ def run(argv: Sequence[str]) -> int:
 
     tensors.check_suffix(args.OUT)
     from onnxprune.planning import read_plan
+    from onnxprune.report import document
 
-    given = read_plan(args.PLAN)
-    weights = tensors.read(args.WEIGHTS)
-    plan = transfer.renamed(given, weights.arrays, args.model, args.keep, args.force_plan)
-    after = transfer.sliced(plan, weights.arrays, args.keep, certain=args.model is not None)
-    tensors.write(args.OUT, replace(weights, arrays=after))
-    if args.save_plan:
-        write_json(args.save_plan, plan.to_json())
-    if not args.quiet:
-        before, left = (sum(a.size for a in arrays.values()) for arrays in (weights.arrays, after))
-        print(f"{len(plan.groups):,} of {len(after):,} tensors sliced; {left:,} of {before:,} numbers left")
+    with work(args) as stages:
+        given = read_plan(args.PLAN)
+        weights = tensors.read(args.WEIGHTS)
+        stages("match")
+        plan = transfer.renamed(given, weights.arrays, args.model, args.keep, args.force_plan)
+        stages("slice")
+        after = transfer.sliced(plan, weights.arrays, args.keep, certain=args.model is not None)
+        stages("write")
+        tensors.write(args.OUT, replace(weights, arrays=after))
+        if args.save_plan:
+            write_json(args.save_plan, plan.to_json())
+    cut = sum(array.shape != weights.arrays[name].shape for name, array in after.items())
+    before, left = (sum(a.size for a in arrays.values()) for arrays in (weights.arrays, after))
+    if args.json:
+        counts = {"tensors": len(after), "sliced": cut, "numbers": {"before": before, "after": left}}
+        print_json(document("applied", counts))
+    elif not args.quiet:
+        print(f"{cut:,} of {len(after):,} tensors sliced; {left:,} of {before:,} numbers left")
         print(f"written: {args.OUT}")
     return 0

@@ -5,12 +5,11 @@ Knows flags and what is printed; the work is done by `api`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxprune.cli import arguments, flags, gating
-from onnxprune.cli.terminal import console
+from onnxprune.cli import arguments, flags, gating, logs
+from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.errors import CheckFailed
 from onnxprune.files import check_distinct, check_outputs
 
@@ -27,7 +26,6 @@ def parser() -> arguments.Parser:
     flags.model_argument(made, "A")
     flags.model_argument(made, "B")
     made.add_argument("--data", default=None, metavar="DATA", help="as for --validate (default: made-up inputs)")
-    made.add_argument("--json", action="store_true", default=False, help="print JSON")
     gating.quality_flags(made)
     flags.pixel_flags(made)
     made.add_argument("--benchmark", action="store_true", default=False, help="measure the latency of both, in turns")
@@ -40,6 +38,7 @@ def parser() -> arguments.Parser:
     made.add_argument(
         "--seed", type=arguments.option("seed"), metavar="N", help="of made-up inputs and of the interval"
     )
+    logs.flags(made)
     return made
 
 
@@ -56,15 +55,16 @@ def run(argv: Sequence[str]) -> int:
     from onnxprune import api
     from onnxprune.report import print_comparison, to_json, write
 
-    found = api.compare(
-        args.A, args.B, args.data, options, metric=args.metric, gates=gating.gates(args), samples=args.validate_samples,
-        benchmark=args.benchmark,
-    )  # fmt: skip
+    with work(args):
+        found = api.compare(
+            args.A, args.B, args.data, options, metric=args.metric, gates=gating.gates(args),
+            samples=args.validate_samples, benchmark=args.benchmark,
+        )  # fmt: skip
     if args.report:
         write(args.report, found, f"{args.B.name} beside {args.A.name}")
     if args.json:
-        print(json.dumps(to_json(found), indent=2))
-    else:
+        print_json(to_json(found))
+    elif not args.quiet:
         print_comparison(found, console())
     if found.quality["failed"]:
         raise CheckFailed("; ".join(found.quality["failed"]))

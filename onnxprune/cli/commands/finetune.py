@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from onnxprune.cli import arguments, flags, gating
-from onnxprune.cli.terminal import console, progress
+from onnxprune.cli import arguments, flags, gating, logs
+from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.errors import INTERRUPTED
 from onnxprune.files import check_distinct, check_outputs
 
@@ -59,7 +59,7 @@ def parser() -> arguments.Parser:
     gating.keep_flag(quality)
     out = made.add_argument_group("output")
     out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")
-    out.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
+    logs.flags(out, "what the training did")
     return made
 
 
@@ -71,17 +71,21 @@ def run(argv: Sequence[str]) -> int:
     _check_files(args)
 
     from onnxprune import tuning
-    from onnxprune.report import print_finetuning, print_quality
+    from onnxprune.report import document, print_finetuning, print_quality
 
     tuning.check(replace(options, finetune=True))
-    comparison = gating.comparison(args, args.DENSE, options)
-    with progress(args.quiet) as show:
-        done = tuning.finetune(args.DENSE, args.PRUNED, None, options, checkpoint=args.checkpoint, progress=show)
-    quality = None if comparison is None else comparison.measure(done.model, gating.gates(args), options.seed)
-    failed = () if quality is None else quality.failed
-    if path := gating.path(args, failed):
-        done.model.save(path, True if args.save_as_external_data else None)
-    if not args.quiet:
+    with work(args) as stages:
+        comparison = gating.comparison(args, args.DENSE, options)
+        done = tuning.finetune(args.DENSE, args.PRUNED, None, options, checkpoint=args.checkpoint)
+        quality = None if comparison is None else comparison.measure(done.model, gating.gates(args), options.seed)
+        failed = () if quality is None else quality.failed
+        stages("write")
+        if path := gating.path(args, failed):
+            done.model.save(path, True if args.save_as_external_data else None)
+    if args.json:
+        told = done.report if quality is None else {**done.report, "validation": asdict(quality)}
+        print_json(document("finetuned", {"finetune": told}))
+    elif not args.quiet:
         out = console()
         if quality is not None:
             print_quality(asdict(quality), out)

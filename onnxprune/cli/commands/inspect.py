@@ -5,12 +5,11 @@ Knows flags and what is printed; the work is done by `api`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxprune.cli import arguments, flags
-from onnxprune.cli.terminal import console
+from onnxprune.cli import arguments, flags, logs
+from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.files import check_distinct, check_outputs, write_texts
 from onnxprune.options import Options
 
@@ -21,7 +20,6 @@ def parser() -> arguments.Parser:
     """The arguments of `onnxprune inspect`."""
     made = arguments.parser("onnxprune inspect", ABOUT)
     flags.model_argument(made)
-    made.add_argument("--json", action="store_true", default=False, help="print JSON")
     made.add_argument(
         "--graph",
         type=Path,
@@ -31,6 +29,7 @@ def parser() -> arguments.Parser:
     )
     flags.stay_flags(made, decides=False)
     flags.memory_flag(made)
+    logs.flags(made)
     return made
 
 
@@ -48,11 +47,12 @@ def run(argv: Sequence[str]) -> int:
         check_outputs([args.graph])
 
     fields = {name: getattr(options, name) for name in Options.__dataclass_fields__}
-    inspection = api.inspect(args.IN, **fields)
-    if args.graph:
-        write_texts({args.graph: graph_text(args.graph, inspection.graph, Path(args.IN).name)})
+    with work(args):
+        inspection = api.inspect(args.IN, **fields)
+        if args.graph:
+            write_texts({args.graph: graph_text(args.graph, inspection.graph, Path(args.IN).name)})
     if args.json:
-        print(json.dumps(to_json(inspection), indent=2))
-    else:
+        print_json(to_json(inspection))
+    elif not args.quiet:
         print_inspection(inspection, console(), args.verbose)
     return 0

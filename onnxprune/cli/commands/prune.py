@@ -9,13 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune.cli import arguments, flags, gating
+from onnxprune.cli import arguments, flags, gating, logs
 from onnxprune.cli.commands import COMMANDS, job
 from onnxprune.cli.helping import Answer
-from onnxprune.cli.terminal import console, progress
+from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.errors import INTERRUPTED
 from onnxprune.files import check_distinct, check_outputs, json_text, write_texts
-from onnxprune.options import Options, Progress
+from onnxprune.options import Options
 
 if TYPE_CHECKING:
     from onnxprune.api import Result
@@ -75,7 +75,7 @@ def parser() -> arguments.Parser:
         choices=("bash", "zsh", "fish"),
         help='a script that completes flags, words and files, as in eval "$(onnxprune --print-completion bash)"',
     )
-    out.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
+    logs.flags(out)
     return made
 
 
@@ -101,19 +101,19 @@ def run(argv: Sequence[str]) -> int:
     inputs = uses_inputs(options.resolved()) or bool(options.finetune)
     flags.refuse_unread(args, options, inputs=inputs, times=args.benchmark)
     outputs = _checked_outputs(args)
-    comparison = gating.comparison(args, args.IN, options)
-    with progress(args.quiet) as show:
-        result, quality = _pruned(args, options, comparison, show)
-    check_distinct(result.model.data_files, outputs)
-    failed = quality.failed if quality is not None else ()
-    path = gating.path(args, failed)
-    report = _searched(_report(args, options, result, quality), argv)
-    report = replace(report, **flags.origin(args, argv, path))
-    leftovers = _write(args, result, report, path)
-    if not args.quiet:
-        _print(args, report, leftovers)
+    with work(args) as stages:
+        comparison = gating.comparison(args, args.IN, options)
+        result, quality = _pruned(args, options, comparison)
+        check_distinct(result.model.data_files, outputs)
+        failed = quality.failed if quality is not None else ()
+        path = gating.path(args, failed)
+        report = _searched(_report(args, options, result, quality), argv)
+        report = replace(report, **flags.origin(args, argv, path))
+        stages("write")
+        leftovers = _write(args, result, report, path)
+    _print(args, report, leftovers)
     gating.fail(args, failed)
-    if not args.quiet:
+    if not args.quiet and not args.json:
         console().print(f"written: {args.OUT}", soft_wrap=True)
     return INTERRUPTED if (report.finetune or {}).get("interrupted") else 0
 
@@ -129,9 +129,7 @@ def _checked_outputs(args: argparse.Namespace) -> list[Path]:
     return outputs
 
 
-def _pruned(
-    args: argparse.Namespace, options: Options, comparison: Comparison | None, show: Progress | None
-) -> tuple[Result, Quality | None]:  # fmt: skip
+def _pruned(args: argparse.Namespace, options: Options, comparison: Comparison | None) -> tuple[Result, Quality | None]:
     """The result, and what it is worth. With a gate and no ratio it is the largest cut that holds the gates."""
     from onnxprune import api
     from onnxprune.planning import read_plan
@@ -139,13 +137,13 @@ def _pruned(
     gates = gating.gates(args)
     if comparison is None or not gates or hasattr(args, "ratio") or args.plan:
         plan = read_plan(args.plan) if args.plan else None
-        result = api.prune(args.IN, options, plan=plan, force_plan=args.force_plan, progress=show)
+        result = api.prune(args.IN, options, plan=plan, force_plan=args.force_plan)
         return result, None if comparison is None else comparison.measure(result.model, gates, options.seed)
 
     def holds(result: Result) -> bool:
         return not comparison.measure(result.model, gates, options.seed).failed
 
-    result = api.largest(args.IN, holds, options, progress=show)
+    result = api.largest(args.IN, holds, options)
     return result, comparison.measure(result.model, gates, options.seed)
 
 
@@ -180,8 +178,13 @@ def _write(args: argparse.Namespace, result: Result, report: Report, path: Path 
 
 
 def _print(args: argparse.Namespace, report: Report, leftovers: Sequence[Path]) -> None:
-    from onnxprune.report import print_report
+    """The report on stdout, as JSON or as tables, unless nothing is wanted there."""
+    from onnxprune.report import print_report, to_json
 
+    if args.json:
+        return print_json(to_json(report))
+    if args.quiet:
+        return
     out = console()
     print_report(report, out, args.verbose)
     if leftovers:

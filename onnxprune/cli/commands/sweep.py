@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from onnxprune.cli import arguments, flags
-from onnxprune.cli.terminal import console, progress
+from onnxprune.cli import arguments, flags, logs
+from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.files import check_distinct, check_outputs
 from onnxprune.options import Options
@@ -80,7 +80,7 @@ def parser() -> arguments.Parser:
     out = made.add_argument_group("output")
     out.add_argument("--save-models", action="store_true", default=False, help="keep every pruned model")
     flags.report_flag(out)
-    out.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
+    logs.flags(out)
     return made
 
 
@@ -109,18 +109,20 @@ def run(argv: Sequence[str]) -> int:
     flags.check_report(args)
     check_distinct([Path(path) for path in (args.IN, args.validate) if path], [args.report] if args.report else [])
 
-    from onnxprune.report import print_sweep, write
+    from onnxprune.report import print_sweep, to_json, write
     from onnxprune.sweeping import sweep
 
-    with progress(args.quiet) as show:
+    with work(args):
         result = sweep(
             args.IN, folder, getattr(args, "ratios", RATIOS), _criteria(args), options, data=args.validate,
             metric=args.metric, samples=args.validate_samples, benchmark=args.benchmark, save_models=args.save_models,
-            jobs=args.jobs, backend=args.backend, address=args.address, progress=show,
+            jobs=args.jobs, backend=args.backend, address=args.address,
         )  # fmt: skip
     if args.report:
         write(args.report, replace(result, **flags.origin(args, ["sweep", *argv])), args.IN.name)
-    if not args.quiet:
+    if args.json:
+        print_json(to_json(result))
+    elif not args.quiet:
         print_sweep(result, console())
     if all(point.error for point in result.points):
         raise RuntimeFailure(f"no point could be made: {result.points[0].error}")

@@ -5,12 +5,11 @@ Knows flags and what is printed; the work is done by `api`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxprune.cli import arguments, flags
-from onnxprune.cli.terminal import console
+from onnxprune.cli import arguments, flags, logs
+from onnxprune.cli.terminal import console, print_json, work
 
 EPILOG = """\
 PRUNED must be DENSE without what PLAN removes, for every value of the weights. Where the plan's run refitted weights,
@@ -26,7 +25,6 @@ def parser() -> arguments.Parser:
     flags.model_argument(made, "DENSE")
     flags.model_argument(made, "PRUNED")
     made.add_argument("PLAN", type=Path, help="what went: a file made by --save-plan")
-    made.add_argument("--json", action="store_true", default=False, help="print JSON")
     flags.force_flag(made)
     made.add_argument(
         "--refitted",
@@ -38,7 +36,7 @@ def parser() -> arguments.Parser:
     flags.calibration_flags(made)
     flags.proof_flags(made)
     made.add_argument("--seed", type=arguments.option("seed"), metavar="N", help="of the proof's and of made-up inputs")
-    made.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
+    logs.flags(made, "the proof")
     return made
 
 
@@ -54,9 +52,10 @@ def run(argv: Sequence[str]) -> int:
     from onnxprune import api
     from onnxprune.report import print_verified, to_json
 
-    found = api.verify(args.DENSE, args.PRUNED, plan, options, force_plan=args.force_plan, refitted=args.refitted)
+    with work(args):
+        found = api.verify(args.DENSE, args.PRUNED, plan, options, force_plan=args.force_plan, refitted=args.refitted)
     if args.json:
-        print(json.dumps(to_json(found), indent=2))
+        print_json(to_json(found))
     elif not args.quiet:
         out = console()
         print_verified(found, out, args.verbose)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
 from onnxprune.options import Options
+from onnxprune.progress import now
 from onnxprune.trace import Groups, Ids
 
 Array = NDArray[np.float64]
@@ -50,7 +51,10 @@ class CriterionInputs:
         """Where units are summed away, with second moments of the inputs (see `fit.Site`)."""
         from onnxprune.fit import collect
 
-        return collect(self.groups, self._given(), self.options.providers, self.options.seed)
+        say, feeds = now(), self._given()
+        return collect(
+            self.groups, feeds, self.options.providers, self.options.seed, lambda share: say("statistics", share)
+        )
 
     @cached_property
     def flows(self) -> Sequence[Any]:
