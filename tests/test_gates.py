@@ -299,6 +299,9 @@ def test_one_class_alone_says_nothing() -> None:
     ones = np.ones(500, int)
     assert doubt(ones, noisy(ones, 0.9, 10), 10) == ""
     assert doubt(drawn(500, 10), ones, 10).startswith("the dense model is right on")  # whose answer is always the same
+    assert doubt(np.full(500, 2), ones, 10) == ""
+    two = drawn(200, 2) + 2
+    assert "where label 1 is class 3" in doubt(4 - two, two, 5)  # one of the two classes that there are bears another number
 
 
 def spoilt(folder: Path, how: str) -> str:

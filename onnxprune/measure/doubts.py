@@ -63,7 +63,9 @@ class Answers:
         if not len(labels):
             return "no label counts: all are 255 or below 0"
         weights = 1 / np.bincount(samples, minlength=self.count)[samples]
-        case = _Case(labels, answers, samples, weights)
+        classes, where = np.unique(answers, return_inverse=True)
+        shares = np.bincount(where, weights) / weights.sum()
+        case = _Case(labels, answers, samples, weights, (classes, shares))
         return case.off_by_one() or self._outside(labels) or case.reordered(self.folders) or case.by_chance()
 
     def _outside(self, labels: Ints) -> str:
@@ -75,12 +77,14 @@ class Answers:
 
 @dataclass
 class _Case:
-    """All labels [m] of a set of samples beside the answers of a model."""
+    """Labels [m] of a set of samples beside the answers of a model. shares: how often each class is answered over all
+    samples, be they of this set or not."""
 
     labels: Ints
     answers: Ints
     samples: Ints
     weights: Floats
+    shares: tuple[Ints, Floats]
 
     @property
     def trials(self) -> float:
@@ -92,11 +96,10 @@ class _Case:
         return float(self.weights[self.answers == labels].sum())
 
     def chance(self, labels: Ints) -> float:
-        """The share of hits if answers were dealt out to these labels anew."""
-        both = np.concatenate([labels, self.answers])
-        _, numbers = np.unique(both, return_inverse=True)
-        given, said = (np.bincount(x, self.weights, numbers.max() + 1) for x in np.split(numbers, 2))
-        return float(given @ said) / self.trials**2
+        """The share of hits if all answers were dealt out anew."""
+        classes, shares = self.shares
+        at = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
+        return float(self.weights @ np.where(classes[at] == labels, shares[at], 0.0)) / self.trials
 
     def meant(self, labels: Ints) -> bool:
         """Whether far more samples are right by other `labels` than by those that were given, and not by chance."""
@@ -142,7 +145,7 @@ class _Case:
         return found
 
     def _of(self, places: Ints) -> _Case:
-        return _Case(self.labels[places], self.answers[places], self.samples[places], self.weights[places])
+        return _Case(self.labels[places], self.answers[places], self.samples[places], self.weights[places], self.shares)
 
     def _told(self, best: Ints, folders: Sequence[str]) -> str:
         moved = dict(sorted(zip(self.labels[best != self.labels], best[best != self.labels], strict=True)))
