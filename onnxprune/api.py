@@ -35,7 +35,7 @@ from onnxprune.planning import (
     uses_inputs,
 )
 from onnxprune.refit import folded, merged, refitted, replayed
-from onnxprune.report import Report, files, frozen, infos, layers, notes, nothing, predicted, report_html, report_text
+from onnxprune.report import Report, files, frozen, infos, notes, nothing, pictured, predicted, report_html, report_text
 from onnxprune.results import Compared, Inspection, Proof, Verified
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.stages import Clock, analysed, check, checked, proven, ran
@@ -191,7 +191,7 @@ def _carried_out(
         (*notes.of(groups), *decision.notes), None, dict(clock.seconds), story,
         curves.curve_infos(groups, decision.curve_set, kept) if decision.curve_set else (),
         predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
-        tuned, layers(groups, kept), files=files(groups),
+        tuned, pictured(groups, kept), files=files(groups),
     )  # fmt: skip
     return Result(after.model, (plan or plan_of(groups, kept, options)).refitted(story, tuned), report)
 

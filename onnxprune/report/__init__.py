@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxprune.report.documents import text, to_json, write
 from onnxprune.report.graph import check_graph_file, graph_text
-from onnxprune.report.picture import layers
+from onnxprune.report.picture import pictured
 from onnxprune.report.run import Report
 from onnxprune.report.sentence import headline
 from onnxprune.report.shown import report_html, report_text
@@ -14,7 +14,7 @@ from onnxprune.report.weights import print_finetuning
 
 __all__ = [
     "Report",
-    "check_graph_file", "files", "frozen", "graph_text", "headline", "infos", "layers", "nothing", "predicted",
+    "check_graph_file", "files", "frozen", "graph_text", "headline", "infos", "nothing", "pictured", "predicted",
     "print_comparison", "print_finetuning", "print_inspection", "print_report", "print_sweep", "print_verified",
     "report_html", "report_text", "text", "to_json", "write",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.options import Options
-from onnxprune.results import Cost, CurveInfo, FrozenInfo, GroupInfo, LayerInfo, Proof
+from onnxprune.results import Cost, CurveInfo, FrozenInfo, GroupInfo, PicturedLayer, Proof
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Report:
     curves: tuple[CurveInfo, ...] = ()
     latency: Mapping[str, Any] | None = None
     finetune: Mapping[str, Any] | None = None
-    layers: tuple[LayerInfo, ...] = ()
+    layers: tuple[PicturedLayer, ...] = ()
     command: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
 
