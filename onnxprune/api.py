@@ -41,13 +41,13 @@ from onnxprune.progress import inside
 from onnxprune.refit import folded, merged, refitted, replayed
 from onnxprune.report import (
     Report,
-    drawn_layers,
     files,
     frozen,
     infos,
     layer_infos,
     notes,
     nothing,
+    pictured,
     predicted,
     report_html,
     report_text,
@@ -204,7 +204,7 @@ def _carried_out(
         (*notes.of(groups), *in_spite_of_fast(options), *decision.notes), None, dict(clock.seconds), story,
         curves.curve_infos(groups, decision.curve_set, kept) if decision.curve_set else (),
         predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
-        tuned, warnings=doubts, layers=drawn_layers(groups, kept), files=files(groups),
+        tuned, warnings=doubts, layers=pictured(groups, kept), files=files(groups),
     )  # fmt: skip
     return Result(after.model, (plan or plan_of(groups, kept, options)).refitted(story, tuned), report)
 

@@ -66,7 +66,7 @@ class FrozenInfo:
 
 
 @dataclass(frozen=True)
-class DrawnLayer:
+class PicturedLayer:
     """One operator that has weights, or at which branches meet, of the graph before and after: what a picture of the
     model draws. An input and an output of the model are of op_type "input" and "output".
 

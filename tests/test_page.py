@@ -18,7 +18,7 @@ from onnxprune.options import Options
 from onnxprune.report import Report, graph_text, headline, to_json, write
 from onnxprune.report.documents import PICTURED
 from onnxprune.report.page import render
-from onnxprune.results import Compared, Cost, CurveInfo, DrawnLayer, FrozenInfo, GroupInfo, Proof, Sweep, SweepPoint
+from onnxprune.results import Compared, Cost, CurveInfo, FrozenInfo, GroupInfo, PicturedLayer, Proof, Sweep, SweepPoint
 
 EVIL = "</script><script>alert('ran')</script><img src=x onerror=alert('ran')>"
 GROUPS = tuple(GroupInfo(f"conv{i}", (f"conv{i}", "next"), 8 * i, 8 * i, 8 * i - i, 100 * i, 10) for i in (2, 10, 1))
@@ -37,12 +37,12 @@ QUALITY = {
     "providers": ("CPUExecutionProvider",), "failed": (),
 }  # fmt: skip
 LAYERS = (
-    DrawnLayer("image", "input"),
-    DrawnLayer(LONG, "Conv", (0,), (16, 14), "conv2", (900, 500), {"w": ((16, 1, 3, 3), (14, 1, 3, 3))}),
-    DrawnLayer("short", "Conv", (1,), (8, 8), "conv1", (90, 90), {"conv1": ((8, 16), (8, 14))}),
-    DrawnLayer("sum", "Add", (2, 1), (16, 14), "conv2"),
-    DrawnLayer("head", "Gemm", (3,), (5, 5), "", (9, 9), {"w2": ((5, 16), (5, 14))}),
-    DrawnLayer("y", "output", (4,), (5, 5)),
+    PicturedLayer("image", "input"),
+    PicturedLayer(LONG, "Conv", (0,), (16, 14), "conv2", (900, 500), {"w": ((16, 1, 3, 3), (14, 1, 3, 3))}),
+    PicturedLayer("short", "Conv", (1,), (8, 8), "conv1", (90, 90), {"conv1": ((8, 16), (8, 14))}),
+    PicturedLayer("sum", "Add", (2, 1), (16, 14), "conv2"),
+    PicturedLayer("head", "Gemm", (3,), (5, 5), "", (9, 9), {"w2": ((5, 16), (5, 14))}),
+    PicturedLayer("y", "output", (4,), (5, 5)),
 )
 DENSE = SweepPoint("original", "", 0.0, 0.9465, 1000, 20000, 4_200_000, 0.0345, 1.0)
 POINTS = tuple(
@@ -298,7 +298,7 @@ def test_names_do_not_run(tmp_path: Path) -> None:
     group = replace(GROUPS[0], name=EVIL, layers=(EVIL,))
     frozen = FrozenInfo(EVIL, 0, 1, EVIL, EVIL, EVIL)
     curve = replace(REPORT.curves[0], group=EVIL)
-    layer = DrawnLayer(EVIL, EVIL, (), (2, 1), EVIL, (1, 1), {EVIL: ((2,), (1,))})
+    layer = PicturedLayer(EVIL, EVIL, (), (2, 1), EVIL, (1, 1), {EVIL: ((2,), (1,))})
     path = tmp_path / "r.html"
     write(path, replace(
         REPORT, groups=(group,), frozen=(frozen,), notes=(EVIL,), curves=(curve,), layers=(layer,), command=EVIL, files={"model": EVIL},

@@ -11,7 +11,7 @@ from graphs import graph
 from onnx import ModelProto
 
 import onnxprune
-from onnxprune.results import DrawnLayer
+from onnxprune.results import PicturedLayer
 
 MODELS = sorted((Path(__file__).parents[1] / "models").glob("*.onnx"))
 INT = np.int64
@@ -21,7 +21,7 @@ def pruned(model: ModelProto | Path, **options: Any) -> onnxprune.Result:
     return onnxprune.prune(model, fast=True, **{"ratio": 0.5, **options})
 
 
-def told(layers: tuple[DrawnLayer, ...]) -> list[tuple[str, list[str], tuple[int, int] | None]]:
+def told(layers: tuple[PicturedLayer, ...]) -> list[tuple[str, list[str], tuple[int, int] | None]]:
     """Operator, what it reads, width; an input and an output by their names."""
     names = [layer.node if layer.op_type in ("input", "output") else layer.op_type for layer in layers]
     return [(name, [names[k] for k in layer.sources], layer.width) for name, layer in zip(names, layers, strict=True)]

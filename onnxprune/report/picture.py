@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxprune.model import FLOATS, Scope, bodies, needs
 from onnxprune.planning import profile
-from onnxprune.results import DrawnLayer
+from onnxprune.results import PicturedLayer
 from onnxprune.trace import KEPT, Groups, Ids, Mask, kept_shape
 
 SIZES = ("Shape", "Size")
@@ -26,7 +26,7 @@ Operand = tuple[str, tuple[int, int]]
 Shape = tuple[int, ...]
 
 
-def drawn_layers(groups: Groups, kept: Mask) -> tuple[DrawnLayer, ...]:
+def pictured(groups: Groups, kept: Mask) -> tuple[PicturedLayer, ...]:
     """Every operator that multiplies or has a matrix, and those at which branches meet, in the order of the graph, with
     what is left where only `kept` [ids] stay. Inputs that are no floats (tokens, masks, positions), and what is made of
     these alone without a matrix, are not drawn; the others stand before their first reader, outputs behind what makes
@@ -46,7 +46,7 @@ class _Walk:
         graph, weights = self.trace.model.graph, self.trace.model.weights
         self.inputs = [i.name for i in graph.input if i.type.tensor_type.elem_type in FLOATS and i.name not in weights]
         self.outputs = {o.name for o in graph.output}
-        self.found: list[tuple[DrawnLayer, str]] = []
+        self.found: list[tuple[PicturedLayer, str]] = []
         self.places: dict[int, int] = {}
         self.sources: dict[str, tuple[int, ...]] = {name: (-k,) for k, name in enumerate(self.inputs, 1)}
         self.fixed: dict[str, tuple[Operand, ...]] = {}
@@ -61,13 +61,13 @@ class _Walk:
                 self.homes |= dict.fromkeys(units[groups.prunable[units]].tolist(), name)
         self.homes |= {row: self.homes[min(units)] for row, units in groups.rows.items()}
 
-    def drawn(self, layer: DrawnLayer, tensor: str = "") -> tuple[int, ...]:
+    def drawn(self, layer: PicturedLayer, tensor: str = "") -> tuple[int, ...]:
         """Where a layer stands that gives `tensor`: its own place, the source of whatever reads that."""
         sources = tuple(self._place(source) for source in layer.sources)
         self.found.append((replace(layer, sources=sources), tensor))
         return (len(self.found) - 1,)
 
-    def widened(self) -> Iterator[DrawnLayer]:
+    def widened(self) -> Iterator[PicturedLayer]:
         """The layers with their widths, which are known when all have been seen."""
         for layer, tensor in self.found:
             width, group = self._width(tensor)
@@ -76,7 +76,7 @@ class _Walk:
     def _place(self, source: int) -> int:
         """Where a source stands in the list; an input that nobody has read goes to its end."""
         if source < 0 and source not in self.places:
-            (self.places[source],) = self.drawn(DrawnLayer(self.inputs[-source - 1], "input"))
+            (self.places[source],) = self.drawn(PicturedLayer(self.inputs[-source - 1], "input"))
         return self.places.get(source, source)
 
     def merged(self, names: Iterable[str]) -> tuple[int, ...]:
@@ -93,7 +93,7 @@ class _Walk:
             sources = self._through(index, node, operands)
             self.sources |= dict.fromkeys(node.output, sources)
             for name in filter(self.outputs.__contains__, node.output if sources else ()):
-                self.drawn(DrawnLayer(name, "output", sources), name)
+                self.drawn(PicturedLayer(name, "output", sources), name)
 
     def _prepares(self, index: int, node: Any) -> bool:
         """Whether a node only prepares parameters for others: it sees no input, multiplies nothing and has no body."""
@@ -110,7 +110,7 @@ class _Walk:
             self.counts[np.unique(self.groups.classes[ids])] += 1
         if len(sources) < 2 and not _matrices(shapes) and not (sources and index in self.trace.macs):
             return sources
-        layer = DrawnLayer(node.name, node.op_type, sources, macs=self._macs(index), shapes=shapes)
+        layer = PicturedLayer(node.name, node.op_type, sources, macs=self._macs(index), shapes=shapes)
         return self.drawn(layer, node.output[0])
 
     def _inside(self, inner: Sequence[Scope], sources: tuple[int, ...]) -> tuple[int, ...]:

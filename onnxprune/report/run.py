@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.options import Options
-from onnxprune.results import Cost, CurveInfo, DrawnLayer, FrozenInfo, GroupInfo, Proof
+from onnxprune.results import Cost, CurveInfo, FrozenInfo, GroupInfo, PicturedLayer, Proof
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Report:
     latency: Mapping[str, Any] | None = None
     finetune: Mapping[str, Any] | None = None
     search: Mapping[str, Any] | None = None
-    layers: tuple[DrawnLayer, ...] = ()
+    layers: tuple[PicturedLayer, ...] = ()
     command: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
