@@ -6,41 +6,28 @@ Knows the order of the stages and what they hand on; how one does its work is it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 
-from onnxprune import tuning, unread
+from onnxprune import unread
 from onnxprune.auditing import audited
 from onnxprune.blame import blame_model
-from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
-from onnxprune.finetuning import Parts
+from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.measure import Comparison, Gates, compared
 from onnxprune.model import Model
 from onnxprune.options import OptionKeywords, Options, Progress
-from onnxprune.planning import (
-    Decision,
-    Plan,
-    asked,
-    criteria,
-    curves,
-    decide,
-    plan_of,
-    planner,
-    profile,
-    removed_by,
-    settled,
-    uses_inputs,
-)
-from onnxprune.refit import folded, merged, refitted, replayed
-from onnxprune.report import Report, frozen, infos, layer_infos, notes, nothing, predicted, report_html, report_text
-from onnxprune.results import Compared, Inspection, Proof, Verified
-from onnxprune.rewrite import Rewritten, rewrite
-from onnxprune.stages import Clock, analysed, check, checked, proven, ran
-from onnxprune.trace import Groups, Mask, Trace, dependencies
+from onnxprune.planning import Plan, Planner, criteria, plan_of, profile, removed_by, settled, uses_inputs
+from onnxprune.pruner import Pruner
+from onnxprune.refit import replayed
+from onnxprune.report import Report, frozen, infos, layer_infos, notes, report_html, report_text
+from onnxprune.results import Compared, Inspection, Verified
+from onnxprune.rewrite import rewrite
+from onnxprune.stages import Clock, analysed, checked
+from onnxprune.trace import Trace, dependencies
 from onnxprune.validation import given
 
 STEPS = 6
@@ -95,12 +82,13 @@ def prune(
     if gates and comparison is None:
         raise UsageError("`gates` need data: give it with `validate`")
     clock = Clock(progress)
-    groups, options, parts = _prepared(model, options, clock)
+    pruner = Pruner(model, options, clock)
+    options = pruner.options
     if plan is None:
-        decision = decide(groups, options, progress)
+        decision = pruner.planner.decide(options)
     else:
-        decision = replayed(groups, removed_by(groups, plan, force_plan), options)
-    result = _carried_out(groups, decision, options, clock, plan, parts)
+        decision = replayed(pruner.groups, removed_by(pruner.groups, plan, force_plan), options)
+    result = Result(*pruner.carried_out(decision, options, clock, plan))
     return result if comparison is None else _measured(result, comparison, gates, options)
 
 
@@ -122,17 +110,17 @@ def largest(
     options = _asked(options, keywords)
     _refuse_unread(options, keywords)
     clock = Clock(progress)
-    groups, options, parts = _prepared(model, options, clock)
-    plans = planner(groups, options, progress)
+    pruner = Pruner(model, options, clock)
     low, high, best = 0.0, 1.0, None
     for step in range(STEPS):
         ratio = (low + high) / 2
         if progress:
             progress("search", step / STEPS)
-        asked = replace(options, ratio=ratio)
-        decision = plans(asked)
+        asked = replace(pruner.options, ratio=ratio)
+        clock("decide")
+        decision = pruner.planner(asked)
         if decision.removed.any():
-            result = _carried_out(groups, decision, asked, clock, None, parts)
+            result = Result(*pruner.carried_out(decision, asked, clock))
             if (result.report.finetune or {}).get("interrupted"):
                 raise KeyboardInterrupt
             fine = holds(result)
@@ -160,62 +148,6 @@ def _refuse_unread(options: Options, keywords: OptionKeywords, data: bool = Fals
     times = options.of == "latency" or options.round_to == 0
     inputs = uses_inputs(options.resolved()) or bool(options.finetune)
     unread.check(asked, unread.Run(inputs, data, times, plan, fast=options.fast))
-
-
-def _prepared(model: Any, options: Options, clock: Clock) -> tuple[Groups, Options, Parts | None]:
-    """The groups, options with nothing left open, and the inputs to fine-tune on where that is asked for: then the cut
-    is calibrated on the part of the user's that does not judge."""
-    tuning.check(options)
-    clock("load")
-    groups = analysed(Model.load(model), options, clock)
-    clock("decide")
-    options = settled(groups, options)
-    return groups, *tuning.parted(groups, options)
-
-
-def _carried_out(
-    groups: Groups, decision: Decision, options: Options, clock: Clock, plan: Plan | None, parts: Parts | None
-) -> Result:
-    """Rewrite, prove, refit, fine-tune, report."""
-    if not decision.removed.any():
-        raise NothingToPrune(nothing(groups, options) if plan is None else "the plan removes nothing")
-    after, kept, proof, after_macs, story = _refit(
-        groups, decision, proven(groups, decision.removed, options, clock), options, clock
-    )
-    tuned = None if parts is None else tuning.trained(groups, after, parts, options, clock)
-    if decision.inputs is not None:
-        ran(groups, after.model, decision.inputs.feeds, options, clock)
-    clock("")
-    report = Report(
-        profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),
-        infos(groups, kept, asked(groups, options)), frozen(groups), proof, replace(options, calib=None),
-        (*notes.of(groups), *decision.notes), None, dict(clock.seconds), story,
-        curves.curve_infos(groups, decision.curve_set, kept) if decision.curve_set else (),
-        predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
-        tuned,
-    )  # fmt: skip
-    return Result(after.model, (plan or plan_of(groups, kept, options)).refitted(story, tuned), report)
-
-
-def _refit(
-    groups: Groups, decision: Decision, done: tuple[Rewritten, Mask, Proof, float], options: Options, clock: Clock
-) -> tuple[Rewritten, Mask, Proof, float, Mapping[str, Any] | None]:
-    """What `proven` gave with weights fitted anew, or the cut that weights alone make; and the story of it."""
-    after, kept = done[:2]
-    story: Mapping[str, Any] | None = None
-    if decision.inputs is not None and options.reconstruct == "ls":
-        clock("reconstruct")
-        refit = refitted(groups, decision, after, options, clock.progress)
-        story = refit.reconstruction_report
-        if refit.fallback is not None:
-            return *proven(groups, refit.fallback, options, clock), story
-        check(groups, kept, after, options, clock)
-    elif options.reconstruct in ("merge", "fold") or decision.merge:
-        clock("reconstruct")
-        way = folded if options.reconstruct == "fold" else merged
-        story = way(groups, decision.removed, after)
-        check(groups, kept, after, options, clock)
-    return *done, story
 
 
 @blame_model
@@ -250,7 +182,7 @@ def plan(model: Any, options: Options | None = None, **keywords: Unpack[OptionKe
     _refuse_unread(options, keywords)
     groups = analysed(Model.load(model), options, Clock())
     options = settled(groups, options)
-    return plan_of(groups, groups.kept_ids(decide(groups, options).removed), options)
+    return plan_of(groups, groups.kept_ids(Planner(groups, options).decide(options).removed), options)
 
 
 @blame_model

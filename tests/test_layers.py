@@ -23,9 +23,10 @@ HOUSE = [
     ("sweeping", "api errors files measure model options planning report results stages", HEAVY),
     ("frameworks", "api errors files model planning rewrite trace", {"onnx", "onnxruntime"}),
     (
-        "api", "auditing blame errors finetuning measure model options planning refit report results rewrite stages trace tuning unread validation",
+        "api", "auditing blame errors measure model options planning pruner refit report results rewrite stages trace unread validation",
         {"onnx", "onnxruntime"},
     ),
+    ("pruner", "errors model options planning refit report results rewrite stages trace tuning", {"onnx", "onnxruntime", "numpy"}),
     ("tuning", "blame errors finetuning model options rewrite stages trace validation", HEAVY),
     ("auditing", "errors fit model options planning results rewrite stages trace", {"onnxruntime"}),
     ("stages", "errors exclusion guard model options planning prove rehearsal results rewrite run shapes trace validation", {"onnxruntime", "numpy"}),

@@ -6,7 +6,7 @@ Knows groups and statistics, no rule and no edit.
 from __future__ import annotations
 
 from onnxprune.planning.allocation import Costs
-from onnxprune.planning.decision import Decision, by_weights, decide, planner, settled, uses_inputs, working
+from onnxprune.planning.decision import Decision, Planner, by_weights, settled, uses_inputs, working
 from onnxprune.planning.named import asked
 from onnxprune.planning.names import plan_of, removed_by
 from onnxprune.planning.parting import FEW, Parts, calibrated, everything, folds, parted, with_mirrors
@@ -15,7 +15,7 @@ from onnxprune.planning.selection import select
 from onnxprune.planning.sensitivity import OutputError
 
 __all__ = [
-    "FEW", "Costs", "Decision", "OutputError", "Parts", "Plan", "Removal", "asked", "by_weights", "calibrated",
-    "decide", "everything", "folds", "parted", "plan_of", "planner", "read_plan", "removed_by", "select", "settled",
+    "FEW", "Costs", "Decision", "OutputError", "Parts", "Plan", "Planner", "Removal", "asked", "by_weights",
+    "calibrated", "everything", "folds", "parted", "plan_of", "read_plan", "removed_by", "select", "settled",
     "uses_inputs", "with_mirrors", "working",
 ]  # fmt: skip
