@@ -29,6 +29,8 @@ FIDELITY = ("agreement", "cosine", "snr")
 MADE_UP = 128
 """Inputs made up where no data is given."""
 EVERYTHING = 1 << 62
+KEPT = 32
+"""This part of the memory may hold what the dense model answers, for the next model that is measured."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,20 @@ def compared(model: Any, data: Any, options: Options, metric: Any = "", limit: i
         first = next((s.name for s in describe(source, shapes) if s.batch == 0), None)
         rows = [len(feed[first]) if first else 1 for feed in made.feeds]
         found = Data(list(made.feeds), None, rows, made.source)
-    return Comparison(source, found, metric, options.providers)
+    return Comparison(source, found, metric, options.providers, options.memory_limit // KEPT)
 
 
 class Comparison:
-    """A dense model and data; any number of other models are measured against them."""
+    """A dense model and data; any number of other models are measured against them. room: bytes that the dense model's
+    answers may take: so many of them are kept."""
 
-    def __init__(self, dense: Model, data: Data, metric: Any = "", providers: Sequence[str] = ("cpu",)) -> None:
+    def __init__(
+        self, dense: Model, data: Data, metric: Any = "", providers: Sequence[str] = ("cpu",), room: int = 0
+    ) -> None:
         """Runs the first batch, so that data or a metric that do not fit are known before any work."""
         self.data, self.providers = data, providers
         self.session = open_session(dense, providers)
+        self._room, self._kept = room, dict[int, list[Array]]()
         first = self._outputs(self.session, 0)
         self.metric = chosen(metric, first, None if data.labels is None else data.labels[0])
         if isinstance(self.metric, Metric):
@@ -124,7 +130,7 @@ class Comparison:
         own = _Sums(self.metric) if isinstance(self.metric, Metric) else _Whole(self.metric, self.data.labels)
         likeness = {name: list[Floats]() for name in FIDELITY}
         for k in range(len(self.data.feeds)):
-            dense, found = self._outputs(self.session, k), self._outputs(session, k)
+            dense, found = self._dense(k), self._outputs(session, k)
             _check_shapes(dense, found)
             for name, statistics in likeness.items():
                 statistics.append(METRICS[name].statistics(found, dense))
@@ -155,6 +161,17 @@ class Comparison:
                 or any(isinstance(b, int) and a != b for a, b in known)
             ):
                 raise UsageError(f"the two models take different sizes of {name!r}: {shape} and {theirs[name][1]}")
+
+    def _dense(self, k: int) -> list[Array]:
+        """What the dense model answers to the k-th feed."""
+        if k in self._kept:
+            return self._kept[k]
+        made = self._outputs(self.session, k)
+        size = sum(x.nbytes for x in made)
+        if size <= self._room:
+            self._room -= size
+            self._kept[k] = made
+        return made
 
     def _outputs(self, session: Any, k: int) -> list[Array]:
         """Of the k-th feed, those that have a row for each sample."""
