@@ -177,9 +177,7 @@ class Informed:
         name = options.criterion
         seen = name, heads(criteria.scores("l2" if name == "obs" else name, self.criterion_inputs))
         if seen not in self.observed:
-            self.observed[seen] = curves.observe(
-                self.groups, self.criterion_inputs, options, self.progress, self.asked
-            )
+            self.observed[seen] = curves.observe(self.groups, self.criterion_inputs, options, self.progress, self.asked)
         found = self.observed[seen]
         if options.scope != "sensitivity":
             return found

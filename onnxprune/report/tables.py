@@ -12,7 +12,18 @@ from rich.table import Table
 from onnxprune.report.layout import percent, table
 from onnxprune.report.run import Report
 from onnxprune.report.weights import print_finetuning, print_reconstruction
-from onnxprune.results import Compared, Cost, FrozenInfo, GroupInfo, Inspection, LayerInfo, Proof, Sweep, Verified
+from onnxprune.results import (
+    Compared,
+    Cost,
+    FrozenInfo,
+    GroupInfo,
+    Inspection,
+    LayerInfo,
+    Proof,
+    Sweep,
+    SweepPoint,
+    Verified,
+)
 
 ROWS = 20
 """Of a table, where --verbose does not ask for all."""
@@ -135,6 +146,19 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
         row = (f"{point.ratio:g}", *kept, *latency, f"{point.metric:.2%}", change, best)
         shown.add_row(point.criterion, *row)
     console.print(shown)
+
+
+def sweep_line(metric: str, dense: SweepPoint, point: SweepPoint) -> str:
+    """One point of a sweep in a line: what it keeps of the original, and what it is worth by the metric."""
+    if point is dense:
+        return f"original: {dense.macs:,} MACs, {dense.parameters:,} parameters, {metric} {dense.metric:.2%}"
+    name = f"{point.criterion} at {point.ratio:g}"
+    if point.error is not None or point.metric is None or dense.metric is None:
+        return f"{name}: failed: {point.error}"
+    macs, parameters = percent(point.macs or 0, dense.macs or 0), percent(point.parameters or 0, dense.parameters or 0)
+    change = f"{100 * (point.metric - dense.metric):+.2f} points"
+    kept = f"{macs} of the MACs, {parameters} of the parameters"
+    return f"{name}: {kept}, {metric} {point.metric:.2%} ({change}), {point.seconds:.1f} s"
 
 
 def size(count: int) -> str:

@@ -6,15 +6,20 @@ Knows flags and what is printed; the work is done by `sweep`.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnxprune.cli import arguments, flags
 from onnxprune.cli.terminal import console, progress
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.files import check_distinct, check_outputs
 from onnxprune.options import Options
+
+if TYPE_CHECKING:
+    from onnxprune.results import SweepPoint
 
 RATIOS = (0.2, 0.4, 0.6)
 
@@ -42,11 +47,13 @@ def parser() -> arguments.Parser:
     quality.add_argument("--benchmark", action="store_true", default=False, help="measure latency (use --jobs 1)")
     flags.timing_flags(quality)
     where = made.add_argument_group("where it runs")
-    where.add_argument("--jobs", type=arguments.count, default=None, metavar="N", help="processes (default: the cores)")
+    where.add_argument(
+        "--jobs", type=arguments.count, default=None, metavar="N", help="processes (default: one for every 4 points)"
+    )
     where.add_argument("--backend", choices=("loky", "dask", "ray"), default="loky", help="here (loky), or a cluster")
     where.add_argument("--address", default=None, help="of the cluster, such as tcp://host:8786 or ray://host:10001")
     out = made.add_argument_group("output")
-    out.add_argument("--save-models", action="store_true", default=False, help="keep every pruned model")
+    out.add_argument("--save-models", action="store_true", default=False, help="keep every pruned model and its plan")
     flags.report_flag(out)
     out.add_argument("-q", "--quiet", action="store_true", default=False, help="print errors only")
     return made
@@ -72,14 +79,19 @@ def run(argv: Sequence[str]) -> int:
     check_outputs([args.report] if args.report and args.report.parent != folder else [])
     check_distinct([Path(path) for path in (args.IN, args.validate) if path], [args.report] if args.report else [])
 
-    from onnxprune.report import print_sweep, write
+    from onnxprune.report import print_sweep, sweep_line, write
     from onnxprune.sweeping import sweep
+
+    def told(metric: str, dense: SweepPoint, point: SweepPoint) -> None:
+        """A line for every point, above the bar where there is one."""
+        if not args.quiet:
+            print(sweep_line(metric, dense, point), file=sys.stderr, flush=True)
 
     with progress(args.quiet) as show:
         result = sweep(
             args.IN, folder, args.ratios, args.criteria, options, data=args.validate, metric=args.metric,
             benchmark=args.benchmark, save_models=args.save_models, jobs=args.jobs, backend=args.backend,
-            address=args.address, progress=show,
+            address=args.address, progress=show, told=told,
         )  # fmt: skip
     if args.report:
         write(args.report, result, args.IN.name)
