@@ -6,56 +6,29 @@ Knows the order of the stages and what they hand on; how one does its work is it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 
-from onnxprune import tuning, unread
+from onnxprune import unread
 from onnxprune.auditing import audited
 from onnxprune.blame import blame_model
-from onnxprune.data import unread as unread_arrays
-from onnxprune.errors import CheckFailed, NothingToPrune, UsageError
-from onnxprune.finetuning import Parts
+from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.measure import Gates, compared, timed
 from onnxprune.model import Model
 from onnxprune.options import OptionKeywords, Options, Progress
-from onnxprune.planning import (
-    Decision,
-    Plan,
-    asked,
-    criteria,
-    curves,
-    decide,
-    in_spite_of_fast,
-    plan_of,
-    planner,
-    profile,
-    removed_by,
-    settled,
-    uses_inputs,
-)
+from onnxprune.planning import Plan, Planner, criteria, plan_of, profile, removed_by, settled, uses_inputs
 from onnxprune.progress import inside
-from onnxprune.refit import folded, merged, refitted, replayed
-from onnxprune.report import (
-    Report,
-    files,
-    frozen,
-    infos,
-    layer_infos,
-    notes,
-    nothing,
-    pictured,
-    predicted,
-    report_html,
-    report_text,
-)
-from onnxprune.results import Compared, Inspection, Proof, Verified
-from onnxprune.rewrite import Rewritten, rewrite
-from onnxprune.stages import Clock, analysed, check, checked, proven, ran
-from onnxprune.trace import Groups, Mask, Trace, dependencies
+from onnxprune.pruner import Pruner
+from onnxprune.refit import replayed
+from onnxprune.report import Report, frozen, infos, layer_infos, notes, report_html, report_text
+from onnxprune.results import Compared, Inspection, Verified
+from onnxprune.rewrite import rewrite
+from onnxprune.stages import Clock, analysed, checked
+from onnxprune.trace import Trace, dependencies
 from onnxprune.validation import given
 
 STEPS = 6
@@ -110,12 +83,13 @@ def prune(
         raise UsageError("`gates` need data: give it with `validate`")
     comparison = None if validate is None else compared(model, validate, options, metric, gates=gates)
     clock = Clock()
-    groups, options, parts, doubts = _prepared(model, options, clock)
+    pruner = Pruner(model, options, clock)
+    options = pruner.options
     if plan is None:
-        decision = decide(groups, options, clock.progress)
+        decision = pruner.planner.decide(options)
     else:
-        decision = replayed(groups, removed_by(groups, plan, force_plan), options)
-    result = _carried_out(groups, decision, options, clock, plan, parts, doubts)
+        decision = replayed(pruner.groups, removed_by(pruner.groups, plan, force_plan), options)
+    result = Result(*pruner.carried_out(decision, options, clock, plan))
     if comparison is None:
         return result
     quality = comparison.judged(result.model, gates, options.seed)
@@ -132,16 +106,16 @@ def largest(
     options = _asked(options, keywords)
     _refuse_unread(options, keywords)
     clock = Clock()
-    groups, options, parts, doubts = _prepared(model, options, clock)
-    plans = planner(groups, options, clock.progress)
+    pruner = Pruner(model, options, clock)
     low, high, best, tried, stages = 0.0, 1.0, None, list[dict[str, Any]](), clock.progress
     for step in range(STEPS):
         ratio, fine = (low + high) / 2, True
-        asked = replace(options, ratio=ratio)
-        decision = plans(asked)
+        asked = replace(pruner.options, ratio=ratio)
+        clock("decide")
+        decision = pruner.planner(asked)
         if decision.removed.any():
             with inside(f"search: ratio {ratio:.3f}", step / STEPS) as clock.progress:
-                result = _carried_out(groups, decision, asked, clock, None, parts, doubts)
+                result = Result(*pruner.carried_out(decision, asked, clock))
                 if (result.report.finetune or {}).get("interrupted"):
                     raise KeyboardInterrupt
                 fine = holds(result)
@@ -169,65 +143,6 @@ def _refuse_unread(options: Options, keywords: OptionKeywords, data: bool = Fals
     times = options.of == "latency" or options.round_to == 0
     inputs = uses_inputs(options.resolved()) or bool(options.finetune)
     unread.check(asked, unread.Run(inputs, data, times, plan, fast=options.fast))
-
-
-def _prepared(model: Any, options: Options, clock: Clock) -> tuple[Groups, Options, Parts | None, tuple[str, ...]]:
-    """The groups, options with nothing left open, the inputs to fine-tune on where that is asked for (then the cut is
-    calibrated on the part of the user's that does not judge), and what is wrong with the inputs."""
-    tuning.check(options)
-    clock("load")
-    source = Model.load(model)
-    groups = analysed(source, options, clock)
-    clock("decide")
-    return groups, *tuning.parted(groups, settled(groups, options)), unread_arrays(options.calib, source)
-
-
-def _carried_out(
-    groups: Groups, decision: Decision, options: Options, clock: Clock, plan: Plan | None, parts: Parts | None,
-    doubts: tuple[str, ...],
-) -> Result:  # fmt: skip
-    """Rewrite, prove, refit, fine-tune, report."""
-    if not decision.removed.any():
-        raise NothingToPrune(nothing(groups, options) if plan is None else "the plan removes nothing")
-    after, kept, proof, after_macs, story = _refit(
-        groups, decision, proven(groups, decision.removed, options, clock), options, clock
-    )
-    for note in decision.notes:
-        clock.progress.warn(note)
-    tuned = None if parts is None else tuning.trained(groups, after, parts, options, clock)
-    if decision.inputs is not None:
-        ran(groups, after.model, decision.inputs.feeds, options, clock)
-    clock("")
-    report = Report(
-        profile.cost(groups.trace.model, profile.macs(groups.trace)), profile.cost(after.model, after_macs),
-        infos(groups, kept, asked(groups, options)), frozen(groups), proof, replace(options, calib=None),
-        (*notes.of(groups), *in_spite_of_fast(options), *decision.notes), None, dict(clock.seconds), story,
-        curves.curve_infos(groups, decision.curve_set, kept) if decision.curve_set else (),
-        predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
-        tuned, warnings=doubts, layers=pictured(groups, kept), files=files(groups),
-    )  # fmt: skip
-    return Result(after.model, (plan or plan_of(groups, kept, options)).refitted(story, tuned), report)
-
-
-def _refit(
-    groups: Groups, decision: Decision, done: tuple[Rewritten, Mask, Proof, float], options: Options, clock: Clock
-) -> tuple[Rewritten, Mask, Proof, float, Mapping[str, Any] | None]:
-    """What `proven` gave with weights fitted anew, or the cut that weights alone make; and the story of it."""
-    after, kept = done[:2]
-    story: Mapping[str, Any] | None = None
-    if decision.inputs is not None and options.reconstruct == "ls":
-        clock("reconstruct")
-        refit = refitted(groups, decision, after, options, clock.progress)
-        story = refit.reconstruction_report
-        if refit.fallback is not None:
-            return *proven(groups, refit.fallback, options, clock), story
-        check(groups, kept, after, options, clock)
-    elif options.reconstruct in ("merge", "fold") or decision.merge:
-        clock("reconstruct")
-        way = folded if options.reconstruct == "fold" else merged
-        story = way(groups, decision.removed, after)
-        check(groups, kept, after, options, clock)
-    return *done, story
 
 
 @blame_model
@@ -264,7 +179,7 @@ def plan(model: Any, options: Options | None = None, **keywords: Unpack[OptionKe
     _refuse_unread(options, keywords)
     groups = analysed(Model.load(model), options, Clock(), runs=uses_inputs(options.resolved()))
     options = settled(groups, options)
-    return plan_of(groups, groups.kept_ids(decide(groups, options).removed), options)
+    return plan_of(groups, groups.kept_ids(Planner(groups, options).decide(options).removed), options)
 
 
 @blame_model

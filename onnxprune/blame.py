@@ -5,9 +5,10 @@ Knows the runtime and the errors, nothing of how a model is pruned.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from onnxprune.data import RANGES, random_inputs
 from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
@@ -29,23 +30,29 @@ def blame_model(job: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(job)
     def run(*args: P.args, **kw: P.kwargs) -> T:
-        try:
+        with blaming((*args, *kw.values())):
             return job(*args, **kw)
-        except (OnnxPruneError, OSError, MemoryError):
-            raise
-        except UnicodeDecodeError as error:
-            raise UsageError("a name in the model is no text (UTF-8); the file is damaged, export it again") from error
-        except Exception as error:
-            try:
-                given = (*args, *kw.values())
-                run_once(Model.load(given[0]), next((a for a in given if isinstance(a, Options)), Options()))
-            except OnnxPruneError as why:
-                raise why from error
-            except Exception:
-                raise error from None
-            raise
 
     return run
+
+
+@contextmanager
+def blaming(given: Sequence[Any]) -> Iterator[None]:
+    """The same of what is done inside; `given`: the model, and an `Options` somewhere after it."""
+    try:
+        yield
+    except (OnnxPruneError, OSError, MemoryError):
+        raise
+    except UnicodeDecodeError as error:
+        raise UsageError("a name in the model is no text (UTF-8); the file is damaged, export it again") from error
+    except Exception as error:
+        try:
+            run_once(Model.load(given[0]), next((a for a in given if isinstance(a, Options)), Options()))
+        except OnnxPruneError as why:
+            raise why from error
+        except Exception:
+            raise error from None
+        raise
 
 
 def run_once(model: Model, options: Options, inferred: Callable[[], None] = lambda: None) -> None:

@@ -364,8 +364,7 @@ def test_what_cannot_be_trained_is_refused_before_any_work(torch: Any, monkeypat
     model = graph(
         "(float[N, 3, 3] x) => (float[N] y)", "a = MatMul(x, v) h = MatMul(a, w) y = Det(h)", v=(3, 3), w=(3, 3)
     )
-    monkeypatch.setattr(onnxprune.api, "planner", None)
-    monkeypatch.setattr(onnxprune.api, "decide", None)
+    monkeypatch.setattr(onnxprune.pruner, "Planner", None)
     with pytest.raises(NothingToPrune, match="cannot be fine-tuned: Det "):
         onnxprune.prune(model, finetune=True, calib=[{"x": np.ones((256, 3, 3), np.float32)}])
 

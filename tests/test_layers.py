@@ -20,12 +20,13 @@ HEAVY = {"onnx", "onnxruntime", "numpy"}
 # A package or a module of the top, from the street down: what it imports of the package, and which libraries never.
 HOUSE = [
     ("cli", "api errors files frameworks guard measure model options planning progress report sweeping tuning unread validation", HEAVY),
-    ("sweeping", "api errors files measure model options planning progress report results stages", HEAVY),
+    ("sweeping", "blame errors files measure model options planning progress pruner report results stages", HEAVY),
     ("frameworks", "api errors files model planning rewrite trace", {"onnx", "onnxruntime"}),
     (
-        "api", "auditing blame data errors finetuning measure model options planning progress refit report results rewrite stages trace tuning unread validation",
+        "api", "auditing blame errors measure model options planning progress pruner refit report results rewrite stages trace unread validation",
         {"onnx", "onnxruntime"},
     ),
+    ("pruner", "data errors model options planning progress refit report results rewrite stages trace tuning", {"onnx", "onnxruntime", "numpy"}),
     ("tuning", "blame data errors finetuning measure model options progress rewrite stages trace validation", HEAVY),
     ("auditing", "errors fit model options planning progress results rewrite stages trace", {"onnxruntime"}),
     ("stages", "data errors exclusion guard model options planning progress prove rehearsal report results rewrite run shapes trace validation", {"onnxruntime", "numpy"}),

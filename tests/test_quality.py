@@ -380,3 +380,19 @@ def test_models_that_cannot_be_compared(tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match="different sizes of 'x'"):
         comparison.measure(Model.load(wider))
+
+
+def test_the_dense_model_answers_once_where_there_is_room(tmp_path: Path) -> None:
+    """However many models are measured; and what is kept changes no number."""
+    data = Data([{"x": np.random.default_rng(k).standard_normal((4, 5)).astype(np.float32)} for k in range(3)], None,
+                [4, 4, 3], "d")  # fmt: skip
+    others = [Model.load(linear(np.eye(5) * k)) for k in (1, -1)]
+    found, runs = [], []
+    for room in (0, 2 * 4 * 5 * 4, 1 << 20):
+        comparison = Comparison(Model.load(linear(np.eye(5))), data, "", room=room)
+        counted, answers = [], comparison._outputs
+        comparison._outputs = lambda s, k, c=comparison, n=counted, a=answers: n.append(s is c.session) or a(s, k)
+        found.append([comparison.measure(other) for other in others])
+        runs.append(sum(counted))
+    assert found[0] == found[1] == found[2]
+    assert runs == [6, 4, 3]

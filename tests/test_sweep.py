@@ -6,21 +6,28 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from browser import opened
+from graphs import graph
 
 import onnxprune
-from onnxprune import api
+from onnxprune import api, fit, pruner
 from onnxprune.cli import main
+from onnxprune.data import sources
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.planning import curves, read_plan, timings
+from onnxprune.pruner import Pruned, Pruner
 from onnxprune.results import SweepPoint
 from onnxprune.sweeping import Job, Measured, fronts
+from onnxprune.sweeping.workers import processes
 
 FAST = Options(fast=True)
 
@@ -72,8 +79,8 @@ def test_fronts() -> None:
 def test_goes_on_where_it_was(tiny_path: Path, tmp_path: Path, monkeypatch: Any) -> None:
     folder = tmp_path / "points"
     made: list[float] = []
-    prune = api.prune
-    monkeypatch.setattr(api, "prune", lambda model, options: made.append(options.ratio) or prune(model, options))
+    cut = Pruner.cut
+    monkeypatch.setattr(Pruner, "cut", lambda self, ratio, *how: made.append(ratio) or cut(self, ratio, *how))
 
     def sweep(*ratios: float, **more: Any) -> onnxprune.options.Sweep:
         return onnxprune.sweep(tiny_path, folder, ratios, options=FAST, jobs=1, measure=size, **more)
@@ -102,16 +109,104 @@ def test_goes_on_where_it_was(tiny_path: Path, tmp_path: Path, monkeypatch: Any)
     assert made[6:] == [0.5]
 
 
-def test_a_failing_point_is_recorded_and_tried_again(tiny_path: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    prune = api.prune
+ATTENTION = """q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) q4 = Reshape(q, split) k4 = Reshape(k, split)
+    v4 = Reshape(v, split) qt = Transpose<perm = [0, 2, 1, 3]>(q4) kt = Transpose<perm = [0, 2, 3, 1]>(k4)
+    vt = Transpose<perm = [0, 2, 1, 3]>(v4) s = MatMul(qt, kt) p = Softmax(s) o = MatMul(p, vt)
+    ot = Transpose<perm = [0, 2, 1, 3]>(o) m = Reshape(ot, merge) a = MatMul(m, wo) h = MatMul(a, w1) r = Relu(h)
+    y = MatMul(r, w2)"""
 
-    def fails(model: Any, options: Options) -> api.Result:
-        if options.ratio == 0.25:
+
+@pytest.fixture
+def attention_path(tmp_path: Path) -> Path:
+    """Four heads and a hidden layer."""
+    sizes = dict.fromkeys(("wq", "wk", "wv"), (8, 16)) | {"wo": (16, 8), "w1": (8, 12), "w2": (12, 8)}
+    shapes = {"split": np.array([0, 0, 4, 4]), "merge": np.array([0, 0, 16])}
+    model = graph("(float[N, 5, 8] x) => (float[N, 5, 8] y)", ATTENTION, **sizes, **shapes)
+    onnx.save(model, tmp_path / "attention.onnx")
+    return tmp_path / "attention.onnx"
+
+
+@pytest.mark.parametrize(
+    ("network", "jobs", "options"),
+    [
+        ("tiny_path", 2, Options(calib_samples=16)), ("tiny_path", 1, Options(fast=True, of="macs")),
+        ("attention_path", 1, Options(calib_samples=16)), ("attention_path", 1, Options(calib_samples=16, scope="global")),
+        ("attention_path", 1, Options(calib_samples=4, scope="pq", of="params", round_to=2)),
+        ("tiny_path", 1, Options(calib_samples=16, ratio_of={"conv1_weight": 0.5})),
+    ],
+    ids=["two processes", "weights only", "heads", "heads by the ratio", "turns", "a share by name"],
+)  # fmt: skip
+def test_a_point_is_what_a_run_of_its_own_makes(
+    network: str, jobs: int, options: Options, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Whatever was made before it in the same process: the same plan and the same file, byte for byte."""
+    path = request.getfixturevalue(network)
+    ratios, criteria = (0.6, 0.3), ("l2", "fpgm") if options.fast else ("obs", "wanda")
+    result = onnxprune.sweep(path, tmp_path / "s", ratios, criteria, options, save_models=True, jobs=jobs, measure=size)
+    assert [point.error for point in result.points] == [None] * 4
+    for point in result.points:
+        alone = api.prune(path, replace(options, criterion=point.criterion, ratio=point.ratio))
+        made = alone.save(tmp_path / "alone.onnx")
+        assert Path(str(point.model)).read_bytes() == made.read_bytes()
+        assert read_plan(Path(str(point.model)).with_suffix(".plan.json")) == alone.plan
+
+
+def test_what_does_not_depend_on_the_ratio_is_made_once(tiny_path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Inputs, shapes, trace and statistics for all points; curves for each criterion. Inputs are made twice: to prune
+    with, and others to compare with."""
+    calls: Counter[str] = Counter()
+
+    def count(home: Any, name: str) -> None:
+        real = getattr(home, name)
+        monkeypatch.setattr(home, name, lambda *a, **k: calls.update([name]) or real(*a, **k))
+
+    for home, name in (
+        (sources._Calibrator, "synthetic"), (pruner, "analysed"), (fit, "collect"), (curves, "observe"),
+        (curves, "measure"), (timings, "costs"), (Pruner, "cut"),
+    ):  # fmt: skip
+        count(home, name)
+    options = Options(calib_samples=16)
+    onnxprune.sweep(tiny_path, tmp_path / "s", [0.2, 0.4, 0.6], ["obs", "wanda"], options)
+    assert calls == {"synthetic": 2, "analysed": 1, "collect": 1, "observe": 2, "measure": 2, "cut": 6}
+    calls.clear()
+    onnxprune.sweep(tiny_path, tmp_path / "f", [0.2, 0.4, 0.6], ["l2", "l1"], FAST)
+    assert calls == {"synthetic": 1, "analysed": 1, "cut": 6}
+
+
+def test_cheap_points_come_first_and_every_point_is_told(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def swept(*ratios: float) -> tuple[onnxprune.options.Sweep, list[str]]:
+        """The result, and the points by the lines that were told."""
+        caplog.clear()
+        with caplog.at_level("INFO", "onnxprune.progress"):
+            options = replace(FAST, calib_samples=8)
+            result = onnxprune.sweep(tiny_path, tmp_path / "s", ratios, ["wanda", "l2"], options, jobs=1, measure=size)
+        found = (record.getMessage().split(": ") for record in caplog.records)
+        return result, [words[1] for words in found if words[0] in ("original", "points") and len(words) > 1]
+
+    result, told = swept(0.6, 0.2)
+    assert told[0].startswith("44,988 MACs, 1,165 parameters, size 1")
+    assert told[1:] == ["l2 at 0.2", "l2 at 0.6", "wanda at 0.2", "wanda at 0.6"]
+    assert [(p.criterion, p.ratio) for p in result.points] == [("wanda", 0.6), ("wanda", 0.2), ("l2", 0.6), ("l2", 0.2)]
+    assert swept(0.6, 0.1)[1][1:] == ["wanda at 0.6", "l2 at 0.6", "l2 at 0.1", "wanda at 0.1"]
+
+
+def test_a_process_for_every_few_points(monkeypatch: Any) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 3)
+    assert [processes(n) for n in (1, 4, 7, 8, 11, 12, 100)] == [1, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_failing_point_is_recorded_and_tried_again(tiny_path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    cut = Pruner.cut
+
+    def fails(self: Pruner, ratio: float, *how: Any) -> Pruned:
+        if ratio == 0.25:
             raise MemoryError
-        return prune(model, options)
+        return cut(self, ratio, *how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, "prune", fails)
+        patch.setattr(Pruner, "cut", fails)
         result = onnxprune.sweep(tiny_path, tmp_path / "s", [0.25, 0.5], options=FAST, jobs=1, measure=size)
     bad, good = result.points
     assert "out of memory" in str(bad.error)
@@ -154,10 +249,15 @@ def test_command(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     html, folder = tmp_path / "s" / "sweep.html", tmp_path / "s"
     arguments = ["sweep", str(tiny_path), str(folder), "--ratios", "0.25", "0.5", "--criteria", "l2", "l1", "--fast",
                  "--jobs", "1", "--validate", str(tmp_path / "data.npz"), "--report"]  # fmt: skip
-    assert main([*arguments, str(html)]) == 0
-    text = capsys.readouterr().out
+    assert main([*arguments, str(html), "--log-level", "info"]) == 0
+    text, log = capsys.readouterr()
     assert "top-1" in text
     assert text.count("points") == 4
+    lines = [line.removeprefix("points: ") for line in log.splitlines() if line.startswith("points: ")]
+    assert [line.partition(":")[0] for line in lines] == ["l2 at 0.25", "l1 at 0.25", "l2 at 0.5", "l1 at 0.5"]
+    assert "original: " in log
+    assert "% of the MACs" in lines[0]
+    assert "top-1 " in lines[0]
     with opened(html) as page:
         assert page.locator("section:has(h2:text-is('Pareto fronts')) figure > svg").count() == 2
         rows = page.locator("section:has(h2:text-is('Points')) tbody tr")
@@ -165,6 +265,7 @@ def test_command(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         page.get_by_label("Filter points").fill("l1")
         assert rows.count() == 2
     assert main([*arguments, str(tmp_path / "s.json"), "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
     data = json.loads((tmp_path / "s.json").read_text())
     assert data["dense"]["ratio"] == 0
     assert data["points"][0]["parameters"] < data["dense"]["parameters"]

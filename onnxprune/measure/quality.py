@@ -32,8 +32,8 @@ BATCH = 64
 MADE_UP = 128
 """Inputs made up where no data is given."""
 EVERYTHING = 1 << 62
-KEPT = 1 << 28
-"""Bytes of the dense model's outputs that are kept; the rest is worked out again for every other model."""
+KEPT = 32
+"""This part of the memory may hold what the dense model answers, for the next model that is measured."""
 
 
 @dataclass(frozen=True)
@@ -89,22 +89,24 @@ def compared(
         first = next((s.name for s in describe(source, shapes) if s.batch == 0), None)
         rows = [len(feed[first]) if first else 1 for feed in made.feeds]
         found = Data(list(made.feeds), None, rows, made.source)
-    comparison = Comparison(source, found, metric, options.providers)
+    comparison = Comparison(source, found, metric, options.providers, options.memory_limit // KEPT)
     comparison.check(gates)
     return comparison
 
 
 class Comparison:
-    """A dense model and data; any number of other models are measured against them.
+    """A dense model and data; any number of other models are measured against them. room: bytes that the dense model's
+    answers may take: so many of them are kept.
 
     warnings: what makes the figures doubtful."""
 
-    def __init__(self, dense: Model, data: Data, metric: Any = "", providers: Sequence[str] = ("cpu",)) -> None:
+    def __init__(
+        self, dense: Model, data: Data, metric: Any = "", providers: Sequence[str] = ("cpu",), room: int = 0
+    ) -> None:
         """Runs the dense model, so that data or a metric that do not fit are known before any work."""
         self.data, self.providers = data, providers
         self.session = open_session(dense, providers)
-        self.kept: dict[int, list[Array]] = {}
-        self.room = KEPT
+        self._room, self._kept = room, dict[int, list[Array]]()
         first = self._dense(0)
         self.metric = chosen(metric, first, None if data.labels is None else data.labels[0])
         tally, answers = Tally(self.metric), Answers(data.folders)
@@ -189,6 +191,17 @@ class Comparison:
             ):
                 raise UsageError(f"the two models take different sizes of {name!r}: {shape} and {theirs[name][1]}")
 
+    def _dense(self, k: int) -> list[Array]:
+        """What the dense model answers to the k-th feed."""
+        if k in self._kept:
+            return self._kept[k]
+        made = self._outputs(self.session, k)
+        size = sum(x.nbytes for x in made)
+        if size <= self._room:
+            self._room -= size
+            self._kept[k] = made
+        return made
+
     def _outputs(self, session: Any, k: int) -> list[Array]:
         """Of the k-th feed, those that have a row for each sample."""
         rows = self.data.rows[k]
@@ -200,16 +213,6 @@ class Comparison:
         if not counted:
             raise UsageError("no output of the model has a row for each sample, so it cannot be measured on this data")
         return counted
-
-    def _dense(self, k: int) -> list[Array]:
-        """What the dense model gives for the k-th feed."""
-        if k in self.kept:
-            return self.kept[k]
-        found = self._outputs(self.session, k)
-        size = sum(x.nbytes for x in found)
-        if size <= self.room:
-            self.kept[k], self.room = found, self.room - size
-        return found
 
 
 def _check_shapes(dense: Outputs, other: Outputs) -> None:

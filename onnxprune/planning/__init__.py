@@ -8,10 +8,9 @@ from __future__ import annotations
 from onnxprune.planning.allocation import Costs
 from onnxprune.planning.decision import (
     Decision,
+    Planner,
     by_weights,
-    decide,
     in_spite_of_fast,
-    planner,
     settled,
     uses_inputs,
     working,
@@ -22,9 +21,10 @@ from onnxprune.planning.parting import FEW, Parts, calibrated, everything, folds
 from onnxprune.planning.plan import Plan, Removal, read_plan
 from onnxprune.planning.selection import select
 from onnxprune.planning.sensitivity import OutputError
+from onnxprune.planning.steady import steady
 
 __all__ = [
-    "FEW", "Costs", "Decision", "OutputError", "Parts", "Plan", "Removal", "asked", "by_weights", "calibrated",
-    "decide", "everything", "folds", "in_spite_of_fast", "parted", "plan_of", "planner", "read_plan", "removed_by",
-    "select", "settled", "uses_inputs", "with_mirrors", "working",
+    "FEW", "Costs", "Decision", "OutputError", "Parts", "Plan", "Planner", "Removal", "asked", "by_weights",
+    "calibrated", "everything", "folds", "in_spite_of_fast", "parted", "plan_of", "read_plan", "removed_by", "select",
+    "settled", "steady", "uses_inputs", "with_mirrors", "working",
 ]  # fmt: skip

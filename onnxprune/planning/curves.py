@@ -17,7 +17,6 @@ from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria
 from onnxprune.planning.allocation import Choice, Costs, allocate, uniform
 from onnxprune.planning.buckets import LinkedBuckets
-from onnxprune.planning.criteria import l2
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.limits import FLOOR, most_of, share_above_floor
 from onnxprune.planning.named import NOTHING, Asked
@@ -67,7 +66,7 @@ def observe(
 ) -> CurveSet:
     """From statistics of the dense network: the order in which units go (the criterion's) and what it costs."""
     say = progress or (lambda stage, share: None)
-    importance = inputs.importance(l2)
+    importance = criteria.scores("l2", inputs)
     given = None if options.criterion == "obs" else criteria.scores(options.criterion, inputs)
     say("statistics", 0.0)
     sites = inputs.sites

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from onnxprune.planning.limits import FLOOR
 from onnxprune.planning.memory import statistics_bytes
 from onnxprune.planning.named import Asked, asked
 from onnxprune.planning.parting import calibrated, counts, parted
-from onnxprune.planning.selection import select
+from onnxprune.planning.selection import rows_that_go, select
 from onnxprune.planning.steady import steady
 from onnxprune.trace import Groups, Mask
 
@@ -59,40 +60,58 @@ def settled(groups: Groups, options: Options) -> Options:
     return options
 
 
-Planner = Callable[[Options], Decision]
-"""Gives a plan for options that differ in their ratio only from those that it was made with."""
+class Planner:
+    """Makes plans of one graph. Costs, inputs and statistics are worked out once, when they are first asked for; scores
+    and curves once for each criterion.
 
+    `options` must be settled; those of a plan may differ from them in ratio and criterion only."""
 
-def decide(groups: Groups, options: Options, progress: Progress | None = None) -> Decision:
-    """`options` must be settled. Where no inputs can be run, weights alone decide, and a note says so. UsageError where
-    --ratio-of leaves no way to the target."""
-    decision = planner(groups, options, progress)(options)
-    if options.ratio_of and options.of != "units":
-        _check_reachable(groups, options, decision.costs or costs_of(groups, options, progress))
-    return decision
+    def __init__(self, groups: Groups, options: Options, progress: Progress | None = None) -> None:
+        self.groups, self.options, self.progress = groups, options, progress
+        self.weights = CriterionInputs(groups, options)
 
-
-@steady()
-def planner(groups: Groups, options: Options, progress: Progress | None = None) -> Planner:
-    """Everything that does not depend on the ratio, done once."""
-    costs = costs_of(groups, options, progress)
-    if not uses_inputs(options):
-        return lambda asked: Decision(by_weights(groups, asked, costs), groups, costs=costs)
-    if (need := statistics_bytes(groups)) > options.memory_limit:
-        raise UsageError(
-            f"to calibrate and refit a model of this size takes about {need / 1e9:.1f} GB; allow it with --memory "
-            f"{-(-need >> 30)}G, or give --fast, which needs little"
-        )
-    try:
-        inputs = calibrated(groups, options, progress)
-    except RuntimeFailure as error:
+    @steady()
+    def __call__(self, options: Options) -> Decision:
+        """The plan of one ratio and criterion. Where no inputs can be run, weights alone decide; a note says so."""
+        if not uses_inputs(options):
+            return self._by_weights(options)
+        if isinstance(self._informed, Informed):
+            return self._informed(options)
         merge = options.reconstruct != "none"
-        why = f"no inputs could be run ({error.message}), so weights alone decided{' and were merged' if merge else ''}"
-        return lambda asked: Decision(
-            by_weights(groups, replace(asked, criterion="l2", scope="local"), costs), groups, merge=merge,
-            notes=(why,), costs=costs,
-        )  # fmt: skip
-    return Informed(working(groups, inputs, options), options, inputs, costs, progress)
+        how = f"so weights alone decided{' and were merged' if merge else ''}"
+        why = f"no inputs could be run ({self._informed.message}), {how}"
+        found = self._by_weights(replace(options, criterion="l2", scope="local"))
+        return replace(found, merge=merge, notes=(why,))
+
+    def decide(self, options: Options) -> Decision:
+        """The same; UsageError where --ratio-of leaves no way to the target."""
+        decision = self(options)
+        if options.ratio_of and options.of != "units":
+            _check_reachable(self.groups, options, self.costs)
+        return decision
+
+    def _by_weights(self, options: Options) -> Decision:
+        return Decision(by_weights(self.groups, options, self.costs, self.weights), self.groups, costs=self.costs)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What the budget is counted in."""
+        return costs_of(self.groups, self.options, self.progress)
+
+    @cached_property
+    def _informed(self) -> Informed | RuntimeFailure:
+        """What decides by inputs; or why these cannot be run. UsageError where they take more than the memory."""
+        groups, options = self.groups, self.options
+        if (need := statistics_bytes(groups)) > options.memory_limit:
+            raise UsageError(
+                f"to calibrate and refit a model of this size takes about {need / 1e9:.1f} GB; allow it with --memory "
+                f"{-(-need >> 30)}G, or give --fast, which needs little"
+            )
+        try:
+            inputs = calibrated(groups, options, self.progress)
+        except RuntimeFailure as error:
+            return error
+        return Informed(working(groups, inputs, options), options, inputs, self.costs, self.progress)
 
 
 def costs_of(groups: Groups, options: Options, progress: Progress | None = None) -> Costs:
@@ -143,17 +162,16 @@ class Informed:
         self.criterion_inputs = CriterionInputs(groups, options, self.parts.fit, labels)
         self.asked = asked(groups, options)
         self.trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
-        self.found: dict[bool, curves.CurveSet] = {}
-        self.scores: NDArray[np.float64] | None = None
+        self.observed: dict[tuple[str, bytes], curves.CurveSet] = {}
+        self.measured: dict[tuple[str, bytes, bytes], curves.CurveSet] = {}
 
     @steady()
     def __call__(self, options: Options) -> Decision:
-        """The plan for one ratio."""
+        """The plan for one ratio and criterion."""
         curve_set: curves.CurveSet | None = None
         if options.criterion != "obs" and options.scope in ("local", "global", "pq"):
-            if self.scores is None:
-                self.scores = criteria.scores(options.criterion, self.criterion_inputs)
-            removed = spread(self.groups, self.scores, options, self.costs, self.asked)
+            scores = criteria.scores(options.criterion, self.criterion_inputs)
+            removed = spread(self.groups, scores, options, self.costs, self.asked)
         elif options.scope in ("local", "pq"):
             curve_set = self.curve_set(options)
             removed = spread(self.groups, curve_set.scores, options, self.costs, self.asked)
@@ -167,18 +185,29 @@ class Informed:
         )  # fmt: skip
 
     def curve_set(self, options: Options) -> curves.CurveSet:
-        """Curves, and for the sensitivity scope their factors; they depend on whether heads may go."""
-        if options.heads not in self.found:
-            found = curves.observe(self.groups, self.criterion_inputs, options, self.progress, self.asked)
-            if options.scope == "sensitivity":
-                curves.measure(self.groups, found, self.parts, options, self.progress, self.asked)
-            self.found[options.heads] = found
-        return self.found[options.heads]
+        """Curves, and for the sensitivity scope their factors: of the ratio they depend on the heads that go only."""
+
+        def heads(scores: NDArray[np.float64]) -> bytes:
+            return rows_that_go(self.groups, scores, options, self.asked)[0].tobytes()
+
+        name = options.criterion
+        seen = name, heads(criteria.scores("l2" if name == "obs" else name, self.criterion_inputs))
+        if seen not in self.observed:
+            self.observed[seen] = curves.observe(self.groups, self.criterion_inputs, options, self.progress, self.asked)
+        found = self.observed[seen]
+        if options.scope != "sensitivity":
+            return found
+        tried = *seen, heads(found.scores)
+        if tried not in self.measured:
+            found = replace(found, curves=[replace(curve) for curve in found.curves])
+            curves.measure(self.groups, found, self.parts, options, self.progress, self.asked)
+            self.measured[tried] = found
+        return self.measured[tried]
 
     def allocated(self, options: Options) -> tuple[Mask, curves.CurveSet]:
         """The budget spent along the curves."""
         groups, costs = self.groups, self.costs
-        wanted = budget(groups, options, costs)
+        wanted = budget(groups, options, costs, self.criterion_inputs)
         for heads in (False, True) if options.heads and options.scope == "sensitivity" else (options.heads,):
             trial = replace(options, heads=heads)  # whole heads are the dearest units: only where nothing else is left
             curve_set = self.curve_set(trial)
@@ -190,9 +219,11 @@ class Informed:
 
 
 @steady()
-def by_weights(groups: Groups, options: Options, costs: Costs | None = None) -> Mask:
-    """The plan that needs nothing but weights."""
-    scores = criteria.scores(options.criterion, CriterionInputs(groups, options))
+def by_weights(
+    groups: Groups, options: Options, costs: Costs | None = None, inputs: CriterionInputs | None = None
+) -> Mask:
+    """The plan that needs nothing but weights. inputs: of the same groups, where there are some already."""
+    scores = criteria.scores(options.criterion, inputs or CriterionInputs(groups, options))
     return spread(groups, scores, options, costs or costs_of(groups, options), asked(groups, options))
 
 
@@ -210,15 +241,15 @@ def spread(groups: Groups, scores: NDArray[np.float64], options: Options, costs:
                      lambda removed: _cost(groups, costs, removed), budget(groups, options, costs))  # fmt: skip
 
 
-def budget(groups: Groups, options: Options, costs: Costs) -> float:
+def budget(groups: Groups, options: Options, costs: Costs, inputs: CriterionInputs | None = None) -> float:
     """The cost to come down to: a share of the model's, or what removing the ratio of every group would leave: of the
     units in heads, or of whole heads where there is nothing else."""
     if options.of != "units":
         return (1 - options.ratio) * costs.whole
     uniform = replace(options, criterion="l2", scope="local", heads=False)
-    removed = by_weights(groups, uniform, costs)
+    removed = by_weights(groups, uniform, costs, inputs)
     if options.heads and not removed.any():
-        removed = by_weights(groups, replace(uniform, heads=True), costs)
+        removed = by_weights(groups, replace(uniform, heads=True), costs, inputs)
     return _cost(groups, costs, removed)
 
 

@@ -25,9 +25,17 @@ ROW_SLACK = 0.05
 
 
 def parts(groups: Groups, scores: Scores, options: Options, asked: Asked = NOTHING) -> tuple[Mask, list[LinkedBuckets]]:
-    """The row units (heads) that go, as a mask over classes, and the sets of linked buckets that are left to choose."""
+    """The row units (heads) that go, as a mask over classes, and the sets of linked buckets that are left to choose:
+    of the ratio these depend on the row units only."""
+    removed, spent = rows_that_go(groups, scores, options, asked)
+    return removed, linked_buckets(groups, scores, movable(groups, options) & ~removed & ~groups.grid_units, spent)
+
+
+def rows_that_go(groups: Groups, scores: Scores, options: Options, asked: Asked = NOTHING) -> tuple[Mask, Mask]:
+    """Masks over classes: the units of the rows (heads) that go whole, and those of them that count towards the share
+    that their group is to lose."""
     removed = np.zeros(len(groups.prunable), bool)
-    spent = removed.copy()  # what counts towards the share that its group is to lose
+    spent = removed.copy()
     if options.heads:
         for units, own in _heads(groups, scores, options, asked):
             trial = removed.copy()
@@ -35,7 +43,7 @@ def parts(groups: Groups, scores: Scores, options: Options, asked: Asked = NOTHI
             if not groups.faults(trial):
                 removed = trial
                 spent[list(units)] = [not own or u in asked for u in units]
-    return removed, linked_buckets(groups, scores, movable(groups, options) & ~removed & ~groups.grid_units, spent)
+    return removed, spent
 
 
 def select(

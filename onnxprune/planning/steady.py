@@ -1,7 +1,8 @@
-"""Arithmetic that gives the same bits with any number of threads, so that the same call always makes the same plan.
+"""Arithmetic that gives the same bits with any number of threads, so that the same call always makes the same file.
 
-A BLAS adds up in another order with another number of threads. While a plan is made it has one, and what can go on side
-by side does so in threads of our own, whose results are put together in order. (The kernels of ONNX Runtime share out
+A BLAS adds up in another order with another number of threads, and two of them wait for each other longer than they
+work on the matrices of most layers. While a plan is made and weights are fitted it has one, and what can go on side by
+side does so in threads of our own, whose results are put together in order. (The kernels of ONNX Runtime share out
 outputs, not sums.) Knows threads and the libraries of numpy and scipy, no model.
 """
 

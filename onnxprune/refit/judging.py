@@ -25,6 +25,7 @@ from onnxprune.planning import (
     everything,
     folds,
     parted,
+    steady,
     uses_inputs,
     with_mirrors,
     working,
@@ -77,6 +78,7 @@ class Refit:
         return Refit(work, walk.run(done))
 
 
+@steady()
 def refitted(
     weights: Groups, decision: Decision, after: Rewritten, options: Options, progress: Progress | None = None
 ) -> Refitted:

@@ -10,13 +10,20 @@ from onnxprune.report.run import Report
 from onnxprune.report.sentence import headline
 from onnxprune.report.shown import report_html, report_text
 from onnxprune.report.summary import files, frozen, infos, layer_infos, nothing, predicted
-from onnxprune.report.tables import print_comparison, print_inspection, print_report, print_sweep, print_verified
+from onnxprune.report.tables import (
+    print_comparison,
+    print_inspection,
+    print_report,
+    print_sweep,
+    print_verified,
+    sweep_line,
+)
 from onnxprune.report.weights import print_finetuning
 
 __all__ = [
     "Report",
     "check_graph_file", "check_report_file", "document", "files", "frozen", "graph_text", "headline", "infos",
     "layer_infos", "nothing", "pictured", "predicted", "print_comparison", "print_finetuning", "print_inspection",
-    "print_quality", "print_report", "print_sweep", "print_verified", "report_html", "report_text", "text", "to_json",
-    "write",
+    "print_quality", "print_report", "print_sweep", "print_verified", "report_html", "report_text", "sweep_line",
+    "text", "to_json", "write",
 ]  # fmt: skip

@@ -146,6 +146,21 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
     console.print(shown)
 
 
+def sweep_line(about: Any, dense: SweepPoint, point: SweepPoint) -> str:
+    """One point of a sweep in a line: what it keeps of the original, and what it is worth. about: has the `metric`, its
+    name, and its `unit`."""
+    metric, unit = about.metric, about.unit
+    if point is dense:
+        worth = "" if dense.metric is None else f", {metric} {written(dense.metric, unit)}"
+        return f"{dense.macs:,} MACs, {dense.parameters:,} parameters{worth}"
+    name = f"{point.criterion} at {point.ratio:g}"
+    if point.error is not None or point.metric is None or dense.metric is None:
+        return f"{name}: failed: {point.error}"
+    macs, parameters = percent(point.macs or 0, dense.macs or 0), percent(point.parameters or 0, dense.parameters or 0)
+    good = f"{metric} {written(point.metric, unit)} ({changed(point.metric - dense.metric, unit)})"
+    return f"{name}: {macs} of the MACs, {parameters} of the parameters, {good}, {point.seconds:.1f} s"
+
+
 def _point(point: SweepPoint, sweep: Sweep, timed: bool) -> Iterator[str]:
     """What a point keeps of the original, its latency where that is measured, the metric, and where it is best."""
     dense = sweep.dense

@@ -44,6 +44,7 @@ def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
     ort, wanted = onnx_runtime(), usable(providers)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy works between the runs
     proto, held = shared(model)
     options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
     session = _made(proto.SerializeToString(), options, wanted)

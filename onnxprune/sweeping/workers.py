@@ -12,19 +12,30 @@ from typing import Any, Literal, TypeVar
 from onnxprune.errors import RuntimeFailure, UsageError
 
 Backend = Literal["loky", "dask", "ray"]
+EACH = 4
+"""Points that a process makes at least, where nobody says how many processes there are: it starts, and makes inputs and
+statistics of its own."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def processes(count: int) -> int:
+    """How many are worth it for so many items."""
+    import joblib
+
+    return max(1, min(int(joblib.cpu_count()), count // EACH))
 
 
 @contextmanager
 def workers(
     function: Callable[[Item], Result], backend: Backend, address: str | None, count: int | None
 ) -> Iterator[Callable[[Sequence[Item]], Iterator[Result]]]:
-    """What runs `function` on items and yields the results as they come. count: of processes; None: as many as there
-    are cores, or all of the cluster at `address`.
+    """What runs `function` on items and yields the results as they come. count: of processes (one: this one); None: all
+    of the cluster at `address`, or as many as there are cores.
 
     UsageError where the cluster's package is not installed, RuntimeFailure where no cluster answers."""
     import joblib
+    from joblib.externals import loky
 
     cluster: dict[str, Any] = {}
     if backend == "dask":
@@ -42,6 +53,8 @@ def workers(
 
     try:
         yield parallel
+        if backend == "loky" and count != 1:
+            loky.get_reusable_executor(reuse=True).shutdown()  # idle processes would keep what they hold for minutes
     finally:
         if "client" in cluster:
             cluster["client"].close()

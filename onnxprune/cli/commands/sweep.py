@@ -9,12 +9,16 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnxprune.cli import arguments, flags, logs
 from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.files import check_distinct, check_outputs
 from onnxprune.options import Options
+
+if TYPE_CHECKING:
+    pass
 
 RATIOS = (0.2, 0.4, 0.6)
 COMMON = (
@@ -63,7 +67,7 @@ def parser() -> arguments.Parser:
     flags.timing_flags(quality)
     where = made.add_argument_group("where it runs")
     where.add_argument(
-        "--jobs", type=arguments.count, default=None, metavar="N", help="processes (default: as many as cores)"
+        "--jobs", type=arguments.count, default=None, metavar="N", help="processes (default: one for every 4 points)"
     )
     where.add_argument(
         "--backend",
@@ -78,7 +82,7 @@ def parser() -> arguments.Parser:
         help="of the cluster, such as tcp://host:8786 (default: one is started here)",
     )
     out = made.add_argument_group("output")
-    out.add_argument("--save-models", action="store_true", default=False, help="keep every pruned model")
+    out.add_argument("--save-models", action="store_true", default=False, help="keep every pruned model and its plan")
     flags.report_flag(out)
     logs.flags(out)
     return made

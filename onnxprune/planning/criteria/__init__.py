@@ -101,7 +101,13 @@ def needs_inputs(name: str) -> bool:
 
 
 def scores(name: str, inputs: CriterionInputs) -> NDArray[np.float64]:
-    """[classes]: the importance of every unit, by the criterion of that name."""
+    """[classes]: the importance of every unit, by the criterion of that name; worked out once for the same inputs."""
+    if name not in inputs.scored:
+        inputs.scored[name] = _scored(name, inputs)
+    return inputs.scored[name]
+
+
+def _scored(name: str, inputs: CriterionInputs) -> NDArray[np.float64]:
     check(name)
     if name in WEIGHTS:
         return inputs.importance(WEIGHTS[name])

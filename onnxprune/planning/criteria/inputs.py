@@ -23,7 +23,8 @@ Saliency = Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
 
 
 class CriterionInputs:
-    """`feeds`: batches of inputs (none where only weights may be looked at); `labels`: of their samples, if known."""
+    """`feeds`: batches of inputs (none where only weights may be looked at); `labels`: of their samples, if known.
+    scored: [classes], what criteria said of them, by name."""
 
     def __init__(
         self, groups: Groups, options: Options, feeds: Sequence[Mapping[str, NDArray[Any]]] = (),
@@ -31,6 +32,7 @@ class CriterionInputs:
     ) -> None:  # fmt: skip
         self.groups, self.options, self.feeds, self.labels = groups, options, feeds, labels
         self.count = len(groups.prunable)
+        self.scored: dict[str, Array] = {}
 
     def importance(self, saliency: Saliency) -> Array:
         """[classes]: per-weight saliencies summed over a unit's slices (see `profile.importance`)."""
