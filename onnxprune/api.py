@@ -39,19 +39,7 @@ from onnxprune.planning import (
 )
 from onnxprune.progress import inside
 from onnxprune.refit import folded, merged, refitted, replayed
-from onnxprune.report import (
-    Report,
-    files,
-    frozen,
-    infos,
-    layer_infos,
-    notes,
-    nothing,
-    pictured,
-    predicted,
-    report_html,
-    report_text,
-)
+from onnxprune.report import Report, drawn, frozen, infos, layer_infos, notes, nothing, predicted, shown
 from onnxprune.results import Compared, Inspection, Proof, Verified
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.stages import Clock, analysed, check, checked, proven, ran
@@ -78,7 +66,7 @@ class Result:
 
     def summary(self) -> str:
         """What the command line prints: before and after, what was removed, what stayed and why, the proof."""
-        return report_text(self.report)
+        return shown.report_text(self.report)
 
     def __repr__(self) -> str:
         before, after = self.report.before, self.report.after
@@ -88,7 +76,7 @@ class Result:
         )
 
     def _repr_html_(self) -> str:
-        return report_html(self.report)
+        return shown.report_html(self.report)
 
 
 @blame_model
@@ -204,8 +192,7 @@ def _carried_out(
         (*notes.of(groups), *in_spite_of_fast(options), *decision.notes), None, dict(clock.seconds), story,
         curves.curve_infos(groups, decision.curve_set, kept) if decision.curve_set else (),
         predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
-        tuned, warnings=doubts, layers=pictured(groups, kept), files=files(groups),
-    )  # fmt: skip
+        tuned, warnings=doubts, **drawn(groups, kept))  # fmt: skip
     return Result(after.model, (plan or plan_of(groups, kept, options)).refitted(story, tuned), report)
 
 
