@@ -34,7 +34,8 @@ LONG = "/backbone/encoder/layers.11/TransformerEncoderLayer/self_attention/query
 QUALITY = {
     "metric": "top-1", "before": 0.9465, "after": 0.9275, "drop": 0.019, "interval": (0.0105, 0.028), "samples": 2000,
     "fidelity": {"agreement": 0.964, "cosine": 0.9412, "snr": 9.0}, "data": "/" + "data/" * 40 + "fashion_test.npz",
-    "providers": ("CPUExecutionProvider",), "failed": (),
+    "providers": ("CPUExecutionProvider",), "failed": (), "unit": "share", "higher_is_better": True, "warnings": (),
+    "fidelity_intervals": {}, "gates": {"max_drop": 0.01, "min_agreement": None, "min_cosine": None, "gate": "interval"},
 }  # fmt: skip
 LAYERS = (
     PicturedLayer("image", "input"),
@@ -52,7 +53,8 @@ POINTS = tuple(
 SWEEP = Sweep(
     "top-1", QUALITY["data"], DENSE, (*POINTS, SweepPoint("l1-0.5", "l1", 0.5, error=f"no unit may go at {LONG}")),
     {"macs": ("obs-0.3", "obs-0.2"), "parameters": ("obs-0.3",), "latency": ("l2-0.1",)}, Options(),
-    f"onnxprune sweep {LONG}.onnx folder --report sweep.html", {"model": f"{LONG}.onnx"},
+    unit="share", warnings=(f"{LONG} is doubtful",),
+    command=f"onnxprune sweep {LONG}.onnx folder --report sweep.html", files={"model": f"{LONG}.onnx"},
 )  # fmt: skip
 FULL = replace(
     REPORT, layers=LAYERS, validation={**QUALITY, "failed": (f"top-1 drops by 0.0190 {LONG}",)}, notes=(f"{LONG} looks odd",),
@@ -63,9 +65,10 @@ FULL = replace(
     latency={"measured": {"before": {"median": 0.0345}, "after": {"median": 0.0279}, "speedup": 1.24, "threads": 0}},
 )  # fmt: skip
 PAGES = {
-    "report": REPORT, "everything, with long names": FULL, "sweep": SWEEP, "a metric of its own": replace(SWEEP, metric="mine"),
+    "report": REPORT, "everything, with long names": FULL, "sweep": SWEEP, "a metric of its own": replace(SWEEP, metric="mine", unit="", higher_is_better=False),
     "one point": replace(SWEEP, points=(replace(POINTS[0], metric=DENSE.metric),), fronts={"macs": (POINTS[0].name,), "parameters": ()}),
     "a sweep that failed": replace(SWEEP, points=SWEEP.points[-1:], fronts={"macs": (), "parameters": ()}),
+    "a loss": replace(REPORT, validation={**QUALITY, "metric": "loss", "unit": "nats", "higher_is_better": False, "warnings": (LONG,)}),
     "comparison": Compared(REPORT.before, REPORT.after, QUALITY),
 }  # fmt: skip
 

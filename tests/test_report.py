@@ -99,7 +99,7 @@ ENDS = (
     SweepPoint("l2-0.2", "l2", 0.2, 0.9, 700, 12000, 2800), SweepPoint("l2-0.9", "l2", 0.9, error="no unit may go"),
 )  # fmt: skip
 SWEEP = Sweep("top-1", "data.npz", DENSE, ENDS, {"macs": ("obs-0.6", "obs-0.2"), "parameters": ("obs-0.6",)}, Options(),
-              files={"model": "net.onnx"})  # fmt: skip
+              unit="share", files={"model": "net.onnx"})  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,11 @@ SWEEP = Sweep("top-1", "data.npz", DENSE, ENDS, {"macs": ("obs-0.6", "obs-0.2"),
         (replace(NAMED, files={}), f"The model{CUT[8:]}; its top-1 is 90.00 %"),
         (replace(NAMED, proof=replace(NAMED.proof, batches=(1,))), "; the cut is proven."),
         (replace(NAMED, proof=replace(NAMED.proof, sizes=("N=1", "N=2", "N=3"))), "; the cut is proven at 3 sizes of its inputs."),
-        (replace(NAMED, validation={**QUALITY, "metric": "score.py:bleu", "before": 31.25, "after": 30.5}), "its score.py:bleu is 30.5 where it was 31.25 on"),
-        (replace(NAMED, validation={**QUALITY, "metric": "cosine", "after": 0.98765}), "its cosine with the original is 0.9877 on"),
-        (replace(NAMED, validation={**QUALITY, "metric": "snr", "after": 17.04}), "its answers are 17.0 dB from those of the original"),
+        (replace(NAMED, validation={**QUALITY, "metric": "score.py:bleu", "unit": "", "before": 31.25, "after": 30.5}), "its score.py:bleu is 30.5 where it was 31.25 on"),
+        (replace(NAMED, validation={**QUALITY, "metric": "loss", "unit": "nats", "higher_is_better": False}), "its loss is 0.9 nats where it was 0.92 nats (less is better) on"),
+        (replace(NAMED, validation={**QUALITY, "warnings": ("labels are off by one",)}), "on 2,000 samples, which are doubtful;"),
+        (replace(NAMED, validation={**QUALITY, "metric": "cosine", "unit": "", "after": 0.99}), "its cosine with the original is 0.99 on"),
+        (replace(NAMED, validation={**QUALITY, "metric": "snr", "unit": "dB", "after": 17.0}), "its answers are 17.0 dB from those of the original"),
         (replace(NAMED, validation={**QUALITY, "failed": ("top-1 drops by 0.0200",)}), ". A gate failed: top-1 drops by 0.0200."),
         (replace(NAMED, latency=FASTER), "; it runs 1.25 times faster;"),
         (replace(NAMED, latency={"measured": {**FASTER["measured"], "speedup": 0.8}}), "; it runs 1.25 times slower;"),

@@ -26,6 +26,13 @@ Operand = tuple[str, tuple[int, int]]
 Shape = tuple[int, ...]
 
 
+def drawn(groups: Groups, kept: Mask) -> dict[str, Any]:
+    """The fields of a report that say what was pruned: `layers`, and in `files` the name of the model, where it has
+    one."""
+    path = groups.trace.model.path
+    return {"layers": pictured(groups, kept), "files": {} if path is None else {"model": str(path)}}
+
+
 def pictured(groups: Groups, kept: Mask) -> tuple[PicturedLayer, ...]:
     """Every operator that multiplies or has a matrix, and those at which branches meet, in the order of the graph, with
     what is left where only `kept` [ids] stay. Inputs that are no floats (tokens, masks, positions), and what is made of

@@ -52,13 +52,15 @@ def value(number: float, unit: str) -> str:
 
 
 def _quality(quality: Mapping[str, Any]) -> str:
-    name, samples = str(quality["metric"]), f"on {quality['samples']:,} samples"
+    name, doubtful = str(quality["metric"]), ", which are doubtful" if quality["warnings"] else ""
+    samples = f"on {quality['samples']:,} samples{doubtful}"
     if name == "snr":
         return f"its answers are {quality['after']:.1f} dB from those of the original {samples}"
     after, before = (value(quality[key], quality["unit"]) for key in ("after", "before"))
     if name in ("agreement", "cosine"):  # which the original has with itself
         return f"its {name} with the original is {after} {samples}"
-    return f"its {name} is {after} where it was {before} {samples}"
+    less = "" if quality["higher_is_better"] else " (less is better)"
+    return f"its {name} is {after} where it was {before}{less} {samples}"
 
 
 def _proof(proof: Proof) -> str:

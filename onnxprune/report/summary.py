@@ -110,12 +110,6 @@ def frozen(groups: Groups) -> tuple[FrozenInfo, ...]:
     return tuple(out.values())
 
 
-def files(groups: Groups) -> dict[str, str]:
-    """The name of the model's file, where it is one: what a report made in Python says of where it comes from."""
-    path = groups.trace.model.path
-    return {} if path is None else {"model": str(path)}
-
-
 def nothing(groups: Groups, options: Options) -> str:
     """Why no unit goes, and what would change that: one line."""
     if not groups.blocks:

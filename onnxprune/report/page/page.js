@@ -72,10 +72,10 @@ const origin = () => [
 
 /** Quality, and how near the answers are, on cards. */
 function measured(quality, was) {
-  const { metric, unit, before, after, samples, fidelity, interval, drop } = quality, write = written(unit);
-  const worse = quality.higher_is_better ? -100 : 100, points = d3.format("+.2f");
-  const ends = interval && d3.sort(interval.map((x) => worse * x)).map(points);
-  const change = unit === "share" ? `${points(worse * drop)}\u00a0points${ends ? ` (${ends.join("\u00a0to\u00a0")})` : ""}` : `${whole(samples)} samples`;
+  const { metric, unit, before, after, fidelity, interval, drop } = quality, write = written(unit);
+  const worse = (quality.higher_is_better ? -1 : 1) * (unit === "share" ? 100 : 1), points = d3.format(unit === "share" ? "+.2f" : "+.3~g");
+  const ends = interval && d3.sort(interval.map((x) => worse * x)).map(points), word = unit === "share" ? "points" : unit;
+  const change = `${points(worse * drop)}${word && `\u00a0${word}`}${ends ? ` (${ends.join("\u00a0to\u00a0")})` : ""}`;
   return [metric === "snr" ? null : figure(metric, write(after), `${was} ${write(before)}, ${change}${LESS(quality)}`),
     figure("fidelity", `${fidelity.snr.toFixed(1)} dB`, `agreement ${d3.format(".2%")(fidelity.agreement)}, cosine ${d3.format(".4f")(fidelity.cosine)}`)];
 }
@@ -107,7 +107,7 @@ function showReport() {
   cards(costs(data), validation ? measured(validation, "was") : [], latency(data.latency?.measured ?? data.latency?.predicted));
   page.append(facts([
     ...(validation?.failed ?? []).map((gate) => ["Gate failed", el("span", { class: "alarm" }, gate)]),
-    ...[...data.warnings, ...(validation?.warnings ?? [])].map((warning) => ["Warning", warning]),
+    ...[...data.warnings, ...(validation?.warnings ?? [])].map((warning) => ["Warning", el("span", { class: "alarm" }, warning)]),
     ["Gates", validation?.gates && !validation.failed.length && held(validation.gates)],
     ...origin(),
     ["Measured on", validation && `${whole(validation.samples)} samples of ${validation.data}`],
@@ -140,13 +140,13 @@ function showReport() {
 function showSweep() {
   const done = data.points.filter((point) => point.error == null), write = written(data.unit);
   const failed = data.points.length - done.length, percent = data.unit === "share";
-  const metric = { write, percent, label: `${data.metric}${percent ? " (%)" : data.unit ? ` (${data.unit})` : ""}${LESS(data)}` };
+  const metric = { write, percent, label: `${data.metric} (${percent ? "%" : data.unit || "in its own unit"}${LESS(data)})` };
   const on = (point) => Object.keys(data.fronts).filter((cost) => data.fronts[cost].includes(point.name)).join(", ");
   cards(figure("points", whole(done.length), failed ? `${whole(failed)} more failed` : "none failed"),
     figure(`${data.metric}, dense`, write(data.dense.metric), `on ${data.data}`),
     figure("parameters, dense", amount(data.dense.parameters), bytes(data.dense.bytes)),
     figure("MACs, dense", amount(data.dense.macs), "of one sample"));
-  page.append(facts([...data.warnings.map((warning) => ["Warning", warning]), ...origin(), ["Measured on", data.data]]));
+  page.append(facts([...data.warnings.map((warning) => ["Warning", el("span", { class: "alarm" }, warning)]), ...origin(), ["Measured on", data.data]]));
   if (done.length) section("Pareto fronts", "Filled: no other point is both cheaper and better. The numbers are ratios.",
     el("div", { class: "charts" }, ...Object.entries(data.fronts).map(([cost, names]) => front(done, names, cost, data.dense, metric))));
   const kept = (cost) => (point) => (point.error == null ? point[cost] / data.dense[cost] : null);
@@ -160,7 +160,8 @@ function showSweep() {
 
 function showComparison() {
   cards(costs(data), measured(data.quality, "A has"), latency(data.latency?.measured ?? data.latency));
-  page.append(facts([...origin(), ["Measured on", `${whole(data.quality.samples)} samples of ${data.quality.data}`]]));
+  page.append(facts([...data.quality.failed.map((gate) => ["Gate failed", el("span", { class: "alarm" }, gate)]),
+    ...data.quality.warnings.map((warning) => ["Warning", el("span", { class: "alarm" }, warning)]), ...origin(), ["Measured on", `${whole(data.quality.samples)} samples of ${data.quality.data}`]]));
 }
 
 const KINDS = { report: ["Pruned by onnxprune", showReport], sweep: ["Pruned in many ways by onnxprune", showSweep],
