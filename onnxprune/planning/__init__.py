@@ -16,6 +16,7 @@ from onnxprune.planning.decision import (
     uses_inputs,
     working,
 )
+from onnxprune.planning.limits import movable
 from onnxprune.planning.named import asked
 from onnxprune.planning.names import plan_of, removed_by
 from onnxprune.planning.parting import FEW, Parts, calibrated, everything, folds, parted, with_mirrors
@@ -25,6 +26,6 @@ from onnxprune.planning.sensitivity import OutputError
 
 __all__ = [
     "FEW", "Costs", "Decision", "OutputError", "Parts", "Plan", "Removal", "asked", "by_weights", "calibrated",
-    "decide", "everything", "folds", "in_spite_of_fast", "parted", "plan_of", "planner", "read_plan", "removed_by",
-    "select", "settled", "uses_inputs", "with_mirrors", "working",
+    "decide", "everything", "folds", "in_spite_of_fast", "movable", "parted", "plan_of", "planner", "read_plan",
+    "removed_by", "select", "settled", "uses_inputs", "with_mirrors", "working",
 ]  # fmt: skip
