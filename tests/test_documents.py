@@ -89,13 +89,18 @@ def test_every_command_does_its_job(
 
 
 @pytest.mark.slow
-def test_the_python_of_readme_runs(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = re.findall(r"^```python\n(.*?)^```", said(ROOT / "README.md"), re.DOTALL | re.MULTILINE)
+@pytest.mark.parametrize(
+    ("path", "leaves"),
+    [(ROOT / "README.md", {"pruned.onnx", "report.html", "plan.json"}), (ROOT / "onnxprune/guide/integrations.md", {"pruned.onnx", "small.onnx"})],
+    ids=lambda x: x.stem if isinstance(x, Path) else "",
+)  # fmt: skip
+def test_the_python_runs(path: Path, leaves: set[str], workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", said(path), re.DOTALL | re.MULTILINE)
     folder = tmp_path / "work"
     shutil.copytree(workspace, folder)
     monkeypatch.chdir(folder)
-    exec(compile(block, "README.md", "exec"), {})
-    assert {"pruned.onnx", "report.html", "plan.json"} <= {p.name for p in folder.iterdir()}
+    exec(compile(block, path.name, "exec"), {})
+    assert leaves <= {p.name for p in folder.iterdir()}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.stem)

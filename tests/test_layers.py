@@ -19,7 +19,11 @@ HEAVY = {"onnx", "onnxruntime", "numpy"}
 
 # A package or a module of the top, from the street down: what it imports of the package, and which libraries never.
 HOUSE = [
-    ("cli", "api errors files frameworks guard measure model options planning progress report sweeping tuning unread validation", HEAVY),
+    ("cli", "api errors files frameworks guard integrations measure model options planning progress report sweeping tuning unread validation", HEAVY),
+    (
+        "integrations", "api data errors exclusion files model options planning results rewrite shapes stages trace unread validation",
+        {"onnxruntime"},
+    ),
     ("sweeping", "blame errors files measure model options planning progress pruner report results stages", HEAVY),
     ("frameworks", "api errors files model planning rewrite trace", {"onnx", "onnxruntime"}),
     (

@@ -91,17 +91,38 @@ def _read(data: Any, specs: Sequence[Input], limit: int, seed: int, decode: Deco
     many samples, since it may have no end."""
     if isinstance(data, (str, os.PathLike)):
         if script := _script(data):
-            return Source(_stream(_call(*script), specs, limit, str(data)), str(data))
+            return Source(_held(_call(*script), specs, limit, str(data)), str(data))
         return _path(Path(data), specs, limit, seed, decode)
-    if callable(getattr(data, "get_next", None)):
-        return Source(_stream(iter(data.get_next, None), specs, limit, "calib"), type(data).__name__)
-    if callable(data) and not isinstance(data, Iterable):
-        return Source(_stream(data(), specs, limit, "calib"), getattr(data, "__name__", "calib"))
-    if isinstance(data, Mapping):
-        data = [data]
-    if not isinstance(data, Iterable):
-        raise UsageError(f"calib takes a path, a reader with get_next() or feeds, not a {type(data).__name__}")
-    return Source(_stream(data, specs, limit, "calib"), "calib")
+    name = "calib"
+    if _is_reader(data):
+        name = type(data).__name__
+    elif callable(data) and not isinstance(data, Iterable):
+        name, data = getattr(data, "__name__", name), data()
+    return Source(_held(data, specs, limit, "calib"), name)
+
+
+def _is_reader(data: Any) -> bool:
+    """Whether it is a CalibrationDataReader of ONNX Runtime, which takes for one whatever has a `get_next`."""
+    return not isinstance(data, type) and callable(getattr(data, "get_next", None))
+
+
+def _held(data: Any, specs: Sequence[Input], limit: int, name: str) -> list[Feed]:
+    """The feeds of what is in memory: a reader, one feed, or any stream of them. A reader that can be rewound is read
+    from its beginning and left there, as others read it too: a quantiser, or the next call."""
+    if not _is_reader(data):
+        if not isinstance(data, Mapping | Iterable):
+            raise UsageError(f"{name}: feeds (dicts of arrays) or a reader with get_next() are wanted, not a "
+                             f"{type(data).__name__}; or give {FORMS}")  # fmt: skip
+        return _stream([data] if isinstance(data, Mapping) else data, specs, limit, name)
+    rewind = getattr(data, "rewind", lambda: None)
+
+    def feeds() -> Iterator[Any]:
+        rewind()
+        yield from iter(data.get_next, None)
+
+    found = _stream(feeds(), specs, limit, name)
+    rewind()
+    return found
 
 
 def _stream(feeds: Iterable[Any], specs: Sequence[Input], limit: int, name: str) -> list[Feed]:
@@ -121,7 +142,7 @@ def _stream(feeds: Iterable[Any], specs: Sequence[Input], limit: int, name: str)
     except Exception as error:  # whatever the user's code raises
         raise UsageError(f"{name}: {type(error).__name__}: {error}") from error
     if not found:
-        raise UsageError(f"{name}: gave no feeds")
+        raise UsageError(f"{name}: gave no feeds; a reader or generator that was read to its end gives no more")
     return found
 
 
@@ -136,14 +157,9 @@ def _call(path: str, function: str) -> Any:
     """What the function of a script returns."""
     made = function_of(path, function, f"give {FORMS}")
     try:
-        feeds = made()
+        return made()
     except Exception as error:
         raise UsageError(f"{path}:{function}: {type(error).__name__}: {error}") from error
-    if isinstance(feeds, Mapping):
-        return [feeds]
-    if not isinstance(feeds, Iterable):
-        raise UsageError(f"{path}:{function} must yield feeds (dicts of arrays), not a {type(feeds).__name__}")
-    return feeds
 
 
 def _script(data: str | os.PathLike[str]) -> tuple[str, ...]:

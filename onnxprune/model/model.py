@@ -139,17 +139,19 @@ class Model:
         return gs.import_onnx(self.to_proto())
 
     def save(
-        self, path: str | os.PathLike[str], external: bool | None = None, also: Mapping[Path, str] | None = None
-    ) -> list[Path]:
-        """Write atomically; `external` puts the weights into `<name>.data`, by default where the source had such a
-        file or the model is over 2 GB. Whatever was at `path` survives a failure, also of the texts to write with it
-        (`also`). Returns the files that runs which were killed had left here, and that are gone now."""
+        self, path: str | os.PathLike[str], external: bool | None = None, also: Mapping[Path, str] | None = None,
+        data: str = "",
+    ) -> list[Path]:  # fmt: skip
+        """Write atomically; `external` puts the weights into `<name>.data` beside it, or the name that `data` gives, by
+        default where the source had such a file or the model is over 2 GB. Whatever was at `path` survives a failure,
+        also of the texts to write with it (`also`). Returns the files that runs which were killed had left here, and
+        that are gone now."""
         target = Path(path)
-        data = target.with_name(f"{target.name}.data")
+        beside = target.with_name(data or f"{target.name}.data")
         if external is None:
             external = bool(self.data_files) or self.size() > PROTOBUF_LIMIT
         texts = also or {}
-        outputs = [*texts, *([data] if external else ()), target]
+        outputs = [*texts, *([beside] if external else ()), target]
         check_outputs(outputs)
         in_place = self.path is not None and same_file(self.path, target)
         if not in_place and any(same_file(o, d) for o in outputs for d in self.data_files):
@@ -159,9 +161,9 @@ class Model:
                 with created(files.temporary[name]) as write:
                     write(text.encode())
             if external:
-                proto = self._write_data(files.temporary[data])
+                proto = self._write_data(files.temporary[beside])
                 self._write_around(proto, files.tagged.name, files.bridge)
-                self._write_around(proto, data.name, files.temporary[target])
+                self._write_around(proto, beside.name, files.temporary[target])
             else:
                 self._write_whole(files.temporary[target])
         return files.removed

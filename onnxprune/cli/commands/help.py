@@ -23,6 +23,7 @@ TOPICS = {
     "large-models": "gigabytes of weights",
     "operators": "those that have rules, and what happens beside the others",
     "pipelines": "exit codes, builds of ONNX Runtime, an action for GitHub, an image for Docker",
+    "integrations": "ONNX Runtime's quantiser, folders of Hugging Face, Olive, optimum-cli, notebooks",
     "how-it-works": "from the file to the proof",
     "figures": "what was measured, and by which command",
 }

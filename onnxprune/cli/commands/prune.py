@@ -38,7 +38,11 @@ def parser() -> arguments.Parser:
     made = arguments.parser("onnxprune", ABOUT, _epilog())
     made.common = COMMON
     flags.model_argument(made)
-    made.add_argument("OUT", type=arguments.model_to_write, help="the model to write")
+    made.add_argument(
+        "OUT",
+        type=arguments.model_to_write,
+        help="the model to write; where IN is a folder of Hugging Face, a new folder",
+    )
     flags.plan_flags(made)
     flags.stay_flags(made)
     flags.calibration_flags(made)
@@ -94,20 +98,28 @@ def _epilog() -> str:
 
 def run(argv: Sequence[str]) -> int:
     """Do what the arguments ask for; 0, or an error that bears its exit code."""
-    args = parser().parse(argv)
+    return carried_out(parser().parse(argv), argv)
+
+
+def carried_out(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """The same, of arguments that were read; `argv` is how they were typed."""
     options = flags.options(args)
     from onnxprune.planning import uses_inputs
 
     inputs = uses_inputs(options.resolved()) or bool(options.finetune)
     flags.refuse_unread(args, options, inputs=inputs, times=args.benchmark)
+    if args.IN.is_dir():
+        from onnxprune.cli.commands import folder
+
+        return folder.run(args, options, argv)
     outputs = _checked_outputs(args)
     with work(args) as stages:
         comparison = gating.comparison(args, args.IN, options)
-        result, quality = _pruned(args, options, comparison)
+        result, quality = pruned(args, options, comparison)
         check_distinct(result.model.data_files, outputs)
         failed = quality.failed if quality is not None else ()
         path = gating.path(args, failed)
-        report = _searched(_report(args, options, result, quality), argv)
+        report = _searched(report_of(args, options, result, quality), argv)
         report = replace(report, **flags.origin(args, argv, path))
         stages("write")
         leftovers = _write(args, result, report, path)
@@ -129,7 +141,7 @@ def _checked_outputs(args: argparse.Namespace) -> list[Path]:
     return outputs
 
 
-def _pruned(args: argparse.Namespace, options: Options, comparison: Comparison | None) -> tuple[Result, Quality | None]:
+def pruned(args: argparse.Namespace, options: Options, comparison: Comparison | None) -> tuple[Result, Quality | None]:
     """The result, and what it is worth. With a gate and no ratio it is the largest cut that holds the gates."""
     from onnxprune import api
     from onnxprune.planning import read_plan
@@ -147,7 +159,7 @@ def _pruned(args: argparse.Namespace, options: Options, comparison: Comparison |
     return result, comparison.measure(result.model, gates, options.seed)
 
 
-def _report(args: argparse.Namespace, options: Options, result: Result, quality: Quality | None) -> Report:
+def report_of(args: argparse.Namespace, options: Options, result: Result, quality: Quality | None) -> Report:
     """The report of the run, with what was measured besides."""
     report = result.report if quality is None else replace(result.report, validation=asdict(quality))
     if args.benchmark:
