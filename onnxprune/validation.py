@@ -178,7 +178,7 @@ def share_meant(value: Any) -> str:
         number = float(text.removesuffix("%"))
     except ValueError:
         return ""
-    if text.endswith("%") or number >= 2:
+    if text.endswith("%") or number >= 1:
         number /= 100
     return f"; did you mean {number:g}?" if 0 < number < 1 else ""
 

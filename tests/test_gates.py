@@ -159,7 +159,7 @@ ROWS: list[tuple[str, int, str]] = [
     # what is refused
     ("--max-drop 1", 2, "top-1 is a share, from 0 to 1; did you mean 0.01?"), ("--max-drop 2.5", 2, "did you mean 0.025?"),
     ("--metric s.py:hits --max-drop 5", 2, "did you mean 0.05?"),
-    ("--min-agreement 95", 2, "did you mean 0.95?"), ("--max-drop -1", 2, "is not from 0 on"), ("--gate both", 2, "invalid choice"),
+    ("--min-agreement 95", 2, "did you mean 0.95?"), ("--max-drop -1", 2, "is not from 0 on"), ("--gate both", 2, "is not point or interval"),
     ("--metric s.py:whole --max-drop 0.3 --gate interval", 2, "s.py:whole gives one number for all samples, not one for each; or use --gate point"),
     ("--metric s.py:silent --max-drop 0.3", 2, "silent.higher_is_better = True or False"), ("--metric s.py:silent", 0, "warning: d.npz: whether more"),
     ("--metric s.py:crooked --max-drop 0.3", 2, "unit is a share, which lies between 0 and 1, but it gave 93.2"),

@@ -21,7 +21,7 @@ import pytest
 from onnx import ModelProto
 
 import onnxprune
-from onnxprune.cli import flags, main
+from onnxprune.cli import arguments, flags, main
 from onnxprune.cli.commands import COMMANDS, job
 from onnxprune.cli.completion import SHELLS, script
 from onnxprune.cli.helping import Answer
@@ -70,7 +70,10 @@ def folder(tiny: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("-- -in.onnx -out.onnx", "-in.onnx -out.onnx", {}), ("-- --help out.onnx", "--help out.onnx", {}),
     ],
 )  # fmt: skip
-def test_files_are_found_wherever_they_stand(line: str, files: str, said: dict[str, object]) -> None:
+def test_files_are_found_wherever_they_stand(
+    line: str, files: str, said: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arguments, "check_inputs", lambda inputs: None)
     args = job("prune").parser().parse(line.split())
     assert f"{args.IN} {args.OUT}" == files
     found = {**vars(args), "scope": flags.options(args).scope}
@@ -86,7 +89,10 @@ def test_files_are_found_wherever_they_stand(line: str, files: str, said: dict[s
         ("compare", "a.onnx --providers cpu b.onnx", ("A", "B")),
     ],
 )
-def test_files_of_other_commands(command: str, line: str, files: tuple[str, ...]) -> None:
+def test_files_of_other_commands(
+    command: str, line: str, files: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arguments, "check_inputs", lambda inputs: None)
     args = job(command).parser().parse(line.split())
     last = [word for word in line.split() if re.search(r"\.onnx|^out$|\.json", word) and not word.startswith("-")]
     assert [str(getattr(args, name)) for name in files] == last

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -368,7 +369,7 @@ def test_statistics_have_the_same_bits_with_any_number_of_threads() -> None:
 
 
 def test_threads_are_given_back() -> None:
-    from onnxprune.planning import steady
+    steady = import_module("onnxprune.planning.steady")
 
     def counts() -> list[int]:
         return [get() for get, _ in steady._libraries()]

@@ -34,7 +34,7 @@ from onnxprune.options import Options
 
 Captured = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[1]
-STAGE = re.compile(r"[a-z-]+ \d+\.\d s|(search|points): .+ \(\d+% after \d+\.\d s\)")
+STAGE = re.compile(r"[a-z-]+ \d+\.\d s|(search|points|original): .+ \(\d+% after \d+\.\d s\)")
 KEYS = {"time", "level", "stage", "seconds", "share", "message"}
 SKIPPED = {"inputs": "none", "made_up": True, "samples": 3, "judged_on": 1, "skipped": "too few", "seconds": 0.0}
 OURS = ["load", "shapes", "trace", "group", "rehearse", "decide", "rewrite", "re-trace", "check", "equivalence"]
@@ -61,6 +61,7 @@ def folder(tiny: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logs, "DEFAULT", "info")
     monkeypatch.setattr(tuning, "finetune", trained)
+    monkeypatch.setattr(tuning, "check", lambda options: None)
     onnx.save(tiny, "tiny.onnx")
     result = onnxprune.prune(tiny, ratio=0.5, fast=True)
     result.save("small.onnx")
@@ -156,11 +157,11 @@ def test_the_file_of_flags_may_say_how(folder: Path, capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "stage", "says"),
     [
-        ("nothing.onnx out.onnx", 2, "load", "does not exist"),
+        ("nothing.onnx out.onnx", 2, None, "does not exist"),
         ("prun out.onnx", 2, None, "did you mean"),
         ("tiny.onnx out.onnx --ratio 2", 2, None, "--ratio"),
         ("tiny.onnx out.onnx --log-level loud", 2, None, "--log-level"),
-        ("tiny.onnx out.onnx --calib no.npz", 2, "calibrate", "no.npz"),
+        ("tiny.onnx out.onnx --calib no.npz", 2, "load", "no.npz"),
         ("tiny.onnx out.onnx --validate no.npz --fast", 2, "validate", "no.npz"),
         ("tiny.onnx out.onnx --fast --nodes-to-exclude *", 3, "decide", "--nodes-to-exclude"),
     ],
@@ -379,7 +380,7 @@ def test_no_bar_where_none_is_wanted(more: list[str], folder: Path) -> None:
 
 @posix
 def test_ctrl_c_ends_the_bar(folder: Path) -> None:
-    code, out, shown = on_terminal(folder, *SLOW, "--calib-samples", "512", interrupt="calibrate")
+    code, out, shown = on_terminal(folder, *SLOW[:-1], "512", interrupt="calibrate")
     assert (code, out) == (130, "")
     assert plain(shown)[-1] == "onnxprune: error: interrupted"
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")

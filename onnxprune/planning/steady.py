@@ -12,6 +12,7 @@ import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import cache
 from typing import TypeVar
 
@@ -44,9 +45,15 @@ def steady() -> Iterator[None]:
 
 
 def each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """`function` of every item, in order. Several are worked on at a time and must not depend on each other."""
+    """`function` of every item, in order. Several are worked on at a time and must not depend on each other. What is
+    going on here (see `progress.now`) goes on in each of them."""
+    contexts = copy_context()
+
+    def work(item: Item) -> Result:
+        return contexts.copy().run(function, item)
+
     with ThreadPoolExecutor(min(threads() or cores(), MOST)) as pool:
-        return list(pool.map(function, items))
+        return list(pool.map(work, items))
 
 
 @cache

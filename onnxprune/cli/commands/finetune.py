@@ -54,7 +54,9 @@ def parser() -> arguments.Parser:
     )
     flags.provider_flag(how)
     quality = made.add_argument_group("quality, of OUT beside DENSE")
-    quality.add_argument("--validate", default=None, metavar="DATA", help="as for onnxprune IN OUT")
+    quality.add_argument(
+        "--validate", default=None, metavar="DATA", help="as for onnxprune IN OUT (default: nothing is measured)"
+    )
     gating.quality_flags(quality)
     gating.keep_flag(quality)
     out = made.add_argument_group("output")
@@ -91,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
             print_quality(asdict(quality), out)
         print_finetuning(done.report, out)
     gating.fail(args, failed)
-    if not args.quiet:
+    if not args.quiet and not args.json:
         kept = done.interrupted and args.checkpoint and args.checkpoint.exists()
         more = f"; the same command goes on from {args.checkpoint}" if kept else ""
         out.print(f"written: {args.OUT}{more}", soft_wrap=True)
