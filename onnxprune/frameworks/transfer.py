@@ -26,9 +26,17 @@ Cuts = frozenset[Removal]
 """What goes from one tensor; parameter and use are left empty, so that equal cuts are equal."""
 
 
+class Sliced(dict[str, Array]):
+    """The arrays of a smaller network by name, and `plan`: what went, in these names."""
+
+    def __init__(self, arrays: Mapping[str, Array], plan: Plan) -> None:
+        super().__init__(arrays)
+        self.plan = plan
+
+
 def apply_plan(
     plan: Plan, state: Mapping[str, Array], model: Any = None, keep: Sequence[str] = (), force_plan: bool = False
-) -> dict[str, Array]:
+) -> Sliced:
     """The arrays of `state` without what `plan` removes, in the same order and types; the others as they are.
 
     The other arguments as for `renamed`. Raises UsageError where a tensor cannot be told for certain."""
@@ -58,7 +66,7 @@ def renamed(
     return replace(plan, groups=groups, fingerprint="")
 
 
-def sliced(plan: Plan, state: Mapping[str, Array], keep: Sequence[str] = (), certain: bool = False) -> dict[str, Array]:
+def sliced(plan: Plan, state: Mapping[str, Array], keep: Sequence[str] = (), certain: bool = False) -> Sliced:
     """`state` without what a plan in its own names removes; `keep` as for `renamed`. certain: every tensor was found in
     the model, so that one beside others of another length is meant to be.
 
@@ -71,7 +79,7 @@ def sliced(plan: Plan, state: Mapping[str, Array], keep: Sequence[str] = (), cer
     stay = [name for name in state if any(fnmatch.fnmatchcase(name, pattern) for pattern in keep)]
     if not certain:
         _check_modules({n: a for n, a in state.items() if n not in stay}, after)
-    return after
+    return Sliced(after, plan)
 
 
 def cut(name: str, array: Array, cuts: Cuts) -> Array:
