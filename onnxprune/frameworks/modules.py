@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +58,8 @@ def shrink(module: Any, state: Mapping[str, Any], plan: Plan | None = None, by_h
     plan: what went from `state`, in its own names (see `renamed`); what `apply_plan` and `sliced` return brings it
     along. Modules that hold projections and a number of heads get new ones, by their attributes, but those whose names
     match a glob of `by_hand`: these, and sizes that a `forward` spells out, are the caller's to adapt. Returns
-    `module`. Raises UsageError where names differ, or a layer's other sizes do not follow from its tensors and the plan; the
-    module may be half changed then."""
+    `module`. Raises UsageError where names differ, or a layer's other sizes do not follow from its tensors and the
+    plan; the module is then as it was."""
     import torch
 
     tensors = {name: torch.as_tensor(np.array(x) if isinstance(x, np.ndarray) else x) for name, x in state.items()}
@@ -70,19 +71,34 @@ def shrink(module: Any, state: Mapping[str, Any], plan: Plan | None = None, by_h
         )
     shapes = {name: tuple(t.shape) for name, t in own.items()}
     kept = _kept(state.plan if plan is None and isinstance(state, Sliced) else plan, shapes, tensors)
-    made: dict[int, Any] = {}  # parameters that layers share stay shared
-    for path, layer in module.named_modules():
-        if not any(fnmatch.fnmatchcase(path, pattern) for pattern in by_hand):
-            _resize_heads(path, layer, tensors, kept)
-    for path, layer in module.named_modules():
-        before = _shapes(layer)
-        wanted = {name: tensors[full] for name in before if (full := joined(path, name)) in tensors}
-        _shrink_tensors(layer, wanted, made)
-        after = _shapes(layer)
-        if before != after:
-            _resize(Layer(path, layer, before, after, kept))
-    module.load_state_dict(tensors)
+    with _as_it_was(module):
+        for path, layer in module.named_modules():
+            if not any(fnmatch.fnmatchcase(path, pattern) for pattern in by_hand):
+                _resize_heads(path, layer, tensors, kept)
+        made: dict[int, Any] = {}  # parameters that layers share stay shared
+        for path, layer in module.named_modules():
+            before = _shapes(layer)
+            wanted = {name: tensors[full] for name in before if (full := joined(path, name)) in tensors}
+            _shrink_tensors(layer, wanted, made)
+            after = _shapes(layer)
+            if before != after:
+                _resize(Layer(path, layer, before, after, kept))
+        module.load_state_dict(tensors)
     return module
+
+
+@contextmanager
+def _as_it_was(module: Any) -> Iterator[None]:
+    """Where something is raised inside, all layers get back what they were."""
+    held = [(m, type(m), dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in module.modules()]
+    try:
+        yield
+    except BaseException:
+        for layer, kind, attributes, parameters, buffers in held:
+            layer.__class__ = kind
+            vars(layer).clear()
+            vars(layer).update(attributes, _parameters=parameters, _buffers=buffers)
+        raise
 
 
 def joined(path: str, name: str) -> str:

@@ -86,5 +86,9 @@ def run(argv: Sequence[str]) -> int:
         print_json(document("applied", counts))
     elif not args.quiet:
         print(f"{cut:,} of {len(after):,} tensors sliced; {left:,} of {before:,} numbers left")
+        for name, found in after.heads.items():
+            for h in found:
+                (old, of), (new, size) = h.before, h.after
+                print(f"{name}, axis {h.axis}: {old:,} heads or groups of {of:,} -> {new:,} of {size:,}")
         print(f"written: {args.OUT}")
     return 0
