@@ -96,8 +96,9 @@ def _size_of_head(path: str, attributes: Mapping[str, Any], axes: Axes, counts: 
     """Of one head before: a number so large that all heads together are as long as an axis; without one, the shortest
     axis, that of values or of what is read of all heads, holds each head once."""
     most, lengths = max(counts.values()), {len(kept) for kept in axes.values()} - {*counts.values()}
-    wide = {v for n, v in _numbers(attributes) if n not in counts and any(v * most * p in lengths for p in PARTS)}
-    said = {v for n, v in _numbers(attributes) if v in wide and "head" in n} or wide
+    others = [(n, v) for n, v in _numbers(attributes) if n not in counts]
+    wide = {n: v for n, v in others if any(v * most * p in lengths for p in PARTS)}
+    said = {v for n, v in wide.items() if "head" in n} or {*wide.values()}
     if len(said) == 1:
         return said.pop()
     if said or len({*counts.values()}) > 1 or not lengths or min(lengths) % most:

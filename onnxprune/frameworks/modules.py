@@ -52,14 +52,19 @@ class Layer:
         return int(kept.reshape(groups, -1).any(1).sum())
 
 
-def shrink(module: Any, state: Mapping[str, Any], plan: Plan | None = None, by_hand: Sequence[str] = ()) -> Any:
+def shrink(
+    module: Any, state: Mapping[str, Any], plan: Plan | None = None, by_hand: Sequence[str] = (), pruned: Any = None,
+    inputs: Sequence[Any] | None = None,
+) -> Any:  # fmt: skip
     """Give the layers of the torch `module` the sizes of `state` (arrays or tensors by name) and load it, in place.
 
     plan: what went from `state`, in its own names (see `renamed`); what `apply_plan` and `sliced` return brings it
     along. Modules that hold projections and a number of heads get new ones, by their attributes, but those whose names
-    match a glob of `by_hand`: these, and sizes that a `forward` spells out, are the caller's to adapt. Returns
-    `module`. Raises UsageError where names differ, or a layer's other sizes do not follow from its tensors and the
-    plan; the module is then as it was."""
+    match a glob of `by_hand`: these, and sizes that a `forward` spells out, are the caller's to adapt. pruned: the
+    ONNX model to compare its answers with, on `inputs` (arrays or tensors in order) or made-up ones. Returns `module`.
+
+    Raises UsageError where names differ, a layer's other sizes do not follow from its tensors and the plan, or no
+    inputs can be had; CheckFailed where answers differ. The module is then as it was, values of weights apart."""
     import torch
 
     tensors = {name: torch.as_tensor(np.array(x) if isinstance(x, np.ndarray) else x) for name, x in state.items()}
@@ -84,6 +89,10 @@ def shrink(module: Any, state: Mapping[str, Any], plan: Plan | None = None, by_h
             if before != after:
                 _resize(Layer(path, layer, before, after, kept))
         module.load_state_dict(tensors)
+        if pruned is not None:
+            from onnxprune.frameworks.checking import check
+
+            check(module, pruned, inputs)
     return module
 
 
