@@ -258,17 +258,6 @@ def test_a_module_that_is_refused_is_as_it_was(tmp_path: Path) -> None:
     assert not small.network[1].fused_attn
 
 
-def test_fresh_weights_that_are_equal(tmp_path: Path) -> None:
-    network, x = made("hand-written", noise=0)
-    for name, p in network.named_parameters():
-        if name.endswith("bias"):
-            p.data.zero_()
-    model = exported(network, x, tmp_path / "model.onnx")
-    plan = onnxprune.plan(model, ratio=0.5, fast=True)
-    with pytest.raises(UsageError, match=r"hold the same numbers as others.*train a step, or add a little noise"):
-        onnxprune.apply_plan(plan, arrays(network), model)
-
-
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
 def test_groups_of_convolutions_and_norms(tmp_path: Path, ratio: float) -> None:
     torch = pytest.importorskip("torch")
