@@ -53,6 +53,10 @@ TAKEN_WHOLE = kept(32, *range(8))
         ({"num_heads": 4}, {"qkv": FUSED, "proj": HALVED}, {"num_heads": 2}),
         ({"num_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_key_value_groups": 2},
          {"q": kept(32, *range(16)), "k": kept(16, *range(8))}, {"num_heads": 2, "num_key_value_heads": 1}),
+        ({"head_dim": 8, "num_key_value_groups": 2}, {"q": HALVED, "k": kept(16, 0, 1, 2, 3)},
+         {"head_dim": 4}),
+        ({"head_dim": 8, "num_key_value_groups": 2}, {"q": TAKEN_WHOLE, "k": kept(16, *range(8))},
+         {"num_key_value_groups": 1}),
         ({"num_heads": 1, "head_dim": 8}, {"q": kept(8, 0, 1)}, {"head_dim": 2}),
         ({"num_heads": 8, "head_dim": 8}, {"q": kept(64, *range(48))}, {"num_heads": 6}),
     ],
@@ -66,6 +70,7 @@ def test_numbers_of_an_attention_by_their_values(attributes: Any, axes: Any, cha
     ("attributes", "axes", "words"),
     [
         ({"num_heads": 4, "head_dim": 8}, {"q": HALVED, "v": kept(32, 0, 1, 2, 8, 9, 10)}, "q 4, v 3; prune with scope"),
+        ({"head_dim": 8}, {"q": HALVED, "v": kept(16, 0)}, "q 4, v 1; prune with scope"),
         ({"num_heads": 5}, {"q": HALVED}, "the size of a head of 'attn'"),
         ({"num_heads": 4, "head_dim": 8}, {"q": HALVED, "k": kept(48, *range(8))}, "'k' holds 6 heads of 8"),
         ({"num_heads": 4, "head_dim": 8}, {"q": HALVED, "v": TAKEN_WHOLE}, "q 2, v 1"),

@@ -6,7 +6,7 @@ which positions stay, no torch and no ONNX.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,9 @@ class _Runs:
     left: int
 
 
-def counts_heads(attributes: Mapping[str, Any]) -> bool:
-    """Whether any attribute is a number of heads."""
-    return any(_is_count(name) for name, _ in _numbers(attributes))
+def knows_heads(attributes: Mapping[str, Any]) -> bool:
+    """Whether any attribute is a number of heads or the size of one."""
+    return any("head" in name for name, _ in _numbers(attributes))
 
 
 def resized(path: str, attributes: Mapping[str, Any], axes: Axes) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def resized(path: str, attributes: Mapping[str, Any], axes: Axes) -> dict[str, A
         return {}
     others = {name: value for name, value in _numbers(attributes) if name not in counts}
     smaller = attributes.get(FUSED) is True and any(r.left != size for r in runs)
-    return _new_counts(path, counts, runs) | _new_sizes(path, others, runs) | ({FUSED: False} if smaller else {})
+    counted = _new_counts(path, counts, runs) if counts else {}
+    return counted | _new_sizes(path, others, runs) | ({FUSED: False} if smaller else {})
 
 
 def _new_counts(path: str, counts: Mapping[str, int], runs: Sequence[_Runs]) -> dict[str, Any]:
@@ -74,9 +75,11 @@ def _new_counts(path: str, counts: Mapping[str, int], runs: Sequence[_Runs]) -> 
 def _new_sizes(path: str, numbers: Mapping[str, int], runs: Sequence[_Runs]) -> dict[str, Any]:
     """Numbers that are the size of one head or the length of an axis of heads."""
     changes: dict[str, Any] = {}
-    for name, value in numbers.items():
+    for name, value in sorted(numbers.items(), key=lambda item: item[1]):
         found = {r.name: r.left for r in runs if r.size == value}
         found = found or {r.name: r.alive * r.left for r in runs if r.count * r.size == value}
+        if "groups" in name:  # heads of queries for each of keys and values
+            found = {q.name: q.alive // k.alive for q in runs for k in runs if q.count == value * k.count and value > 1}
         if found:
             changes[name] = _one(path, name, value, found)
     return changes
@@ -95,17 +98,22 @@ def _is_count(name: str) -> bool:
 def _size_of_head(path: str, attributes: Mapping[str, Any], axes: Axes, counts: Mapping[str, int]) -> int:
     """Of one head before: a number so large that all heads together are as long as an axis; without one, the shortest
     axis, that of values or of what is read of all heads, holds each head once."""
-    most, lengths = max(counts.values()), {len(kept) for kept in axes.values()} - {*counts.values()}
+    most, lengths = max(counts.values(), default=0), {len(kept) for kept in axes.values()} - {*counts.values()}
     others = [(n, v) for n, v in _numbers(attributes) if n not in counts]
-    wide = {n: v for n, v in others if any(v * most * p in lengths for p in PARTS)}
+    wide = {n: v for n, v in others if _fits(v, most, lengths)}
     said = {v for n, v in wide.items() if "head" in n} or {*wide.values()}
     if len(said) == 1:
         return said.pop()
-    if said or len({*counts.values()}) > 1 or not lengths or min(lengths) % most:
+    if said or len({*counts.values()}) > 1 or not lengths or not most or min(lengths) % most:
         raise UsageError(
             f"the size of a head of '{path}' before does not follow from its attributes; adapt that module (by_hand)"
         )
     return min(lengths) // most
+
+
+def _fits(size: int, most: int, lengths: Collection[int]) -> bool:
+    """Whether a head may be so large: `most` heads of it are as long as an axis, or where nobody counts heads, some."""
+    return any(n % size == 0 if not most else n in [size * most * p for p in PARTS] for n in lengths)
 
 
 def _runs(name: str, kept: Mask, size: int) -> _Runs | None:
@@ -129,6 +137,7 @@ def _one(path: str, name: str, value: int, found: Mapping[str, int]) -> int:
         told = ", ".join(f"{n} {v}" for n, v in found.items())
         raise UsageError(
             f"'{name}' of '{path}' is one number, {value}, but these layers would need different ones: {told}; prune "
-            "with --scope local, which takes as much of all of them, or adapt that module (by_hand)"
+            "with --scope local, which takes as much of all that may go, exclude what lost more (--nodes-to-exclude), "
+            "or adapt that module (by_hand)"
         )
     return next(iter(found.values()))

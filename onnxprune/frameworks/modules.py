@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import UsageError
-from onnxprune.frameworks.heads import counts_heads, resized
+from onnxprune.frameworks.heads import knows_heads, resized
 from onnxprune.frameworks.transfer import Sliced
 from onnxprune.planning import Plan
 from onnxprune.trace import Mask
@@ -158,7 +158,7 @@ def _is_torchs(layer: Any) -> bool:
 
 def _resize_heads(path: str, layer: Any, tensors: Mapping[str, Any], kept: Kept) -> None:
     """The numbers of a module that counts heads and holds projections that get smaller."""
-    if _is_torchs(layer) or not counts_heads(vars(layer)):
+    if _is_torchs(layer) or not knows_heads(vars(layer)):
         return
     smaller = [
         (full, axis)
@@ -216,7 +216,7 @@ def _resize_other(layer: Layer) -> None:
     for name, shape in layer.before.items():
         for old, new in zip(shape, layer.after[name], strict=True):
             becomes.setdefault(old, set()).add(new)
-    if not counts_heads(vars(layer.module)):
+    if not knows_heads(vars(layer.module)):
         for name, value in list(vars(layer.module).items()):
             if type(value) is int and len(found := becomes.get(value, set())) == 1:
                 setattr(layer.module, name, *found)
