@@ -251,6 +251,7 @@ def test_a_module_that_is_refused_is_as_it_was(tmp_path: Path) -> None:
     tries: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (CheckFailed, "the shrunk module cannot run", {"pruned": other, "by_hand": ["network.[13]"]}),
         (CheckFailed, "differs from the pruned model by", {"pruned": other}),
+        (UsageError, r"no module is called 'network\.9'", {"by_hand": "network.9"}),
         (UsageError, "inputs holds 2 arrays", {"pruned": other, "inputs": [x, x]}),
     ]
     for kind, words, keywords in tries:
@@ -258,7 +259,7 @@ def test_a_module_that_is_refused_is_as_it_was(tmp_path: Path) -> None:
             onnxprune.shrink(network, state, **keywords)
         assert str(network) == shown
         np.testing.assert_array_equal(network(x).detach().numpy(), expected.detach().numpy())
-    small = onnxprune.shrink(network, state, inputs=[x], pruned=onnxprune.apply(model, plan).to_proto())
+    small = onnxprune.shrink(network, state, inputs=[x], pruned=onnxprune.apply(model, plan))
     assert (small.network[1].num_heads, small.network[1].head_dim) == (2, 4)
     assert not small.network[1].fused_attn
 

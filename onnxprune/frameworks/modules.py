@@ -76,9 +76,13 @@ def shrink(
         )
     shapes = {name: tuple(t.shape) for name, t in own.items()}
     kept = _kept(state.plan if plan is None and isinstance(state, Sliced) else plan, shapes, tensors)
+    patterns, paths = [by_hand] if isinstance(by_hand, str) else by_hand, [path for path, _ in module.named_modules()]
+    unread = [pattern for pattern in patterns if not fnmatch.filter(paths, pattern)]
+    if unread:
+        raise UsageError(f"by_hand: no module is called '{unread[0]}'; names are those of named_modules()")
     with _as_it_was(module):
         for path, layer in module.named_modules():
-            if not any(fnmatch.fnmatchcase(path, pattern) for pattern in by_hand):
+            if not any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
                 _resize_heads(path, layer, tensors, kept)
         made: dict[int, Any] = {}  # parameters that layers share stay shared
         for path, layer in module.named_modules():
