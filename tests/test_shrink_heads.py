@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,9 @@ def test_apply_plan_tells_heads(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for arguments in ([*files, out, "--model", str(tmp_path / "m.onnx"), "--save-plan", own], [own, files[1], out]):
         assert main(["apply-plan", *arguments]) == 0
         assert "qw, axis 1: 4 heads or groups of 8 -> 2 of 4" in capsys.readouterr().out
+    assert main(["apply-plan", own, files[1], out, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["heads"]["ow"] == [{"axis": 0, "before": [4, 8], "after": [2, 4]}]
 
 
 @pytest.mark.parametrize("rows", [[4], [2, 4], [5, 1], [4, 0]])

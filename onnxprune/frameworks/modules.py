@@ -76,28 +76,39 @@ def shrink(
         )
     shapes = {name: tuple(t.shape) for name, t in own.items()}
     kept = _kept(state.plan if plan is None and isinstance(state, Sliced) else plan, shapes, tensors)
-    patterns, paths = [by_hand] if isinstance(by_hand, str) else by_hand, [path for path, _ in module.named_modules()]
-    unread = [pattern for pattern in patterns if not fnmatch.filter(paths, pattern)]
-    if unread:
-        raise UsageError(f"by_hand: no module is called '{unread[0]}'; names are those of named_modules()")
+    mine = _named(module, [by_hand] if isinstance(by_hand, str) else by_hand)
     with _as_it_was(module):
         for path, layer in module.named_modules():
-            if not any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
+            if path not in mine:
                 _resize_heads(path, layer, tensors, kept)
-        made: dict[int, Any] = {}  # parameters that layers share stay shared
-        for path, layer in module.named_modules():
-            before = _shapes(layer)
-            wanted = {name: tensors[full] for name in before if (full := joined(path, name)) in tensors}
-            _shrink_tensors(layer, wanted, made)
-            after = _shapes(layer)
-            if before != after:
-                _resize(Layer(path, layer, before, after, kept))
+        _resize_layers(module, tensors, kept)
         module.load_state_dict(tensors)
         if pruned is not None:
             from onnxprune.frameworks.checking import check
 
             check(module, pruned, inputs)
     return module
+
+
+def _named(module: Any, patterns: Sequence[str]) -> set[str]:
+    """The names of modules that match; UsageError where a pattern matches none."""
+    paths = [path for path, _ in module.named_modules()]
+    found = {pattern: fnmatch.filter(paths, pattern) for pattern in patterns}
+    if unread := [pattern for pattern, names in found.items() if not names]:
+        raise UsageError(f"by_hand: no module is called '{unread[0]}'; names are those of named_modules()")
+    return {name for names in found.values() for name in names}
+
+
+def _resize_layers(module: Any, tensors: Mapping[str, Any], kept: Kept) -> None:
+    """Tensors of the new shapes for every layer, and what it keeps beside them."""
+    made: dict[int, Any] = {}  # parameters that layers share stay shared
+    for path, layer in module.named_modules():
+        before = _shapes(layer)
+        wanted = {name: tensors[full] for name in before if (full := joined(path, name)) in tensors}
+        _shrink_tensors(layer, wanted, made)
+        after = _shapes(layer)
+        if before != after:
+            _resize(Layer(path, layer, before, after, kept))
 
 
 @contextmanager
