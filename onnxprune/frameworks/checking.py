@@ -45,7 +45,7 @@ def check(module: Any, pruned: Any, inputs: Sequence[Any] | None = None) -> floa
     weights = list(module.parameters())
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in weights)
     device, training = (weights[0].device if weights else "cpu"), [m for m in module.modules() if m.training]
-    module.eval()
+    module.train(False)
     try:
         with torch.no_grad():
             got = list(_tensors(module(*(torch.as_tensor(feed[s.name]).to(device) for s in specs))))
