@@ -197,11 +197,12 @@ def completed(
     model: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False,
     **keywords: Unpack[OptionKeywords],
 ) -> tuple[Model, Plan]:  # fmt: skip
-    """The graph whose names a plan bears, and the plan with everything that is coupled to what an edited one removes.
+    """The graph whose names a plan bears, and the plan with everything that is coupled to what an edited one removes,
+    and with how many heads and groups that leaves.
 
     Raises UsageError where it is not a plan of `model`."""
     groups = analysed(Model.load(model), _asked(options, keywords), Clock(), runs=False)
-    found = plan_of(groups, groups.kept_ids(removed_by(groups, plan, force_plan)), Options())
+    found = plan_of(groups, groups.kept_ids(removed_by(groups, plan, force_plan)), Options(), rows=True)
     return groups.trace.model, replace(plan, groups=found.groups, fingerprint=found.fingerprint)
 
 

@@ -25,7 +25,7 @@ HOUSE = [
         {"onnxruntime"},
     ),
     ("sweeping", "blame errors files measure model options planning progress pruner report results stages", HEAVY),
-    ("frameworks", "api errors files model planning rewrite trace", {"onnx", "onnxruntime"}),
+    ("frameworks", "api data errors files model planning rewrite run shapes trace", {"onnx", "onnxruntime"}),
     (
         "api", "auditing blame errors measure model options planning progress pruner refit report results rewrite stages trace unread validation",
         {"onnx", "onnxruntime"},

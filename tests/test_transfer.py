@@ -114,6 +114,22 @@ def test_a_square_weight_that_an_optimiser_transposed_under_its_name() -> None:
     same(onnxprune.apply_plan(plan, state, model), {name: value.T for name, value in expected.items()})
 
 
+def test_fresh_weights_that_are_equal_are_named() -> None:
+    """An exporter keeps equal biases once, and they lose different positions."""
+    model = graph(
+        "(float[N, 6] x) => (float[N, 5] y)",
+        "a = MatMul(x, w1) c = Add(a, b) d = Relu(c) e = MatMul(d, w2) f = Add(e, b) g = Relu(f) y = MatMul(g, w3)",
+        w1=(6, 8), w2=(8, 8), w3=(8, 5), b=np.zeros(8, np.float32),
+    )  # fmt: skip
+    plan, _ = halved(model)
+    state = {name: array(model, name) for name in ("w1", "w2", "w3")} | {n: array(model, "b") for n in ("one", "two")}
+    words = r"2 of them hold the same numbers as others \('one' and 'two'\).*train a step, or add a little noise"
+    with pytest.raises(UsageError, match=words):
+        onnxprune.apply_plan(plan, state, model)
+    kept = onnxprune.apply_plan(plan, state, model, keep=["one", "two"])
+    assert kept["w2"].shape == (4, 4)
+
+
 def norm(random: np.random.Generator, n: int) -> dict[str, NDArray[Any]]:
     """Gains of both signs, as training leaves them."""
     values = {"weight": random.choice([-1, 1], n) * random.uniform(0.5, 1.5, n), "bias": random.standard_normal(n),

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from onnxprune.frameworks.modules import shrink
-from onnxprune.frameworks.transfer import apply_plan, renamed, sliced
+from onnxprune.frameworks.transfer import Heads, Sliced, apply_plan, renamed, sliced
 
-__all__ = ["apply_plan", "renamed", "shrink", "sliced"]
+__all__ = ["Heads", "Sliced", "apply_plan", "renamed", "shrink", "sliced"]

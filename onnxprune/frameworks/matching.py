@@ -39,14 +39,31 @@ def matched(
         if kept or (name not in matching.cuts and (array.size <= 1 or not is_float(array))):
             matching.cuts[name] = frozenset()
         elif name not in matching.cuts:
-            unknown.append(f"'{name}' {list(array.shape)}{_candidates(matching.open.get(name, []))}")
+            unknown.append(name)
     if unknown:
+        told = [f"'{n}' {list(state[n].shape)}{_candidates(matching.open.get(n, []))}" for n in unknown[:3]]
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise UsageError(
-            f"not found in the model for certain: {', '.join(unknown[:3])}{more}; give the weights that were exported, "
-            "export with BatchNorm kept and without constant folding, or name with --keep what is to stay as it is"
+            f"not found in the model for certain: {', '.join(told)}{more}; {_advice(state, unknown)}, or name with "
+            "--keep what is to stay as it is"
         )
     return matching.cuts
+
+
+def _advice(state: Mapping[str, Array], unknown: Sequence[str]) -> str:
+    """What to do about tensors that are not found."""
+    alike: dict[tuple[tuple[int, ...], bytes], list[str]] = defaultdict(list)
+    for name, array in state.items():
+        alike[array.shape, array.tobytes()].append(name)
+    equal = [n for n in unknown if len(alike[state[n].shape, state[n].tobytes()]) > 1]
+    if equal:
+        one = equal[0]
+        other = next(n for n in alike[state[one].shape, state[one].tobytes()] if n != one)
+        return (
+            f"{len(equal)} of them hold the same numbers as others ('{one}' and '{other}'), as fresh weights do, and "
+            "exporters keep equal tensors once: train a step, or add a little noise to every weight, and export again"
+        )
+    return "give the weights that were exported, export with BatchNorm kept and without constant folding"
 
 
 def _candidates(uses: Sequence[Use]) -> str:

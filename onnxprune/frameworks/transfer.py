@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -26,9 +26,45 @@ Cuts = frozenset[Removal]
 """What goes from one tensor; parameter and use are left empty, so that equal cuts are equal."""
 
 
+@dataclass(frozen=True)
+class Heads:
+    """The heads of an attention, or the groups of a convolution or a norm, along an axis of a weight: how many there
+    were and are, and of how many positions each (of query, key and value together where one weight makes all)."""
+
+    axis: int
+    before: tuple[int, int]
+    after: tuple[int, int]
+
+
+class Sliced(dict[str, Array]):
+    """The arrays of a smaller network by name, and `plan`: what went, in these names."""
+
+    def __init__(self, arrays: Mapping[str, Array], plan: Plan) -> None:
+        super().__init__(arrays)
+        self.plan = plan
+
+    @property
+    def heads(self) -> dict[str, tuple[Heads, ...]]:
+        """Of each weight with an axis of heads or groups that lost some or became smaller, by name; a plan says so that
+        was read beside its model, and one that was made of it (`renamed`)."""
+        found: dict[str, tuple[Heads, ...]] = {}
+        for name, removals in by_parameter(self.plan).items():
+            along = sorted((r for r in removals if r.rows and len(r.axes) == 1), key=lambda r: r.axes)
+            if along and self[name].squeeze().ndim > 1:
+                found[name] = tuple(_heads(r) for r in along)
+        return found
+
+
+def _heads(r: Removal) -> Heads:
+    """The heads of a removal that tells of them."""
+    before, after = r.rows
+    size = prod(r.shape)
+    return Heads(r.axes[0], (before, size // before), (after, (size - len(r.remove)) // after))
+
+
 def apply_plan(
     plan: Plan, state: Mapping[str, Array], model: Any = None, keep: Sequence[str] = (), force_plan: bool = False
-) -> dict[str, Array]:
+) -> Sliced:
     """The arrays of `state` without what `plan` removes, in the same order and types; the others as they are.
 
     The other arguments as for `renamed`. Raises UsageError where a tensor cannot be told for certain."""
@@ -58,7 +94,7 @@ def renamed(
     return replace(plan, groups=groups, fingerprint="")
 
 
-def sliced(plan: Plan, state: Mapping[str, Array], keep: Sequence[str] = (), certain: bool = False) -> dict[str, Array]:
+def sliced(plan: Plan, state: Mapping[str, Array], keep: Sequence[str] = (), certain: bool = False) -> Sliced:
     """`state` without what a plan in its own names removes; `keep` as for `renamed`. certain: every tensor was found in
     the model, so that one beside others of another length is meant to be.
 
@@ -71,7 +107,7 @@ def sliced(plan: Plan, state: Mapping[str, Array], keep: Sequence[str] = (), cer
     stay = [name for name in state if any(fnmatch.fnmatchcase(name, pattern) for pattern in keep)]
     if not certain:
         _check_modules({n: a for n, a in state.items() if n not in stay}, after)
-    return after
+    return Sliced(after, plan)
 
 
 def cut(name: str, array: Array, cuts: Cuts) -> Array:

@@ -5,6 +5,9 @@ Knows groups and plans, no scores.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -49,19 +52,35 @@ def key(groups: Groups, k: int) -> tuple[Any, ...]:
     return s.parameter, axes, ids.shape, groups.use(s)
 
 
-def plan_of(groups: Groups, kept: Mask, options: Options) -> Plan:
-    """The plan that leaves the ids of `kept`."""
+def plan_of(groups: Groups, kept: Mask, options: Options, rows: bool = False) -> Plan:
+    """The plan that leaves the ids of `kept`. rows: its removals tell of heads and groups (see `Removal`)."""
+    holders = groups.holders() if rows else {}
     out: dict[str, tuple[Removal, ...]] = {}
     for component in groups.components():
         removals = []
         for k in component:
             parameter, axes, shape, use = key(groups, k)
-            gone = np.flatnonzero(~kept[groups.blocks[k][2].ravel()])
+            ids = groups.blocks[k][2].ravel()
+            gone = np.flatnonzero(~kept[ids])
             if gone.size:
-                removals.append(Removal(parameter, axes, shape, tuple(gone.tolist()), use))
+                told = _rows(groups.classes[ids].tolist(), kept[ids], holders)
+                removals.append(Removal(parameter, axes, shape, tuple(gone.tolist()), use, told))
         if removals:
             name = groups.name(component)
             out[name] = (*out.get(name, ()), *removals)
     mark = fingerprint(groups.trace.model)
     ratio_of = dict(options.ratio_of)
     return Plan(out, options.scope, options.ratio, options.criterion, mark, options.reconstruct, ratio_of)
+
+
+def _rows(units: Sequence[int], kept: Mask, holders: Mapping[int, Sequence[int]]) -> tuple[int, ...]:
+    """The finest rows of equal size that positions fall into: how many there are, and how many are left."""
+    held: dict[int, list[int]] = defaultdict(list)
+    for position, unit in enumerate(units):
+        for row in holders.get(unit, ()):
+            held[row].append(position)
+    for size in sorted({len(positions) for positions in held.values()}):
+        rows = {tuple(positions) for positions in held.values() if len(positions) == size}
+        if 1 < size < len(units) and sorted(chain.from_iterable(rows)) == list(range(len(units))):
+            return len(rows), sum(bool(kept[list(row)].any()) for row in rows)
+    return ()

@@ -25,13 +25,15 @@ class Removal:
     """Of `parameter`, along `axes` (outermost first, sizes `shape`), the positions `remove` go.
 
     Positions are flat indices into `shape`; for one axis these are the channel numbers. `use` (NODE:INPUT): for this
-    use of the parameter only, which has others besides."""
+    use of the parameter only, which has others besides. rows: into how many heads or groups of equal size all positions
+    fall, and how many of these are left; () where into none, or nobody asked."""
 
     parameter: str
     axes: tuple[int, ...]
     shape: tuple[int, ...]
     remove: tuple[int, ...]
     use: str = ""
+    rows: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Plan:
             name: [
                 {"parameter": r.parameter, "axes": list(r.axes), "shape": list(r.shape), "remove": list(r.remove)}
                 | ({"use": r.use} if r.use else {})
+                | ({"rows": list(r.rows)} if r.rows else {})
                 for r in removals
             ]
             for name, removals in self.groups.items()
@@ -118,7 +121,10 @@ def _removal(data: Any) -> Removal:
     name = _entry(data, "parameter", str)
     if not axes or len(axes) != len(shape) or max(remove, default=0) >= math.prod(shape):
         raise UsageError(f"not a plan: of '{name}', axes, shape and positions do not fit each other")
-    return Removal(name, axes, shape, remove, _entry(data, "use", str) if "use" in data else "")
+    rows = _whole_numbers(data, "rows") if "rows" in data else ()
+    if rows and (len(rows) != 2 or not 0 < rows[1] <= rows[0] or math.prod(shape) % rows[0]):
+        raise UsageError(f"not a plan: 'rows' of '{name}' are heads before and after, not {list(rows)!r:.40}")
+    return Removal(name, axes, shape, remove, _entry(data, "use", str) if "use" in data else "", rows)
 
 
 def _whole_numbers(data: Any, key: str) -> tuple[int, ...]:

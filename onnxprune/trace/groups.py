@@ -119,6 +119,14 @@ class Groups:
             todo = set(self.classes[inside].tolist()) - seen
         return out
 
+    def holders(self) -> dict[int, list[int]]:
+        """By unit, the row units (heads, groups of a convolution) that it is in, whether or not they may go."""
+        found: dict[int, list[int]] = {}
+        for row, ids in self.inside.items():
+            for unit in self._leaves(np.array(ids)):
+                found.setdefault(unit, []).append(row)
+        return found
+
     def components(self) -> Iterator[list[int]]:
         """Indices of slice blocks, a list for each group."""
         for nodes in nx.connected_components(self.graph):

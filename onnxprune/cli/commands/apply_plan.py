@@ -82,9 +82,17 @@ def run(argv: Sequence[str]) -> int:
     cut = sum(array.shape != weights.arrays[name].shape for name, array in after.items())
     before, left = (sum(a.size for a in arrays.values()) for arrays in (weights.arrays, after))
     if args.json:
-        counts = {"tensors": len(after), "sliced": cut, "numbers": {"before": before, "after": left}}
+        heads = {
+            name: [{"axis": h.axis, "before": list(h.before), "after": list(h.after)} for h in found]
+            for name, found in after.heads.items()
+        }
+        counts = {"tensors": len(after), "sliced": cut, "numbers": {"before": before, "after": left}, "heads": heads}
         print_json(document("applied", counts))
     elif not args.quiet:
         print(f"{cut:,} of {len(after):,} tensors sliced; {left:,} of {before:,} numbers left")
+        for name, found in after.heads.items():
+            for h in found:
+                (old, of), (new, size) = h.before, h.after
+                print(f"{name}, axis {h.axis}: {old:,} heads or groups of {of:,} -> {new:,} of {size:,}")
         print(f"written: {args.OUT}")
     return 0
