@@ -24,6 +24,7 @@ TOPICS = {
     "operators": "those that have rules, and what happens beside the others",
     "pipelines": "exit codes, builds of ONNX Runtime, an action for GitHub, an image for Docker",
     "integrations": "ONNX Runtime's quantiser, folders of Hugging Face, Olive, optimum-cli, notebooks",
+    "alternatives": "what other tools do, and which one to take when",
     "how-it-works": "from the file to the proof",
     "figures": "what was measured, and by which command",
 }
