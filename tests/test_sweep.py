@@ -308,6 +308,16 @@ def test_no_model_and_no_folder(tiny_path: Path, tmp_path: Path, capsys: pytest.
     assert "no point could be made" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_cluster_of_ray(tiny_path: Path, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    ways = [0.25, 0.5], ("l1", "l2"), FAST
+    there = onnxprune.sweep(tiny_path, tmp_path / "there", *ways, backend="ray")
+    here = onnxprune.sweep(tiny_path, tmp_path / "here", *ways, jobs=1)
+    assert not ray.is_initialized()
+    assert [replace(point, seconds=0.0) for point in there.points] == [replace(point, seconds=0.0) for point in here.points]
+
+
 @pytest.mark.parametrize("name", ["dask", "ray"])
 def test_a_cluster_that_is_not_installed(
     name: str, tiny_path: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]

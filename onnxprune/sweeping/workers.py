@@ -38,10 +38,11 @@ def workers(
     from joblib.externals import loky
 
     cluster: dict[str, Any] = {}
+    ended: Callable[[], Any] | None = None
     if backend == "dask":
         cluster = {"client": _client(address, count)}
     elif backend == "ray":
-        _register_ray(address)
+        ended = _register_ray(address)
 
     def parallel(items: Sequence[Item]) -> Iterator[Result]:
         jobs = count or (joblib.cpu_count() if backend == "loky" else -1)
@@ -58,6 +59,8 @@ def workers(
     finally:
         if "client" in cluster:
             cluster["client"].close()
+        if ended is not None:
+            ended()
 
 
 def _client(address: str | None, count: int | None) -> Any:
@@ -73,15 +76,18 @@ def _client(address: str | None, count: int | None) -> Any:
         raise RuntimeFailure(f"no Dask scheduler answers at {address}: {error}") from None
 
 
-def _register_ray(address: str | None) -> None:
-    """Let joblib run in the Ray cluster at `address`, or in one of this machine."""
+def _register_ray(address: str | None) -> Callable[[], Any] | None:
+    """Let joblib run in the Ray cluster at `address`, or in one of this machine. What ends that; None where this process
+    was in a cluster before."""
     try:
         import ray
         from ray.util.joblib import register_ray
     except ImportError:
         raise UsageError("--backend ray needs Ray: pip install 'onnxprune[ray]'") from None
+    before = ray.is_initialized()
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
         raise RuntimeFailure(f"no Ray cluster answers at {address}: {error}") from None
     register_ray()
+    return None if before else ray.shutdown
