@@ -77,8 +77,8 @@ def _client(address: str | None, count: int | None) -> Any:
 
 
 def _register_ray(address: str | None) -> Callable[[], Any] | None:
-    """Let joblib run in the Ray cluster at `address`, or in one of this machine. What ends that; None where this process
-    was in a cluster before."""
+    """Let joblib run in the Ray cluster at `address`, or in one here. What ends that; None where this process was in a
+    cluster before."""
     try:
         import ray
         from ray.util.joblib import register_ray
