@@ -10,7 +10,7 @@ import pytest
 from graphs import graph, inputs
 from onnx import ModelProto
 
-from onnxprune.fit import Reconstruction, SharedDense, Walk
+from onnxprune.fit import Light, Reconstruction, SharedDense, Walk
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.rewrite import rewrite
@@ -47,7 +47,7 @@ def refitted(
     """The weights after a light refit."""
     kept = groups.kept_ids(removed)
     after = rewrite(groups.trace, kept)
-    Reconstruction(groups.trace, kept, after, feeds, 1, light=4, dense=dense).run()
+    Reconstruction(groups.trace, kept, after, feeds, 1, light=Light(4), dense=dense).run()
     return {name: weight.array() for name, weight in after.model.weights.items()}
 
 
@@ -83,7 +83,7 @@ def test_depthwise_layers_stay_in_a_light_refit() -> None:
     after = rewrite(groups.trace, kept)
     before = {name: weight.array().copy() for name, weight in after.model.weights.items()}
     feeds = [inputs(CONVOLUTIONS, 16, seed) for seed in range(4)]
-    Reconstruction(groups.trace, kept, after, feeds, 1, light=4).run()
+    Reconstruction(groups.trace, kept, after, feeds, 1, light=Light(4)).run()
     changed = {name for name, value in before.items() if not np.array_equal(value, after.model.weights[name].array())}
     assert {"wc", "we"} <= changed
     assert "wd" not in changed

@@ -14,7 +14,7 @@ from onnxprune.fit.likeness import Likeness, Likenesses
 from onnxprune.fit.linear import Extent, Linear, Unsolvable
 from onnxprune.fit.moments import normalisations, re_estimated, restore
 from onnxprune.fit.products import Layer
-from onnxprune.fit.reconstruction import Reconstruction, Refits
+from onnxprune.fit.reconstruction import Light, Reconstruction, Refits
 from onnxprune.fit.sites import Site, collect, sample_size, sums_by_node, units_made, units_of
 from onnxprune.fit.tails import Tail, tail
 from onnxprune.fit.walk import Walk
@@ -22,8 +22,8 @@ from onnxprune.fit.weighing import Held, weigh
 from onnxprune.fit.weight_values import WeightValues
 
 __all__ = [
-    "Extent", "Fitted", "Flow", "Held", "Layer", "Likeness", "Likenesses", "Linear", "Problem", "Reconstruction",
-    "Refits", "SharedDense", "Site", "Solution", "Tail", "Unsolvable", "Walk", "WeightValues", "collect", "flows",
-    "layers", "normalisations", "re_estimated", "restore", "sample_size", "shared", "solve", "sums_by_node", "tail",
-    "turns", "units_made", "units_of", "weigh",
+    "Extent", "Fitted", "Flow", "Held", "Layer", "Light", "Likeness", "Likenesses", "Linear", "Problem",
+    "Reconstruction", "Refits", "SharedDense", "Site", "Solution", "Tail", "Unsolvable", "Walk", "WeightValues",
+    "collect", "flows", "layers", "normalisations", "re_estimated", "restore", "sample_size", "shared", "solve",
+    "sums_by_node", "tail", "turns", "units_made", "units_of", "weigh",
 ]  # fmt: skip

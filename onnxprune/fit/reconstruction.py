@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,10 +33,16 @@ ROUNDS = 2
 HELD = 0.2
 """Share of the rows that judge where no batch is left to do so."""
 NOTHING = "nothing that it reads or gives was cut"
-LIGHT_RIDGES = (1e-2, 1.0)
-"""Of a light refit, which fits to those rows only that do not choose."""
 MOST_HELD = 0.5
 """Share of the rows that may be held out: a model whose batch size is fixed can have all of them in one batch."""
+
+
+class Light(NamedTuple):
+    """A rougher and quicker refit, to tell plans apart: it looks at one row of so many, tries these ridges, and fits to
+    those rows only that do not choose."""
+
+    rows: int = 6
+    ridges: tuple[float, ...] = (1e-2, 1.0)
 
 
 @dataclass
@@ -86,9 +93,9 @@ class Equations:
         """What errors are relative to: squares of the centred target on the held-out rows; never zero."""
         return sum(p.energy() + 1e-30 for p in self._tests())
 
-    def solve(self, light: bool) -> list[Solution]:
+    def solve(self, light: Light | None) -> list[Solution]:
         """One solution a group; the old weights where they are exact."""
-        how = (LIGHT_RIDGES, False) if light else (RIDGES, True)
+        how = (light.ridges, False) if light else (RIDGES, True)
         found = []
         for p, test, w, b in zip(self.problems, self._tests(), self.matrix, self.bias, strict=True):
             exact = test.error(w, b) <= 1e-10 * test.energy()
@@ -97,12 +104,12 @@ class Equations:
 
 
 class Reconstruction:
-    """Both networks on the way through the same batches. The last `held` batches, if any, only choose. light: a
-    rougher and quicker refit, to tell plans apart, looks at one row of so many."""
+    """Both networks on the way through the same batches. The last `held` batches, if any, only choose. light: for
+    a rougher and quicker refit."""
 
     def __init__(
         self, trace: Trace, kept: Mask, after: Rewritten, feeds: Sequence[Mapping[str, Array]], held: int,
-        providers: Sequence[str] = ("cpu",), seed: int = 0, light: int = 0, dense: Dense | None = None,
+        providers: Sequence[str] = ("cpu",), seed: int = 0, light: Light | None = None, dense: Dense | None = None,
     ) -> None:  # fmt: skip
         self.light = light
         self.trace, self.kept, self.after, self.held, self.seed = trace, kept, after, held, seed
@@ -166,7 +173,7 @@ class Reconstruction:
 
     def _improve(self, here: Equations) -> Refit:
         """Solve, and write what was found unless the layers are exact as they are."""
-        solved, energy = here.solve(bool(self.light)), here.energy
+        solved, energy = here.solve(self.light), here.energy
         before, after = (sum(getattr(s, what) for s in solved) / energy for what in ("before", "error"))
         if before:
             self._write(here, np.stack([s.matrix for s in solved]), np.stack([s.bias for s in solved]))
@@ -233,7 +240,7 @@ class Reconstruction:
     def _gather(self, members: list[Linear], tails: list[Tail], matrix: Array) -> list[tuple[Array, ...]]:
         """Of every group (rows, wanted, offset) of all `members`, held-out batches last."""
         groups, columns, outputs = matrix.shape
-        total = sample_size(groups, columns) // (len(members) * max(self.light, 1))
+        total = sample_size(groups, columns) // (len(members) * (self.light.rows if self.light else 1))
         parts: list[list[tuple[Array, Array, Array]]] = [[] for _ in range(self.current.batches)]
         for layer, its in zip(members, tails, strict=True):
             dense = self.dense.answers(layer, its.compared, self.kept, outputs)

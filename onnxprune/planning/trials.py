@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.fit import Extent, Fitted, Linear, Reconstruction, SharedDense, Site, layers, sample_size, tail
+from onnxprune.fit import Extent, Fitted, Light, Linear, Reconstruction, SharedDense, Site, layers, sample_size, tail
 from onnxprune.model import Model, Topology, Weight
 from onnxprune.options import Options
 from onnxprune.planning import profile
@@ -29,9 +29,10 @@ from onnxprune.trace import Groups, Mask, Trace
 
 SHARES = {"low": (0.45,), "normal": (0.45,), "high": (0.25, 0.5, 0.75)}
 """Of a set, that are taken out to measure what the outputs lose, by the effort."""
-PACES = ((64, 6), (32, 12))
-"""Samples that a trial is fitted to, and as many judge it; and of how many rows of each layer one is looked at. The
-second where the model is large."""
+PACES = ((64, Light()), (32, Light(12, (0.1,))))
+"""Samples that a trial is fitted to, and as many judge it; and how it is. The second where the model is large."""
+NONE = (0, Light())
+"""No trials by refits."""
 MOST_WORK = 1.5e12
 """Multiply-adds of all trials together, half a minute or less; beyond that trials are in closed form unless the effort
 is high."""
@@ -66,19 +67,19 @@ class Trials:
         return work.model
 
 
-def _pace(trace: Trace, options: Options, count: int) -> tuple[int, int]:
-    """Samples, and of how many rows one, that each of `count` trials takes; (0, 0) where that would take too long. Half
-    of the layers lie behind a cut on average."""
+def _pace(trace: Trace, options: Options, count: int) -> tuple[int, Light]:
+    """The samples that each of `count` trials takes, 0 where that would take too long, and how. Half of the layers lie
+    behind a cut on average."""
     if options.effort != "normal":
-        return PACES[0] if options.effort == "high" else (0, 0)
+        return PACES[0] if options.effort == "high" else NONE
     found = (layer.extent(trace.shapes.of_sample) for layer in layers(trace.model, trace.rank))
     extents = [extent for extent in found if extent is not None]
 
-    def work(samples: int, light: int) -> float:
-        solving = sum(_solving(extent, sample_size(extent.groups, extent.columns) / light) for extent in extents)
+    def work(samples: int, light: Light) -> float:
+        solving = sum(_solving(extent, sample_size(extent.groups, extent.columns) / light.rows) for extent in extents)
         return count * (solving / 2 + 2.5 * samples * profile.macs(trace))
 
-    return next((pace for pace in PACES if work(*pace) <= MOST_WORK), (0, 0))
+    return next((pace for pace in PACES if work(*pace) <= MOST_WORK), NONE)
 
 
 def _solving(extent: Extent, rows: float) -> float:
