@@ -21,7 +21,7 @@ import pytest
 from onnx import ModelProto
 
 import onnxprune
-from onnxprune.cli import arguments, flags, main
+from onnxprune.cli import arguments, flags, main, running
 from onnxprune.cli.commands import COMMANDS, job
 from onnxprune.cli.completion import SHELLS, script
 from onnxprune.cli.helping import Answer
@@ -327,7 +327,7 @@ def test_zsh_completes(files: Path) -> None:
 
 def test_the_words_that_are_suggested_exist() -> None:
     assert flags.METRICS.split(", ") == [*metrics.METRICS]
-    assert flags.PROVIDERS.split(", ") == [*PROVIDERS]
+    assert running.PROVIDERS.split(", ") == [*PROVIDERS]
 
 
 @pytest.mark.parametrize("shell", SHELLS)

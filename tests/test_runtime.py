@@ -32,6 +32,8 @@ Captured = pytest.CaptureFixture[str]
 
 # Nothing is installed
 
+STAGES = re.compile(r"^[a-z-]+ \d+\.\d s\n", re.MULTILINE)
+"""What is said on the way."""
 MISSING = (
     "onnxprune: error: ONNX Runtime is not installed; run pip install 'onnxprune[gpu]' ([cpu] is smaller, [cuda] brings "
     "CUDA), or install any other build of it\n"
@@ -125,8 +127,7 @@ def odd() -> ModelProto:
 def test_what_runs_a_model_names_the_extras(command: str, without: tuple[Path, dict[str, Any]]) -> None:
     folder, found = without
     code, out, err = found[command]
-    assert (code, out, err.splitlines(keepends=True)[-1]) == (4, "", MISSING)
-    assert err.count("onnxprune: ") == 1
+    assert (code, out, STAGES.sub("", err)) == (4, "", MISSING)
     assert not (folder / "out.onnx").exists()
 
 
@@ -134,7 +135,7 @@ def test_what_runs_a_model_names_the_extras(command: str, without: tuple[Path, d
 def test_what_runs_none_does_without(command: str, without: tuple[Path, dict[str, Any]]) -> None:
     folder, found = without
     code, out, err = found[command]
-    assert (code, err.count("onnxprune: ")) == (0, 0)
+    assert (code, STAGES.sub("", err)) == (0, "")
     assert out or (folder / command.split()[-1]).exists()
 
 

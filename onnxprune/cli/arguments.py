@@ -19,7 +19,7 @@ from onnxprune.cli.helping import Answer, Formatter, shown
 from onnxprune.cli.line import Line, Said, Unknown, sort
 from onnxprune.errors import UsageError
 from onnxprune.files import check_finite, check_inputs
-from onnxprune.validation import NUMBERS, WORDS, listed, near, objection, share_meant
+from onnxprune.validation import NUMBERS, WORDS, listed, near, objection
 
 
 class Parser(argparse.ArgumentParser):
@@ -189,11 +189,8 @@ def parser(prog: str, description: str, epilog: str | None = None, *, works: boo
     return made
 
 
-def number(
-    kind: Callable[[str], float], wanted: str, fits: Callable[[float], bool], *, of_one: bool = False
-) -> Callable[[str], Any]:
-    """A type of arguments: numbers of a `kind` that `fits`; of others it says what is `wanted`. of_one: they are shares
-    of 1, which people type in per cent."""
+def number(kind: Callable[[str], float], wanted: str, fits: Callable[[float], bool]) -> Callable[[str], Any]:
+    """A type of arguments: numbers of a `kind` that `fits`; of others it says what is `wanted`."""
 
     def convert(text: str) -> float:
         try:
@@ -201,7 +198,7 @@ def number(
         except ValueError:
             value = math.nan
         if not fits(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}{share_meant(text) if of_one else ''}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
         return value
 
     return convert

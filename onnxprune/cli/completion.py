@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 
-from onnxprune.cli import flags
+from onnxprune.cli import flags, running
 from onnxprune.cli.commands import COMMANDS, job
 
 SHELLS = ("bash", "zsh", "fish")
@@ -19,7 +19,7 @@ PATHS = {"FILE", "DATA", "TOML", "IN"}
 """How flags call values that are files or folders."""
 SUGGESTED = {
     "criterion": f"obs, {flags.CRITERIA}", "criteria": f"obs, {flags.CRITERIA}", "metric": flags.METRICS,
-    "providers": flags.PROVIDERS, "round_to": "auto",
+    "providers": running.PROVIDERS, "round_to": "auto",
 }  # fmt: skip
 """Words that a flag takes beside others, by where its value goes."""
 

@@ -14,15 +14,7 @@ from typing import Any
 
 from onnxprune import unread
 from onnxprune.cli import arguments as take
-from onnxprune.cli.running import MANY as MANY
-from onnxprune.cli.running import PROVIDERS as PROVIDERS
-from onnxprune.cli.running import calibration_flags as calibration_flags
-from onnxprune.cli.running import finetune_flag as finetune_flag
-from onnxprune.cli.running import memory_flag as memory_flag
-from onnxprune.cli.running import pixel_flags as pixel_flags
-from onnxprune.cli.running import proof_flags as proof_flags
-from onnxprune.cli.running import provider_flag as provider_flag
-from onnxprune.cli.running import timing_flags as timing_flags
+from onnxprune.cli.running import MANY
 from onnxprune.errors import UsageError
 from onnxprune.options import Options
 

@@ -40,20 +40,17 @@ def quality_flags(parser: argparse._ActionsContainer) -> None:
         metavar="X",
         help="fail if the metric gets worse by more, in its own unit (of a share 0.01 is one point; default: no gate)",
     )
-    parser.add_argument(
-        "--min-agreement",
-        type=arguments.option("min_agreement"),
-        default=None,
-        metavar="X",
-        help="fail if the models agree on fewer answers (default: no gate)",
-    )
-    parser.add_argument(
-        "--min-cosine",
-        type=arguments.option("min_cosine"),
-        default=None,
-        metavar="X",
-        help="fail if the outputs' mean cosine is less (default: no gate)",
-    )
+    for name, what in (
+        ("agreement", "the models agree on fewer answers"),
+        ("cosine", "the outputs' mean cosine is less"),
+    ):
+        parser.add_argument(
+            f"--min-{name}",
+            type=arguments.option(f"min_{name}"),
+            default=None,
+            metavar="X",
+            help=f"fail if {what} (default: no gate)",
+        )
     parser.add_argument(
         "--gate",
         choices=("point", "interval"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.fit.linear import Linear, Unsolvable
+from onnxprune.fit.linear import RESHAPED, Linear, Unsolvable
 from onnxprune.fit.products import Layer
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Array
@@ -21,7 +21,6 @@ from onnxprune.trace import Mask, Trace
 
 Rows = NDArray[np.int64]
 Feeds = Sequence[Mapping[str, Array]]
-RESHAPED = "its output has another shape in the pruned graph"
 
 
 @dataclass(frozen=True)

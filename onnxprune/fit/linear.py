@@ -20,6 +20,9 @@ from onnxprune.model import Array, Model, Weight
 from onnxprune.rewrite import take
 from onnxprune.trace import Ids, Mask, Reduction, Trace
 
+RESHAPED = "its output has another shape in the pruned graph"
+"""Why a layer cannot be compared with the dense network: more than its channels changed."""
+
 
 class Unsolvable(Exception):
     """Why a layer, or a node that looks like one, cannot be solved for."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter
-from onnxprune.fit.linear import DimsOf, Extent, Shift, Unsolvable, restricted
+from onnxprune.fit.linear import RESHAPED, DimsOf, Extent, Shift, Unsolvable, restricted
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Array, Model
 from onnxprune.trace import Ids, Mask, Reduction, Trace
@@ -142,7 +142,7 @@ class Layer:
             raise Unsolvable("its output is new in the pruned graph")
         values = walk.value(name)
         if restricted(trace, kept, name, values[0]).shape[self.y_axis] != outputs * self.groups:
-            raise Unsolvable("its output has another shape in the pruned graph")
+            raise Unsolvable(RESHAPED)
         return (restricted(trace, kept, name, y) for y in values)
 
     def units(self, reductions: Sequence[Reduction], rank: Callable[[str], int | None]) -> Ids | None:

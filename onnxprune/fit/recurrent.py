@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter, parameter
-from onnxprune.fit.linear import DimsOf, Extent, Shift, Unsolvable
+from onnxprune.fit.linear import RESHAPED, DimsOf, Extent, Shift, Unsolvable
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Array, Model, attribute, traits
 from onnxprune.trace import KEPT, Ids, Mask, Reduction, Trace
@@ -184,7 +184,7 @@ class Recurrent:
         twin = next(v for v in views if (v.gates, v.sides) == (self.gates, self.sides))
         alive = kept[twin._ids([r for r in trace.reductions if r.node == k], H)]
         if (alive.sum(1) * len(self.gates) != outputs).any():
-            raise Unsolvable("its output has another shape in the pruned graph")
+            raise Unsolvable(RESHAPED)
         where = [np.flatnonzero(np.tile(row, len(self.gates))) for row in alive]
         every = (twin._computed(steps, walk) for steps in twin.inputs(walk))
         return (np.stack([y[d][:, at] for d, at in enumerate(where)]) for y in every)

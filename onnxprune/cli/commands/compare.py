@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxprune.cli import arguments, flags, gating, logs
+from onnxprune.cli import arguments, flags, gating, logs, running
 from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.errors import CheckFailed
 from onnxprune.files import check_distinct, check_outputs
@@ -27,14 +27,14 @@ def parser() -> arguments.Parser:
     flags.model_argument(made, "B")
     made.add_argument("--data", default=None, metavar="DATA", help="as for --validate (default: made-up inputs)")
     gating.quality_flags(made)
-    flags.pixel_flags(made)
+    running.pixel_flags(made)
     made.add_argument("--benchmark", action="store_true", default=False, help="measure the latency of both, in turns")
-    flags.timing_flags(made)
+    running.timing_flags(made)
     flags.report_flag(made)
-    flags.provider_flag(made)
-    flags.memory_flag(made)
+    running.provider_flag(made)
+    running.memory_flag(made)
     made.add_argument("--overwrite-input-shape", dest="input_shapes", metavar="NAME:1,3,224,224", type=arguments.shape,
-                      **flags.MANY, help="fix the shape of an input (default: as in the file)")  # fmt: skip
+                      **running.MANY, help="fix the shape of an input (default: as in the file)")  # fmt: skip
     made.add_argument(
         "--seed", type=arguments.option("seed"), metavar="N", help="of made-up inputs and of the interval"
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from onnxprune.cli import arguments, flags, gating, logs
+from onnxprune.cli import arguments, flags, gating, logs, running
 from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.errors import INTERRUPTED
 from onnxprune.files import check_distinct, check_outputs
@@ -32,8 +32,8 @@ def parser() -> arguments.Parser:
     data = made.add_argument_group("inputs (made up where none are given); labels are used, too")
     data.add_argument("--data", dest="calib", metavar="DATA", help="what --calib takes (default: made up)")
     data.add_argument("--calib-samples", type=arguments.count, metavar="N", help="made-up samples")
-    flags.memory_flag(data)
-    flags.pixel_flags(data)
+    running.memory_flag(data)
+    running.pixel_flags(data)
     how = made.add_argument_group("training")
     how.add_argument(
         "--steps",
@@ -52,7 +52,7 @@ def parser() -> arguments.Parser:
     how.add_argument(
         "--seed", type=arguments.option("seed"), metavar="N", help="of the order of the inputs and of their copies"
     )
-    flags.provider_flag(how)
+    running.provider_flag(how)
     quality = made.add_argument_group("quality, of OUT beside DENSE")
     quality.add_argument(
         "--validate", default=None, metavar="DATA", help="as for onnxprune IN OUT (default: nothing is measured)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxprune.cli import arguments, flags, logs
+from onnxprune.cli import arguments, flags, logs, running
 from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.files import check_distinct, check_outputs, write_texts
 from onnxprune.options import Options
@@ -28,7 +28,7 @@ def parser() -> arguments.Parser:
         help="write what couples what: FILE.dot, .json or .html (default: not)",
     )
     flags.stay_flags(made, decides=False)
-    flags.memory_flag(made)
+    running.memory_flag(made)
     logs.flags(made)
     return made
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune.cli import arguments, flags, gating, logs
+from onnxprune.cli import arguments, flags, gating, logs, running
 from onnxprune.cli.commands import COMMANDS, job
 from onnxprune.cli.helping import Answer
 from onnxprune.cli.terminal import console, print_json, work
@@ -45,9 +45,9 @@ def parser() -> arguments.Parser:
     )
     flags.plan_flags(made)
     flags.stay_flags(made)
-    flags.calibration_flags(made)
-    flags.finetune_flag(made.add_argument_group("training"))
-    flags.proof_flags(made)
+    running.calibration_flags(made)
+    running.finetune_flag(made.add_argument_group("training"))
+    running.proof_flags(made)
     quality = made.add_argument_group("quality, before and after")
     quality.add_argument(
         "--validate",
@@ -60,7 +60,7 @@ def parser() -> arguments.Parser:
     gating.keep_flag(quality)
     time = made.add_argument_group("time (--benchmark and --of latency)")
     time.add_argument("--benchmark", action="store_true", default=False, help="measure the latency before and after")
-    flags.timing_flags(time)
+    running.timing_flags(time)
     out = made.add_argument_group("output")
     out.add_argument("--save-as-external-data", action="store_true", default=False, help="weights in OUT.data")
     flags.report_flag(out)

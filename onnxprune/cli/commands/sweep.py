@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune.cli import arguments, flags, logs
+from onnxprune.cli import arguments, flags, logs, running
 from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.files import check_distinct, check_outputs
@@ -41,19 +41,19 @@ def parser() -> arguments.Parser:
         "--ratios",
         type=arguments.option("ratio", several=True),
         metavar="R",
-        **flags.MANY,
+        **running.MANY,
         help=f"what is tried (default {default})",
     )
     grid.add_argument(
         "--criteria",
         metavar="NAME",
-        **flags.MANY,
+        **running.MANY,
         help=f"how units are ranked: obs (default; l2 with --fast), {flags.CRITERIA}",
     )
     flags.spread_flags(made.add_argument_group("what goes"))
     flags.stay_flags(made)
-    flags.calibration_flags(made)
-    flags.proof_flags(made)
+    running.calibration_flags(made)
+    running.proof_flags(made)
     quality = made.add_argument_group("quality")
     quality.add_argument(
         "--validate",
@@ -64,7 +64,7 @@ def parser() -> arguments.Parser:
     flags.metric_flag(quality)
     flags.samples_flag(quality)
     quality.add_argument("--benchmark", action="store_true", default=False, help="measure latency (use --jobs 1)")
-    flags.timing_flags(quality)
+    running.timing_flags(quality)
     where = made.add_argument_group("where it runs")
     where.add_argument(
         "--jobs", type=arguments.count, default=None, metavar="N", help="processes (default: one for every 4 points)"

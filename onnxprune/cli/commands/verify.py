@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxprune.cli import arguments, flags, logs
+from onnxprune.cli import arguments, flags, logs, running
 from onnxprune.cli.terminal import console, print_json, work
 
 EPILOG = """\
@@ -33,8 +33,8 @@ def parser() -> arguments.Parser:
         help="weights may have other values than DENSE's (default: as the plan says)",
     )
     flags.stay_flags(made, decides=False)
-    flags.calibration_flags(made)
-    flags.proof_flags(made)
+    running.calibration_flags(made)
+    running.proof_flags(made)
     made.add_argument("--seed", type=arguments.option("seed"), metavar="N", help="of the proof's and of made-up inputs")
     logs.flags(made, "the proof")
     return made
