@@ -26,7 +26,7 @@ from onnxprune.results import Proof
 from onnxprune.rewrite import Rewritten, rewrite
 from onnxprune.run import opened, usable
 from onnxprune.shapes import Shapes, declare, footprint, hazards, infer
-from onnxprune.trace import Groups, Labels, Mask, Trace, build
+from onnxprune.trace import Groups, Labels, Mask, Trace, build, enter_branches
 from onnxprune.trace.rules import RULES
 from onnxprune.validation import validated
 
@@ -91,6 +91,7 @@ def analysed(source: Model, options: Options, clock: Clock, runs: bool = True) -
         hazards.check(working, shapes.passes[0])
         clock("trace")
         traced = _traced(working, shapes, alone)
+        enter_branches(traced)
         guard.wait_for(profile.macs(traced), sum(w.nbytes for w in working.weights.values()))
         clock("group")
         groups = build(traced, options.heads)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.model import FLOATS, HALVES, Model, Weight, every_node, opset, rearranged
-from onnxprune.trace import Block, Dims, Editor, Mask, Reduction, Trace, kept_shape, positions
+from onnxprune.trace import Block, Branch, Dims, Editor, Mask, Reduction, Trace, kept_shape, positions
 
 
 def masked(trace: Trace, kept: Mask, sizes: Mapping[str, Dims]) -> Model:
@@ -54,7 +54,15 @@ class _Masking:
                 editor = Editor(self.trace, self.kept, self.model, r.node, nodes[r.node], [], [])
                 for edit in edits.pop(r.node, ()):  # once a node: its sizes are those of what is gathered
                     edit(editor)
+        for branch in self.trace.dropped(self.kept):
+            self._silence(branch, nodes[branch.node], before[branch.node])
         rearranged(self.model.skeleton.graph, before, after)
+
+    def _silence(self, branch: Branch, node: NodeProto, before: list[NodeProto]) -> None:
+        """Give the sum at the end of a residual branch nothing of it."""
+        name = self.trace.nodes[branch.node].input[branch.operand]
+        source = node.input[branch.operand]
+        node.input[branch.operand] = self._filled(source, name, np.zeros((), bool), "", before)
 
     def _mask_sum(self, r: Reduction, node: NodeProto, before: list[NodeProto]) -> None:
         """Give the node its operand with zeros, or what else `r` fills in, where a position is removed."""

@@ -85,11 +85,12 @@ class Places:
 
     @cached_property
     def _readers_of_what_is_cut(self) -> set[int]:
-        """The nodes that read a parameter of which something goes, by number."""
+        """The nodes that read a parameter of which something goes, or a branch that goes, by number."""
         trace, kept = self.trace, self.kept
         cuts = [s for s in trace.slices.values() if any(not kept[b.ids].all() for b in s.blocks)]
         uses, everywhere = {use for s in cuts for use in s.uses}, {s.parameter for s in cuts if not s.uses}
         by_use = {index for index, i in uses if i < len(trace.nodes[index].input)}
+        by_use |= {branch.node for branch in trace.dropped(kept)}
         return by_use | {k for k, node in enumerate(trace.nodes) if not everywhere.isdisjoint(needs(node))}
 
     def interior(self, after: Model, sizes: Mapping[str, Dims], most: int = MAX_BYTES) -> list[str]:

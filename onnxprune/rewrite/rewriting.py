@@ -5,14 +5,15 @@ Nothing else in the file changes. Parameters are copied on write: uses that need
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from onnx import NodeProto, helper
 
-from onnxprune.model import Model, every_node, forget_shapes, needs, rearranged, scopes
+from onnxprune.model import Model, every_node, forget_shapes, rearranged
+from onnxprune.rewrite.branches import drop
 from onnxprune.rewrite.parameters import Slicer
+from onnxprune.rewrite.unneeded import unneeded
 from onnxprune.trace import Editor, Mask, Trace
 
 
@@ -29,6 +30,7 @@ def rewrite(trace: Trace, kept: Mask) -> Rewritten:
     model = trace.model.copy()
     aliases = Slicer(trace, kept, model).sliced()
     _patch(trace, kept, model)
+    drop(model, trace.dropped(kept))
     _forget_shapes(trace, kept, model)
     if model.skeleton.ir_version < 4:  # there every initializer is an input, too
         listed = {i.name for i in model.skeleton.graph.input}
@@ -49,38 +51,8 @@ def _patch(trace: Trace, kept: Mask, model: Model) -> None:
     dead: set[int] = set()
     if gone:
         ordered = [n for k, node in enumerate(nodes) for n in (*before[k], node, *after[k])]
-        dead = _dead(model, ordered, [nodes[k] for k in gone])
+        dead = unneeded(model, ordered, [nodes[k] for k in gone])
     rearranged(model.skeleton.graph, before, after, lambda node: id(node) in dead)
-
-
-def _dead(model: Model, nodes: Sequence[NodeProto], gone: Sequence[NodeProto]) -> set[int]:
-    """By `id`, the nodes that are `gone`, and what nobody but these read: sizes computed for them. Weights that nobody
-    else read go with them."""
-    dead = {id(n) for n in gone}
-    reads = _reads(model, [n for n in nodes if id(n) not in dead])
-    makers = {o: n for n in nodes for o in n.output if o}
-    todo = [name for n in gone for name in needs(n)]
-    while todo:
-        name = todo.pop()
-        if reads[name]:
-            continue
-        node = makers.get(name)
-        if node is None:
-            model.weights.pop(name, None)
-        elif id(node) not in dead and not any(reads[o] for o in node.output):
-            dead.add(id(node))
-            names = list(needs(node))
-            reads.subtract(names)
-            todo += names
-    return dead
-
-
-def _reads(model: Model, nodes: Sequence[NodeProto]) -> Counter[str]:
-    """How often a tensor is read by these nodes, or goes into or out of a graph."""
-    reads = Counter(name for n in nodes for name in needs(n))
-    for scope in scopes(model.skeleton.graph):
-        reads.update(v.name for v in (*scope.graph.output, *scope.graph.input))
-    return reads
 
 
 def _forget_shapes(trace: Trace, kept: Mask, model: Model) -> None:

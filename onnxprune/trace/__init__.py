@@ -14,9 +14,10 @@ from onnxprune.trace.groups import Groups
 from onnxprune.trace.labels import KEPT, Block, Ids, Labels, Mask, Reason, kept_shape, positions, take_kept
 from onnxprune.trace.layers import Layers
 from onnxprune.trace.node_editor import new_dims
+from onnxprune.trace.residual import Branch, enter_branches
 from onnxprune.trace.tracing import LABELLED, Reduction, Slice, Trace
 
 __all__ = [
-    "KEPT", "LABELLED", "Block", "Dims", "Editor", "Groups", "Ids", "Labels", "Layers", "Mask", "Reason", "Reduction",
-    "Slice", "Trace", "build", "dependencies", "joined", "kept_shape", "new_dims", "positions", "take_kept",
+    "KEPT", "LABELLED", "Block", "Branch", "Dims", "Editor", "Groups", "Ids", "Labels", "Layers", "Mask", "Reason", "Reduction",
+    "Slice", "Trace", "build", "dependencies", "enter_branches", "joined", "kept_shape", "new_dims", "positions", "take_kept",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnxprune.trace.classes import side_by_side
 from onnxprune.trace.labels import Ids, Mask, Reason, kept_shape
 from onnxprune.trace.layers import Layers, layers
+from onnxprune.trace.residual import Branch
 from onnxprune.trace.tracing import Slice, Trace
 
 SliceBlock = tuple[Slice, tuple[int, ...], Ids]
@@ -64,6 +65,11 @@ class Groups:
             if not emptied.size:
                 return alive[self.classes]
             alive[emptied] = False
+
+    @cached_property
+    def branches(self) -> dict[int, Branch]:
+        """The residual branches of the graph, by the class that stands for each."""
+        return {int(self.classes[branch.ids[0]]): branch for branch in self.trace.branches}
 
     def alive(self, kept: Mask) -> Mask:
         """Classes of which an id is kept (see `kept_ids`)."""

@@ -19,11 +19,12 @@ from onnxprune.errors import RuleFailed
 from onnxprune.model import Model, Scope, bodies, defined, every_node, needs, scopes
 from onnxprune.shapes import Shapes, misfit
 from onnxprune.trace.births import Axes, Demands, born
-from onnxprune.trace.labels import Block, Ids, Labels, Reason
+from onnxprune.trace.labels import Block, Ids, Labels, Mask, Reason
 
 if TYPE_CHECKING:
     from onnxprune.trace.editor import Editor
     from onnxprune.trace.op import Op
+    from onnxprune.trace.residual import Branch
 
 Edit = Callable[["Editor"], None]
 Use = tuple[int, int]
@@ -79,7 +80,8 @@ class Trace:
     blocks: of tensors, by name; slices: of parameters, by key; owned: of uses that know better than the parameter.
     edits: by node, what to change in it; macs: by node, its multiply-accumulates, a product of sizes each.
     passed: nodes that another one's rule has dealt with; fixed: tensors that depend on no input.
-    repeats: how often the nodes of the graph that is being traced run, as far as that is known."""
+    repeats: how often the nodes of the graph that is being traced run, as far as that is known.
+    branches: the residual branches that it can do without (see `enter_branches`)."""
 
     model: Model
     shapes: Shapes
@@ -101,6 +103,11 @@ class Trace:
     rules: Mapping[str, Callable[[Op], None]] = field(default_factory=dict, repr=False)
     repeats: float = 1.0
     fixed: set[str] = field(default_factory=set)
+    branches: tuple[Branch, ...] = ()
+
+    def dropped(self, kept: Mask) -> list[Branch]:
+        """The residual branches that go where only the ids of `kept` stay."""
+        return [branch for branch in self.branches if not kept[branch.ids].all()]
 
     @cached_property
     def readers(self) -> dict[str, list[int]]:
