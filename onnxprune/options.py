@@ -43,6 +43,8 @@ class Options:
     threads, batch: what time is measured with: threads inside an operator (0: the runtime's default) and samples.
     finetune: train what is left on the dense model's answers: True, a number of steps, or a time such as "90s" or "5m";
     None does not. It takes torch.
+    blocks: whether whole residual branches may go, where the outputs lose less by that than by narrower layers; None:
+    in the sensitivity scope, where it does not take too long to find out.
     residual: which units of branches that are added may go. "conv" (the default): those of convolutional streams, but
     none that cross a normalisation over their own axis (a transformer's residual width); "all" or "none".
     """
@@ -63,6 +65,7 @@ class Options:
     memory: int = 0
     finetune: bool | int | str | None = None
     heads: bool = True
+    blocks: bool | None = None
     residual: Literal["none", "conv", "all"] = "conv"
     min_channels: int = 1
     round_to: int = 1
@@ -133,6 +136,7 @@ class OptionKeywords(TypedDict, total=False):
     memory: int
     finetune: bool | int | str | None
     heads: bool
+    blocks: bool | None
     residual: Literal["none", "conv", "all"]
     min_channels: int
     round_to: int | Literal["auto"]

@@ -46,7 +46,7 @@ class Costs:
             for s, axes, ids in groups.blocks:
                 by_use[s.parameter].setdefault(s.key, []).append((axes[0], groups.classes[ids]))
             terms = [
-                (weights[n].size / max(len(uses), 1), _in_rows(blocks))
+                (weights[n].size / max(len(uses), 1), (*_in_rows(blocks), *_branches(groups, n)))
                 for n, uses in by_use.items()
                 for blocks in (uses.values() or [[]])
             ]
@@ -63,6 +63,14 @@ class Costs:
         sums = sum(x * kept[b].mean() for line, bs in zip(self.lines, self.blocks, strict=False)
                    for x, b in zip(line, bs, strict=True))  # fmt: skip
         return float(products + sums) + self.fixed
+
+
+def _branches(groups: Groups, parameter: str) -> Iterator[Ids]:
+    """The classes of the residual branches without which nobody reads a parameter, each as a block of its own."""
+    readers = groups.trace.readers.get(parameter, [])
+    for unit, branch in groups.branches.items():
+        if readers and branch.nodes.issuperset(readers):
+            yield np.array([unit])
 
 
 def _in_rows(blocks: Sequence[tuple[int, Ids]]) -> tuple[Ids, ...]:

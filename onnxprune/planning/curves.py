@@ -6,7 +6,7 @@ Knows curves, statistics and units, no operator.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxprune.fit import Site, WeightValues
 from onnxprune.options import Options, Progress
-from onnxprune.planning import criteria
+from onnxprune.planning import branches, criteria
 from onnxprune.planning.allocation import Choice, Costs, allocate, uniform
 from onnxprune.planning.buckets import LinkedBuckets
 from onnxprune.planning.criteria.inputs import CriterionInputs
@@ -54,11 +54,14 @@ class Curve:
 
 @dataclass
 class CurveSet:
-    """Scores of all classes and a curve for each set."""
+    """Scores of all classes and a curve for each set. branches: of residual branches, by class, what the outputs lose
+    without one alone. trials: in which that was measured."""
 
     scores: Array
     curves: list[Curve]
     sites: list[Site]
+    branches: dict[int, float] = field(default_factory=dict)
+    trials: Trials | None = None
 
 
 def observe(
@@ -121,6 +124,8 @@ def measure(
         found = {s: f for s, f in (measured(curve, wanted) for wanted in tried) if f is not None}
         curve.bend(found)
     _complete(free)
+    curve_set.trials = trials
+    curve_set.branches = branches.measured(groups, trials, options, asked, progress)
 
 
 def _complete(curves: Sequence[Curve]) -> None:
@@ -136,6 +141,7 @@ def shares(
     asked: Asked = NOTHING,
 ) -> dict[int, float]:  # fmt: skip
     """What every set loses, by its name, so that `costs` fall to `budget`; those whose share is `asked` are left out.
+    Residual branches stand among them by their class: 1 where one goes.
 
     `trust` in 0..1 says how much the inputs are worth: at 0 every set loses the same share, at 1 any share up to the
     floor. Made-up inputs that a network answers monotonously hide what matters to it."""
@@ -151,8 +157,10 @@ def shares(
             choice.losses[np.arange(levels + 1) > np.ceil(most * levels)] = np.inf
     for curve, choice in zip(free, choices, strict=True):
         choice.losses[~reachable(curve.part, len(choice.losses), options)] = np.inf
+    whole = curve_set.branches if options.blocks is not False else {}
+    choices += [Choice([unit], np.array([0.0, loss])) for unit, loss in whole.items()]
     taken = allocate(choices, costs, dead, budget)
-    return {c.part.name: t for c, t in zip(free, taken, strict=True)}
+    return dict(zip((*(c.part.name for c in free), *whole), taken, strict=True))
 
 
 def curve_infos(groups: Groups, curve_set: CurveSet, kept: Mask) -> tuple[CurveInfo, ...]:

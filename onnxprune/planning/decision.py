@@ -213,9 +213,23 @@ class Informed:
             curve_set = self.curve_set(trial)
             shares = curves.shares(groups, curve_set, trial, wanted, costs, self.trust, self.asked)
             removed = select(groups, curve_set.scores, trial, shares, self.asked)
+            if went := [unit for unit in curve_set.branches if shares.get(unit)]:
+                removed[went] = True
+                removed = self._better(removed, curve_set, trial, wanted)
             if not groups.rows or _cost(groups, costs, removed) <= SLACK * wanted:
                 break
         return removed, curve_set
+
+    def _better(self, removed: Mask, curve_set: curves.CurveSet, options: Options, wanted: float) -> Mask:
+        """A plan by which residual branches go, or, where the outputs lose less by it, the one by which none does: what
+        each branch costs alone was measured, and several together cost more."""
+        groups, narrow = self.groups, replace(options, blocks=False)
+        shares = curves.shares(groups, curve_set, narrow, wanted, self.costs, self.trust, self.asked)
+        without = select(groups, curve_set.scores, narrow, shares, self.asked)
+        if curve_set.trials is None or _cost(groups, self.costs, without) > SLACK * wanted:
+            return removed
+        lost = [curve_set.trials.lost(plan) for plan in (removed, without)]
+        return without if lost[1] is not None and (lost[0] is None or lost[1] <= lost[0]) else removed
 
 
 @steady()

@@ -28,6 +28,13 @@ def removed_by(groups: Groups, plan: Plan, force: bool = False) -> Mask:
             "or give --force-plan if what it names is the same here"
         )
     removed = np.zeros(len(groups.prunable), bool)
+    branches = {branch.name: unit for unit, branch in groups.branches.items()}
+    for name in plan.branches:
+        if name not in branches:
+            raise UsageError(
+                f"the plan's residual branch that ends at {name} is not in this model; is it the plan of another one?"
+            )
+        removed[branches[name]] = True
     blocks = {key(groups, k): ids for k, (_, _, ids) in enumerate(groups.blocks)}
     for name, removals in plan.groups.items():
         for r in removals:
@@ -39,7 +46,9 @@ def removed_by(groups: Groups, plan: Plan, force: bool = False) -> Mask:
                 )
             classes = groups.classes[ids.ravel()[list(r.remove)]]
             removed[classes[~groups.derived[classes]]] = True
-    if (removed & ~groups.prunable).any() or groups.faults(removed):
+    units = removed.copy()
+    units[[*branches.values()]] = False
+    if (units & ~groups.prunable).any() or groups.faults(removed):
         raise UsageError(
             "the plan removes channels that must stay, or leaves a tensor that is no rectangle; edit it or make it anew"
         )
@@ -70,7 +79,10 @@ def plan_of(groups: Groups, kept: Mask, options: Options, rows: bool = False) ->
             out[name] = (*out.get(name, ()), *removals)
     mark = fingerprint(groups.trace.model)
     ratio_of = dict(options.ratio_of)
-    return Plan(out, options.scope, options.ratio, options.criterion, mark, options.reconstruct, ratio_of)
+    return Plan(
+        out, options.scope, options.ratio, options.criterion, mark, options.reconstruct, ratio_of,
+        tuple(branch.name for branch in groups.trace.dropped(kept)),
+    )  # fmt: skip
 
 
 def _rows(units: Sequence[int], kept: Mask, holders: Mapping[int, Sequence[int]]) -> tuple[int, ...]:

@@ -38,7 +38,8 @@ class Removal:
 
 @dataclass(frozen=True)
 class Plan:
-    """groups: name (see `Groups.name`) -> removals of coupled parameters.
+    """groups: name (see `Groups.name`) -> removals of coupled parameters. branches: residual branches that go whole, by
+    the tensor that the sum at the end of each makes.
 
     scope, ratio, criterion, ratio_of: what it was made with. fingerprint: of the graph that it was made of (see
     `fingerprint`); "" where that is none, so that only names and sizes tell whether it fits. reconstruct: what its run
@@ -51,6 +52,7 @@ class Plan:
     fingerprint: str = ""
     reconstruct: str = ""
     ratio_of: Mapping[str, float] = field(default_factory=dict)
+    branches: tuple[str, ...] = ()
 
     @property
     def refits(self) -> bool:
@@ -83,6 +85,7 @@ class Plan:
             **({"ratio_of": dict(self.ratio_of)} if self.ratio_of else {}),
             "criterion": self.criterion,
             "reconstruct": self.reconstruct,
+            **({"branches": list(self.branches)} if self.branches else {}),
             "groups": groups,
         }
 
@@ -113,6 +116,7 @@ class Plan:
             _entry(data, "scope", str), _entry(data, "ratio", float), _entry(data, "criterion", str),
             _entry(data, "fingerprint", str), _entry(data, "reconstruct", str),
             _entry(data, "ratio_of", dict) if "ratio_of" in data else {},
+            _names(data, "branches") if "branches" in data else (),
         )  # fmt: skip
 
 
@@ -131,6 +135,13 @@ def _whole_numbers(data: Any, key: str) -> tuple[int, ...]:
     found = _entry(data, key, list)
     if not all(type(n) is int and n >= 0 for n in found):
         raise UsageError(f"not a plan: '{key}' holds something else than numbers from 0 on")
+    return tuple(found)
+
+
+def _names(data: Any, key: str) -> tuple[str, ...]:
+    found = _entry(data, key, list)
+    if not all(isinstance(name, str) for name in found):
+        raise UsageError(f"not a plan: '{key}' holds something else than names")
     return tuple(found)
 
 

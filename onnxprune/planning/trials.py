@@ -42,10 +42,11 @@ class Trials:
     """Tries cuts of `groups`, by refits where `count` of them do not take too long. `sites`: for the closed form."""
 
     def __init__(self, groups: Groups, sites: Sequence[Site], inputs: Parts, options: Options, count: int) -> None:
+        self.options, self.count = options, count
         self.groups, self.sites, self.seed = groups, sites, options.seed
-        samples, self.light = _pace(groups.trace, options, count)
-        self.by_refit = samples > 0
-        self.some = lightly(groups, inputs, samples or PACES[0][0])
+        self.samples, self.light = _pace(groups.trace, options, count)
+        self.by_refit = self.samples > 0
+        self.some = lightly(groups, inputs, self.samples or PACES[0][0])
         feeds = self.some.judge if self.by_refit else inputs.choose or inputs.fit
         self.judge = OutputError(groups, feeds, options.providers)
         self.dense = SharedDense(groups.trace, self.some.solved, options.providers)
@@ -58,6 +59,11 @@ class Trials:
         except OnnxPruneError:
             return None
         return error if np.isfinite(error) else None
+
+    def room(self, more: int) -> bool:
+        """Whether so many more of them by refits do not take too long, either."""
+        trace, pace = self.groups.trace, (self.samples, self.light)
+        return self.by_refit and (self.options.effort == "high" or _work(trace, self.count + more, *pace) <= MOST_WORK)
 
     def _refitted(self, removed: Mask) -> Model:
         kept = self.groups.kept_ids(removed)
@@ -72,14 +78,15 @@ def _pace(trace: Trace, options: Options, count: int) -> tuple[int, Light]:
     behind a cut on average."""
     if options.effort != "normal":
         return PACES[0] if options.effort == "high" else NONE
+    return next((pace for pace in PACES if _work(trace, count, *pace) <= MOST_WORK), NONE)
+
+
+def _work(trace: Trace, count: int, samples: int, light: Light) -> float:
+    """Multiply-adds of so many trials by refits."""
     found = (layer.extent(trace.shapes.of_sample) for layer in layers(trace.model, trace.rank))
     extents = [extent for extent in found if extent is not None]
-
-    def work(samples: int, light: Light) -> float:
-        solving = sum(_solving(extent, sample_size(extent.groups, extent.columns) / light.rows) for extent in extents)
-        return count * (solving / 2 + 2.5 * samples * profile.macs(trace))
-
-    return next((pace for pace in PACES if work(*pace) <= MOST_WORK), NONE)
+    solving = sum(_solving(extent, sample_size(extent.groups, extent.columns) / light.rows) for extent in extents)
+    return count * (solving / 2 + 2.5 * samples * profile.macs(trace))
 
 
 def _solving(extent: Extent, rows: float) -> float:

@@ -1,4 +1,7 @@
-"""Residual branches taken out of a rewritten graph: what read x + f(x) reads x. Knows nodes and tensors, no importance."""
+"""Residual branches taken out of a rewritten graph: what read x + f(x) reads x.
+
+Knows nodes and tensors, no importance.
+"""
 
 from __future__ import annotations
 

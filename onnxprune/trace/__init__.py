@@ -18,6 +18,7 @@ from onnxprune.trace.residual import Branch, enter_branches
 from onnxprune.trace.tracing import LABELLED, Reduction, Slice, Trace
 
 __all__ = [
-    "KEPT", "LABELLED", "Block", "Branch", "Dims", "Editor", "Groups", "Ids", "Labels", "Layers", "Mask", "Reason", "Reduction",
-    "Slice", "Trace", "build", "dependencies", "enter_branches", "joined", "kept_shape", "new_dims", "positions", "take_kept",
+    "KEPT", "LABELLED", "Block", "Branch", "Dims", "Editor", "Groups", "Ids", "Labels", "Layers", "Mask", "Reason",
+    "Reduction", "Slice", "Trace", "build", "dependencies", "enter_branches", "joined", "kept_shape", "new_dims",
+    "positions", "take_kept",
 ]  # fmt: skip
