@@ -24,7 +24,7 @@ from onnxprune.planning import Plan, Planner, criteria, plan_of, profile, remove
 from onnxprune.progress import inside
 from onnxprune.pruner import Pruner
 from onnxprune.refit import replayed
-from onnxprune.report import Report, frozen, infos, layer_infos, notes, report_html, report_text
+from onnxprune.report import Report, branch_infos, frozen, infos, layer_infos, notes, report_html, report_text
 from onnxprune.results import Compared, Inspection, Verified
 from onnxprune.rewrite import rewrite
 from onnxprune.stages import Clock, analysed, checked
@@ -141,8 +141,9 @@ def _refuse_unread(options: Options, keywords: OptionKeywords, data: bool = Fals
     is not asked."""
     asked = unread.differing({**keywords})
     times = options.of == "latency" or options.round_to == 0
+    measured = options.resolved().scope == "sensitivity"
     inputs = uses_inputs(options.resolved()) or bool(options.finetune)
-    unread.check(asked, unread.Run(inputs, data, times, plan, fast=options.fast))
+    unread.check(asked, unread.Run(inputs, data, times, plan, fast=options.fast, measured=measured))
 
 
 @blame_model
@@ -152,7 +153,13 @@ def inspect(model: Any, options: Options | None = None, **keywords: Unpack[Optio
     kept = np.ones(groups.trace.labels.n, bool)
     cost = profile.cost(groups.trace.model, profile.macs(groups.trace))
     return Inspection(
-        infos(groups, kept), frozen(groups), cost, notes.of(groups), layer_infos(groups), dependencies(groups)
+        infos(groups, kept),
+        frozen(groups),
+        cost,
+        notes.of(groups),
+        layer_infos(groups),
+        branch_infos(groups, kept),
+        dependencies(groups),
     )
 
 

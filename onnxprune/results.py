@@ -41,6 +41,21 @@ class GroupInfo:
 
 
 @dataclass(frozen=True)
+class BranchInfo:
+    """A residual branch f(x) of a sum x + f(x) that a model can do without. name: the first tensor that the sum makes,
+    which names it in plans; node: the sum. nodes: how many only the branch needs, with their `parameters` and `macs`.
+    loss: the output error without it alone, where that was measured; gone: whether it went."""
+
+    name: str
+    node: str
+    nodes: int
+    parameters: int
+    macs: int
+    loss: float | None = None
+    gone: bool = False
+
+
+@dataclass(frozen=True)
 class LayerInfo:
     """A node that reads parameters: their names and shapes, and what names of it mean to --ratio-of. makes: the groups
     of its own units (a convolution's filters), or, where it has none, of those that it carries on. reads: the groups of
@@ -93,6 +108,7 @@ class Inspection:
     cost: Cost
     notes: tuple[str, ...] = ()
     layers: tuple[LayerInfo, ...] = ()
+    branches: tuple[BranchInfo, ...] = ()
     graph: Any = field(default=None, repr=False, compare=False)
 
 

@@ -18,7 +18,8 @@ from onnxprune.validation import flag
 class Run:
     """What a run does, as far as it decides who reads what. inputs: activations are looked at, on inputs that are given
     or made up. data: quality is measured on data of the user's. times: time is measured. plan: a plan says what goes.
-    gates: something must hold of the quality. fast: weights alone decide."""
+    gates: something must hold of the quality. fast: weights alone decide. measured: shares follow from what cuts do to
+    the outputs."""
 
     inputs: bool = False
     data: bool = False
@@ -26,9 +27,21 @@ class Run:
     plan: bool = False
     gates: bool = False
     fast: bool = False
+    measured: bool = False
 
 
-DECIDING = ("ratio", "ratio_of", "of", "scope", "criterion", "min_channels", "round_to", "max_ratio", "residual")
+DECIDING = (
+    "ratio",
+    "ratio_of",
+    "of",
+    "scope",
+    "criterion",
+    "min_channels",
+    "round_to",
+    "max_ratio",
+    "residual",
+    "blocks",
+)
 INPUTS = ("calib", "calib_samples")
 READING = ("calib_batch", "mean", "std", "scale")
 QUALITY = ("metric", "validate_samples", "max_drop", "min_agreement", "min_cosine")
@@ -38,6 +51,10 @@ ROWS: tuple[tuple[tuple[str, ...], Callable[[Run], bool], str], ...] = (
     (("force_plan",), lambda run: run.plan, "{flag} is about a plan; give one with --plan"),
     (INPUTS, lambda run: run.inputs or not run.fast, "{flag} is not used with --fast; leave one of them out"),
     (INPUTS, lambda run: run.inputs, "{flag} is not used: nothing here looks at inputs"),
+    (
+        ("blocks",), lambda run: run.measured,
+        "{flag} is not used: whole branches go only where what the outputs lose is measured; leave out --fast, --scope",
+    ),
     (("effort",), lambda run: run.inputs, "{flag} is not used: nothing here looks at inputs"),
     (READING, lambda run: run.inputs or run.data, "{flag} is not used: nothing here reads inputs or pictures"),
     (

@@ -83,6 +83,7 @@ RULES: tuple[Rule, ...] = (
     ("batch", lambda n: n >= 1, "is not at least 1"),
     ("check_rtol", lambda x: 0 <= x < math.inf, "is not from 0 on"),
     ("check_atol", lambda x: 0 <= x < math.inf, "is not from 0 on"),
+    ("blocks", lambda x: isinstance(x, bool), "is not True, False or None"),
     ("finetune", lambda x: training_length(x) is not None, f"is not {LENGTHS}"),
     *((name, names, "is not a name or a list of names") for name in NAMES),
     ("input_shapes", sizes, "is not names of inputs with their sizes, such as {'image': [1, 3, 224, 224]}"),

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from onnxprune.options import Options
 from onnxprune.report import Report, headline, print_inspection, print_report, text, to_json
-from onnxprune.report.tables import ROWS, size
+from onnxprune.report.parts import ROWS
+from onnxprune.report.tables import size
 from onnxprune.results import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Proof, Sweep, SweepPoint
 
 GROUPS = tuple(GroupInfo(f"group{i}", (f"conv{i}", f"conv{i + 1}"), 8, 8, 6, 1000, 20000) for i in range(ROWS + 3))

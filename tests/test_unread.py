@@ -26,6 +26,7 @@ UNREAD = [
     (f"{FAST} --std 1/2", "--std is not used"),
     (f"{FAST} --scale 1/255", "--scale is not used: nothing here reads inputs or pictures"),
     (f"{FAST} --effort high", "--effort is not used: nothing here looks at inputs"),
+    (f"{FAST} --no-blocks", "--blocks is not used: whole branches go only where what the outputs lose is measured"),
     (f"{FAST} --threads 1", "--threads says how time is measured, and none is"),
     (f"{FAST} --batch 1", "--batch says how time is measured"),
     ("m.onnx out.onnx --reconstruct none --scope local --criterion l2 --calib x.npz", "nothing here looks at inputs"),
@@ -33,7 +34,7 @@ UNREAD = [
         (f"m.onnx out.onnx --plan p.json {flag}", f"--plan already says what goes; leave out {flag.split()[0]}")
         for flag in (
             "--ratio 0.3", "--of macs", "--scope local", "--criterion l2", "--min-channels 2", "--round-to 8",
-            "--max-ratio 0.5", "--residual", "--ratio-of conv1_weight=0.5",
+            "--max-ratio 0.5", "--residual", "--blocks", "--ratio-of conv1_weight=0.5",
         )
     ),
     ("m.onnx out.onnx --plan p.json --no-residual", "leave out --residual"),

@@ -105,6 +105,11 @@ def stay_flags(parser: argparse.ArgumentParser, decides: bool = True) -> None:
     keep.add_argument("--heads", action=argparse.BooleanOptionalAction, help="remove whole attention heads (default)")
     if decides:
         keep.add_argument(
+            "--blocks",
+            action=argparse.BooleanOptionalAction,
+            help="remove whole residual branches, where outputs lose less by that (default: where --scope measures it)",
+        )
+        keep.add_argument(
             "--residual",
             action=argparse.BooleanOptionalAction,
             help="remove residual channels: all, none, or (default, neither flag) all but those that cross a norm",
@@ -207,8 +212,11 @@ def refuse_unread(
     asked = {name for name, value in vars(args).items() if value is not None and value is not False and value != ""}
     asked |= vars(args).keys() & Options.__dataclass_fields__.keys()
     gated = not asked.isdisjoint(("max_drop", "min_agreement", "min_cosine"))
+    measured = options.resolved().scope == "sensitivity"
     times = times or options.of == "latency" or options.round_to == 0
-    unread.check(asked, unread.Run(inputs, data or "validate" in asked, times, "plan" in asked, gated, options.fast))
+    unread.check(
+        asked, unread.Run(inputs, data or "validate" in asked, times, "plan" in asked, gated, options.fast, measured)
+    )
 
 
 def model_argument(parser: argparse.ArgumentParser, name: str = "IN") -> None:

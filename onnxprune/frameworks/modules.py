@@ -67,6 +67,12 @@ def shrink(
     inputs can be had; CheckFailed where answers differ. The module is then as it was, values of weights apart."""
     import torch
 
+    used = state.plan if plan is None and isinstance(state, Sliced) else plan
+    if used is not None and used.branches:
+        raise UsageError(
+            f"the plan takes out the residual branch that ends at {used.branches[0]}, which lies in the module's code; "
+            "take it out there and give the plan without `branches`, or prune with --no-blocks"
+        )
     tensors = {name: torch.as_tensor(np.array(x) if isinstance(x, np.ndarray) else x) for name, x in state.items()}
     own = module.state_dict()
     differing = sorted(own.keys() ^ tensors.keys())
@@ -75,7 +81,7 @@ def shrink(
             f"'{differing[0]}' is in the module or in the weights but not in both; are they of one network?"
         )
     shapes = {name: tuple(t.shape) for name, t in own.items()}
-    kept = _kept(state.plan if plan is None and isinstance(state, Sliced) else plan, shapes, tensors)
+    kept = _kept(used, shapes, tensors)
     mine = _named(module, [by_hand] if isinstance(by_hand, str) else by_hand)
     with _as_it_was(module):
         for path, layer in module.named_modules():

@@ -44,6 +44,12 @@ class Sliced(dict[str, Array]):
         self.plan = plan
 
     @property
+    def branches(self) -> tuple[str, ...]:
+        """The residual branches that the plan takes out whole, by the tensor of the ONNX model that each ends at: their
+        weights are still here, and the network's code is the caller's to change."""
+        return self.plan.branches
+
+    @property
     def heads(self) -> dict[str, tuple[Heads, ...]]:
         """Of each weight with an axis of heads or groups that lost some or became smaller, by name; a plan says so that
         was read beside its model, and one that was made of it (`renamed`)."""

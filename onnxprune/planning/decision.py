@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +23,13 @@ from onnxprune.planning.limits import FLOOR
 from onnxprune.planning.memory import statistics_bytes
 from onnxprune.planning.named import Asked, asked
 from onnxprune.planning.parting import calibrated, counts, parted
+from onnxprune.planning.reaching import SLACK, check_reachable
 from onnxprune.planning.selection import rows_that_go, select
 from onnxprune.planning.steady import steady
 from onnxprune.trace import Groups, Mask
 
 UNKNOWN = 0.5
 """How far made-up inputs are trusted where the model has no classes that would show how diverse they are."""
-SLACK = 1.03
-"""How far a plan may be off its target: of what may be left before heads go, and of what --ratio-of alone takes."""
 
 
 @dataclass
@@ -87,7 +85,7 @@ class Planner:
         """The same; UsageError where --ratio-of leaves no way to the target."""
         decision = self(options)
         if options.ratio_of and options.of != "units":
-            _check_reachable(self.groups, options, self.costs)
+            check_reachable(self.groups, options, self.costs)
         return decision
 
     def _by_weights(self, options: Options) -> Decision:
@@ -265,27 +263,6 @@ def budget(groups: Groups, options: Options, costs: Costs, inputs: CriterionInpu
     if options.heads and not removed.any():
         removed = by_weights(groups, replace(uniform, heads=True), costs, inputs)
     return _cost(groups, costs, removed)
-
-
-def _check_reachable(groups: Groups, options: Options, costs: Costs) -> None:
-    """UsageError where the cost cannot come down to the ratio's share, because of what is asked of some units: with
-    every other one at its limit it is still higher, or with these alone it is lower already."""
-    given, none = asked(groups, options), np.zeros(len(groups.prunable))
-    alone = select(groups, none, options, {}, given)
-    scope: Literal["local", "global"] = "local" if options.scope == "local" else "global"
-    most = select(groups, none, replace(options, ratio=1.0, of="units", scope=scope), asked=given)
-    least, rest = (1 - _cost(groups, costs, removed) / costs.whole for removed in (alone, most))
-    of = {"macs": "MACs", "params": "parameters", "latency": "time"}[options.of]
-    if rest < options.ratio:
-        raise UsageError(
-            f"--ratio {options.ratio:g} of the {of} cannot be reached with what --ratio-of says: at most {rest:.3f} "
-            "can go; raise its shares, or lower --ratio"
-        )
-    if least > SLACK * options.ratio:
-        raise UsageError(
-            f"what --ratio-of says takes {least:.3f} of the {of}, more than --ratio {options.ratio:g}; lower its "
-            "shares, or raise --ratio"
-        )
 
 
 def _cost(groups: Groups, costs: Costs, removed: Mask) -> float:

@@ -82,7 +82,9 @@ class Segments:
     def _contraction(self, node: int, units: set[int]) -> Segment:
         """Of a node with MACs: what cuts several products of it cuts its time once."""
         products = self.trace.macs[node]
-        blocks = {(b.shape, b.tobytes()): self.groups.classes[b] for _, cut_by in products for b in cut_by}
+        apart = {int(branch.ids[0]) for branch in self.trace.branches}
+        cuts = (b for _, cut_by in products for b in cut_by if b.size > 1 or int(b.flat[0]) not in apart)
+        blocks = {(b.shape, b.tobytes()): self.groups.classes[b] for b in cuts}
         return Segment([], tuple(blocks.values()), sum(count for count, _ in products), units)
 
     def cut(self, segment: Segment, kept: Mask) -> tuple[Model, Inputs]:

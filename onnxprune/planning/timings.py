@@ -37,7 +37,7 @@ from onnxprune.planning.selection import select
 from onnxprune.rewrite import rewrite
 from onnxprune.run import PROVIDERS, deployed, runtime_version
 from onnxprune.shapes import Inputs, infer
-from onnxprune.trace import Groups, Mask
+from onnxprune.trace import Groups, Ids, Mask
 
 SHARES = (1.0, 0.65, 0.3)
 """Of every block that cuts a segment, the widths that are timed."""
@@ -149,8 +149,27 @@ def costs(groups: Groups, options: Options, progress: Progress | None = None) ->
     saved = made.whole - made.total(groups.alive(groups.kept_ids(half)))
     scale = (whole - halved) / saved if whole > halved and saved > 0 else whole / (made.whole + always)
     scale = min(scale, whole / made.whole) if made.whole else 1.0
-    lines = [[x * scale for x in line] for line in made.lines]
-    return Costs(made.count * scale, made.blocks, lines, whole - scale * made.whole)
+    return _by_branch(groups, found, [(p * scale, [x * scale for x in each], a) for a, each, p in parts], whole)
+
+
+def _by_branch(
+    groups: Groups, segments: Sequence[Segment], parts: Sequence[tuple[float, list[float], float]], whole: float
+) -> Costs:
+    """The costs of segments, of those inside a residual branch as long as that stays. parts: of each segment what its
+    product costs, what each block does, and, in any unit, what is always spent; whole: seconds of all together."""
+    fixed = max(whole - sum(p + sum(each) for p, each, _ in parts), 0.0)
+    always = fixed / (sum(a for _, _, a in parts) or 1.0)
+    terms: list[tuple[float, tuple[Ids, ...], list[float]]] = []
+    for segment, (contraction, each, a) in zip(segments, parts, strict=True):
+        within = tuple(np.array([u]) for u, b in groups.branches.items() if b.nodes.issuperset(segment.nodes))
+        if not within:
+            terms.append((contraction, segment.blocks, each))
+            continue
+        terms += [(contraction, (*segment.blocks, *within), [0.0] * (len(segment.blocks) + len(within)))]
+        terms += [(x, (b, *within), [0.0] * (1 + len(within))) for x, b in zip(each, segment.blocks, strict=True) if x]
+        terms += [(a * always, within, [0.0] * len(within))]
+        fixed -= a * always
+    return Costs(np.array([c for c, _, _ in terms]), [b for _, b, _ in terms], [e for _, _, e in terms], fixed)
 
 
 def _points(timer: Timer, segment: Segment) -> Iterator[tuple[list[float], float, float]]:

@@ -50,6 +50,7 @@ class _Walk:
 
     def __init__(self, groups: Groups, kept: Mask) -> None:
         self.groups, self.kept, self.trace = groups, kept, groups.trace
+        self.gone = {o for b in self.trace.dropped(kept) for k in b.nodes for o in self.trace.nodes[k].output}
         graph, weights = self.trace.model.graph, self.trace.model.weights
         self.inputs = [i.name for i in graph.input if i.type.tensor_type.elem_type in FLOATS and i.name not in weights]
         self.outputs = {o.name for o in graph.output}
@@ -78,6 +79,7 @@ class _Walk:
         """The layers with their widths, which are known when all have been seen."""
         for layer, tensor in self.found:
             width, group = self._width(tensor)
+            width = (width[0], 0) if width and tensor in self.gone else width
             yield replace(layer, width=width, group=group)
 
     def _place(self, source: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.options import Options
-from onnxprune.results import Cost, CurveInfo, FrozenInfo, GroupInfo, PicturedLayer, Proof
+from onnxprune.results import BranchInfo, Cost, CurveInfo, FrozenInfo, GroupInfo, PicturedLayer, Proof
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Report:
     """The result of one run, as written by `--report out.json` (see `report.to_json`) and shown by
     `out.html`.
 
+    branches: the residual branches, those that went and those that stayed.
     layers: what a picture of the graph draws. command: the command line that made it, None in Python. files: the names
     that were given for "model", "pruned", "plan", "calib" and "validate", as far as they are files. latency: in
     milliseconds, "predicted" (before, after) where the plan was made for it, "measured" (see
@@ -43,6 +44,7 @@ class Report:
     command: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    branches: tuple[BranchInfo, ...] = ()
 
     def save(self, path: str | os.PathLike[str], title: str = "") -> Path:
         """A page where the name ends in .html, JSON where it ends in .json, whole or not at all; `title` heads the

@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.model import bodies
 from onnxprune.options import Options
 from onnxprune.planning import Costs, asked, profile, select
-from onnxprune.results import FrozenInfo, GroupInfo, LayerInfo
+from onnxprune.results import BranchInfo, FrozenInfo, GroupInfo, LayerInfo
 from onnxprune.trace import Groups, Mask
 
 ADVICE: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -43,11 +44,8 @@ def infos(groups: Groups, kept: Mask, shares: Mapping[int, float] | None = None)
     that are asked of units (see `planning.named`)."""
     alive = groups.alive(kept)
     sizes = profile.of_units(groups)
-    work = np.zeros(len(groups.prunable))
-    for count, blocks in (product for node in groups.trace.macs.values() for product in node):
-        own = (groups.classes[ids] for ids in blocks)
-        for units in {units.tobytes(): units for units in own}.values():  # states times states are theirs once
-            np.add.at(work, units, count / units.size)
+    gone = {groups.trace.nodes[k].name for branch in groups.trace.dropped(kept) for k in branch.nodes}
+    work = _macs_of_units(groups)
     out = []
     for component in groups.components():
         units = np.unique(np.concatenate([groups.classes[groups.blocks[k][2]].ravel() for k in component]))
@@ -57,8 +55,9 @@ def infos(groups: Groups, kept: Mask, shares: Mapping[int, float] | None = None)
             layers = tuple(dict.fromkeys(groups.blocks[k][0].parameter for k in component))
             heads, rows = _rows(groups, frozenset(live.tolist()))
             nodes = dict.fromkeys(n.name for n in groups.trace.nodes if not set(layers).isdisjoint(n.input))
+            left = 0 if gone.issuperset(nodes) else int(alive[units].sum())
             out.append(GroupInfo(
-                groups.name(component), layers, int(units.size), int(live.size), int(alive[units].sum()),
+                groups.name(component), layers, int(units.size), int(live.size), left,
                 int(sizes[units].sum()), int(work[units].sum()), "head" if heads else "channel",
                 bool(groups.normed[live].any()), tuple(nodes), rows,
                 _asked(shares or {}, live.tolist()),
@@ -66,9 +65,34 @@ def infos(groups: Groups, kept: Mask, shares: Mapping[int, float] | None = None)
     return tuple(out)
 
 
+def _macs_of_units(groups: Groups) -> NDArray[np.float64]:
+    """[classes]: the multiply-accumulates that each unit has a part in, shared out among those beside it."""
+    work = np.zeros(len(groups.prunable))
+    for count, blocks in (product for node in groups.trace.macs.values() for product in node):
+        own = (groups.classes[ids] for ids in blocks)
+        for units in {units.tobytes(): units for units in own}.values():  # states times states are theirs once
+            np.add.at(work, units, count / units.size)
+    return work
+
+
 def _asked(shares: Mapping[int, float], units: Iterable[int]) -> tuple[float, ...]:
     """Each share that is asked of some of the units."""
     return tuple(sorted({shares[u] for u in units if u in shares}))
+
+
+def branch_infos(groups: Groups, kept: Mask, losses: Mapping[int, float] | None = None) -> tuple[BranchInfo, ...]:
+    """The residual branches, in the order of the graph. losses: what was measured of each, by its class."""
+    trace, out = groups.trace, []
+    for unit, branch in groups.branches.items():
+        read = {name for k in branch.nodes for name in trace.nodes[k].input if name in trace.model.weights}
+        own = (name for name in read if branch.nodes.issuperset(trace.readers.get(name, ())))
+        macs = sum(count for k in branch.nodes for count, _ in trace.macs.get(k, ()))
+        out.append(BranchInfo(
+            branch.name, trace.nodes[branch.node].name, len(branch.nodes),
+            sum(trace.model.weights[name].size for name in own), round(macs), (losses or {}).get(unit),
+            not kept[branch.ids].all(),
+        ))  # fmt: skip
+    return tuple(out)
 
 
 def layer_infos(groups: Groups) -> tuple[LayerInfo, ...]:

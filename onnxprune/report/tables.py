@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
 
 from onnxprune.report.layout import percent, table
+from onnxprune.report.parts import print_branches, print_frozen, print_groups, print_layers, some
 from onnxprune.report.quality import add_quality, print_gates, print_warnings
 from onnxprune.report.run import Report
 from onnxprune.report.weights import print_finetuning, print_reconstruction
 from onnxprune.results import (
     Compared,
     Cost,
-    FrozenInfo,
-    GroupInfo,
     Inspection,
-    LayerInfo,
     Proof,
     Sweep,
     SweepPoint,
     Verified,
 )
 from onnxprune.units import changed, written
-
-ROWS = 20
-"""Of a table, where --verbose does not ask for all."""
 
 
 def print_report(report: Report, console: Console, verbose: bool = False) -> None:
@@ -44,8 +38,9 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     console.print(shown)
     print_warnings((*report.warnings, *(report.validation or {}).get("warnings", ())), console)
     print_gates(report.validation or {}, console)
-    _print_groups(report.groups, console, verbose, kept=True)
-    _print_frozen(report.frozen, console, verbose)
+    print_groups(report.groups, console, verbose, kept=True)
+    print_branches([branch for branch in report.branches if branch.gone or verbose], console, verbose)
+    print_frozen(report.frozen, console, verbose)
     _print_notes(report.notes, console)
     print_reconstruction(report.reconstruction, console, verbose)
     print_finetuning(report.finetune, console)
@@ -78,7 +73,7 @@ def print_verified(found: Verified, console: Console, verbose: bool = False) -> 
     print_proof(found, console)
     if not found.refitted:
         return
-    console.print(f"refitted, so that only their shapes and places are proven: {_some(found.refitted, verbose)}")
+    console.print(f"refitted, so that only their shapes and places are proven: {some(found.refitted, verbose)}")
     errors = found.output_error
     told = f"{errors['written']:.3f} (as sliced {errors['sliced']:.3f}) on {found.inputs}" if errors else found.inputs
     console.print(f"output error beside the original: {told}")
@@ -127,9 +122,10 @@ def print_inspection(inspection: Inspection, console: Console, verbose: bool = T
     """The groups of coupled channels, and what is frozen with the reason."""
     cost = inspection.cost
     console.print(f"{cost.parameters:,} parameters, {cost.macs:,} MACs, {size(cost.bytes)}")
-    _print_groups(inspection.groups, console, verbose)
-    _print_layers(inspection.layers, console, verbose)
-    _print_frozen(inspection.frozen, console, verbose)
+    print_groups(inspection.groups, console, verbose)
+    print_branches(inspection.branches, console, verbose)
+    print_layers(inspection.layers, console, verbose)
+    print_frozen(inspection.frozen, console, verbose)
     _print_notes(inspection.notes, console)
 
 
@@ -222,72 +218,6 @@ def _print_latency(report: Report | Compared, console: Console) -> None:
         f"{after['high']:.3g}), {min(measured['runs']):,} runs each in turns, batch {measured['batch']}, threads "
         f"{threads}, {', '.join(measured['providers'])}"
     )
-
-
-def _print_groups(groups: Sequence[GroupInfo], console: Console, verbose: bool, kept: bool = False) -> None:
-    """kept: what is left of each, after a run, and what was asked for by name, if anything was."""
-    if not groups:
-        return
-    asked = kept and any(group.asked for group in groups)
-    more = [*([">kept"] if kept else []), *([">asked"] if asked else [])]
-    shown = table("group", ">layers", ">units", ">prunable", *more, ">parameters", ">MACs", "kind", title="groups")
-    for group in groups if verbose else groups[:ROWS]:
-        own = [f"{group.kept:,}"] if kept else []
-        own += [", ".join(f"{share:g}" for share in group.asked)] if asked else []
-        counts = (f"{n:,}" for n in (len(group.layers), group.units, group.prunable))
-        shown.add_row(group.name, *counts, *own, f"{group.parameters:,}", f"{group.macs:,}", _kind(group))
-    console.print(shown)
-    _print_rest(len(groups), console, verbose)
-
-
-def _print_layers(layers: Sequence[LayerInfo], console: Console, verbose: bool) -> None:
-    """Every name that may be typed: of nodes, parameters and groups."""
-    if not layers:
-        return
-    shown = table("node", "operator", "parameter", ">shape", "group that it makes", title="layers")
-    for layer in layers if verbose else layers[:ROWS]:
-        makes = ", ".join(layer.makes) or "none that may go"
-        first = (layer.node, layer.op_type, makes)
-        for name, shape in layer.parameters:
-            node, operator, group = first
-            shown.add_row(node, operator, name, "x".join(map(str, shape)) or "1", group)
-            first = ("", "", "")
-    console.print(shown)
-    _print_rest(len(layers), console, verbose)
-
-
-def _kind(group: GroupInfo) -> str:
-    """What the units are: channels, or so many heads or groups of a convolution of so many channels each."""
-    word = "heads" if group.kind == "head" else "groups"
-    kind = f"{group.rows} {word} x {group.prunable // group.rows}" if group.rows else group.kind
-    return f"{kind}, crosses a norm" if group.crosses_norm else kind
-
-
-def _some(names: Sequence[str], verbose: bool) -> str:
-    """The first names, and how many more there are."""
-    shown = names if verbose else names[:2]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
-
-
-def _print_frozen(frozen: Sequence[FrozenInfo], console: Console, verbose: bool) -> None:
-    if not frozen:
-        return
-    units: Counter[tuple[str, str, str]] = Counter()
-    names: dict[tuple[str, str, str], list[str]] = {}
-    for info in frozen:
-        key = (info.reason, info.op_type, info.node)
-        units[key] += info.units
-        names.setdefault(key, []).append(f"{info.parameter}[{info.axis}]")
-    shown = table("reason", "operator", "node", ">units", "parameters", title="frozen")
-    for key, count in units.most_common(None if verbose else ROWS):
-        shown.add_row(*key, f"{count:,}", _some(names[key], verbose))
-    console.print(shown)
-    _print_rest(len(units), console, verbose)
-
-
-def _print_rest(count: int, console: Console, verbose: bool) -> None:
-    if not verbose and count > ROWS:
-        console.print(f"  and {count - ROWS} more (--verbose shows all)")
 
 
 def _print_notes(notes: Iterable[str], console: Console) -> None:

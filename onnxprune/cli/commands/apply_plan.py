@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from onnxprune.cli import arguments, flags, logs
 from onnxprune.cli.terminal import print_json, work
 from onnxprune.files import check_distinct, check_outputs, write_json
+
+if TYPE_CHECKING:
+    from onnxprune.frameworks import Sliced
 
 EPILOG = """\
 Tensors are found by the plan's names. Exporters rename, transpose, share and fold tensors: with --model, the dense
@@ -86,13 +90,26 @@ def run(argv: Sequence[str]) -> int:
             name: [{"axis": h.axis, "before": list(h.before), "after": list(h.after)} for h in found]
             for name, found in after.heads.items()
         }
-        counts = {"tensors": len(after), "sliced": cut, "numbers": {"before": before, "after": left}, "heads": heads}
+        counts: dict[str, Any] = {
+            "tensors": len(after),
+            "sliced": cut,
+            "numbers": {"before": before, "after": left},
+            "heads": heads,
+        }
+        counts |= {"branches": list(after.branches)}
         print_json(document("applied", counts))
     elif not args.quiet:
         print(f"{cut:,} of {len(after):,} tensors sliced; {left:,} of {before:,} numbers left")
-        for name, found in after.heads.items():
-            for h in found:
-                (old, of), (new, size) = h.before, h.after
-                print(f"{name}, axis {h.axis}: {old:,} heads or groups of {of:,} -> {new:,} of {size:,}")
+        _print_more(after)
         print(f"written: {args.OUT}")
     return 0
+
+
+def _print_more(after: Sliced) -> None:
+    """What the sizes of tensors do not tell."""
+    for name, found in after.heads.items():
+        for h in found:
+            (old, of), (new, size) = h.before, h.after
+            print(f"{name}, axis {h.axis}: {old:,} heads or groups of {of:,} -> {new:,} of {size:,}")
+    for name in after.branches:
+        print(f"the residual branch that ends at {name} goes whole: take it out of the network's code")
