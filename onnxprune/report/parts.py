@@ -80,6 +80,7 @@ def some(names: Sequence[str], verbose: bool) -> str:
 
 
 def print_frozen(frozen: Sequence[FrozenInfo], console: Console, verbose: bool) -> None:
+    """What stays and why, the reasons that hold most units first."""
     if not frozen:
         return
     units: Counter[tuple[str, str, str]] = Counter()
