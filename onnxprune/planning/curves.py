@@ -32,6 +32,8 @@ from onnxprune.trace import Groups, Mask
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 LEVELS = 64
+UNKNOWN = 0.5
+"""How far made-up inputs are trusted where the model has no classes that would show how diverse they are."""
 
 
 @dataclass
@@ -144,7 +146,8 @@ def shares(
     Residual branches stand among them by their class: 1 where one goes.
 
     `trust` in 0..1 says how much the inputs are worth: at 0 every set loses the same share, at 1 any share up to the
-    floor. Made-up inputs that a network answers monotonously hide what matters to it."""
+    floor. Made-up inputs that a network answers monotonously hide what matters to it: unless they are worth more than
+    those of which nothing is known, no branch goes."""
     gone = select(groups, curve_set.scores, options, {}, asked)
     dead = ~groups.alive(groups.kept_ids(gone))
     free = [c for c in curve_set.curves if c.part.name not in asked]
@@ -157,7 +160,7 @@ def shares(
             choice.losses[np.arange(levels + 1) > np.ceil(most * levels)] = np.inf
     for curve, choice in zip(free, choices, strict=True):
         choice.losses[~reachable(curve.part, len(choice.losses), options)] = np.inf
-    whole = curve_set.branches if options.blocks is not False else {}
+    whole = curve_set.branches if options.blocks is not False and trust > UNKNOWN else {}
     choices += [Choice([unit], np.array([0.0, loss])) for unit, loss in whole.items()]
     taken = allocate(choices, costs, dead, budget)
     return dict(zip((*(c.part.name for c in free), *whole), taken, strict=True))

@@ -28,9 +28,6 @@ from onnxprune.planning.selection import rows_that_go, select
 from onnxprune.planning.steady import steady
 from onnxprune.trace import Groups, Mask
 
-UNKNOWN = 0.5
-"""How far made-up inputs are trusted where the model has no classes that would show how diverse they are."""
-
 
 @dataclass
 class Decision:
@@ -159,7 +156,7 @@ class Informed:
         labels = None if inputs.labels is None else inputs.labels[: sum(counts(groups, self.parts.fit))]
         self.criterion_inputs = CriterionInputs(groups, options, self.parts.fit, labels)
         self.asked = asked(groups, options)
-        self.trust = 1.0 if not inputs.synthetic else UNKNOWN if inputs.diversity is None else inputs.diversity
+        self.trust = 1.0 if not inputs.synthetic else curves.UNKNOWN if inputs.diversity is None else inputs.diversity
         self.observed: dict[tuple[str, bytes], curves.CurveSet] = {}
         self.measured: dict[tuple[str, bytes, bytes], curves.CurveSet] = {}
 
