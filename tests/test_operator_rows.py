@@ -289,6 +289,57 @@ TABLE: dict[str, Row] = {
         {"H": (16, 8), "Q": (8, 256), "G": (128, 3)},
         18,
     ),
+    "com.microsoft::MatMulNBits": (
+        "agraph (float[N,4] x) => (float[N,3] y) { a = MatMul(x, A:float[4,32] ) b = com.microsoft.MatMulNBits<K=32, N=48, "
+        "bits=4, block_size=16>(a, W:uint8[48,2,8] , scale:float[96] , Z:uint8[48] , , B:float[48] ) r = Relu(b) "
+        "c = com.microsoft.MatMulNBits<K=48, N=32, bits=4, block_size=16>(r, V:uint8[32,3,8] , scale2:float[32,3] , Y:uint8[32,2] ) "
+        "y = MatMul(c, G:float[32,3] ) }",
+        {"A": (4, 16), "W": (32, 1, 8), "scale": (32,), "Z": (32,), "B": (32,), "V": (16, 2, 8), "Y": (16, 1), "G": (16, 3)},
+        18,
+    ),
+    "com.microsoft::GatherBlockQuantized": (
+        "agraph (int64[N,6] x) => (float[N,6,3] y) { b = com.microsoft.GatherBlockQuantized<gather_axis=0, quantize_axis=1, "
+        "block_size=16, bits=4>(W:uint8[9,24] , x, scale:float[9,3] , Z:uint8[9,2] ) y = MatMul(b, G:float[48,3] ) }",
+        {"W": (9, 16), "scale": (9, 2), "Z": (9, 1), "G": (32, 3)},
+        18,
+    ),
+    "com.microsoft::MoE": (
+        "agraph (float[N,4] x) => (float[N,3] y) { a = MatMul(x, A:float[4,16] ) r = MatMul(a, R:float[16,4] ) "
+        'b = com.microsoft.MoE<k=1, activation_type="relu">(a, r, U:float[4,24,16] , Ub:float[4,24] , V:float[4,16,24] , Vb:float[4,16] ) '
+        "y = MatMul(b, G:float[16,3] ) }",
+        {"A": (4, 8), "R": (8, 2), "U": (2, 12, 8), "Ub": (2, 12), "V": (2, 8, 12), "Vb": (2, 8), "G": (8, 3)},
+        18,
+    ),
+    "com.microsoft::QMoE": (
+        "agraph (float[N,4] x) => (float[N,3] y) { a = MatMul(x, A:float[4,16] ) r = MatMul(a, R:float[16,4] ) "
+        'b = com.microsoft.QMoE<k=3, activation_type="silu", expert_weight_bits=4>(a, r, U:uint8[4,24,8] , scale:float[4,24] , '
+        "Ub:float[4,24] , V:uint8[4,16,12] , scale2:float[4,16] ) y = MatMul(b, G:float[16,3] ) }",
+        {"A": (4, 8), "R": (8, 3), "U": (3, 12, 4), "scale": (3, 12), "V": (3, 8, 6), "scale2": (3, 8), "G": (8, 3)},
+        18,
+    ),
+    "com.microsoft::DynamicQuantizeMatMul": (
+        rows("b = com.microsoft.DynamicQuantizeMatMul(a, W:int8[16,16] , scale:float[16] , zw:int8[16] , Wb:float[16] )"),
+        TOKENS | {"W": (8, 8), "scale": (8,), "zw": (8,), "Wb": (8,)},
+        18,
+    ),
+    "com.microsoft::MatMulIntegerToFloat": (
+        rows(
+            "q, s, z = DynamicQuantizeLinear(a) "
+            "b = com.microsoft.MatMulIntegerToFloat(q, W:int8[16,16] , s, scale:float[16] , z, zw:int8[16] , Wb:float[16] )"
+        ),
+        TOKENS | {"W": (8, 8), "scale": (8,), "zw": (8,), "Wb": (8,)},
+        18,
+    ),
+    "com.microsoft::TransposeMatMul": (
+        rows("b = com.microsoft.TransposeMatMul<transB=1>(a, W:float[16,16] )"),
+        TOKENS | {"W": (8, 8)},
+        18,
+    ),
+    "FusedMatMul, batch axes turned inside": (
+        rows("t = Transpose<perm=[1,0,2]>(a) b = com.microsoft.FusedMatMul<transBatchA=1>(t, W:float[1,16,16] )").replace("[N,", "[2,"),
+        TOKENS | {"W": (1, 8, 8)},
+        18,
+    ),
     "Einsum of a diagonal": (
         'agraph (float[4,6] x) => (float[4,3] y) { a = MatMul(x, A:float[6,4] ) i = Einsum<equation="jj->j">(a) '
         "d = MatMul(x, D:float[6,16] ) r = Relu(d) e = MatMul(r, E:float[16,4] ) b = Mul(e, i) y = MatMul(b, G:float[4,3] ) }",

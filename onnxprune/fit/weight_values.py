@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter, transposed_back
+from onnxprune.fit.packed import coded, values
 from onnxprune.model import Array, Model, attribute, traits
 
 
@@ -34,6 +35,8 @@ CODES: Mapping[str, Mapping[int, _Code]] = {
     "QGemm": {3: _Code(4, 5, -1), 6: _Code(4, None, -1)},
     "ConvInteger": {1: _Code(None, 3, 0)},
     "MatMulInteger": {0: _Code(None, 2, -2), 1: _Code(None, 3, -1)},
+    "MatMulIntegerToFloat": {0: _Code(2, 4, -2), 1: _Code(3, 5, -1)},
+    "DynamicQuantizeMatMul": {1: _Code(2, 3, -1)},
 }
 """By operator and operand; DequantizeLinear, whose scales may be of blocks, is not among them. A bias has the scales of
 the weight, times one that all have in common."""
@@ -42,7 +45,12 @@ NO_WEIGHTS: Mapping[str, frozenset[int]] = {
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), frozenset({1, 2})),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul"), frozenset({1, 2, 4, 5, 6, 7})),
     "QGemm": frozenset({1, 2, 4, 5, 7, 8}),
-    **dict.fromkeys(("ConvInteger", "MatMulInteger"), frozenset({2, 3})),
+    **dict.fromkeys(
+        ("ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "GatherBlockQuantized"), frozenset({2, 3})
+    ),
+    "MatMulNBits": frozenset({2, 3, 4}),
+    "QMoE": frozenset({3, 6, 9, 11, 12, 13}),
+    "MatMulIntegerToFloat": frozenset({2, 3, 4, 5}),
 }
 """By operator: operands that are moments, scales or zero points."""
 
@@ -69,6 +77,8 @@ class WeightValues:
             value = transposed_back(dequantised.path, dequantised.read(self.model))
             return np.asarray(value, np.float32)
         for node, i in uses:
+            if coded(node, i) is not None:
+                return values(node, i, self.model)
             if (code := CODES.get(node.op_type, {}).get(i)) is not None:
                 return self._decoded(weight.array(), node, code)
         return weight.array()

@@ -108,7 +108,8 @@ def _heads(groups: Groups, scores: Scores, options: Options, asked: Asked) -> li
         own = not groups.normed[inside].all() and all(groups.channels[family[units]] for units in rows)
         if not own and not groups.normed[inside].any() and _near(ratio, groups.location_hash[inside]):
             continue
-        if n := _rows_to_remove(len(rows), ratio, options.max_ratio, 0.0 if named else ROW_SLACK):
+        slack = 0.0 if named else ROW_SLACK
+        if n := _rows_to_remove(len(rows), ratio, options.max_ratio, slack, groups.least_of(family.values())):
             out.append((frozenset().union(*rows[:n]), own))
     return out
 
@@ -123,12 +124,12 @@ def _families(groups: Groups, options: Options) -> Iterable[dict[frozenset[int],
     return families.values()
 
 
-def _rows_to_remove(count: int, ratio: float, most: float, slack: float) -> int:
-    """The number of rows nearest to the ratio of them that takes at most so much more; one is always left."""
+def _rows_to_remove(count: int, ratio: float, most: float, slack: float, least: int) -> int:
+    """The number of rows nearest to the ratio of them that takes at most so much more; `least` are always left."""
     n = round(ratio * count)
     if n / count > ratio + slack:
         n = most_of(count, ratio)
-    return min(n, most_of(count, most), count - 1)
+    return max(0, min(n, most_of(count, most), count - least))
 
 
 def _near(ratio: float, home: NDArray[np.uint64]) -> bool:

@@ -242,6 +242,14 @@ def dynamic_matmul(s: Step) -> None:
     _with_bias(s, s.put("MatMul", s.node.input[0], s.dequantized(1, 2, 3)), 4)
 
 
+def matmul_nbits(s: Step) -> None:
+    """MatMulNBits at its default accuracy: it multiplies floats, and does not round what it is given."""
+    kept = [a for a in s.node.attribute if a.name != "accuracy_level"]
+    node = helper.make_node("MatMulNBits", s.node.input, s.node.output, name=s.node.name, domain=s.node.domain)
+    node.attribute.extend(kept)
+    s.made.append(node)
+
+
 def _with_bias(s: Step, y: str, bias: int) -> None:
     s.gives(s.put("Add", y, s.node.input[bias]) if s.has(bias) else y, whole=False)
 
@@ -277,7 +285,8 @@ REAL_FORMS: dict[str, Callable[[Step], None]] = {
     "QuantizeLinear": quantize, "DequantizeLinear": dequantize, "DynamicQuantizeLinear": dynamic_quantize,
     "QLinearConv": conv, "QLinearMatMul": matmul, "QGemm": gemm, "MatMulInteger": matmul_integer,
     "ConvInteger": conv_integer, "MatMulIntegerToFloat": matmul_integer_to_float,
-    "DynamicQuantizeMatMul": dynamic_matmul, "QLinearAdd": binary("Add"), "QLinearMul": binary("Mul"),
+    "DynamicQuantizeMatMul": dynamic_matmul, "MatMulNBits": matmul_nbits,
+    "QLinearAdd": binary("Add"), "QLinearMul": binary("Mul"),
     "QLinearConcat": concat, "QLinearWhere": where, "QLinearAveragePool": single("AveragePool"),
     "QLinearGlobalAveragePool": single("GlobalAveragePool"), "QLinearReduceMean": single("ReduceMean"),
     "QLinearLeakyRelu": single("LeakyRelu"), "QLinearSigmoid": single("Sigmoid"), "QLinearSoftmax": single("Softmax"),

@@ -20,8 +20,8 @@ from onnx import NodeProto, TensorProto
 
 from onnxprune.model import FLOATS, Derived, Model, Weight, attribute, every_node, traits
 from onnxprune.prove.rounding import POOL
-from onnxprune.prove.slices import Source, kept_of
-from onnxprune.trace import Block, Mask, Trace
+from onnxprune.prove.slices import Source
+from onnxprune.trace import Mask, Trace
 
 Shape = tuple[int, ...]
 MAX_REDRAWN = 64 << 20
@@ -30,6 +30,22 @@ INTEGERS = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.
             TensorProto.UINT4}  # fmt: skip
 SIGNS = (-1, 1, 1, 1)
 """Of biases: a unit that a rectifier silences for every input shows nothing."""
+CODES: Mapping[str, frozenset[int]] = {
+    "MatMulNBits": frozenset({1, 3}), "GatherBlockQuantized": frozenset({0, 3}),
+    "QMoE": frozenset({2, 5, 8, 11, 12, 13}),
+}  # fmt: skip
+"""By operator: operands whose bytes hold codes or zero points of a few bits."""
+STEPS: Mapping[str, Mapping[int, int]] = {
+    "MatMulNBits": {2: 1}, "GatherBlockQuantized": {2: 0}, "QMoE": {3: 2, 6: 5, 9: 8}
+}  # fmt: skip
+"""By operator: operands that are the scales of such codes, and the operand that holds these."""
+SUMMED: Mapping[str, Callable[[Shape], int]] = {
+    "MatMulNBits": lambda shape: prod(shape[1:]),
+    "QMoE": lambda shape: shape[-1],
+}
+"""By operator: how many bytes of codes make one output."""
+EVEN = 12**-0.5
+"""The deviation of what lies evenly between 0 and 1."""
 LEAST_BIAS = 512
 """Steps over which a bias of 32 bits is drawn at least: many are all zeros."""
 
@@ -73,9 +89,13 @@ def redrawn(
     original, new = trace.model.copy(), after.copy()
     uses = _uses(trace)
     quantised = any(n.op_type.endswith("QuantizeLinear") or n.op_type.startswith("QLinear") for n in trace.nodes)
+
+    def shape_of(name: str) -> Shape:
+        return trace.model.weights[name].shape if name in trace.model.weights else ()
+
     for name in {s.parameter for s in trace.slices.values() if s.blocks}:
         weight = trace.model.weights[name]
-        how = Drawing(weight, uses[name], zlib.crc32(name.encode(), seed), gain, quantised).drawn()
+        how = Drawing(weight, uses[name], zlib.crc32(name.encode(), seed), gain, quantised, shape_of).drawn()
         if how is not None:
             original.weights[name] = Weight(weight.onnx_type, weight.shape, Derived(weight, how.instead))
     for name, weight in after.weights.items():
@@ -84,16 +104,14 @@ def redrawn(
             continue
         own = original.weights[source.parameter]
         if weight is not own:
-            new.weights[name] = _slice(own, source.blocks, kept, weight)
+            new.weights[name] = _slice(own, source, kept, weight)
     return original, new
 
 
-def _slice(own: Weight, blocks: tuple[Block, ...], kept: Mask, like: Weight) -> Weight:
-    if not blocks:
+def _slice(own: Weight, source: Source, kept: Mask, like: Weight) -> Weight:
+    if not source.blocks:
         return own
-    return Weight(
-        like.onnx_type, like.shape, Derived(own, lambda array: kept_of(array, blocks, kept).reshape(like.shape))
-    )
+    return Weight(like.onnx_type, like.shape, Derived(own, lambda array: source.of(array, kept).reshape(like.shape)))
 
 
 def _uses(trace: Trace) -> Mapping[str, list[tuple[NodeProto, int]]]:
@@ -108,13 +126,14 @@ def _uses(trace: Trace) -> Mapping[str, list[tuple[NodeProto, int]]]:
 @dataclass(frozen=True)
 class Drawing:
     """How a weight is to be drawn, by its values and by its `uses` (this input of that node). quantised: whether the
-    graph rounds anywhere."""
+    graph rounds anywhere. shape_of: the shape of a parameter, () of what is none."""
 
     weight: Weight
     uses: Sequence[tuple[NodeProto, int]]
     seed: int
     gain: float
     quantised: bool
+    shape_of: Callable[[str], Shape]
 
     def drawn(self) -> Drawn | None:
         """How; None where the weight is to stay."""
@@ -123,7 +142,12 @@ class Drawing:
         if configures or weight.nbytes > MAX_REDRAWN or not weight.size:
             return None
         if kind in FLOATS:
-            return self._floats()
+            return self._scale_of_codes() or self._floats()
+        return self._integers(kind)
+
+    def _integers(self, kind: int) -> Drawn | None:
+        if kind == TensorProto.UINT8 and self._is(CODES):
+            return self._as("integers", 0, 255)  # several in a byte: any is one
         if kind in INTEGERS and (not self._vector or all(n.op_type == "DequantizeLinear" for n, _ in self.uses)):
             return self._stored()
         if kind == TensorProto.INT32 and all(n.op_type in traits.INTEGER_BIASED and i != 2 for n, i in self.uses):
@@ -153,6 +177,20 @@ class Drawing:
             return self._as("positive", 1 - spread, 1 + spread, sign)
         return self._as("signed", 0.05, 0.5, self.gain)
 
+    def _is(self, operands: Mapping[str, frozenset[int]]) -> bool:
+        """Whether any operator reads it as one of these."""
+        return any(i in operands.get(n.op_type, ()) for n, i in self.uses)
+
+    def _scale_of_codes(self) -> Drawn | None:
+        """Scales of weights of a few bits, whose codes are drawn evenly; None where it is something else."""
+        for node, i in self.uses:
+            if i in STEPS.get(node.op_type, {}):
+                bits = int(attribute(node, "expert_weight_bits", attribute(node, "bits", 4)))
+                codes, held = self.shape_of(node.input[STEPS[node.op_type][i]]), SUMMED.get(node.op_type)
+                terms = held(codes) * 8 // bits if held and codes else 1
+                return self._as("positive", times=self.gain / (EVEN * (1 << bits) * np.sqrt(terms)))
+        return None
+
     def _stored(self) -> Drawn:
         """Integers of a quantised graph: any between the least and the most that are there; of zero points, which may
         be all alike, of some around these."""
@@ -175,7 +213,8 @@ class Drawing:
     def _scale(self) -> bool:
         """Whether it says how large a step of a quantised tensor is."""
         return any((n.op_type in ("QuantizeLinear", "DequantizeLinear") and i == 1) or "QLinear" in n.op_type
-                   or n.op_type in ("QGemm", "MatMulIntegerToFloat") for n, i in self.uses)  # fmt: skip
+                   or n.op_type in ("QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
+                   or (n.op_type == "MatMulNBits" and i == 3) for n, i in self.uses)  # fmt: skip
 
 
 def _gemm_terms(node: NodeProto, i: int, shape: Shape) -> int:
@@ -189,6 +228,7 @@ TERMS: Mapping[str, Callable[[NodeProto, int, Shape], int]] = {
     **dict.fromkeys(traits.GATES, lambda node, i, shape: shape[-1]),
     **dict.fromkeys(("Gemm", "FusedGemm"), _gemm_terms),
     **dict.fromkeys(("MatMul", "FusedMatMul"), lambda node, i, shape: shape[-2] if i and len(shape) > 1 else shape[-1]),
+    "MoE": lambda node, i, shape: shape[-1] if len(shape) > 2 else 1,
     **dict.fromkeys(traits.MOVING_PARAMETERS, lambda node, i, shape: max(shape)),
 }
 """How many terms an operator sums for one output when it is given a parameter of this shape as this input."""

@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto
 
 from onnxprune.errors import CheckFailed
 from onnxprune.model import Model, Weight, every_node, scopes
-from onnxprune.trace import Block, Mask, Trace, kept_shape
+from onnxprune.trace import Block, Cells, Mask, Trace, kept_shape
 
 SLAB = 1 << 20
 """Bytes of rows that are compared at a time."""
@@ -27,10 +27,30 @@ DIFFERS = "the pruned model differs from the original"
 
 @dataclass(frozen=True)
 class Source:
-    """What a parameter of a rewritten graph has to be: what is kept of `blocks` in `parameter` of the original."""
+    """What a parameter of a rewritten graph has to be: what is kept of `blocks` in `parameter` of the original. cells:
+    what the blocks count, where it is not elements."""
 
     parameter: str
     blocks: tuple[Block, ...]
+    cells: Cells | None = None
+
+    def dims(self, shape: Sequence[int], kept: Mask) -> list[int]:
+        """How much is kept along each axis of a parameter of this shape, or of its cells."""
+        shape = shape if self.cells is None else self.cells.shape
+        expected = list(shape)
+        vectors, _ = _masks(self.blocks, shape, kept)
+        for b in self.blocks:
+            sizes = kept_shape(b.ids, kept) or ()
+            for k, (axis, size) in enumerate(zip(b.axes, sizes, strict=False)):
+                if not (b.coarse and k == 0):
+                    expected[axis] = size
+        return [int(vectors[k].sum()) if k in vectors else n for k, n in enumerate(expected)]
+
+    def of(self, array: NDArray[Any], kept: Mask) -> NDArray[Any]:
+        """What is kept of the values of the parameter, as a file has it."""
+        dims = self.dims(array.shape, kept)
+        found = kept_of(_read(array, self.cells), self.blocks, kept).reshape(dims)
+        return found if self.cells is None else self.cells.stored(found)
 
 
 @dataclass(frozen=True)
@@ -64,7 +84,7 @@ def compared(trace: Trace, kept: Mask, model: Model) -> Compared:
         own = trace.model.weights[source.parameter]
         if weight is not own or source.blocks:
             _check_shape(name, weight, own, source, kept)
-            if not _equal(weight, own, source.blocks, kept):
+            if not _equal(weight, own, source, kept):
                 differing.append(name)
                 continue
         same += 1
@@ -95,23 +115,24 @@ class _Reads:
             for i, name in enumerate(node.input):
                 if name in model.weights:
                     was = before.input[i] if before is not None and i < len(before.input) else ""
-                    blocks = uses.get((index, i), everywhere.get(was, ()))
-                    found._read(node, name, was, tuple(b for b in blocks if not kept[b.ids].all()), before is None)
+                    blocks, cells = uses.get((index, i), (everywhere.get(was, ()), None))
+                    cut = tuple(b for b in blocks if not kept[b.ids].all())
+                    found._read(node, name, Source(was, cut, cells if cut else None), before is None)
         for scope in scopes(model.skeleton.graph):
             for out in scope.graph.output:
                 if out.name in model.weights and out.name in trace.model.weights:
                     found._note(out.name, Source(out.name, ()))
         return found
 
-    def _read(self, node: NodeProto, name: str, was: str, blocks: tuple[Block, ...], new: bool) -> None:
-        """`node` reads parameter `name` where the original reads `was`, of which `blocks` lose something; new: the
-        original has no such node."""
+    def _read(self, node: NodeProto, name: str, source: Source, new: bool) -> None:
+        """`node` reads parameter `name` where the original reads `source`, "" for nothing; new: the original has no
+        such node."""
         held = self.trace.model.weights
-        if self._written(name) and not blocks:
+        if self._written(name) and not source.blocks:
             self.edited.add(name)
-        elif was in held:
-            self._note(name, Source(was, blocks))
-        elif not new and not was:
+        elif source.parameter in held:
+            self._note(name, source)
+        elif not new and not source.parameter:
             self.added.add(name)
         elif name not in held:
             raise CheckFailed(f"{DIFFERS}: its node '{node.name}' reads '{name}', which is none of its parameters")
@@ -122,8 +143,9 @@ class _Reads:
     def _note(self, name: str, source: Source) -> None:
         """One parameter may be read in many places, which all have to need the same of it."""
         known = self.sources.setdefault(name, source)
-        shape = self.trace.model.weights[source.parameter].shape
-        if known.parameter != source.parameter or not _keep_the_same(known.blocks, source.blocks, shape, self.kept):
+        shape = self.trace.model.weights[source.parameter].shape if source.cells is None else source.cells.shape
+        same = (known.parameter, known.cells) == (source.parameter, source.cells)
+        if not same or not _keep_the_same(known.blocks, source.blocks, shape, self.kept):
             raise CheckFailed(f"{DIFFERS}: its parameter '{name}' is read where other positions are needed, too")
 
     def expected(self, name: str) -> bool:
@@ -131,16 +153,17 @@ class _Reads:
         return name in self.edited or name in self.added or self._written(name)
 
 
-def _blocks(trace: Trace) -> tuple[dict[tuple[int, int], tuple[Block, ...]], dict[str, tuple[Block, ...]]]:
-    """The blocks of parameters by use, and of those that are alike in all uses by name."""
-    uses: dict[tuple[int, int], tuple[Block, ...]] = {}
+def _blocks(
+    trace: Trace,
+) -> tuple[dict[tuple[int, int], tuple[tuple[Block, ...], Cells | None]], dict[str, tuple[Block, ...]]]:
+    """The blocks of parameters by use, with what they count, and of those that are alike in all uses by name."""
+    uses: dict[tuple[int, int], tuple[tuple[Block, ...], Cells | None]] = {}
     everywhere: dict[str, tuple[Block, ...]] = {}
     for s in trace.slices.values():
-        if s.uses:
-            uses |= dict.fromkeys(s.uses, s.blocks)
-        else:
+        if not s.uses:
             everywhere[s.parameter] = s.blocks
-    return uses | trace.owned, everywhere
+        uses |= dict.fromkeys(s.uses, (s.blocks, s.cells))  # of two, the later one is what its operator knows better
+    return uses, everywhere
 
 
 def _keep_the_same(one: Sequence[Block], two: Sequence[Block], shape: Sequence[int], kept: Mask) -> bool:
@@ -161,14 +184,9 @@ def _keep_the_same(one: Sequence[Block], two: Sequence[Block], shape: Sequence[i
 
 
 def _check_shape(name: str, weight: Weight, own: Weight, source: Source, kept: Mask) -> None:
-    expected = list(own.shape)
-    vectors, _ = _masks(source.blocks, own.shape, kept)
-    for b in source.blocks:
-        sizes = kept_shape(b.ids, kept) or ()
-        for k, (axis, size) in enumerate(zip(b.axes, sizes, strict=False)):
-            if not (b.coarse and k == 0):
-                expected[axis] = size
-    expected = [int(vectors[k].sum()) if k in vectors else n for k, n in enumerate(expected)]
+    expected = source.dims(own.shape, kept)
+    if source.cells is not None:
+        expected = list(source.cells.stored_shape(expected))
     if weight.onnx_type != own.onnx_type or list(weight.shape) != expected:
         raise CheckFailed(
             f"{DIFFERS}: its parameter '{name}' has shape {list(weight.shape)}, where {expected} of "
@@ -176,11 +194,12 @@ def _check_shape(name: str, weight: Weight, own: Weight, source: Source, kept: M
         )
 
 
-def _equal(weight: Weight, own: Weight, blocks: Sequence[Block], kept: Mask) -> bool:
+def _equal(weight: Weight, own: Weight, source: Source, kept: Mask) -> bool:
     """Byte by byte, and a few rows at a time; what was read of files is let go of."""
-    ours, theirs = weight.array().reshape(-1), own.array()
+    cells = None if source.cells is None else source.cells.sized(source.dims(own.shape, kept))
+    ours, theirs = _read(weight.array(), cells).reshape(-1), _read(own.array(), source.cells)
     at, equal = 0, True
-    for part in kept_slabs(theirs, blocks, kept):
+    for part in kept_slabs(theirs, source.blocks, kept):
         mine = ours[at : at + part.size]
         if mine.size != part.size or not _same_bytes(mine, part):
             equal = False
@@ -190,6 +209,17 @@ def _equal(weight: Weight, own: Weight, blocks: Sequence[Block], kept: Mask) -> 
     own.release()
     weight.release()
     return equal and at == ours.size
+
+
+def _read(array: NDArray[Any], cells: Cells | None) -> NDArray[Any]:
+    """The elements of a parameter, or its cells, which are read bit by bit here."""
+    if cells is None:
+        return array
+    if not cells.bits:
+        return array.reshape(cells.shape)
+    rows = np.unpackbits(array.reshape(*cells.shape[:-1], -1), axis=-1, bitorder="little")
+    each = rows.reshape(*rows.shape[:-1], -1, cells.bits)[..., : cells.shape[-1], :]
+    return np.packbits(each, axis=-1, bitorder="little")[..., 0]
 
 
 def _same_bytes(a: NDArray[Any], b: NDArray[Any]) -> bool:

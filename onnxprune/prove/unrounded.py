@@ -11,18 +11,27 @@ from dataclasses import dataclass, field
 
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from onnxprune.model import Model, bodies, needs, traits
+from onnxprune.model import Model, attribute, bodies, needs, traits
 from onnxprune.prove.outputs import Types
 from onnxprune.prove.reals import FLOAT, LIMITS, REAL_FORMS, CannotUnround, Step
 
+IN_BYTES = 4
+"""From this `accuracy_level` on a MatMulNBits rounds what it is given to integers of 8 bits."""
+BITS_OF_BYTE = 8
 INTEGERS = {*LIMITS, TensorProto.INT32}
 """Types of tensors that are floats afterwards."""
 
 
 def rounds(nodes: Sequence[NodeProto]) -> bool:
     """Whether any of the nodes rounds to integers."""
-    kinds = {n.op_type for n in nodes}
-    return not kinds.isdisjoint((REAL_FORMS.keys() - {"DequantizeLinear"}) | traits.ROUNDING_INSIDE)
+    kinds = {n.op_type for n in nodes if n.op_type != "MatMulNBits" or attribute(n, "accuracy_level", 0) >= IN_BYTES}
+    return not kinds.isdisjoint(REAL_FORMS.keys() - {"DequantizeLinear"}) or any(map(_rounds_inside, nodes))
+
+
+def _rounds_inside(node: NodeProto) -> bool:
+    """Whether it rounds on the way, and nothing keeps it from that."""
+    in_bytes = node.op_type == "QMoE" and attribute(node, "expert_weight_bits", 4) == BITS_OF_BYTE
+    return node.op_type in traits.ROUNDING_INSIDE or (in_bytes and bool(attribute(node, "block_size", 0)))
 
 
 @dataclass
@@ -68,7 +77,7 @@ class Unrounded:
     def _node(self, model: Model, node: NodeProto) -> list[NodeProto]:
         step, before = Step(self, model, node), set(self.floats)
         try:
-            if node.op_type in traits.ROUNDING_INSIDE:
+            if _rounds_inside(node):
                 raise CannotUnround("it rounds inside")
             if node.op_type in REAL_FORMS:
                 REAL_FORMS[node.op_type](step)

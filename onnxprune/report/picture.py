@@ -139,12 +139,14 @@ class _Walk:
     def _shapes(self, name: str, use: tuple[int, int]) -> tuple[Shape, Shape]:
         """Of a parameter, as a use of it has it, before and after."""
         before = tuple(self.trace.model.weights[name].shape)
-        after = list(before)
-        for s, axes, ids in self.slices[name]:
-            left = kept_shape(ids, self.kept) if not s.uses or use in s.uses else None
+        own = [part for part in self.slices[name] if not part[0].uses or use in part[0].uses]
+        cells = next((s.cells for s, _, _ in own), None)
+        after = list(before if cells is None else cells.shape)
+        for _, axes, ids in own:
+            left = kept_shape(ids, self.kept)
             for axis, n, of in zip(axes, left or (), ids.shape, strict=bool(left)):
                 after[axis] = after[axis] // of * n
-        return before, tuple(after)
+        return before, tuple(after) if cells is None else cells.stored_shape(after)
 
     def _width(self, tensor: str) -> tuple[tuple[int, int] | None, str]:
         """Channels of a tensor before and after, and their group. Of several axes with ids (channels, and positions

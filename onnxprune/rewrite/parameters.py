@@ -44,7 +44,7 @@ class Slicer:
         taken = self._read_whole(name, slices, variants)
         weight, fresh = self.model.weights[name], list[str]()
         for members in (m for cut, m in variants.items() if cut):
-            part = take(weight, members[0].blocks, self.kept)
+            part = take(weight, members[0].blocks, self.kept, members[0].cells)
             if not taken:
                 self.model.weights[name], taken = part, True
                 continue

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.model import Array, Derived, Weight
-from onnxprune.trace import Block, Mask, positions
+from onnxprune.trace import Block, Cells, Mask, positions
 
 SLAB = 1 << 18
 """Bytes of rows that are cut at a time."""
@@ -19,22 +19,30 @@ LARGE = 1 << 20
 """Parameters of more bytes are cut when their values are asked for."""
 
 
-def take(weight: Weight, blocks: Sequence[Block], kept: Mask) -> Weight:
+def take(weight: Weight, blocks: Sequence[Block], kept: Mask, cells: Cells | None = None) -> Weight:
     """The kept positions of a parameter, along all of its blocks at once: now, or of a large one when its values are
-    asked for."""
+    asked for. cells: what the blocks count, where it is not elements."""
     cut: Callable[[Array], Array]
-    if all(b.ids.ndim == 1 and b.ids.size == weight.shape[b.axes[0]] for b in blocks):
+    shape = weight.shape if cells is None else cells.shape
+    if all(b.ids.ndim == 1 and b.ids.size == shape[b.axes[0]] for b in blocks):
         masks = ((b.axes[0], kept[b.ids]) for b in blocks)
         at = {axis: np.flatnonzero(mask) for axis, mask in masks if not mask.all()}
-        dims = [len(at[k]) if k in at else n for k, n in enumerate(weight.shape)]
+        dims = [len(at[k]) if k in at else n for k, n in enumerate(shape)]
         cut = partial(_cut, at=at)
     else:
-        views = _views(weight.shape, blocks)
+        views = _views(shape, blocks)
         index, dims = _index(views, blocks, kept)
         cut = partial(_picked, viewed=list(chain(*views)), index=index, dims=dims)
+    if cells is not None:
+        cut, dims = partial(_repacked, cut=cut, cells=cells), list(cells.stored_shape(dims))
     if weight.nbytes > LARGE and weight.plain and min(dims):
         return Weight(weight.onnx_type, dims, Derived(weight, cut))
     return Weight.of(np.ascontiguousarray(cut(weight.array())), weight.onnx_type)
+
+
+def _repacked(array: Array, cut: Callable[[Array], Array], cells: Cells) -> Array:
+    """`cut` on the cells of a parameter."""
+    return cells.stored(cut(cells.of(array)))
 
 
 def _picked(array: Array, viewed: Sequence[int], index: Sequence[Array], dims: Sequence[int]) -> Array:

@@ -5,6 +5,7 @@ Knows shapes and models, no importance.
 
 from __future__ import annotations
 
+from onnxprune.trace.cells import Cells
 from onnxprune.trace.classes import joined
 from onnxprune.trace.dependencies import dependencies
 from onnxprune.trace.editor import Editor
@@ -18,7 +19,7 @@ from onnxprune.trace.residual import Branch, enter_branches
 from onnxprune.trace.tracing import LABELLED, Reduction, Slice, Trace
 
 __all__ = [
-    "KEPT", "LABELLED", "Block", "Branch", "Dims", "Editor", "Groups", "Ids", "Labels", "Layers", "Mask", "Reason",
-    "Reduction", "Slice", "Trace", "build", "dependencies", "enter_branches", "joined", "kept_shape", "new_dims",
-    "positions", "take_kept",
+    "KEPT", "LABELLED", "Block", "Branch", "Cells", "Dims", "Editor", "Groups", "Ids", "Labels", "Layers", "Mask",
+    "Reason", "Reduction", "Slice", "Trace", "build", "dependencies", "enter_branches", "joined", "kept_shape",
+    "new_dims", "positions", "take_kept",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ group: a connected component of the networkx graph whose nodes are (parameter, a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -91,12 +91,19 @@ class Groups:
             mask = kept[ids]
             torn = mask != (mask.any(1, keepdims=True) & mask.any(0))
             bad |= self._leaves(ids[:, torn.any(0)][torn.any(1)].ravel()) if torn.any() else set()
+        for ids, least in self.trace.labels.least:
+            bad |= self._leaves(ids[~kept[ids]]) if kept[ids].sum() < least else set()
         rows, members, starts = self._nested
         lost = ~kept[rows]
         wrong = np.logical_or.reduceat(kept[members], starts) == lost
         for row in rows[wrong | (lost & self._stays[self.classes[rows]])].tolist():
             bad |= self._leaves(self.trace.labels.children[row])
         return bad
+
+    def least_of(self, rows: Collection[int]) -> int:
+        """How many of these row units have to stay."""
+        return max((n for ids, n in self.trace.labels.least if not set(rows).isdisjoint(self.classes[ids].tolist())),
+                   default=1)  # fmt: skip
 
     @cached_property
     def _nested(self) -> tuple[Ids, Ids, Ids]:

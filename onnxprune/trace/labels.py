@@ -70,6 +70,7 @@ class Labels:
     stay. rectangles: blocks, by shape and ids, that stay full. tables: blocks [rows, columns] of which only whole rows
     and columns may go, with the ids of their rows. normed: ids that share the statistics of a normalisation.
     sums: ids of streams that are added to others. maps: ids of heads, each with an attention map of its own.
+    least: ids of which a number has to stay.
     ended: by node, ids that are carried no further. unfit: nodes that their rule does not take.
     remembered: answers of rules that a rewriting has to repeat. couplings: positions compared."""
 
@@ -87,6 +88,7 @@ class Labels:
         self.normed: list[Ids] = []
         self.sums: list[Ids] = []
         self.maps: list[Ids] = []
+        self.least: list[tuple[Ids, int]] = []
         self.ended: dict[str, list[Ids]] = {}
         self.unfit: set[str] = set()
         self.remembered: dict[Hashable, bool] = {}

@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxprune.model import Scope, bodies, captured
 from onnxprune.trace.births import Axes
+from onnxprune.trace.cells import Cells
 from onnxprune.trace.equation import Dims, Equation, Operand
 from onnxprune.trace.facts import NodeFacts
 from onnxprune.trace.labels import Block, Ids, Labels, Reason
@@ -141,9 +142,10 @@ class Op(NodeFacts):
         """Which axes of what the operator makes up are to be born as one block, as others have asked."""
         return self.trace.structures.get((None, self.node.name, what), ())
 
-    def own(self, i: int, *blocks: Block) -> None:
-        """Parameter `i` has these blocks, and not one birth an axis."""
-        self.trace.own((self.index, i), blocks)
+    def own(self, i: int, *blocks: Block, cells: Cells | None = None) -> None:
+        """Parameter `i` has these blocks, and not one birth an axis. cells: what they count, where that is not its
+        elements."""
+        self.trace.own((self.index, i), blocks, cells)
 
     # What the masked comparison and the count of MACs have to know.
 
@@ -166,6 +168,10 @@ class Op(NodeFacts):
     def note_maps(self, ids: Ids) -> None:
         """Every row [heads, ..] of `ids` has an attention map, which the operator keeps to itself."""
         self.labels.maps.append(self.labels.derive(ids))
+
+    def note_least(self, ids: Ids, count: int) -> None:
+        """Of these ids so many stay at least."""
+        self.labels.least.append((ids, count))
 
     def note_macs(self, products: Iterable[Product]) -> None:
         """How many multiply-accumulates the operator takes a run: of each product `count`, in proportion to what is
@@ -240,7 +246,7 @@ class Op(NodeFacts):
 
     def meet(
         self, i: int, spelled: Sequence[str], other: Sequence[str], blocks: Sequence[Block], text: str,
-        sizes: Mapping[str, int] | None = None, pinned: str = "",
+        sizes: Mapping[str, int] | None = None, pinned: str = "", silent: str = "",
     ) -> None:  # fmt: skip
         """Couple input `i` with given blocks (spelled `other`) letter by letter; nothing else follows from it."""
         lengths = {a: n for b in blocks for a, n in zip(b.axes, b.ids.shape, strict=True)}
@@ -248,7 +254,10 @@ class Op(NodeFacts):
         given = Operand("", [s if k in lengths else "" for k, s in enumerate(other)], dims, tuple(blocks))
         free = {x for s in other for x in s} ^ {x for s in spelled for x in s}
         operands = [given, self._operand(i, spelled)]
-        Equation(self.labels, self.why(text), operands, sizes or {}, pinned, demand=self.trace.demand).solve(free)
+        equation = Equation(
+            self.labels, self.why(text), operands, sizes or {}, pinned, demand=self.trace.demand, silent=silent
+        )
+        equation.solve(free)
 
     def across(self, blocks: Mapping[int, tuple[Block, ...]], letters: Sequence[str], axis: int) -> tuple[Block, ...]:
         """Couple the given blocks of several inputs that are joined along `axis`; the blocks of the result."""

@@ -19,6 +19,7 @@ from onnxprune.errors import RuleFailed
 from onnxprune.model import Model, Scope, bodies, defined, every_node, needs, scopes
 from onnxprune.shapes import Shapes, misfit
 from onnxprune.trace.births import Axes, Demands, born
+from onnxprune.trace.cells import Cells
 from onnxprune.trace.labels import Block, Ids, Labels, Mask, Reason
 
 if TYPE_CHECKING:
@@ -62,12 +63,14 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Slice:
-    """Where ids live in a parameter. `uses`: those that it stands for; () = all of them."""
+    """Where ids live in a parameter. `uses`: those that it stands for; () = all of them. cells: what `blocks` count,
+    where that is not the elements of the parameter."""
 
     parameter: str
     key: Hashable
     blocks: tuple[Block, ...]
     uses: tuple[Use, ...]
+    cells: Cells | None = None
 
 
 @dataclass
@@ -242,13 +245,13 @@ class Trace:
         one that is longer than anything a layer has."""
         return self._born(key, [1 if n is None or n > MAX_BLOCK_IDS else n for n in dims])
 
-    def own(self, use: Use, blocks: tuple[Block, ...]) -> None:
+    def own(self, use: Use, blocks: tuple[Block, ...], cells: Cells | None = None) -> None:
         """Give one use of a parameter its blocks, where the operator knows better than one birth per axis."""
         node = self.nodes[use[0]]
         name = node.input[use[1]]
         key = (self.aliases.get(name, name), node.name, use[1], "own")
-        self.slices[key] = Slice(name, key, blocks, (use,))
-        self.owned[use] = blocks
+        self.slices[key] = Slice(name, key, blocks, (use,), cells)
+        self.owned[use] = blocks if cells is None else ()
 
     def demand(self, parts: Sequence[tuple[Block, int | None]], merged: bool = False) -> None:
         """Ask that axes of one parameter be born as one joint block when the trace is run again; see `Demands.ask`."""

@@ -6,6 +6,8 @@ Knows operators and numbers, no graph.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 DATA, INDICES, UPDATES = range(3)
 """Gather, GatherElements, GatherND; ScatterElements and ScatterND, which have updates."""
 
@@ -38,6 +40,47 @@ class QGemm:
     """com.microsoft QGemm."""
 
     A, A_SCALE, A_ZERO, B, B_SCALE, B_ZERO, C, Y_SCALE, Y_ZERO = range(9)
+
+
+class NBits:
+    """com.microsoft MatMulNBits."""
+
+    A, B, SCALES, ZEROS, GROUPS, BIAS = range(6)
+
+
+class Blocks:
+    """com.microsoft GatherBlockQuantized."""
+
+    DATA, INDICES, SCALES, ZEROS = range(4)
+
+
+class DynamicMatMul:
+    """com.microsoft DynamicQuantizeMatMul."""
+
+    A, B, SCALE, ZERO, BIAS = range(5)
+
+
+class ToFloat:
+    """com.microsoft MatMulIntegerToFloat."""
+
+    A, B, A_SCALE, B_SCALE, A_ZERO, B_ZERO, BIAS = range(7)
+
+
+class Experts:
+    """com.microsoft MoE (its layers: FLOAT) and QMoE (CODED): up to the hidden units, down from them, gates beside."""
+
+    class Layer(NamedTuple):
+        """The inputs of one layer of all experts; None for what the operator has not."""
+
+        weight: int
+        bias: int
+        scales: int | None = None
+        zeros: int | None = None
+
+    X, ROUTER = range(2)
+    FLOAT = Layer(2, 3), Layer(4, 5), Layer(6, 7)
+    CODED = Layer(2, 4, 3, 11), Layer(5, 7, 6, 12), Layer(8, 10, 9, 13)
+    WEIGHTING = 14
 
 
 class Gemm:

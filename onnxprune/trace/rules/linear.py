@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from onnxprune.trace.op import Op
 from onnxprune.trace.rules.base import LETTERS, note_sum_of, ranks_known, spell
-from onnxprune.trace.rules.inputs import Conv, DeformConv, Gemm, Integer, QGemm, QLinear
+from onnxprune.trace.rules.inputs import Conv, DeformConv, DynamicMatMul, Gemm, Integer, QGemm, QLinear, ToFloat
 
 KERNEL, IMAGE, RESULT = "UVW", "XYZ", "PQR"
 INTEGER_ZEROS = {Integer.LEFT: Integer.LEFT_ZERO, Integer.RIGHT: Integer.RIGHT_ZERO}
@@ -131,10 +131,10 @@ def _gemm(
 
 def _matmul(
     op: Op, a: int, b: int, rows: Sequence[int] = (), columns: Sequence[int] = (), both: Sequence[int] = (),
-    fills: Mapping[int, int] | None = None,
+    fills: Mapping[int, int] | None = None, bias: int | None = None,
 ) -> None:  # fmt: skip
     """rows, columns, both: scales and zero points of the left side, the right one, the result: one for all, or one a
-    row (of the left and the result) or column (of the right), with batch axes or without."""
+    row (of the left and the result) or column (of the right), with batch axes or without. bias: one a column."""
     if not ranks_known(op, [a, b]):
         return
     left, right = len(op.dims(a)), len(op.dims(b))
@@ -146,20 +146,37 @@ def _matmul(
         one[-2:] = one[:-3:-1]
     if op.attr("transB", 0):
         two[-2:] = two[:-3:-1]
+    one, two = (
+        [s[-2], *s[:-2], s[-1]] if op.attr(name, 0) else s for s, name in ((one, "transBatchA"), (two, "transBatchB"))
+    )
     out = [*letters, *("M" if left > 1 else ""), *("N" if right > 1 else "")]
     ins = {a: spell(op.dims(a), one), b: spell(op.dims(b), two)}
     for inputs, spelled, row in ((rows, one, "M"), (columns, two, "N"), (both, out, "M")):
         for i in inputs:
             dims = op.dims(i)
             ins[i] = spell(dims, [row] if len(dims) == 1 else spelled[-len(dims) :])
+    if bias is not None:
+        ins[bias] = ["N"]
     op.eq(ins, {0: out}, macs=letters + "MKN", fills=fills, text="a matrix product whose other side stays")
 
 
 def matmul(op: Op) -> None:
-    """MatMul, com.microsoft FusedMatMul."""
-    if op.attr("transBatchA", 0) or op.attr("transBatchB", 0):
-        return op.freeze("batch axes are transposed inside the operator")
+    """MatMul, com.microsoft FusedMatMul and its kind."""
     _matmul(op, 0, 1)
+
+
+def dynamic_quantize_matmul(op: Op) -> None:
+    """com.microsoft DynamicQuantizeMatMul: what it is given is rounded by its own range, and normalised by nothing."""
+    columns = [i for i in (DynamicMatMul.SCALE, DynamicMatMul.ZERO) if op.has(i) and op.dims(i)]
+    _matmul(op, DynamicMatMul.A, DynamicMatMul.B, columns=columns, bias=DynamicMatMul.BIAS)
+
+
+def matmul_integer_to_float(op: Op) -> None:
+    """com.microsoft MatMulIntegerToFloat: MatMulInteger, times both scales."""
+    rows = [i for i in (ToFloat.A_SCALE, ToFloat.A_ZERO) if op.has(i) and op.dims(i)]
+    columns = [i for i in (ToFloat.B_SCALE, ToFloat.B_ZERO) if op.has(i) and op.dims(i)]
+    fills = {ToFloat.A: ToFloat.A_ZERO, ToFloat.B: ToFloat.B_ZERO}
+    _matmul(op, ToFloat.A, ToFloat.B, rows, columns, fills=fills, bias=ToFloat.BIAS)
 
 
 def matmul_integer(op: Op) -> None:
