@@ -25,6 +25,11 @@ class Parameter:
     root: str
     path: tuple[NodeProto, ...] = ()
 
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The initializer."""
+        return (self.root,)
+
     def read(self, model: Model) -> Array:
         """Its value, float64."""
         value = _float(model.weights[self.root].array()) if not self.path else model.weights[self.root].array()

@@ -17,8 +17,10 @@ from onnxprune.fit.expressions import parameter
 from onnxprune.fit.linear import Linear, Unsolvable
 from onnxprune.fit.products import Layer, Window
 from onnxprune.fit.recurrent import recurrent
+from onnxprune.fit.requantised import FewBits
 from onnxprune.model import Array, Model, attribute, traits
 
+NBITS_BIAS = 5
 AnyLinear = TypeVar("AnyLinear", bound=Linear)
 Nodes = Mapping[str, NodeProto]
 Handle = Callable[[int, NodeProto, Model, Nodes, Callable[[str], int | None]], Layer | None]
@@ -90,9 +92,16 @@ def _matmul(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any
     return None
 
 
+def _nbits(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any) -> Layer | None:
+    weight = FewBits.of(node, model)
+    if weight is None:
+        return None
+    return Layer(index, node, node.input[0], weight, lambda w: w[None], lambda m, to: m[0], bias=NBITS_BIAS)
+
+
 HANDLES: dict[str, Handle] = {
     "Conv": _convolution, "ConvTranspose": _convolution, "FusedConv": _convolution, "Gemm": _gemm, "FusedGemm": _gemm,
-    "MatMul": _matmul,
+    "MatMul": _matmul, "MatMulNBits": _nbits,
 }  # fmt: skip
 
 

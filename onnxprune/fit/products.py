@@ -16,6 +16,7 @@ from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter
 from onnxprune.fit.linear import RESHAPED, DimsOf, Extent, Shift, Unsolvable, restricted
+from onnxprune.fit.requantised import FewBits
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Array, Model
 from onnxprune.trace import Ids, Mask, Reduction, Trace
@@ -73,7 +74,7 @@ class Layer:
     index: int
     node: NodeProto
     data: str
-    weight: Parameter
+    weight: Parameter | FewBits
     matrix: Callable[[Array], Array] = field(repr=False)
     restore: Callable[[Array, tuple[int, ...]], Array] = field(repr=False)
     groups: int = 1
@@ -96,12 +97,12 @@ class Layer:
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """The initializer that holds the weight."""
-        return (self.weight.root,)
+        """The initializers that hold the weight."""
+        return self.weight.roots
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Layers with the same initializer share the matrix."""
+        """Layers with the same initializers share the matrix."""
         return self.roots
 
     def on(self, node: NodeProto) -> Layer:

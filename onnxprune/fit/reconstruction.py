@@ -20,7 +20,9 @@ from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.least_squares import RIDGES, Problem, Solution, solve
 from onnxprune.fit.linear import Linear, Unsolvable
+from onnxprune.fit.normal import Moments
 from onnxprune.fit.products import Layer
+from onnxprune.fit.requantised import FewBits
 from onnxprune.fit.sites import sample_size
 from onnxprune.fit.tails import Tail, tail
 from onnxprune.fit.walk import Walk
@@ -86,7 +88,19 @@ class Equations:
     @property
     def error(self) -> float:
         """Squared error on the held-out rows of the layers as they are."""
-        return sum(p.error(w, b) for p, w, b in zip(self._tests(), self.matrix, self.bias, strict=True))
+        return self.error_of(self.matrix, self.bias)
+
+    def error_of(self, matrix: Array, bias: Array) -> float:
+        """The same of other weights."""
+        return sum(p.error(w, b) for p, w, b in zip(self._tests(), matrix, bias, strict=True))
+
+    def seen(self) -> tuple[Array, Array]:
+        """Second moments [columns, columns] of what one group reads, about the mean where a bias makes up for it, and
+        the mean [columns]; of all rows but those that are held out."""
+        (p,) = self.problems
+        rows = p.part(slice(0, max(len(p.rows) - self._held(p), 1))).rows
+        moments = Moments.of(rows, rows[:, :0])
+        return (moments.centred() if self.movable else moments.raw())[0], moments.mean
 
     @property
     def energy(self) -> float:
@@ -176,8 +190,27 @@ class Reconstruction:
         solved, energy = here.solve(self.light), here.energy
         before, after = (sum(getattr(s, what) for s in solved) / energy for what in ("before", "error"))
         if before:
-            self._write(here, np.stack([s.matrix for s in solved]), np.stack([s.bias for s in solved]))
+            matrix, bias = np.stack([s.matrix for s in solved]), np.stack([s.bias for s in solved])
+            layer = here.members[0]
+            if isinstance(layer, Layer) and isinstance(layer.weight, FewBits):
+                after = self._requantise(here, layer.weight, matrix, bias, before)
+            else:
+                self._write(here, matrix, bias)
         return Refit(here.members[0].title, before, after, max(s.ridge for s in solved))
+
+    def _requantise(self, here: Equations, weight: FewBits, matrix: Array, bias: Array, before: float) -> float:
+        """The relative error that is left: what was found goes back into a few bits, where it is better so than what is
+        there."""
+        gram, mean = here.seen()
+        found, grid = weight.requantised(self.after.model, matrix[0], gram)
+        new = found[None]
+        bias = bias + mean @ (matrix - new) if here.movable else bias
+        after = here.error_of(new, bias) / here.energy
+        if not after < before:
+            return before
+        weight.set_grid(self.after.model, grid)
+        self._write(here, new, bias)
+        return after
 
     def _settle(self, here: Equations, seen: int, error: float) -> float:
         """The relative error of a layer that reads what it gave before, with the weights that `here` gave: on what

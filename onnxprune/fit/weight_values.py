@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter, transposed_back
-from onnxprune.fit.packed import coded, values
+from onnxprune.fit.few_bits import coded, values
 from onnxprune.model import Array, Model, attribute, traits
 
 
