@@ -266,6 +266,29 @@ def test_an_embedding_loses_whole_blocks(bits: int, zeros: bool) -> None:
     assert np.abs(run(after, x) - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("zeros", ["", "packed"])
+def test_a_table_that_reads_the_weight_of_the_head(zeros: str) -> None:
+    """One matrix in 4 bits is looked up, as rows of bytes, and multiplied with: the stream between goes by blocks."""
+    g = Graph()
+    g.nbits("z", "y", 64, 40, 4, 16, zeros=zeros, flat=False)
+    head = g.nodes.pop()
+    g.weights["shape"] = np.array([40, 32])
+    g.add("Reshape", ["y_B", "shape"], "rows")
+    how = {"gather_axis": 0, "quantize_axis": 1, "block_size": 16, "bits": 4}
+    g.add("GatherBlockQuantized", ["rows", "x", *head.input[2:4]], "e", **how)
+    g.add("Relu", ["e"], "z")
+    g.nodes.append(head)
+    model = g.model(TensorProto.INT64, 3, 40)
+    del model.graph.input[0].type.tensor_type.shape.dim[2]
+    after = prune(model, ratio=0.5, residual="all", fast=True).model.to_proto()
+    own = weights_of(after)
+    blocks = places(own["y_B"].transpose(1, 0, 2).reshape(2, -1), g.weights["y_B"].transpose(1, 0, 2).reshape(4, -1))
+    stream = [k for k in range(64) if k // 16 in blocks]
+    x = np.array([[1, 8, 3], [0, 2, 39]])
+    wanted = only(np.maximum(g.real["y"].T[x], 0), stream) @ g.real["y"]
+    assert np.abs(run(after, x) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 EXPERTS: dict[str, dict[str, Any]] = {
     "floats": {},
     "one expert a token": {"k": 1},

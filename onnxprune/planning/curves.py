@@ -195,7 +195,7 @@ def pq(groups: Groups, scores: Array, options: Options, asked: Asked = NOTHING) 
             continue
         weight = np.abs(value.astype(np.float64))
         for out, terms in ((roots, np.sqrt(weight)), (sums, weight), (count, np.ones_like(weight))):
-            np.add.at(out, groups.classes[ids], summed(terms, axes, weight.shape[axes[0]] // ids.shape[0]))
+            np.add.at(out, groups.classes[ids], summed(terms, axes, ids.shape))
     found = {}
     for part in (part for part in linked if part.name not in asked):
         units = part.members

@@ -85,7 +85,8 @@ def _sums(
         rows = weight[k : k + step]
         saliency = criterion(rows if rows.dtype in (np.float32, np.float64) else rows.astype(np.float32), rng)
         for (axes, shape), sums in parts.items():
-            sums.append(summed(saliency, axes, weight.shape[axes[0]] // shape[0]))
+            counts = [n if a else n * len(saliency) // len(weight) for a, n in zip(axes, shape, strict=True)]
+            sums.append(summed(saliency, axes, counts))
     return {place: sums[0] if len(sums) == 1 else _together(sums, place[0]) for place, sums in parts.items()}
 
 
@@ -93,10 +94,13 @@ def _together(sums: list[NDArray[np.float64]], axes: tuple[int, ...]) -> NDArray
     return np.concatenate(sums, axes.index(0)) if 0 in axes else np.asarray(np.sum(sums, axis=0))
 
 
-def summed(saliency: NDArray[Any], axes: tuple[int, ...], run: int) -> NDArray[np.float64]:
-    """Saliency summed over all axes but `axes`, in the ids' order of axes, and over runs of a coarse first axis."""
-    if run > 1:
-        saliency = np.add.reduceat(saliency, np.arange(0, saliency.shape[axes[0]], run), axis=axes[0])
+def summed(saliency: NDArray[Any], axes: tuple[int, ...], counts: Sequence[int]) -> NDArray[np.float64]:
+    """Saliency summed over all axes but `axes`, in the ids' order of axes, and over runs of these where there are fewer
+    `counts` of ids than numbers: a coarse first axis, several numbers in a byte."""
+    for axis, count in zip(axes, counts, strict=True):
+        if saliency.shape[axis] > count:
+            starts = np.arange(0, saliency.shape[axis], saliency.shape[axis] // count)
+            saliency = np.add.reduceat(saliency, starts, axis=axis)
     summed, start = saliency, 0
     for axis in (*sorted(axes), saliency.ndim):  # the outermost axes are summed first: along short ones numpy is slow
         if start < axis:
