@@ -365,6 +365,18 @@ def test_experts_go_with_their_routes_and_units_inside_them(form: str) -> None:
     assert np.abs(run(after, x) - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("form", [form for form, how in EXPERTS.items() if "bits" in how])
+def test_codes_of_experts_stand_for_numbers(form: str) -> None:
+    g, real = mixture(**EXPERTS[form])
+    model = Model.load(g.model())
+    values = WeightValues(model.skeleton.graph.node, model)
+    for name in ("f1", "f2"):
+        rows = values.by_rows(name)
+        assert rows is not None
+        assert np.allclose(np.concatenate([rows[:1], rows[1:]]), real[name], atol=1e-6)
+    assert values.of("s1") is None
+
+
 @pytest.mark.parametrize("name", ["f1", "s1", "z1", "b1", "f2", "s2", "z2", "b2", "wr"])
 def test_what_is_taken_from_another_expert_is_found(name: str) -> None:
     done = Pruning(mixture(bits=4, zeros=True)[0].model())

@@ -11,7 +11,7 @@ from onnx import helper
 from test_packed_weights import gated
 
 from onnxprune.api import prune
-from onnxprune.fit.few_bits import values
+from onnxprune.fit.few_bits import numbers
 from onnxprune.fit.requantised import FewBits, Grid
 from onnxprune.model import Model
 
@@ -50,7 +50,7 @@ def test_what_it_stores_is_what_it_reads(form: str) -> None:
     how = {"width": 48, "hidden": 96} | FORMS[form]
     model = Model.load(gated(**how).model(helper.np_dtype_to_tensor_dtype(np.dtype(how.get("kind", np.float32)))))
     weight = weight_of(model)
-    before, whole = weight.read(model), values(weight.node, 1, model)
+    before, whole = weight.read(model), numbers(weight.node, 1, model)
     names = weight.roots
     stored = [model.weights[name].array().copy() for name in names]
     weight.set_grid(model, weight.grid(model))

@@ -33,37 +33,52 @@ class Coded:
     each: int
     bits: int
 
-    def codes(self, model: Model) -> Array:
-        """The codes, their last axes as one where they are stored block by block."""
-        stored = model.weights[self.node.input[self.weight]].array()
+    def shape(self, model: Model) -> tuple[int, ...]:
+        """Of the codes; those that are stored block by block [rows, blocks, ..] are one row each."""
+        stored = model.weights[self.node.input[self.weight]]
         if stored.dtype != np.uint8:
-            return stored
-        if self.node.op_type == "MatMulNBits":  # [outputs, blocks, bytes of a block]
-            stored = stored.reshape(len(stored), -1)
-        return Cells((*stored.shape[:-1], stored.shape[-1] * BYTE // self.bits), self.bits).of(stored)
+            return stored.shape
+        if self.node.op_type == "MatMulNBits":
+            return stored.shape[0], prod(stored.shape[1:]) * BYTE // self.bits
+        return *stored.shape[:-1], stored.shape[-1] * BYTE // self.bits
 
-    def numbers(self, model: Model) -> Array | None:
-        """The numbers that the codes stand for, float32; None where a scale or zero point is computed."""
-        if any(name and name not in model.weights for name in map(self._named, (self.scale, self.zero))):
-            return None
-        codes = self.codes(model)
-        scale, zero = self.grids(model, codes.shape)
-        places = np.arange(codes.shape[self.axis]) // self.each
-        return np.asarray((codes.astype(np.float32) - zero.take(places, self.axis)) * scale.take(places, self.axis))
+    def codes(self, model: Model, rows: slice = slice(None)) -> Array:
+        """The codes of some rows."""
+        stored, shape = model.weights[self.node.input[self.weight]].array()[rows], self.shape(model)
+        return stored if stored.dtype != np.uint8 else Cells((len(stored), *shape[1:]), self.bits).of(stored)
 
-    def grids(self, model: Model, shape: tuple[int, ...]) -> tuple[Array, Array]:
-        """Scales and zero points of codes of this shape, float32, one for each run."""
-        grid = tuple(-(-n // self.each) if k == self.axis else n for k, n in enumerate(shape))
-        scale = model.weights[self.node.input[self.scale]].array()
-        stored = model.weights[self.node.input[self.weight]].dtype
+    def known(self, model: Model) -> bool:
+        """Whether codes, scales and zero points are parameters."""
+        names = (self._named(i) for i in (self.weight, self.scale, self.zero))
+        return all(not name or name in model.weights for name in names)
+
+    def numbers(self, model: Model, rows: slice = slice(None)) -> Array:
+        """The numbers that the codes of some rows stand for, float32."""
+        scale, zero = self.grids(model, rows)
+        places = np.arange(self.shape(model)[self.axis]) // self.each
+        found = self.codes(model, rows).astype(np.float32)
+        found -= zero.take(places, self.axis)
+        found *= scale.take(places, self.axis)
+        return found
+
+    def grids(self, model: Model, rows: slice = slice(None)) -> tuple[Array, Array]:
+        """Scales and zero points of some rows, float32, one for each run."""
+        grid = tuple(-(-n // self.each) if k == self.axis else n for k, n in enumerate(self.shape(model)))
+        if not self.axis:
+            rows = slice(None)
+        stored = model.weights[self.node.input[self.scale]].array()
+        held = grid if prod(stored.shape) == prod(grid) and stored.ndim < 2 else stored.shape
+        scale = stored.reshape(grid)[rows].astype(np.float32)
         if not self._named(self.zero):
-            middle = 1 << (self.bits - 1) if stored == np.uint8 else 0
-            return scale.reshape(grid).astype(np.float32), np.full(grid, middle, np.float32)
-        zero = model.weights[self.node.input[self.zero]].array()
-        if zero.dtype == np.uint8:  # rows of bytes, as the scales lie in rows
-            held = grid if prod(scale.shape) == prod(grid) and scale.ndim < 2 else scale.shape
-            zero = Cells(tuple(held), self.bits).of(zero)
-        return scale.reshape(grid).astype(np.float32), zero.reshape(grid).astype(np.float32)
+            whole = model.weights[self.node.input[self.weight]].dtype == np.uint8
+            return scale, np.full(scale.shape, 1 << (self.bits - 1) if whole else 0, np.float32)
+        stored = model.weights[self.node.input[self.zero]].array()
+        if stored.dtype == np.uint8:  # rows of bytes, as the scales lie in rows
+            stored = stored.reshape(held[0], -1)[rows]
+            stored = Cells((len(stored), *held[1:]), self.bits).of(stored)
+        else:
+            stored = stored.reshape(grid)[rows]
+        return scale, stored.reshape(scale.shape).astype(np.float32)
 
     def _named(self, i: int) -> str:
         return str(self.node.input[i]) if i < len(self.node.input) else ""
@@ -88,12 +103,32 @@ def coded(node: NodeProto, i: int) -> Coded | None:
     return None
 
 
-def values(node: NodeProto, i: int, model: Model) -> Array | None:
-    """What operand `i` of a node stands for, float32, along the axes that its units go by: of a MatMulNBits
-    [outputs, blocks, block size] with zeros where the last block is not full. None where that is computed."""
+@dataclass(frozen=True)
+class Numbers:
+    """What an operand stands for, a few rows at a time: float32, along the axes that its units go by. Of a MatMulNBits
+    they are [outputs, blocks, block size] with zeros where the last block is not full."""
+
+    table: Coded
+    model: Model
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As an array has it."""
+        shape = self.table.shape(self.model)
+        each = self.table.each
+        return (shape[0], shape[1] // each, each) if self.table.node.op_type == "MatMulNBits" else shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Array:
+        found = self.table.numbers(self.model, rows)
+        if self.table.node.op_type == "MatMulNBits":
+            found[:, int(attribute(self.table.node, "K")) :] = 0
+        return found.reshape(len(found), *self.shape[1:])
+
+
+def numbers(node: NodeProto, i: int, model: Model) -> Numbers | None:
+    """What operand `i` of a node stands for; None where it is no table of codes, or is computed."""
     table = coded(node, i)
-    numbers = table.numbers(model) if table is not None else None
-    if numbers is None or table is None or node.op_type != "MatMulNBits":
-        return numbers
-    numbers[:, int(attribute(node, "K")) :] = 0
-    return numbers.reshape(len(numbers), -1, table.each)
+    return Numbers(table, model) if table is not None and table.known(model) else None

@@ -14,7 +14,7 @@ import scipy
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxprune.fit.few_bits import Coded, coded, values
+from onnxprune.fit.few_bits import Coded, coded
 from onnxprune.model import Array, Model, Weight, attribute
 from onnxprune.trace import Cells
 
@@ -49,9 +49,8 @@ class FewBits:
     def of(node: NodeProto, model: Model) -> FewBits | None:
         """None where a part of it is computed, or its blocks lie in an order of their own."""
         table = coded(node, 1)
-        given = [name for name in node.input[1:5] if name]
         ordered = len(node.input) > 4 and bool(node.input[4])
-        if table is None or ordered or any(name not in model.weights for name in given):
+        if table is None or ordered or not table.known(model):
             return None
         return FewBits(node, table)
 
@@ -71,9 +70,7 @@ class FewBits:
 
     def read(self, model: Model) -> Array:
         """Its numbers, float64."""
-        found = values(self.node, 1, model)
-        assert found is not None, "its scales are parameters"
-        return found.reshape(len(found), -1)[:, : self.shape(model)[0]].T.astype(np.float64)
+        return self.table.numbers(model)[:, : self.shape(model)[0]].T.astype(np.float64)
 
     def write(self, model: Model, value: Array, root: str | None = None) -> None:
         """Store the nearest codes, by the scales that it has."""
@@ -84,7 +81,7 @@ class FewBits:
 
     def grid(self, model: Model) -> Grid:
         """The scales and zero points that it has."""
-        scale, zero = self.table.grids(model, self.shape(model)[::-1])
+        scale, zero = self.table.grids(model)
         return Grid(scale.astype(np.float64), zero.astype(np.float64), (1 << self.table.bits) - 1)
 
     def requantised(self, model: Model, value: Numbers, gram: Numbers) -> tuple[Numbers, Grid]:

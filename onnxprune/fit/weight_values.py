@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Parameter, transposed_back
-from onnxprune.fit.few_bits import coded, values
+from onnxprune.fit.few_bits import Numbers, numbers
 from onnxprune.model import Array, Model, attribute, traits
 
 
@@ -65,6 +65,12 @@ class WeightValues:
             for i, name in enumerate(node.input):
                 self.uses[name].append((node, i))
 
+    def by_rows(self, name: str) -> NDArray[np.generic] | Numbers | None:
+        """As `of`; what has to be worked out for every number is so when rows of it are asked for."""
+        found = (numbers(node, i, self.model) for node, i in self.uses[name])
+        lazy = next((each for each in found if each is not None and each.table.axis), None)
+        return self.of(name) if lazy is None else lazy
+
     def of(self, name: str) -> NDArray[np.generic] | None:
         """The values that a parameter stands for, in its own layout; None where it is no weight."""
         uses = self.uses[name]
@@ -77,8 +83,8 @@ class WeightValues:
             value = transposed_back(dequantised.path, dequantised.read(self.model))
             return np.asarray(value, np.float32)
         for node, i in uses:
-            if coded(node, i) is not None:
-                return values(node, i, self.model)
+            if (found := numbers(node, i, self.model)) is not None:
+                return found[:]
             if (code := CODES.get(node.op_type, {}).get(i)) is not None:
                 return self._decoded(weight.array(), node, code)
         return weight.array()

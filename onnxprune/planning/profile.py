@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence, Set
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,18 @@ Place = tuple[tuple[int, ...], tuple[int, ...]]
 """Axes of a parameter, and the numbers of ids along them."""
 SLAB = 1 << 20
 """Bytes of rows that are scored at a time."""
+
+
+class Rows(Protocol):
+    """An array, or what gives rows of it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As an array has it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
 
 
 def cost(model: Model, macs: float) -> Cost:
@@ -56,7 +68,7 @@ def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.fl
             blocks[s.parameter].append((axes, ids))
     values = WeightValues(groups.trace.nodes, groups.trace.model)
     for name, places in blocks.items():
-        weight = values.of(name)
+        weight = values.by_rows(name)
         if weight is None:
             continue
         with np.errstate(over="ignore", invalid="ignore"):
@@ -74,12 +86,12 @@ def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.fl
 
 
 def _sums(
-    weight: NDArray[Any], places: Set[Place], criterion: Criterion, rng: np.random.Generator
+    weight: Rows, places: Set[Place], criterion: Criterion, rng: np.random.Generator
 ) -> dict[Place, NDArray[np.float64]]:
     """The saliency of a parameter, summed for every place; a few rows at a time, which stay in the processor's cache,
     where the criterion does not mind and no place takes rows together."""
     apart = criterion in ELEMENTWISE and all(axes[0] or shape[0] == len(weight) for axes, shape in places)
-    step = max(1, SLAB // max(1, weight[0].nbytes)) if apart else len(weight)
+    step = max(1, SLAB // max(1, weight[:1].nbytes)) if apart else len(weight)
     parts: dict[Place, list[NDArray[np.float64]]] = {place: [] for place in places}
     for k in range(0, len(weight), step):
         rows = weight[k : k + step]

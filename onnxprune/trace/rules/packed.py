@@ -15,7 +15,7 @@ from onnx import TensorProto
 from onnxprune.trace.cells import Cells
 from onnxprune.trace.editor import Editor
 from onnxprune.trace.labels import Block, Ids
-from onnxprune.trace.op import Op
+from onnxprune.trace.op import Misfit, Op
 from onnxprune.trace.rules.base import LETTERS, ranks_known, spell
 from onnxprune.trace.rules.inputs import Blocks, NBits
 
@@ -26,7 +26,9 @@ def matmul_nbits(op: Op) -> None:
     """com.microsoft MatMulNBits: rows of B (outputs) go one by one, its columns (inputs) by whole blocks."""
     if not ranks_known(op, [NBits.A, NBits.B]):
         return
-    outputs, inputs, each = (int(op.attr(name)) for name in ("N", "K", "block_size"))
+    outputs, inputs, each = (int(op.attr(name, 0)) for name in ("N", "K", "block_size"))
+    if min(outputs, inputs, each) < 1:
+        raise Misfit("it does not say its sizes N, K and block_size")
     count = -(-inputs // each)
     rows, blocks = op.fresh("rows", (outputs,)), op.fresh("blocks", (count,))
     if count == 1 or not _in_order(op, each):
