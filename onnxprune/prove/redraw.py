@@ -30,6 +30,11 @@ INTEGERS = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.
             TensorProto.UINT4}  # fmt: skip
 SIGNS = (-1, 1, 1, 1)
 """Of biases: a unit that a rectifier silences for every input shows nothing."""
+SCALES: Mapping[str, Sequence[int]] = {
+    "QuantizeLinear": (1,), "DequantizeLinear": (1,), "QGemm": (1, 4, 7), "MatMulIntegerToFloat": (2, 3),
+    "QAttention": (3, 4),
+}  # fmt: skip
+"""Where operators that read floats beside them are given scales; of QLinear ones all floats are."""
 LEAST_BIAS = 512
 """Steps over which a bias of 32 bits is drawn at least: many are all zeros."""
 
@@ -174,8 +179,7 @@ class Drawing:
     @property
     def _scale(self) -> bool:
         """Whether it says how large a step of a quantised tensor is."""
-        return any((n.op_type in ("QuantizeLinear", "DequantizeLinear") and i == 1) or "QLinear" in n.op_type
-                   or n.op_type in ("QGemm", "MatMulIntegerToFloat") for n, i in self.uses)  # fmt: skip
+        return any(i in SCALES[n.op_type] if n.op_type in SCALES else "QLinear" in n.op_type for n, i in self.uses)
 
 
 def _gemm_terms(node: NodeProto, i: int, shape: Shape) -> int:
