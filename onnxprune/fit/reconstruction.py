@@ -16,11 +16,14 @@ from typing import NamedTuple
 import numpy as np
 
 from onnxprune.fit.compared import Dense
+from onnxprune.fit.expressions import Grid
 from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.least_squares import RIDGES, Problem, Solution, solve
 from onnxprune.fit.linear import Linear, Unsolvable
+from onnxprune.fit.normal import Moments
 from onnxprune.fit.products import Layer
+from onnxprune.fit.rounding import rounded
 from onnxprune.fit.sites import sample_size
 from onnxprune.fit.tails import Tail, tail
 from onnxprune.fit.walk import Walk
@@ -86,7 +89,22 @@ class Equations:
     @property
     def error(self) -> float:
         """Squared error on the held-out rows of the layers as they are."""
-        return sum(p.error(w, b) for p, w, b in zip(self._tests(), self.matrix, self.bias, strict=True))
+        return self.error_of(self.matrix, self.bias)
+
+    def error_of(self, matrix: Array, bias: Array) -> float:
+        """Squared error on the held-out rows of other weights."""
+        return sum(p.error(w, b) for p, w, b in zip(self._tests(), matrix, bias, strict=True))
+
+    def rounded(self, matrix: Array, bias: Array, grid: Grid) -> tuple[Array, Array]:
+        """The weights as integers hold them, and biases that make up for what this moves on average."""
+        found, shifted = matrix.copy(), bias.copy()
+        for g, p in enumerate(self.problems):
+            moments = Moments.of(p.rows, p.rows[:, :0])
+            gram = (moments.centred() if self.movable else moments.raw())[0]
+            found[g] = rounded(matrix[g], Grid(grid.step[g], grid.low[g], grid.high[g]), gram)
+            if self.movable:
+                shifted[g] = bias[g] + moments.mean @ (matrix[g] - found[g])
+        return found, shifted
 
     @property
     def energy(self) -> float:
@@ -176,8 +194,25 @@ class Reconstruction:
         solved, energy = here.solve(self.light), here.energy
         before, after = (sum(getattr(s, what) for s in solved) / energy for what in ("before", "error"))
         if before:
-            self._write(here, np.stack([s.matrix for s in solved]), np.stack([s.bias for s in solved]))
+            matrix, bias = np.stack([s.matrix for s in solved]), np.stack([s.bias for s in solved])
+            after = self._stored(here, matrix, bias, before, after)
         return Refit(here.members[0].title, before, after, max(s.ridge for s in solved))
+
+    def _stored(self, here: Equations, matrix: Array, bias: Array, before: float, after: float) -> float:
+        """Write what was found, and give the relative error that is left: weights that are stored as integers are
+        rounded first, and written only where they are better so than those that are there."""
+        layer, model = here.members[0], self.after.model
+        scales = self.fitted.rescaled(here.members, matrix)
+        grid = layer.grid(model if scales is None else scales.model(model))
+        if grid is not None:
+            matrix, bias = here.rounded(matrix, bias, grid) if self.light is None else (grid.nearest(matrix), bias)
+            after = here.error_of(matrix, bias) / here.energy
+            if not after < before:
+                return before
+        if scales is not None:
+            self.fitted.rescale(scales)
+        self._write(here, matrix, bias)
+        return after
 
     def _settle(self, here: Equations, seen: int, error: float) -> float:
         """The relative error of a layer that reads what it gave before, with the weights that `here` gave: on what
@@ -245,7 +280,7 @@ class Reconstruction:
         for layer, its in zip(members, tails, strict=True):
             dense = self.dense.answers(layer, its.compared, self.kept, outputs)
             xs = layer.inputs(self.current)
-            others = self.current.value(its.other) if its.other else [None] * len(xs)
+            others = self.current.real(its.other) if its.other else [None] * len(xs)
             rng = np.random.default_rng((self.seed, layer.index))
             for batch, (x, y, z) in enumerate(zip(xs, dense, others, strict=True)):
                 at, wanted = y.targets(layer, x, -(-total // len(xs)), rng)
