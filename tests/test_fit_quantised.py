@@ -180,6 +180,12 @@ def test_integers_are_solved_for_and_rounded(quantised: dict[tuple[str, bool], P
     assert np.square(got - wanted).sum() < 0.6 * np.square(before - wanted).sum()
 
 
+def test_units_of_integers_can_be_left_out_one_by_one(quantised: dict[tuple[str, bool], Path]) -> None:
+    """The first layer's weight has a zero point for every channel, and nothing that it reads can go."""
+    result = api.prune(quantised["QOperator", True], ratio=0.3, calib=FEEDS[:2], criterion="oracle", reconstruct="none")
+    assert result.report.after.macs < result.report.before.macs
+
+
 def test_products_of_integers_are_solved_for() -> None:
     """As `quantize_dynamic` writes them."""
     source = dynamic()

@@ -55,26 +55,25 @@ class Parameter:
         return np.asarray(value, np.float64)
 
     def grid(self, model: Model) -> Grid | None:
-        """The values that can be stored, by the scales that it has; None where it is stored as floats."""
-        at = next((k for k, n in enumerate(self.path) if n.op_type == "DequantizeLinear"), None)
-        if at is None:
+        """The values that can be stored, by the scales with which an operator reads the integers; None where it reads
+        floats."""
+        if not self.path or self.path[-1].name != CODED:
             return None
         codes = model.weights[self.root].array()
-        if _whole(codes.dtype) is None:
-            return None
-        for node in self.path[:at]:
+        for node in self.path[:-1]:
             codes = _forward(node, codes, model)
-        scale, zero = _scales(self.path[at], codes, model)
+        scale, zero = _scales(self.path[-1], codes, model)
         least, most = _reach(codes, zero)
         parts = (np.broadcast_to(x, codes.shape) for x in (scale, (least - zero) * scale, (most - zero) * scale))
-        return Grid(*parts).map(self._behind(at, model))
+        return Grid(*parts)
 
     def rescaled(self, model: Model, value: Array) -> tuple[str, Weight] | None:
         """The parameter that holds the scales and what it has to hold, so that every channel of `value` just fits;
-        None where an operator DequantizeLinear reads them, or one scale is for all."""
-        step, grid = self.path[-1] if self.path else None, self.grid(model)
-        if step is None or grid is None or step.name != CODED:
+        None where there are none, or one is for all."""
+        grid = self.grid(model)
+        if grid is None:
             return None
+        step = self.path[-1]
         scale = model.weights[step.input[1]]
         if scale.size == 1 or len(scale.shape) > 1:
             return None
@@ -84,14 +83,6 @@ class Parameter:
         factor = np.maximum(*parts).max(axis=rest)
         new = np.where(factor > 0, factor, 1.0) * _float(scale.array())
         return step.input[1], Weight.of(new.astype(scale.dtype), scale.onnx_type)
-
-    def _behind(self, at: int, model: Model) -> Callable[[Array], Array]:
-        def change(value: Array) -> Array:
-            for node in self.path[at + 1 :]:
-                value = _forward(node, value, model)
-            return value
-
-        return change
 
     def shape(self, model: Model) -> tuple[int, ...]:
         """Of its value, without reading it: only a transposition changes that of the initializer."""

@@ -71,13 +71,8 @@ def tail(layer: Linear, graph: Topology, outputs: int, rank: int | None) -> Tail
 
 
 def _sum(graph: Topology, end: str) -> tuple[str, str]:
-    """(the sum that `end` goes into, be it rounded before, what the graph computes to be added to it); ("", "") where
-    there is none."""
+    """(the sum that `end` goes into, what the graph computes to be added to it); ("", "") where there is none."""
     node = graph.reader(end)
-    if node is not None and node.op_type == "QuantizeLinear":
-        back = graph.reader(node.output[0])
-        if back is not None and back.op_type == "DequantizeLinear" and back.input[1:] == node.input[1:]:
-            end, node = str(back.output[0]), graph.reader(back.output[0])
     if node is None:
         return "", ""
     terms = [str(node.input[0]), str(node.input[3])] if node.op_type == "QLinearAdd" else [str(n) for n in node.input]
@@ -139,12 +134,10 @@ def _channelwise(value: Array, axis: int, rank: int, n: int) -> Array | None:
 
 
 def _clips(graph: Topology, tensor: str) -> tuple[float, float]:
-    """(low, high) of what is seen of a tensor: of a Relu, a Clip or a rounding behind it, or of integers that it is;
-    infinite where nothing is clipped."""
+    """(low, high) of what is seen of a tensor: of a Relu or a Clip behind it, or of integers that it is; infinite where
+    nothing is clipped."""
     model, node, maker = graph.model, graph.reader(tensor), graph.made_by.get(tensor)
     nothing = limits(None if maker is None else graph.nodes[maker], model)
-    if node is not None and node.op_type == "QuantizeLinear":
-        return limits(node, model)
     if node is None or node.op_type not in ("Relu", "Clip"):
         return nothing
     if node.op_type == "Relu":
