@@ -104,8 +104,9 @@ def test_an_integer_product_that_is_used_otherwise_is_no_layer() -> None:
 
 
 def test_rounding_with_feedback_is_on_the_grid_and_moves_outputs_less() -> None:
-    rows = RNG.standard_normal((400, 3)) @ RNG.standard_normal((3, 40)) + 0.05 * RNG.standard_normal((400, 40))
-    matrix, scale = RNG.standard_normal((40, 6)), np.broadcast_to(RNG.uniform(0.1, 0.3, 6), (40, 6))
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((400, 3)) @ rng.standard_normal((3, 40)) + 0.05 * rng.standard_normal((400, 40))
+    matrix, scale = rng.standard_normal((40, 6)), np.broadcast_to(rng.uniform(0.1, 0.3, 6), (40, 6))
     grid = Grid(scale, -8 * scale, 7 * scale)
     found, alone = rounded(matrix, grid, rows.T @ rows), grid.nearest(matrix)
     np.testing.assert_allclose(np.rint(found / scale), found / scale, atol=1e-9)
@@ -124,7 +125,7 @@ SHAPES = {"wa": (16, 3, 3, 3), "ba": (16,), "wc": (16, 16, 3, 3), "bc": (16,), "
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self) -> None:
-        self.left = iter([{"x": RNG.standard_normal((8, 3, 8, 8)).astype(np.float32)} for _ in range(4)])
+        self.left = iter([{"x": np.random.default_rng(k).standard_normal((8, 3, 8, 8)).astype(np.float32)} for k in range(4)])
 
     def get_next(self) -> Any:
         return next(self.left, None)
@@ -198,10 +199,10 @@ def test_products_of_integers_are_solved_for() -> None:
 
 def dynamic() -> ModelProto:
     weights: dict[str, Any] = {}
-    body, last = "", "x"
+    body, last, rng = "", "x", np.random.default_rng(0)
     for k, (n, m) in enumerate([(12, 32), (32, 32), (32, 5)]):
-        whole = RNG.standard_normal((n, m)) / np.sqrt(n)
-        weights |= {f"s{k}": (np.abs(whole).max(0) / 127).astype(np.float32), f"b{k}": RNG.standard_normal(m).astype(np.float32) / 9}
+        whole = rng.standard_normal((n, m)) / np.sqrt(n)
+        weights |= {f"s{k}": (np.abs(whole).max(0) / 127).astype(np.float32), f"b{k}": rng.standard_normal(m).astype(np.float32) / 9}
         weights[f"w{k}"] = np.round(whole / weights[f"s{k}"]).astype(np.int8)
         body += (
             f"q{k}, t{k}, z{k} = DynamicQuantizeLinear({last}) i{k} = MatMulInteger(q{k}, w{k}, z{k}) "
