@@ -12,7 +12,8 @@ from onnx import ModelProto
 
 from onnxprune.api import prune
 from onnxprune.fit import Site, Walk, collect, layers
-from onnxprune.fit.reconstruction import Reconstruction, Refits
+from onnxprune.fit.equations import Refits
+from onnxprune.fit.reconstruction import Reconstruction
 from onnxprune.fit.recurrent import Recurrent
 from onnxprune.model import Model
 from onnxprune.options import Options

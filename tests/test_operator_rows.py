@@ -57,6 +57,24 @@ def grouped(attributes: str = "", inputs: str = "", past: str = ", , ", length: 
     )
 
 
+def quantised(op: str, attributes: str = "", inputs: str = "", last: bool = False, scale: str = "scale1") -> str:
+    """`op` of com.microsoft on an image of 8 bits, whose channels are `last` or not; scale of what it gives."""
+    there, back = ("t = Transpose<perm=[0,2,3,1]>(a) ", "b = Transpose<perm=[0,3,1,2]>(d)") if last else ("", "")
+    return conv(
+        f"{there} q = QuantizeLinear({'t' if last else 'a'}, scale1:float[] , z1:uint8[] ) "
+        f"o = com.microsoft.{op}{attributes}(q, scale1, z1{inputs}, {scale}, z1) "
+        f"{'d' if last else 'b'} = DequantizeLinear(o, {scale}, z1) {back}"
+    )
+
+
+def two(op: str, first: str = "") -> str:
+    """`op` of com.microsoft on two images of 8 bits."""
+    return conv(
+        f"{BOTH} q = QuantizeLinear(a, scale1:float[] , z1:uint8[] ) r = QuantizeLinear(c, scale2:float[] , z2:uint8[] ) "
+        f"o = com.microsoft.{op}({first}q, scale1, z1, r, scale2, z2, scale3:float[] , z1) b = DequantizeLinear(o, scale3, z1)"
+    )
+
+
 UNARY = """Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Floor HardSigmoid Log Reciprocal Round Selu Shrink Sign
 Sin Sinh Sqrt Tan ThresholdedRelu"""
 JUDGED = """And(g,h) Or(g,h) Xor(g,h) Not(g) Equal(a,half) Less(a,one) LessOrEqual(a,one) GreaterOrEqual(a,one) IsNaN(a)
@@ -244,6 +262,85 @@ TABLE: dict[str, Row] = {
         "W:int8[8,16] , scale2:float[8] , zw:int8[8] , B:int32[8] , scale3:float[] , z1) "
         "b = DequantizeLinear(g, scale3, z1) y = MatMul(b, G:float[8,3] ) }",
         {"A": (4, 8), "W": (4, 8), "B": (4,), "scale2": (4,), "zw": (4,), "G": (4, 3)},
+        18,
+    ),
+    **{f"com.microsoft::{op}": (two(op), PAIR, 18) for op in ("QLinearAdd", "QLinearMul")},
+    "com.microsoft::QLinearWhere": (
+        two("QLinearWhere", "m, ").replace("o = com", "h = Constant<value_float=0.1>() m = Greater(a, h) o = com"),
+        PAIR,
+        18,
+    ),
+    **{f"com.microsoft::{op}": (quantised(op), HALF, 18) for op in ("QLinearSigmoid", "QLinearLeakyRelu")},
+    "com.microsoft::QLinearSoftmax": (quantised("QLinearSoftmax", "<axis=3, opset=13>"), HALF, 18),
+    "QLinearSoftmax over channels": (
+        beside(
+            "q = QuantizeLinear(a, scale1:float[] , z1:uint8[] ) o = com.microsoft.QLinearSoftmax<axis=1, opset=13>(q, "
+            "scale1, z1, scale2:float[] , z1) f = DequantizeLinear(o, scale2, z1) n = ReduceMean<keepdims=0>(f)"
+        ),
+        ALONE,
+        18,
+    ),
+    "QLinearSoftmax of opset 12": (quantised("QLinearSoftmax", "<axis=2, opset=12>"), HALF, 18),
+    "com.microsoft::QLinearConcat": (
+        conv(
+            f"{BOTH} q = QuantizeLinear(a, scale1:float[] , z1:uint8[] ) r = QuantizeLinear(c, scale2:float[] , z2:uint8[] ) "
+            "o = com.microsoft.QLinearConcat<axis=1>(scale1, z1, q, scale1, z1, r, scale2, z2) b = DequantizeLinear(o, scale1, z1)",
+            c=32,
+        ),
+        PAIR | {"G": (5, 16)},
+        18,
+    ),
+    **{
+        f"QLinearAveragePool{', channels last' * last}": (
+            quantised("QLinearAveragePool", f"<kernel_shape=[2,2], channels_last={int(last)}>", last=last),
+            HALF,
+            18,
+        )
+        for last in (False, True)
+    },
+    **{
+        f"QLinearGlobalAveragePool{', channels last' * last}": (
+            quantised("QLinearGlobalAveragePool", f"<channels_last={int(last)}>", last=last),
+            HALF,
+            18,
+        )
+        for last in (False, True)
+    },
+    "com.microsoft::NhwcMaxPool": (
+        conv(
+            "t = Transpose<perm=[0,2,3,1]>(a) q = QuantizeLinear(t, scale1:float[] , z1:uint8[] ) "
+            "o = com.microsoft.NhwcMaxPool<kernel_shape=[2,2]>(q) d = DequantizeLinear(o, scale1, z1) "
+            "b = Transpose<perm=[0,3,1,2]>(d)"
+        ),
+        HALF,
+        18,
+    ),
+    "com.microsoft::QLinearConv": (
+        quantised("QLinearConv", "<channels_last=1, pads=[1,1,1,1]>", ", W:int8[16,16,3,3] , scale2:float[16] , zw:int8[16] ", True),
+        HALF | {"W": (8, 8, 3, 3), "scale2": (8,), "zw": (8,)},
+        18,
+    ),
+    "QLinearConv by groups, channels last": (
+        quantised("QLinearConv", "<channels_last=1, group=16>", ", W:int8[16,1,1,1] , scale2:float[16] , zw:int8[16] ", True),
+        HALF | {"W": (8, 1, 1, 1), "scale2": (8,)},
+        18,
+    ),
+    "com.microsoft::QAttention": (
+        rows(
+            "q, s1, z1 = DynamicQuantizeLinear(a) b = com.microsoft.QAttention<num_heads=4, unidirectional=1>(q, "
+            "W:int8[16,96] , Wb:float[96] , s1, scale2:float[96] , , z1, zw:int8[96] )",
+            c=32,
+        ),
+        TOKENS | {"W": (8, 24), "Wb": (24,), "scale2": (24,), "zw": (24,), "G": (8, 3)},
+        18,
+    ),
+    "QAttention after a past": (
+        rows(
+            "q, s1, z1 = DynamicQuantizeLinear(a) b, p = com.microsoft.QAttention<num_heads=4>(q, "
+            "W:int8[16,96] , Wb:float[96] , s1, scale2:float[] , , z1, zw:int8[] , P:float[2,2,4,3,8] )",
+            c=32,
+        ).replace("[N,", "[2,"),
+        TOKENS | {"W": (8, 96), "P": (2, 2, 4, 3, 8)},
         18,
     ),
     "MatMulInteger by columns": (

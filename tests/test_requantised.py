@@ -12,7 +12,7 @@ from test_packed_weights import gated
 
 from onnxprune.api import prune
 from onnxprune.fit.few_bits import numbers
-from onnxprune.fit.requantised import FewBits, Grid
+from onnxprune.fit.requantised import FewBits, BlockGrid
 from onnxprune.model import Model
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -79,7 +79,7 @@ def test_later_columns_make_up_for_earlier_ones() -> None:
     alone, _ = weight.requantised(model, wanted, np.diag(np.diag(gram)))
     assert error(fed) < 0.5 * error(alone)
     own = weight.grid(model)
-    weight.set_grid(model, Grid(own.scale, own.zero, own.top))
+    weight.set_grid(model, BlockGrid(own.scale, own.zero, own.top))
     weight.write(model, wanted)
     assert error(alone) < error(weight.read(model))
 
@@ -102,7 +102,7 @@ def test_what_is_left_makes_up_for_blocks_that_went(form: str) -> None:
 def test_codes_stay_where_new_ones_are_no_better(monkeypatch: pytest.MonkeyPatch) -> None:
     model = gated(64, 160, bits=4, block=16, zeros="packed").model()
 
-    def worse(self: FewBits, model: Model, value: Any, gram: Any) -> tuple[Any, Grid]:
+    def worse(self: FewBits, model: Model, value: Any, gram: Any) -> tuple[Any, BlockGrid]:
         return 3 * value, self.grid(model)
 
     monkeypatch.setattr(FewBits, "requantised", worse)

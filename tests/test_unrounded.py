@@ -22,7 +22,9 @@ GIVEN: dict[str, Any] = {
     "za": np.zeros(4, np.int8), "pa": RNG.integers(-900, 900, 4).astype(np.int32),
     "qm": RNG.integers(-90, 90, (8, 5)).astype(np.int8), "qt": RNG.integers(-90, 90, (5, 8)).astype(np.int8),
     "pm": RNG.integers(-900, 900, 5).astype(np.int32), "bias": np.float32(RNG.standard_normal(5)),
-    "sc": np.array([0.01, 0.02, 0.015, 0.03, 0.02], np.float32), "vc": np.array([0, 2, -3, 1, 0], np.int8),
+    "u": np.float32(1 / 256), "qk": RNG.integers(-90, 90, (8, 24)).astype(np.int8), "tokens": np.array([-1, 6, 8]),
+    "sk": RNG.uniform(0.002, 0.01, 24).astype(np.float32), "zk": RNG.integers(-3, 3, 24).astype(np.int8),
+    "bk": np.float32(RNG.standard_normal(24)), "sc": np.array([0.01, 0.02, 0.015, 0.03, 0.02], np.float32), "vc": np.array([0, 2, -3, 1, 0], np.int8),
 }  # fmt: skip
 Q = "q = QuantizeLinear(x, s, z) "
 BACK = " y = DequantizeLinear(o, s, z)"
@@ -49,6 +51,19 @@ TABLE = [
     ("QLinearAveragePool", Q + "o = com.microsoft.QLinearAveragePool<kernel_shape = [2, 2]>(q, s, z, s, z)" + BACK, 0.15),
     ("QLinearGlobalAveragePool", Q + "o = com.microsoft.QLinearGlobalAveragePool(q, s, z, s, z)" + BACK, 0.15),
     ("QLinearLeakyRelu", Q + "o = com.microsoft.QLinearLeakyRelu<alpha = 0.1>(q, s, z, s, z)" + BACK, 0.15),
+    ("QLinearConv, channels last", Q + "f = Transpose<perm = [0, 2, 3, 1]>(q) "
+     "g = com.microsoft.QLinearConv<channels_last = 1>(f, s, z, qa, sa, za, s, z, pa) o = Transpose<perm = [0, 3, 1, 2]>(g)"
+     + BACK, 0.5),
+    ("pools, channels last", Q + "f = Transpose<perm = [0, 2, 3, 1]>(q) g = com.microsoft.NhwcMaxPool<kernel_shape = [2, 2]>(f) "
+     "h = com.microsoft.QLinearAveragePool<channels_last = 1, kernel_shape = [2, 2]>(g, s, z, s, z) "
+     "o = com.microsoft.QLinearGlobalAveragePool<channels_last = 1>(h, s, z, s, z)" + BACK, 0.15),
+    ("QLinearWhere", Q + "g = Greater(x, t) o = com.microsoft.QLinearWhere(g, q, s, z, q, t, z, s, z)" + BACK, 0.15),
+    ("QLinearSoftmax", Q + "p = com.microsoft.QLinearSoftmax<axis = 2, opset = 13>(q, s, z, u, z0) y = DequantizeLinear(p, u, z0)",
+     0.02),
+    ("QLinearSoftmax of opset 12", Q + "p = com.microsoft.QLinearSoftmax<axis = 2, opset = 12>(q, s, z, u, z0) "
+     "y = DequantizeLinear(p, u, z0)", 0.02),
+    ("QAttention", "r = Reshape(x, tokens) q, qs, qz = DynamicQuantizeLinear(r) "
+     "y = com.microsoft.QAttention<num_heads = 2, unidirectional = 1>(q, qk, bk, qs, sk, , qz, zk)", 0.2),
     ("QLinearSigmoid", Q + "o = com.microsoft.QLinearSigmoid(q, s, z, t, z0) y = DequantizeLinear(o, t, z0)", 0.1),
     ("in a branch", Q + "y = If(yes) <then_branch = a () => (float[k] b) { b = DequantizeLinear(q, s, z) }, "
      "else_branch = c () => (float[k] d) { d = DequantizeLinear(q, t, z) }>", 0.05),

@@ -6,6 +6,7 @@ Knows the trace, no importance and no budget.
 from __future__ import annotations
 
 from onnxprune.fit.compared import SharedDense
+from onnxprune.fit.equations import Light, Refits
 from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.flows import Flow, flows, turns
@@ -14,7 +15,7 @@ from onnxprune.fit.likeness import Likeness, Likenesses
 from onnxprune.fit.linear import Extent, Linear, Unsolvable
 from onnxprune.fit.moments import normalisations, re_estimated, restore
 from onnxprune.fit.products import Layer
-from onnxprune.fit.reconstruction import Light, Reconstruction, Refits
+from onnxprune.fit.reconstruction import Reconstruction
 from onnxprune.fit.sites import Site, collect, sample_size, sums_by_node, units_made, units_of
 from onnxprune.fit.tails import Tail, tail
 from onnxprune.fit.walk import Walk

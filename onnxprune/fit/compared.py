@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnxprune.fit.linear import RESHAPED, Linear, Unsolvable
 from onnxprune.fit.products import Layer
+from onnxprune.fit.unclipped import unclipped
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Array
 from onnxprune.trace import Mask, Trace
@@ -111,7 +112,7 @@ class SharedDense(Dense):
             return super().answers(layer, name, kept, outputs)
         there = (layer.out, name)
         if there not in self.seen:
-            self.seen[there] = [Seen(y) for y in self.walk.value(name)]
+            self.seen[there] = [Seen(y) for y in unclipped(self.walk, name)]
             self.walk.release()
         shapes = [seen.shape for seen in self.seen[there]]
         axis = layer.y_axis % len(shapes[0])

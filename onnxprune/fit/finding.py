@@ -13,23 +13,30 @@ from typing import Any, TypeVar
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.fit.expressions import parameter
+from onnxprune.fit.codes import CODES, MADE, decoded, given, operand
+from onnxprune.fit.expressions import Parameter, parameter
 from onnxprune.fit.linear import Linear, Unsolvable
 from onnxprune.fit.products import Layer, Window
 from onnxprune.fit.recurrent import recurrent
 from onnxprune.fit.requantised import FewBits
-from onnxprune.model import Array, Model, attribute, traits
+from onnxprune.model import Array, Model, Topology, attribute, traits
 
 NBITS_BIAS = 5
 AnyLinear = TypeVar("AnyLinear", bound=Linear)
 Nodes = Mapping[str, NodeProto]
-Handle = Callable[[int, NodeProto, Model, Nodes, Callable[[str], int | None]], Layer | None]
+Handle = Callable[[int, NodeProto, Topology, Nodes, Callable[[str], int | None]], Layer | None]
 
 
-def _convolution(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any) -> Layer | None:
-    weight = parameter(node.input[1], model, made_by)
+def _convolution(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Layer | None:
+    weight = parameter(node.input[1], graph.model, made_by)
     if weight is None or attribute(node, "activation") is not None or len(node.input) > 3:
         return None
+    return _window(index, node, graph.model, weight, 2)
+
+
+def _window(
+    index: int, node: NodeProto, model: Model, weight: Parameter, bias: int | None, end: str = ""
+) -> Layer | None:
     shape = weight.shape(model)
     n, groups = len(shape) - 2, int(attribute(node, "group", 1))
     kernel = tuple(shape[2:])
@@ -60,24 +67,29 @@ def _convolution(index: int, node: NodeProto, model: Model, made_by: Nodes, rank
             flipped = m.reshape(groups, to[0] // groups, -1, to[1]).transpose(0, 1, 3, 2)
             return np.flip(flipped.reshape(to), turn)
 
-    return Layer(index, node, node.input[0], weight, matrix, restore, groups, window, 1, 1, 2)
+    return Layer(index, node, node.input[0], weight, matrix, restore, groups, window, 1, 1, bias, end=end)
 
 
-def _gemm(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any) -> Layer | None:
-    weight = parameter(node.input[1], model, made_by)
+def _gemm(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Layer | None:
+    weight = parameter(node.input[1], graph.model, made_by)
     alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))
     if weight is None or attribute(node, "activation") is not None or not alpha or not beta:
         return None
+    return _product(index, node, weight, 2, alpha, beta)
+
+
+def _product(index: int, node: NodeProto, weight: Parameter, bias: int, alpha: float, beta: float) -> Layer:
     turned = bool(attribute(node, "transB", 0))
     return Layer(
         index, node, node.input[0], weight,
         lambda w: (alpha * (w.T if turned else w))[None],
         lambda m, to: (m[0].T if turned else m[0]) / alpha,
-        x_axis=0 if attribute(node, "transA", 0) else 1, y_axis=1, bias=2, scale=beta,
+        x_axis=0 if attribute(node, "transA", 0) else 1, y_axis=1, bias=bias, scale=beta,
     )  # fmt: skip
 
 
-def _matmul(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any) -> Layer | None:
+def _matmul(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Layer | None:
+    model = graph.model
     for side in (1, 0):
         weight = parameter(node.input[side], model, made_by)
         if weight is None or len(weight.shape(model)) != 2:
@@ -92,28 +104,81 @@ def _matmul(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any
     return None
 
 
-def _nbits(index: int, node: NodeProto, model: Model, made_by: Nodes, rank: Any) -> Layer | None:
-    weight = FewBits.of(node, model)
+def _nbits(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Layer | None:
+    weight = FewBits.of(node, graph.model)
     if weight is None:
         return None
     return Layer(index, node, node.input[0], weight, lambda w: w[None], lambda m, to: m[0], bias=NBITS_BIAS)
 
 
+def _quantised(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Layer | None:
+    """QLinearConv, QLinearMatMul, QGemm: the integers that they read and give have one scale each."""
+    model, out = graph.model, MADE[node.op_type][0]
+    scales = [s for s in (given(node, 1), given(node, out)) if s]
+    weight = operand(node, 3, model, made_by)
+    if weight is None or any(s not in model.weights or model.weights[s].size != 1 for s in scales):
+        return None
+    if node.op_type == "QLinearConv":
+        return None if attribute(node, "channels_last", 0) else _window(index, node, model, weight, 8)
+    if node.op_type == "QGemm":
+        alpha = float(attribute(node, "alpha", 1.0))
+        return _product(index, node, weight, 6, alpha, alpha) if alpha else None
+    return _columns(index, node, model, weight, rank)
+
+
+def _integer(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Layer | None:
+    """ConvInteger, MatMulInteger, with the product of two scales behind them."""
+    model, whole, own = graph.model, _scaled(node, graph, made_by), parameter(node.input[1], graph.model, made_by)
+    if whole is None or own is None or whole[0] not in model.weights:
+        return None
+    scale, end = whole
+    dims, convolution = model.weights[scale].shape, node.op_type == "ConvInteger"
+    weight = decoded(own, node, CODES[node.op_type][1], model, scale)
+    if weight is None or (any(n > 1 for n in dims) and (convolution or len(dims) > 1)):
+        return None
+    if convolution:
+        return _window(index, node, model, weight, None, end)
+    return _columns(index, node, model, weight, rank, end)
+
+
+def _columns(
+    index: int, node: NodeProto, model: Model, weight: Parameter, rank: Any, end: str = ""
+) -> Layer | None:  # fmt: skip
+    if len(weight.shape(model)) != 2 or (rank(node.input[0]) or 0) < 2:
+        return None
+    return Layer(index, node, node.input[0], weight, lambda w: w[None], lambda m, to: m[0], end=end)
+
+
+def _scaled(node: NodeProto, graph: Topology, made_by: Nodes) -> tuple[str, str] | None:
+    """(the scale of the weight, what has both scales) of a product of integers, of which the input is quantised as it
+    comes; None where anything else is done."""
+    source, cast = made_by.get(node.input[0]), graph.reader(node.output[0])
+    scaled = graph.reader(cast.output[0]) if cast is not None and cast.op_type == "Cast" else None
+    if source is None or cast is None or scaled is None or source.op_type != "DynamicQuantizeLinear":
+        return None
+    both = made_by.get(next((n for n in scaled.input if n != cast.output[0]), ""))
+    if both is None or (scaled.op_type, both.op_type) != ("Mul", "Mul") or given(node, 2) != source.output[2]:
+        return None
+    scale = next((str(n) for n in both.input if n != source.output[1]), "")
+    return (scale, str(scaled.output[0])) if source.output[1] in both.input else None
+
+
 HANDLES: dict[str, Handle] = {
     "Conv": _convolution, "ConvTranspose": _convolution, "FusedConv": _convolution, "Gemm": _gemm, "FusedGemm": _gemm,
-    "MatMul": _matmul, "MatMulNBits": _nbits,
+    "MatMul": _matmul, "MatMulNBits": _nbits, **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), _quantised),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger"), _integer),
 }  # fmt: skip
 
 
 def layers(model: Model, rank: Callable[[str], int | None], skipped: dict[str, str] | None = None) -> list[Linear]:
     """Every linear map of an activation by a parameter in the main graph, in order. `skipped` collects the nodes that
     hold one which cannot be told apart, with the reason."""
-    nodes = list(model.skeleton.graph.node)
-    made_by = {o: n for n in nodes for o in n.output}
+    graph = Topology(model)
+    made_by = graph.makers
     found: list[Linear] = []
-    for index, node in enumerate(nodes):
+    for index, node in enumerate(graph.nodes):
         handle = HANDLES.get(node.op_type)
-        layer = handle(index, node, model, made_by, rank) if handle else None
+        layer = handle(index, node, graph, made_by, rank) if handle else None
         if layer is not None and layer.data not in model.weights:
             found.append(layer)
         if node.op_type in traits.GATES:

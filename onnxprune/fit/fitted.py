@@ -6,15 +6,17 @@ Knows who shares which parameter, no units.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
-from onnxprune.fit.expressions import Parameter, parameter
+from onnxprune.fit.codes import CODES, decoded, operand
+from onnxprune.fit.expressions import Parameter
 from onnxprune.fit.linear import Linear, Shift
+from onnxprune.fit.products import Layer
 from onnxprune.fit.tails import Tail
-from onnxprune.model import Array, Topology, Weight, traits
+from onnxprune.model import Array, Model, Topology, Weight, traits
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,19 @@ class _Move:
     def key(self) -> tuple[str, bytes]:
         """Equal where one parameter can serve both."""
         return self.old, self.delta.tobytes()
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Of the weight of a layer, in the place of those that the parameter `name` holds."""
+
+    layer: Layer
+    name: str
+    weight: Weight
+
+    def model(self, before: Model) -> Model:
+        """A model that has them, and all else of another."""
+        return replace(before, weights={**before.weights, self.name: self.weight})
 
 
 class Fitted:
@@ -68,12 +83,12 @@ class Fitted:
         name = "" if layer.bias is None else _operand(layer.node, layer.bias)
         if not name:
             return np.zeros(outputs)
-        own = self._parameter(name)
+        own = self._own(layer.node, layer.bias or 0)
         value = None if own is None else own.read(self.graph.model)
         return None if value is None else layer.folded(value, outputs)
 
-    def _parameter(self, name: str) -> Parameter | None:
-        return parameter(name, self.graph.model, self.graph.makers)
+    def _own(self, node: NodeProto, k: int) -> Parameter | None:
+        return operand(node, k, self.graph.model, self.graph.makers)
 
     def movable(self, shift: Shift | None) -> bool:
         """Whether a change of the offset has a parameter to go to."""
@@ -81,8 +96,28 @@ class Fitted:
             return False
         if not _operand(shift.node, shift.operand):
             return True
-        own = self._parameter(shift.node.input[shift.operand])
+        own = self._own(shift.node, shift.operand)
         return own is not None and (not own.path or len(self.readers(own.root, ())) == 1)
+
+    def rescaled(self, members: Sequence[Linear], matrix: Array) -> Scales | None:
+        """Scales by which integers hold `matrix`, an output each, where the operator has them so and nobody else reads
+        them; None where they stay."""
+        weight, model = getattr(members[0], "weight", None), self.graph.model
+        if not isinstance(members[0], Layer) or not isinstance(weight, Parameter) or len(members) > 1:
+            return None
+        found = weight.rescaled(model, members[0].restore(matrix, weight.shape(model)))
+        if found is None or len(self.graph.readers[found[0]]) != 1 or found[0] in self.graph.outputs:
+            return None
+        return Scales(members[0], *found)
+
+    def rescale(self, scales: Scales) -> None:
+        """Write other scales; a bias in steps of them is written again."""
+        layer, model = scales.layer, self.graph.model
+        own = self._own(layer.node, layer.bias) if layer.bias is not None and _operand(layer.node, layer.bias) else None
+        bias = None if own is None else own.read(model)
+        model.weights[scales.name] = scales.weight
+        if own is not None and bias is not None:
+            own.write(model, bias)
 
     def move(self, tails: Sequence[Tail], moved: Array) -> None:
         """Change the offset of the layer's output by `moved`, where the tail says; shared parameters are copied."""
@@ -100,16 +135,19 @@ class Fitted:
                 move.node.input[move.operand] = fresh
 
     def _added(self, move: _Move) -> str:
-        """A bias for a node that has none."""
-        out = move.node.output[0]
-        fresh = self.graph.model.fresh_name(f"{out}_bias")
-        self.graph.model.weights[fresh] = Weight.of(move.delta, self.types(out))
+        """A bias for a node that has none; one of integers reads it in steps of 32 bits."""
+        out, model = move.node.output[0], self.graph.model
+        fresh, code = model.fresh_name(f"{out}_bias"), CODES.get(move.node.op_type, {}).get(move.operand)
+        model.weights[fresh] = Weight.of(move.delta, self.types(out) if code is None else TensorProto.INT32)
+        own = None if code is None else decoded(Parameter(fresh, fresh), move.node, code, model)
+        if own is not None:
+            own.write(model, move.delta)
         return fresh
 
     def _changed(self, move: _Move, alike: Set[tuple[str, int]]) -> str:
         """Change a parameter in place, or a copy of it where others than those `alike` read it."""
         model, old = self.graph.model, move.old
-        own = self._parameter(old)
+        own = self._own(move.node, move.operand)
         assert own is not None
         alone = bool(own.path) or self._uses(own.root) <= alike
         fresh = old if alone else model.fresh_name(f"{old}_refit")

@@ -46,7 +46,7 @@ def flows(groups: Groups, feeds: Feeds, providers: Sequence[str], seed: int) -> 
             continue
         places = len(at[0]) if layer.window else 1
         taken, given = _Spread(), _Spread()
-        for x, y, where in zip(layer.inputs(walk), walk.value(layer.out), at, strict=True):
+        for x, y, where in zip(layer.inputs(walk), walk.real(layer.out), at, strict=True):
             rows, wanted = layer.rows(x, where), layer.targets(y, where)
             taken.add(rows.reshape(layer.groups, -1, places, rows.shape[2]), (1, 3))
             given.add(wanted.reshape(layer.groups, -1, places, wanted.shape[2]), (1,))
@@ -64,7 +64,7 @@ def turns(groups: Groups, feeds: Feeds, providers: Sequence[str], seed: int) -> 
         if its is None or not its.total:
             continue
         angles = []
-        for before, after, where in zip(walk.value(its.other), walk.value(its.total), at, strict=True):
+        for before, after, where in zip(walk.real(its.other), walk.real(its.total), at, strict=True):
             if before.shape == after.shape:
                 angles.append(_angles(*(layer.targets(v, where).transpose(1, 0, 2) for v in (before, after))))
         if angles:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from onnxprune.fit.codes import MADE
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.products import Layer
 from onnxprune.fit.tails import affine
@@ -147,7 +148,8 @@ class Likenesses:
             gram += rows @ rows.T * inner
             if k:
                 gram += np.outer(bias[at] * (k < count), bias[at] * (k < count))
-        return Likeness(units, gram, bias[first].copy())
+        found = Likeness(units, gram, bias[first].copy())
+        return found.settled() if layer.node.op_type in MADE else found  # integers end at a limit, often that of a Relu
 
     def _carried(self, node: NodeProto) -> Likeness | None:
         """What a node that is no layer makes of the likenesses of all that it reads."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from onnxprune.fit.expressions import Grid
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Array, Model, Weight
 from onnxprune.rewrite import take
@@ -112,6 +113,9 @@ class Linear(Protocol):
 
     def write(self, model: Model, matrix: Array) -> None:
         """Store what `read` would give back."""
+
+    def grid(self, model: Model) -> Grid | None:
+        """[groups, columns, outputs]: the values that can be stored; None where these are floats."""
 
     def folded(self, value: Array, outputs: int) -> Array | None:
         """[groups * outputs]: the offset that the bias, as the node has it, stands for; None where it is another."""

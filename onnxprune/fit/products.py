@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxprune.fit.expressions import Parameter
+from onnxprune.fit.expressions import Grid, Parameter
 from onnxprune.fit.linear import RESHAPED, DimsOf, Extent, Shift, Unsolvable, restricted
 from onnxprune.fit.requantised import FewBits
+from onnxprune.fit.unclipped import unclipped
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Array, Model
 from onnxprune.trace import Ids, Mask, Reduction, Trace
@@ -69,6 +70,7 @@ class Layer:
 
     groups: independent blocks of channels. window: None for a matrix product. x_axis, y_axis: the feature axes.
     bias: input index of the node's own bias, or None where it can have none. scale: factor on bias (Gemm's beta).
+    end: what it computes, where that is not what the node gives.
     """
 
     index: int
@@ -83,12 +85,13 @@ class Layer:
     y_axis: int = -1
     bias: int | None = None
     scale: float = 1.0
+    end: str = ""
     feeds_back: bool = False
 
     @property
     def out(self) -> str:
-        """The node's output."""
-        return str(self.node.output[0])
+        """The node's output; of a product of integers, what has its scale."""
+        return self.end or str(self.node.output[0])
 
     @property
     def title(self) -> str:
@@ -117,6 +120,11 @@ class Layer:
         """Store the nearest values that the initializer can hold, in its layout."""
         self.weight.write(model, self.restore(matrix, self.weight.shape(model)))
 
+    def grid(self, model: Model) -> Grid | None:
+        """[groups, columns, outputs]: the values that can be stored; None where these are floats, or of blocks."""
+        grid = None if isinstance(self.weight, FewBits) else self.weight.grid(model)
+        return None if grid is None else grid.map(self.matrix)
+
     def folded(self, value: Array, outputs: int) -> Array | None:
         """[groups * outputs]: the bias times `scale`; None where it varies along any other axis."""
         if value.size not in (1, outputs) or value.shape[-1:] not in ((), (value.size,)):
@@ -129,7 +137,7 @@ class Layer:
 
     def inputs(self, walk: Walk) -> list[Array]:
         """What it reads in every batch."""
-        return walk.value(self.data)
+        return walk.real(self.data)
 
     def sample(self, x: Array, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Positions of a convolution's output, which every sample of the batch has; rows of a matrix product."""
@@ -141,7 +149,7 @@ class Layer:
         """The tensor `name` of every batch at the kept positions; Unsolvable where the cut changed more of it."""
         if trace.shapes.static(name) is None:
             raise Unsolvable("its output is new in the pruned graph")
-        values = walk.value(name)
+        values = unclipped(walk, name)
         if restricted(trace, kept, name, values[0]).shape[self.y_axis] != outputs * self.groups:
             raise Unsolvable(RESHAPED)
         return (restricted(trace, kept, name, y) for y in values)

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
 from onnxprune.fit.compared import Dense
+from onnxprune.fit.equations import Equations, Light, Refit, Refits
 from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
-from onnxprune.fit.least_squares import RIDGES, Problem, Solution, solve
+from onnxprune.fit.least_squares import Problem
 from onnxprune.fit.linear import Linear, Unsolvable
-from onnxprune.fit.normal import Moments
 from onnxprune.fit.products import Layer
 from onnxprune.fit.requantised import FewBits
 from onnxprune.fit.sites import sample_size
@@ -37,84 +36,6 @@ HELD = 0.2
 NOTHING = "nothing that it reads or gives was cut"
 MOST_HELD = 0.5
 """Share of the rows that may be held out: a model whose batch size is fixed can have all of them in one batch."""
-
-
-class Light(NamedTuple):
-    """A rougher and quicker refit, to tell plans apart: it looks at one row of so many, tries these ridges, and fits to
-    those rows only that do not choose."""
-
-    rows: int = 6
-    ridges: tuple[float, ...] = (1e-2, 1.0)
-
-
-@dataclass
-class Refit:
-    """What happened to one layer: squared errors on held-out rows, relative to the target's energy."""
-
-    layer: str
-    before: float
-    after: float
-    ridge: float
-
-
-@dataclass
-class Refits:
-    """All layers that were solved for, and those that were not with the reason."""
-
-    solved: list[Refit] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class Equations:
-    """Layers that share a matrix, as they are: matrix [groups, columns, outputs], bias [groups, outputs], and what they
-    read and should give, a problem a group. movable: there is a parameter for a new bias. held: share of the rows, the
-    last ones, that only judge."""
-
-    members: list[Linear]
-    tails: list[Tail]
-    matrix: Array
-    bias: Array
-    movable: bool
-    problems: list[Problem]
-    held: float
-
-    def _held(self, p: Problem) -> int:
-        return max(1, round(len(p.rows) * self.held))
-
-    def _tests(self) -> list[Problem]:
-        return [p.part(slice(len(p.rows) - self._held(p), None)) for p in self.problems]
-
-    @property
-    def error(self) -> float:
-        """Squared error on the held-out rows of the layers as they are."""
-        return self.error_of(self.matrix, self.bias)
-
-    def error_of(self, matrix: Array, bias: Array) -> float:
-        """The same of other weights."""
-        return sum(p.error(w, b) for p, w, b in zip(self._tests(), matrix, bias, strict=True))
-
-    def seen(self) -> tuple[Array, Array]:
-        """Second moments [columns, columns] of what one group reads, about the mean where a bias makes up for it, and
-        the mean [columns]; of all rows but those that are held out."""
-        (p,) = self.problems
-        rows = p.part(slice(0, max(len(p.rows) - self._held(p), 1))).rows
-        moments = Moments.of(rows, rows[:, :0])
-        return (moments.centred() if self.movable else moments.raw())[0], moments.mean
-
-    @property
-    def energy(self) -> float:
-        """What errors are relative to: squares of the centred target on the held-out rows; never zero."""
-        return sum(p.energy() + 1e-30 for p in self._tests())
-
-    def solve(self, light: Light | None) -> list[Solution]:
-        """One solution a group; the old weights where they are exact."""
-        how = (light.ridges, False) if light else (RIDGES, True)
-        found = []
-        for p, test, w, b in zip(self.problems, self._tests(), self.matrix, self.bias, strict=True):
-            exact = test.error(w, b) <= 1e-10 * test.energy()
-            found.append(Solution(w, b, 0, 0, 0) if exact else solve(p, w, b, self._held(p), *how))
-        return found
 
 
 class Reconstruction:
@@ -195,7 +116,7 @@ class Reconstruction:
             if isinstance(layer, Layer) and isinstance(layer.weight, FewBits):
                 after = self._requantise(here, layer.weight, matrix, bias, before)
             else:
-                self._write(here, matrix, bias)
+                after = self._stored(here, matrix, bias, before, after)
         return Refit(here.members[0].title, before, after, max(s.ridge for s in solved))
 
     def _requantise(self, here: Equations, weight: FewBits, matrix: Array, bias: Array, before: float) -> float:
@@ -210,6 +131,22 @@ class Reconstruction:
             return before
         weight.set_grid(self.after.model, grid)
         self._write(here, new, bias)
+        return after
+
+    def _stored(self, here: Equations, matrix: Array, bias: Array, before: float, after: float) -> float:
+        """Write what was found, and give the relative error that is left: weights that are stored as integers are
+        rounded first, and written only where they are better so than those that are there."""
+        layer, model = here.members[0], self.after.model
+        scales = self.fitted.rescaled(here.members, matrix)
+        grid = layer.grid(model if scales is None else scales.model(model))
+        if grid is not None:
+            matrix, bias = here.rounded(matrix, bias, grid) if self.light is None else (grid.nearest(matrix), bias)
+            after = here.error_of(matrix, bias) / here.energy
+            if not after < before:
+                return before
+        if scales is not None:
+            self.fitted.rescale(scales)
+        self._write(here, matrix, bias)
         return after
 
     def _settle(self, here: Equations, seen: int, error: float) -> float:
@@ -278,7 +215,7 @@ class Reconstruction:
         for layer, its in zip(members, tails, strict=True):
             dense = self.dense.answers(layer, its.compared, self.kept, outputs)
             xs = layer.inputs(self.current)
-            others = self.current.value(its.other) if its.other else [None] * len(xs)
+            others = self.current.real(its.other) if its.other else [None] * len(xs)
             rng = np.random.default_rng((self.seed, layer.index))
             for batch, (x, y, z) in enumerate(zip(xs, dense, others, strict=True)):
                 at, wanted = y.targets(layer, x, -(-total // len(xs)), rng)

@@ -19,7 +19,7 @@ import scipy
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxprune.fit.expressions import Parameter, parameter
+from onnxprune.fit.expressions import Grid, Parameter, parameter
 from onnxprune.fit.linear import RESHAPED, DimsOf, Extent, Shift, Unsolvable
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Array, Model, attribute, traits
@@ -90,6 +90,10 @@ class Recurrent:
         """[directions, features + hidden, outputs], float64: W beside R."""
         parts = [self._own(self.weights[s].read(model)) for s in self.sides]
         return np.concatenate([p.reshape(len(p), -1, p.shape[-1]) for p in parts], 2).transpose(0, 2, 1)
+
+    def grid(self, model: Model) -> Grid | None:
+        """None: what integers hold is the nearest to what is found."""
+        return None
 
     def write(self, model: Model, matrix: Array) -> None:
         """Store what `read` would give back; all other gates stay as they are."""

@@ -26,7 +26,7 @@ SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 
 @dataclass(frozen=True)
-class Grid:
+class BlockGrid:
     """Scale and zero point of every block, both [outputs, blocks], and the largest code."""
 
     scale: Numbers
@@ -79,12 +79,12 @@ class FewBits:
         scale, zero = grid.scale[:, places], grid.zero[:, places]
         self._store(model, _codes(value.T, scale, zero, grid.top))
 
-    def grid(self, model: Model) -> Grid:
+    def grid(self, model: Model) -> BlockGrid:
         """The scales and zero points that it has."""
         scale, zero = self.table.grids(model)
-        return Grid(scale.astype(np.float64), zero.astype(np.float64), (1 << self.table.bits) - 1)
+        return BlockGrid(scale.astype(np.float64), zero.astype(np.float64), (1 << self.table.bits) - 1)
 
-    def requantised(self, model: Model, value: Numbers, gram: Numbers) -> tuple[Numbers, Grid]:
+    def requantised(self, model: Model, value: Numbers, gram: Numbers) -> tuple[Numbers, BlockGrid]:
         """What is nearest to `value` [inputs, outputs] by the second moments [inputs, inputs] of what it multiplies,
         and its scales and zero points."""
         feedback, weigh = _feedback(gram), np.maximum(np.diag(gram), 1e-12)
@@ -132,7 +132,7 @@ class FewBits:
         kind = model.weights[self.roots[1]].dtype
         return np.maximum(scale, 1e-8).astype(kind).astype(np.float64), zero
 
-    def set_grid(self, model: Model, grid: Grid) -> None:
+    def set_grid(self, model: Model, grid: BlockGrid) -> None:
         """Store other scales and zero points."""
         _, scales, *zeros = self.roots
         held = model.weights[scales]

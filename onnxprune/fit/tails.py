@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import NodeProto
 
+from onnxprune.fit.codes import limits
 from onnxprune.fit.linear import Linear, Shift
 from onnxprune.model import Array, Model, Topology, attribute, traits
 
@@ -64,17 +65,21 @@ def tail(layer: Linear, graph: Topology, outputs: int, rank: int | None) -> Tail
         if step.operand is not None:
             shift = Shift(node, step.operand, np.full(outputs, step.sign))
         end = str(node.output[0])
-    total, other = _sum(graph.reader(end), end, model)
-    low, high = _clips(graph.reader(total or end), model)
+    total, other = _sum(graph, end)
+    low, high = _clips(graph, total or end)
     return Tail(end, scale, offset, shift, total, other, low, high)
 
 
-def _sum(node: NodeProto | None, end: str, model: Model) -> tuple[str, str]:
+def _sum(graph: Topology, end: str) -> tuple[str, str]:
     """(the sum that `end` goes into, what the graph computes to be added to it); ("", "") where there is none."""
-    if node is None or node.op_type not in traits.ADDING or len(node.input) != 2:
+    node = graph.reader(end)
+    if node is None:
         return "", ""
-    other = next((str(n) for n in node.input if n != end), "")
-    return (str(node.output[0]), other) if other and other not in model.weights else ("", "")
+    terms = [str(node.input[0]), str(node.input[3])] if node.op_type == "QLinearAdd" else [str(n) for n in node.input]
+    if node.op_type not in traits.ADDING | {"QLinearAdd"} or len(terms) != 2:
+        return "", ""
+    other = next((n for n in terms if n != end), "")
+    return (str(node.output[0]), other) if other and other not in graph.model.weights else ("", "")
 
 
 def affine(node: NodeProto, tensor: str, model: Model, axis: int, rank: int, n: int) -> Affine | None:
@@ -128,9 +133,11 @@ def _channelwise(value: Array, axis: int, rank: int, n: int) -> Array | None:
     return np.asarray(np.broadcast_to(value.reshape(-1), n), np.float64)
 
 
-def _clips(node: NodeProto | None, model: Model) -> tuple[float, float]:
-    """(low, high) of a Relu or a Clip, as attributes or weights; infinite where nothing is clipped."""
-    nothing = -np.inf, np.inf
+def _clips(graph: Topology, tensor: str) -> tuple[float, float]:
+    """(low, high) of what is seen of a tensor: of a Relu or a Clip behind it, or of integers that it is; infinite where
+    nothing is clipped."""
+    model, node, maker = graph.model, graph.reader(tensor), graph.made_by.get(tensor)
+    nothing = limits(None if maker is None else graph.nodes[maker], model)
     if node is None or node.op_type not in ("Relu", "Clip"):
         return nothing
     if node.op_type == "Relu":

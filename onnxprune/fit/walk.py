@@ -7,11 +7,14 @@ running once per batch however many layers are looked at on the way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from onnx import helper
 
 from onnxprune.errors import RuntimeFailure
+from onnxprune.fit.codes import tensors
 from onnxprune.model import Array, Model, Topology
 from onnxprune.run import first_line, open_session
 
@@ -55,6 +58,20 @@ class Walk(Topology):
         if name not in self.values:
             self._run([name])
         return self.values[name]
+
+    @cached_property
+    def codes(self) -> dict[str, tuple[str, str]]:
+        """Of tensors of integers, the names of the scale and the zero point that say what they stand for."""
+        return dict(tensors(self.nodes))
+
+    def real(self, name: str) -> list[Array]:
+        """The tensor's value in every batch; of integers, what they stand for."""
+        values = self.value(name)
+        if name not in self.codes or values[0].dtype.kind == "f":
+            return values
+        scales, zeros = (self.value(n) if n else [np.float32(0)] * len(values) for n in self.codes[name])
+        each = zip(values, scales, zeros, strict=True)
+        return [np.asarray((x.astype(np.float32) - np.float32(z)) * np.float32(s)) for x, s, z in each]
 
     def forget(self, nodes: Iterable[int]) -> set[int]:
         """What these nodes and all that follow them made is stale: their weights changed. Gives all of these."""

@@ -9,37 +9,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from onnxprune.fit.codes import CODES, Code
 from onnxprune.fit.expressions import Parameter, transposed_back
 from onnxprune.fit.few_bits import Numbers, numbers
 from onnxprune.model import Array, Model, attribute, traits
 
-
-class _Code(NamedTuple):
-    """How an operand is read: the operands that hold its scale and its zero point, one value for each position along
-    `axis` or one for all."""
-
-    scale: int | None
-    zero: int | None
-    axis: int
-
-
-CODES: Mapping[str, Mapping[int, _Code]] = {
-    "QLinearConv": {3: _Code(4, 5, 0), 8: _Code(4, None, 0)},
-    "QLinearMatMul": {0: _Code(1, 2, -2), 3: _Code(4, 5, -1)},
-    "QGemm": {3: _Code(4, 5, -1), 6: _Code(4, None, -1)},
-    "ConvInteger": {1: _Code(None, 3, 0)},
-    "MatMulInteger": {0: _Code(None, 2, -2), 1: _Code(None, 3, -1)},
-    "MatMulIntegerToFloat": {0: _Code(2, 4, -2), 1: _Code(3, 5, -1)},
-    "DynamicQuantizeMatMul": {1: _Code(2, 3, -1)},
-}
-"""By operator and operand; DequantizeLinear, whose scales may be of blocks, is not among them. A bias has the scales of
-the weight, times one that all have in common."""
 NO_WEIGHTS: Mapping[str, frozenset[int]] = {
     "BatchNormalization": frozenset({3, 4}),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), frozenset({1, 2})),
@@ -103,7 +82,7 @@ class WeightValues:
                 todo.append((node.output[0], (*path, node)))
         return None
 
-    def _decoded(self, codes: Array, node: NodeProto, code: _Code) -> Array:
+    def _decoded(self, codes: Array, node: NodeProto, code: Code) -> Array:
         axis = code.axis + codes.ndim if code.axis < 0 else code.axis
         if node.op_type == "QGemm" and attribute(node, "transB", 0):
             axis = 0

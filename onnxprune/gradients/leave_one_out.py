@@ -79,7 +79,7 @@ class _Masked:
         self.shapes = infer(trace.model, given)
         self.head = head(trace, self.shapes, samples)
         model = trace.model.copy()
-        self.gates = insert(trace, model, self.shapes, np.ones(trace.labels.n, bool), {}, samples, masks=True)
+        self.gates = insert(trace, model, self.shapes, ~groups.kept_ids(groups.prunable), {}, samples, masks=True)
         only(model, self.head.name, self.shapes)
         used = {i for n in model.skeleton.graph.node for i in n.input}
         self.gates = [g for g in self.gates if g.name in used]

@@ -104,7 +104,7 @@ DRAWING = DRAWING_LIKE | {"RandomNormal", "RandomUniform", "Bernoulli"}
 ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
 """Floats in, integers of 8 bits out."""
 
-ROUNDING_INSIDE = frozenset({"QAttention", "DynamicQuantizeLSTM", "QEmbedLayerNormalization"})
+ROUNDING_INSIDE = frozenset({"DynamicQuantizeLSTM", "QEmbedLayerNormalization"})
 """Operators of com.microsoft that round on the way, where nobody sees it."""
 
 INTEGER_BIASED = frozenset({"QLinearConv", "QGemm", "DequantizeLinear"})

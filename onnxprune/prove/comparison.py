@@ -103,20 +103,21 @@ class Comparison:
         """Their sessions are ready for other weights."""
         places, after, options = self.places, self.after, self.options
         trace = places.trace
-        names = [*dict.fromkeys((*places.taps, *places.interior(after, trace.shapes.probe[self.assignments[0]])))]
+        transform = Unrounded(trace.shapes.dtype, trace.rank) if rounds(trace.nodes) else None
+        if transform is not None:
+            transform(trace.model)  # which says what still rounds, and what are no integers any more
+        types = trace.shapes.dtype if transform is None else transform.types
+        inside = places.interior(after, trace.shapes.probe[self.assignments[0]], types)
+        names = [*dict.fromkeys((*places.taps, *inside))]
         original, new = self._redrawn()
         free = _others(original, trace.model), _others(new, after)
         exact = options.check_rtol if options.check_rtol is not None else tolerance_of(trace)
         plain = Pair(trace, places, after, names, options, exact, lambda model: model, trace.shapes.dtype, free=free)
-        if not rounds(trace.nodes):
+        if transform is None:
             return plain, None
-        transform = Unrounded(trace.shapes.dtype, trace.rank)
-        transform(trace.model)  # which says what still rounds
         if options.check_rtol is None:
             exact = max(exact, min(len(transform.still_rounding), STEPS) / 127)
-        real = replace(
-            plain, tolerance=exact, transform=transform, types=transform.types, largest_noise=FAR, free_runs=[]
-        )
+        real = replace(plain, tolerance=exact, transform=transform, types=types, largest_noise=FAR, free_runs=[])
         plain = replace(plain, taps=places.taps, free=({}, {}))
         if exact < STEPS / 127:
             plain = replace(

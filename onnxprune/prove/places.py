@@ -13,6 +13,7 @@ from math import prod
 from onnx import NodeProto
 
 from onnxprune.model import FLOATS, Model, bodies, defined, needs, nested, traits
+from onnxprune.prove.outputs import Types
 from onnxprune.prove.rounding import decides_from
 from onnxprune.trace import Dims, Mask, Trace
 
@@ -93,10 +94,16 @@ class Places:
         by_use |= {branch.node for branch in trace.dropped(kept)}
         return by_use | {k for k, node in enumerate(trace.nodes) if not everywhere.isdisjoint(needs(node))}
 
-    def interior(self, after: Model, sizes: Mapping[str, Dims], most: int = MAX_BYTES) -> list[str]:
+    def interior(
+        self, after: Model, sizes: Mapping[str, Dims], types: Types | None = None, most: int = MAX_BYTES
+    ) -> list[str]:
         """Float tensors that both graphs make and that something that goes has reached: first what levels or decides
-        reads, then one for every set of units, then others, spread over the graph; as many as fit in `most` bytes."""
-        nodes, comparable = self.trace.model.skeleton.graph.node, self._comparable(after)
+        reads, then one for every set of units, then others, spread over the graph; as many as fit in `most` bytes.
+        types: of the tensors as they are compared, where they are not those of the trace."""
+        nodes, comparable = (
+            self.trace.model.skeleton.graph.node,
+            self._comparable(after, types or self.trace.shapes.dtype),
+        )
         telling = dict.fromkeys(name for name in self._levelled_or_decided_from() if name in comparable)
         rest = [o for n in nodes for o in n.output if o in comparable and o not in telling]
         of_units = self._one_for_every_set_of_units(rest)
@@ -109,11 +116,11 @@ class Places:
         levelled = [n.input[0] for n in nodes if n.op_type in traits.SATURATING]
         return [*levelled, *(x for n in nodes for x in decides_from(self.trace.shapes.dtype, n))]
 
-    def _comparable(self, after: Model) -> set[str]:
+    def _comparable(self, after: Model, types: Types) -> set[str]:
         """The float tensors inside both graphs that something that goes has reached."""
         made = {o for n in after.skeleton.graph.node for o in n.output}
         inside = (made & self.reached) - {o.name for o in self.trace.model.skeleton.graph.output}
-        return {name for name in inside if self.trace.shapes.dtype(name) in FLOATS}
+        return {name for name in inside if types(name) in FLOATS}
 
     def _one_for_every_set_of_units(self, names: Sequence[str]) -> dict[str, None]:
         """The first of the names with each set of units of which some go, in order."""

@@ -46,6 +46,11 @@ SUMMED: Mapping[str, Callable[[Shape], int]] = {
 """By operator: how many bytes of codes make one output."""
 EVEN = 12**-0.5
 """The deviation of what lies evenly between 0 and 1."""
+SCALES: Mapping[str, Sequence[int]] = {
+    "QuantizeLinear": (1,), "DequantizeLinear": (1,), "QGemm": (1, 4, 7), "MatMulIntegerToFloat": (2, 3),
+    "QAttention": (3, 4), "DynamicQuantizeMatMul": (2,), "MatMulNBits": (3,),
+}  # fmt: skip
+"""Where operators that read floats beside them are given scales; of QLinear ones all floats are."""
 LEAST_BIAS = 512
 """Steps over which a bias of 32 bits is drawn at least: many are all zeros."""
 
@@ -212,9 +217,7 @@ class Drawing:
     @property
     def _scale(self) -> bool:
         """Whether it says how large a step of a quantised tensor is."""
-        return any((n.op_type in ("QuantizeLinear", "DequantizeLinear") and i == 1) or "QLinear" in n.op_type
-                   or n.op_type in ("QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
-                   or (n.op_type == "MatMulNBits" and i == 3) for n, i in self.uses)  # fmt: skip
+        return any(i in SCALES[n.op_type] if n.op_type in SCALES else "QLinear" in n.op_type for n, i in self.uses)
 
 
 def _gemm_terms(node: NodeProto, i: int, shape: Shape) -> int:

@@ -13,7 +13,8 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from onnxprune.model import Model, attribute, bodies, needs, traits
 from onnxprune.prove.outputs import Types
-from onnxprune.prove.reals import FLOAT, LIMITS, REAL_FORMS, CannotUnround, Step
+from onnxprune.prove.reals import REAL_FORMS
+from onnxprune.prove.step import FLOAT, LIMITS, CannotUnround, Step
 
 IN_BYTES = 4
 """From this `accuracy_level` on a MatMulNBits rounds what it is given to integers of 8 bits."""

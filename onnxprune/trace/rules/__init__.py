@@ -30,10 +30,11 @@ HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal
 Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Bernoulli RandomNormalLike RandomUniformLike
 ai.onnx.ml::Binarizer com.microsoft::Gelu com.microsoft::QuickGelu Affine ParametricSoftplus Scale ScaledTanh"""
 BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
-Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor com.microsoft::BiasGelu com.microsoft::FastGelu"""
-FIRST = "Clip CastLike"
-POOLS = "AveragePool Crop LpPool MaxPool"
-GLOBAL = "GlobalAveragePool GlobalLpPool GlobalMaxPool"
+Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor com.microsoft::BiasGelu com.microsoft::FastGelu
+com.microsoft::QLinearAdd com.microsoft::QLinearMul com.microsoft::QLinearWhere"""
+FIRST = "Clip CastLike com.microsoft::QLinearSigmoid com.microsoft::QLinearLeakyRelu"
+POOLS = "AveragePool Crop LpPool MaxPool com.microsoft::NhwcMaxPool com.microsoft::QLinearAveragePool"
+GLOBAL = "GlobalAveragePool GlobalLpPool GlobalMaxPool com.microsoft::QLinearGlobalAveragePool"
 REDUCE = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
 ReduceSumSquare"""
 
@@ -46,6 +47,7 @@ def _table() -> dict[str, Callable[[Op], None]]:
     return many | {
         "Conv": linear.conv, "com.microsoft::FusedConv": linear.fused_conv, "ConvTranspose": linear.conv_transpose,
         "DeformConv": linear.deform_conv, "ConvInteger": linear.conv_integer, "QLinearConv": linear.qlinear_conv,
+        "com.microsoft::QLinearConv": linear.qlinear_conv,
         "Gemm": linear.gemm, "com.microsoft::FusedGemm": linear.gemm, "com.microsoft::QGemm": linear.qgemm,
         "MatMul": linear.matmul, "com.microsoft::FusedMatMul": linear.matmul,
         "com.microsoft::TransposeMatMul": linear.matmul,
@@ -64,6 +66,7 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "com.microsoft::EmbedLayerNormalization": norm.embed_layer_norm,
         "MeanVarianceNormalization": norm.mean_variance_norm, "LpNormalization": norm.lp_norm,
         "Softmax": pointwise.softmax, "LogSoftmax": pointwise.softmax, "Hardmax": pointwise.softmax,
+        "com.microsoft::QLinearSoftmax": pointwise.softmax,
         "CumSum": pointwise.cumsum, "ReverseSequence": pointwise.reverse_sequence,
         "ArgMax": pointwise.arg, "ArgMin": pointwise.arg, "TopK": pointwise.top_k,
         "Trilu": pointwise.trilu, "Dropout": pointwise.dropout, "MaxUnpool": pointwise.unpool,
@@ -77,10 +80,11 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "Transpose": movement.transpose, "Squeeze": movement.squeeze, "Unsqueeze": movement.unsqueeze,
         "Slice": movement.slice_, "Expand": movement.expand, "Tile": movement.tile, "Pad": movement.pad,
         "DepthToSpace": movement.depth_to_space, "SpaceToDepth": movement.space_to_depth,
-        "Concat": joining.concat, "Split": joining.split,
+        "Concat": joining.concat, "com.microsoft::QLinearConcat": joining.qlinear_concat, "Split": joining.split,
         "Gather": lookup.gather, "GatherElements": lookup.gather_elements, "GatherND": lookup.gather_nd,
         "ScatterElements": lookup.gather_elements, "Scatter": lookup.gather_elements, "ScatterND": lookup.scatter_nd,
         "Attention": attention.attention, "com.microsoft::Attention": attention.fused,
+        "com.microsoft::QAttention": attention.quantised,
         "com.microsoft::MultiHeadAttention": attention.multi_head,
         "com.microsoft::GroupQueryAttention": attention.grouped_query,
         "If": control.if_, "Loop": control.loop, "Scan": control.scan,

@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune.trace.labels import KEPT, Block, Ids
 from onnxprune.trace.op import Op
 from onnxprune.trace.rules.base import ranks_known, spell
-from onnxprune.trace.rules.inputs import Attention, FusedAttention, GroupQueryAttention, MultiHeadAttention
+from onnxprune.trace.rules.inputs import Attention, FusedAttention, GroupQueryAttention, MultiHeadAttention, QAttention
 
 QUERY, KEY, VALUE = range(3)
 FIXED = "attention whose other side stays"
@@ -122,10 +122,32 @@ def _meet_bias(op: Op, i: int, sizes: tuple[int, ...]) -> None:
 
 def fused(op: Op) -> None:
     """com.microsoft Attention: one weight for query, key and value."""
+    if op.has(FusedAttention.PAST) or op.has_output(1):
+        return op.freeze("past keys and values")
+    parts = _packed(op)
+    if parts is not None and op.has(FusedAttention.SCORE_BIAS):
+        spelled = spell(op.dims(FusedAttention.SCORE_BIAS), ["b", "h", "s", "t"])
+        rows = Block((0,), op.labels.derive(parts[VALUE]))
+        op.meet(FusedAttention.SCORE_BIAS, spelled, ["h"], [rows], "a bias of fixed heads")
+
+
+def quantised(op: Op) -> None:
+    """com.microsoft QAttention: Attention of whole numbers, whose weight has one scale and zero point for all or one a
+    column. Where it keeps past keys and values, these fix its heads."""
+    parts = _packed(op, QAttention.WEIGHT_ZERO)
+    if parts is not None and (op.has(QAttention.PAST) or op.has_output(1)):
+        op.freeze_ids(np.stack(parts), "past keys and values have its heads")
+
+
+def _packed(op: Op, zero: int | None = None) -> list[Ids] | None:
+    """One weight for query, key and value, whose zero point is input `zero`; the ids of the three [heads, head size],
+    None where they are not told apart."""
     if not ranks_known(op, [FusedAttention.X, FusedAttention.WEIGHT]) or None in op.dims(FusedAttention.WEIGHT):
-        return op.freeze("the weight's shape is not known")
-    if _weight_or_past_is_computed(op):
-        return op.freeze("a computed weight, or past keys and values")
+        op.freeze("the weight's shape is not known")
+        return None
+    if not op.is_parameter(FusedAttention.WEIGHT) or op.attr("do_rotary", 0):
+        op.freeze("a computed weight, or a rotation inside")
+        return None
     heads, (features, total) = int(op.attr("num_heads")), op.dims(FusedAttention.WEIGHT)
     widths = [int(n) for n in op.attr("qkv_hidden_sizes", [int(total or 0) // 3] * 3)]
     q, k, v = parts = [op.fresh(f"qkv{i}", (heads, n // heads)) for i, n in enumerate(widths)]
@@ -137,18 +159,15 @@ def fused(op: Op) -> None:
         op.labels.rectangle(x)
     if widths[0] == widths[2]:
         op.labels.rectangle(np.stack(parts))
-    _own_packed(op, parts, inputs)
+    _own_packed(op, parts, inputs, zero)
     op.meet(0, ["b", "s", "c"], ["", "", "c"], [Block((2,), inputs.ids)], "attention reads an axis of fixed size")
-    if op.has(FusedAttention.SCORE_BIAS):
-        spelled = spell(op.dims(FusedAttention.SCORE_BIAS), ["b", "h", "s", "t"])
-        rows = Block((0,), op.labels.derive(v))
-        op.meet(FusedAttention.SCORE_BIAS, spelled, ["h"], [rows], "a bias of fixed heads")
     op.set(0, [Block((2,), v.ravel())])
     _note_packed_macs(op, parts, inputs)
     _keep_scale(op, widths[0] // heads)
     _count(op, "num_heads", v)
     if op.attr("qkv_hidden_sizes"):
         op.edit(lambda e: e.attr("qkv_hidden_sizes", [int(e.kept(p).sum()) for p in parts]))
+    return parts
 
 
 def _note_packed_macs(op: Op, parts: Sequence[Ids], inputs: Block) -> None:
@@ -158,22 +177,21 @@ def _note_packed_macs(op: Op, parts: Sequence[Ids], inputs: Block) -> None:
     op.note_macs([*projected, *((steps**2 * parts[k].size, (parts[k].ravel(),)) for k in (QUERY, VALUE))])
 
 
-def _weight_or_past_is_computed(op: Op) -> bool:
-    past = op.has(FusedAttention.PAST) or op.has_output(1)
-    return past or not op.is_parameter(FusedAttention.WEIGHT) or bool(op.attr("do_rotary", 0))
-
-
-def _own_packed(op: Op, parts: Sequence[Ids], inputs: Block) -> None:
-    """Weight and bias of a fused attention hold query, key and value side by side. The scores sum over the size of a
-    key's head, and the weight over the inputs."""
+def _own_packed(op: Op, parts: Sequence[Ids], inputs: Block, zero: int | None) -> None:
+    """Weight and bias of a fused attention hold query, key and value side by side, and so do the scales and zero points
+    of a quantised one. The scores sum over the size of a key's head, and the weight over the inputs."""
     side_by_side = np.concatenate([p.ravel() for p in parts])
     keys = _only(parts, KEY)
     op.own(FusedAttention.WEIGHT, inputs, Block((1,), side_by_side))
     if op.has(FusedAttention.BIAS):
         op.own(FusedAttention.BIAS, Block((0,), side_by_side))
         op.note_sum(FusedAttention.BIAS, Block((0,), keys))
-    op.note_sum(FusedAttention.WEIGHT, Block((1,), keys))
-    op.note_sum(FusedAttention.WEIGHT, inputs)
+    for i in (QAttention.WEIGHT_SCALE, QAttention.WEIGHT_ZERO) if zero is not None else ():
+        if op.dims(i) not in ((), (1,)):
+            op.own(i, Block((0,), side_by_side))
+    fill = op.inputs[zero] if zero is not None and op.has(zero) else ""
+    op.note_sum(FusedAttention.WEIGHT, Block((1,), keys), fill)
+    op.note_sum(FusedAttention.WEIGHT, inputs, fill)
 
 
 def grouped_query(op: Op) -> None:

@@ -68,18 +68,24 @@ def first_only(op: Op) -> None:
     op.seen.update(range(1, len(op.inputs)))
 
 
-SUMS = ("Add", "Sub", "Sum", "Mean")
+SUMS = ("Add", "Sub", "Sum", "Mean", "com.microsoft::QLinearAdd")
 """Elementwise operators by which branches are added."""
 
 
 def pointwise(op: Op) -> None:
-    """Numpy broadcasting over all inputs."""
+    """Numpy broadcasting over all inputs; the scales and zero points of quantised ones are scalars among them."""
     used = [i for i in range(len(op.inputs)) if op.has(i)]
     if ranks_known(op, used):
         rank = max(len(op.dims(i)) for i in used)
         op.eq({i: aligned(op.dims(i), rank) for i in used}, {0: list(LETTERS[:rank])})
         if op.type in SUMS:
             note_sum_of(op, used, used)
+
+
+def channel_axis(op: Op, rank: int) -> int:
+    """Where the channels of an image are: behind its spatial axes, if the operator says so, else after the batch."""
+    last = op.attr("channels_last", 0) or op.type.startswith("com.microsoft::Nhwc")
+    return rank - 1 if last else 1
 
 
 def note_sum_of(op: Op, positions: Iterable[int], terms: Iterable[int]) -> None:

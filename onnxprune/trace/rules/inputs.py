@@ -101,6 +101,12 @@ class FusedAttention:
     X, WEIGHT, BIAS, MASK, PAST, SCORE_BIAS, PAST_LENGTH = range(7)
 
 
+class QAttention:
+    """com.microsoft QAttention, whose first three are those of `FusedAttention`."""
+
+    X, WEIGHT, BIAS, X_SCALE, WEIGHT_SCALE, MASK, X_ZERO, WEIGHT_ZERO, PAST = range(9)
+
+
 class MultiHeadAttention:
     """com.microsoft MultiHeadAttention."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,10 +15,18 @@ OTHER_NESTING = "joins differently nested axes"
 
 def concat(op: Op) -> None:
     """Concat: along one axis the inputs lie side by side, along the others all of them are one."""
-    used = range(len(op.inputs))
+    _concat(op, range(len(op.inputs)))
+
+
+def qlinear_concat(op: Op) -> None:
+    """com.microsoft QLinearConcat: each part has a scale and a zero point behind it, those of the whole come first."""
+    _concat(op, range(2, len(op.inputs), 3))
+
+
+def _concat(op: Op, used: Sequence[int]) -> None:
     if not ranks_known(op, used):
         return None
-    rank = len(op.dims(0))
+    rank = len(op.dims(used[0]))
     if any(op.rank(i) != rank for i in used):
         raise Misfit("what it joins has different numbers of axes")
     axis = own_axis(op, 0, rank)
@@ -46,7 +54,7 @@ def _joined(op: Op, along: Mapping[int, Sequence[Block]], axis: int) -> Block | 
         op.freeze(OTHER_NESTING)
         return None
     joined = Block(axes, np.concatenate(parts, axis=axes.index(axis)))
-    _couple_beside(op, joined, axis)
+    _couple_beside(op, along, joined, axis)
     _keep_rows_whole(op, [p for p in parts if p.size], joined, axis)
     return joined
 
@@ -78,9 +86,9 @@ def _part(block: Block, axes: tuple[int, ...], shape: tuple[int, ...]) -> Ids | 
     return np.broadcast_to(ids, shape)
 
 
-def _couple_beside(op: Op, joined: Block, axis: int) -> None:
+def _couple_beside(op: Op, used: Iterable[int], joined: Block, axis: int) -> None:
     """What an input holds on the other axes of the nesting, beside it: its rows are those of the whole."""
-    for i in range(len(op.inputs)):
+    for i in used:
         for b in op.blocks(i):
             if axis in b.axes or not set(b.axes) & set(joined.axes):
                 continue

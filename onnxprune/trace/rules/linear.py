@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from onnxprune.trace.op import Op
-from onnxprune.trace.rules.base import LETTERS, note_sum_of, ranks_known, spell
+from onnxprune.trace.rules.base import LETTERS, channel_axis, note_sum_of, ranks_known, spell
 from onnxprune.trace.rules.inputs import Conv, DeformConv, DynamicMatMul, Gemm, Integer, QGemm, QLinear, ToFloat
 
 KERNEL, IMAGE, RESULT = "UVW", "XYZ", "PQR"
@@ -20,6 +20,13 @@ def _vector(op: Op, i: int, spelled: str) -> list[str]:
     """A scale, zero point or bias: one value a channel, or one for all."""
     dims = op.dims(i)
     return ["" if n == 1 else spelled for n in dims]
+
+
+def _image(channels: str, spatial: str, at: int) -> list[str]:
+    """The spelling of an image with its channels on axis `at`."""
+    spelled = ["n", *spatial]
+    spelled.insert(at, channels)
+    return spelled
 
 
 def _conv(
@@ -41,20 +48,21 @@ def _conv(
         sizes, cin, cout = {"g": groups, "c": ins, "o": outs}, "gc", "go"
     weight = [cin, "o"] if transposed else [cout, "c"]
     kernel, image, result = KERNEL[:spatial], IMAGE[:spatial], RESULT[:spatial]
+    channel = channel_axis(op, spatial + 2)
     spellings = {
-        x: ["n", cin, *image],
+        x: _image(cin, image, channel),
         w: [*weight, *kernel],
         **{i: _vector(op, i, cout) for i in per_channel},
     }
     op.eq(
-        spellings, {0: ["n", cout, *result]}, sizes=sizes, pinned=kernel + image, fills=fills, silent=kernel,
+        spellings, {0: _image(cout, result, channel)}, sizes=sizes, pinned=kernel + image, fills=fills, silent=kernel,
         macs="goc"[groups == 1 :] + kernel + (image if transposed else result),
         text="a convolution whose other side stays",
     )  # fmt: skip
     if groups > 1 and transposed:
-        op.edit(lambda e: e.attr("group", (e.out_shape(0)[1] or 1) // e.in_size(w, 1)))
+        op.edit(lambda e: e.attr("group", (e.out_shape(0)[channel] or 1) // e.in_size(w, 1)))
     elif groups > 1:
-        op.edit(lambda e: e.attr("group", (e.in_shape(x)[1] or groups * ins) // e.in_size(w, 1)))
+        op.edit(lambda e: e.attr("group", (e.in_shape(x)[channel] or groups * ins) // e.in_size(w, 1)))
 
 
 def conv(op: Op) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from onnxprune.trace.equation import Dims
 from onnxprune.trace.labels import KEPT
 from onnxprune.trace.op import Op
-from onnxprune.trace.rules.base import LETTERS, axes_of, axis_of, own_axis, ranks_known, spell, unary
+from onnxprune.trace.rules.base import LETTERS, axes_of, axis_of, channel_axis, own_axis, ranks_known, spell, unary
 from onnxprune.trace.rules.inputs import Quantize, Resize
 from onnxprune.trace.tracing import ReductionKind
 
@@ -26,10 +26,15 @@ def pool(op: Op) -> None:
     if ranks_known(op, [0]):
         if op.has_output(1) and op.readers(1) - {"MaxUnpool"}:
             op.freeze("positions are counted over all channels")
-        rank = len(op.dims(0))
-        spatial = LETTERS[2:rank]
-        out = ["a", "b", *("" for _ in spatial)]
-        op.eq({0: spell(op.dims(0))}, {0: out, 1: out}, pinned=spatial, text="a window slides over this axis")
+        spelled, out = spell(op.dims(0)), _without_spatial(op)
+        spatial = "".join(sorted(set(spelled) - set(out)))
+        op.eq({0: spelled}, {0: out, 1: out}, pinned=spatial, text="a window slides over this axis")
+
+
+def _without_spatial(op: Op) -> list[str]:
+    """The spelling of an image of which only batch and channels are left."""
+    spelled = spell(op.dims(0))
+    return [s if k in (0, channel_axis(op, len(spelled))) else "" for k, s in enumerate(spelled)]
 
 
 def unpool(op: Op) -> None:
@@ -45,8 +50,7 @@ def unpool(op: Op) -> None:
 def global_pool(op: Op) -> None:
     """GlobalAveragePool, GlobalMaxPool, GlobalLpPool: the spatial axes are reduced."""
     if ranks_known(op, [0]):
-        rank = len(op.dims(0))
-        op.eq({0: spell(op.dims(0))}, {0: ["a", "b", *("" for _ in range(rank - 2))]}, kind="gather")
+        op.eq({0: spell(op.dims(0))}, {0: _without_spatial(op)}, kind="gather")
 
 
 def resize(op: Op) -> None:
@@ -115,12 +119,13 @@ def top_k(op: Op) -> None:
 
 
 def softmax(op: Op) -> None:
-    """Softmax, LogSoftmax, Hardmax: along one axis; up to opset 12 over all axes from that one on."""
-    if op.opset >= 13:
+    """Softmax, LogSoftmax, Hardmax: along one axis; up to opset 12 over all axes from that one on. com.microsoft's
+    QLinearSoftmax says which opset's it is."""
+    if op.attr("opset", op.opset) >= 13:
         return along(op)
     if ranks_known(op, [0]):
         rank = len(op.dims(0))
-        axis = axis_of(op, 1, rank)
+        axis = axis_of(op, -1 if op.attr("opset") else 1, rank)
         spelled = spell(op.dims(0))
         out = [s if k < axis else "" for k, s in enumerate(spelled)]
         op.eq({0: spelled}, {0: out}, pinned="".join(spelled[axis:]), text="positions along this axis compete")

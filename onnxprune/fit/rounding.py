@@ -1,0 +1,46 @@
+"""Weights that are stored as integers: which ones, so that what they make is nearest to what real ones would.
+
+The rows of a matrix are rounded in turn, and what rounding one does to the outputs the later ones make up for (GPTQ:
+Frantar et al. 2022, arXiv 2210.17323). Knows arrays only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from onnxprune.fit.expressions import Grid
+
+Array = NDArray[np.float64]
+DAMPING = 0.01
+"""Share of the mean of the diagonal that is added to it."""
+BLOCK = 128
+"""Rows after which all later ones are told."""
+
+
+def rounded(matrix: Array, grid: Grid, gram: Array) -> Array:
+    """`matrix` [K, O] on a grid of the same size, by the second moments [K, K] of what is multiplied with it: each row
+    rounded by itself, or with feedback, whichever changes the outputs less."""
+    alone = grid.nearest(matrix)
+    damped = gram + (DAMPING * np.trace(gram) / max(len(gram), 1) + 1e-30) * np.eye(len(gram))
+    try:
+        fed = _fed_back(matrix, grid, damped)
+    except np.linalg.LinAlgError:
+        return alone
+    return min((alone, fed), key=lambda found: float(np.sum((found - matrix) * (damped @ (found - matrix)))))
+
+
+def _fed_back(matrix: Array, grid: Grid, damped: Array) -> Array:
+    inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(damped, lower=True), np.eye(len(damped)))
+    feedback = scipy.linalg.cholesky(inverse, lower=False)
+    left, out = matrix.astype(np.float64), np.empty(matrix.shape)
+    for start in range(0, len(matrix), BLOCK):
+        end = min(start + BLOCK, len(matrix))
+        errors = np.empty((end - start, matrix.shape[1]))
+        for k in range(start, end):
+            out[k] = Grid(grid.step[k], grid.low[k], grid.high[k]).nearest(left[k])
+            errors[k - start] = (left[k] - out[k]) / feedback[k, k]
+            left[k + 1 : end] -= np.outer(feedback[k, k + 1 : end], errors[k - start])
+        left[end:] -= feedback[start:end, end:].T @ errors
+    return out
