@@ -162,8 +162,11 @@ def expand(op: Op) -> None:
     born = op.born("repeat", _made_up(op, on))
     for b in born:
         if len(b.axes) > 1:  # what is made up may differ from row to row
-            rows = op.labels.derive(b.ids)
-            op.couple(rows, on[b.axes[0]].ids if b.axes[0] in on else np.full_like(rows, KEPT))
+            rows, outer = op.labels.derive(b.ids), b.axes[0]
+            if outer in on:
+                op.couple(rows, on[outer].ids)
+            elif outer >= shift and op.dims(0)[outer - shift] != 1:  # rows of the input, of which all stay
+                op.couple(rows, np.full_like(rows, KEPT))
             blocks = [o for o in blocks if o.axes != b.axes[:1]]
     op.set(0, [*blocks, *born])
     if op.type == "Expand":
