@@ -234,6 +234,14 @@ TABLE: dict[str, Row] = {
         HALF,
         17,
     ),
+    "SplitToSequence by one, as exporters write it": (
+        conv(
+            f"{PLACES} {ONE_AXIS} q = SplitToSequence<axis=2, keepdims=0>(a, i1) c = SequenceAt(q, i0) d = SequenceAt(q, i1) "
+            "e = Add(c, d) b = Unsqueeze(e, last)"
+        ),
+        HALF,
+        17,
+    ),
     "ConcatFromSequence": (
         conv(f"{SECOND} q = SequenceConstruct(a, c) b = ConcatFromSequence<axis=1>(q)", c=32),
         PAIR | {"G": (5, 16)},

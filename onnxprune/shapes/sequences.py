@@ -98,11 +98,19 @@ def _parts(node: NodeRecord, state: Pass, value: Get) -> Sequence[str] | None:
     lengths = _lengths(node, n, value)
     if not isinstance(n, int) or lengths is None or sum(lengths) != n or len(lengths) > MOST_PARTS:
         return None
-    gone = len(node.inputs) < 2 and not attribute(node.proto, "keepdims", 1)
+    gone = not attribute(node.proto, "keepdims", 1) and not _sizes_listed(node, value)
+    if gone and set(lengths) != {1}:
+        return None
     for k, length in enumerate(lengths):
         rest = dims[:axis] + (() if gone else (length,)) + dims[axis + 1 :]
         state.give(f"{node.outputs[0]}[{k}]", (kind[0], rest))
     return [f"{node.outputs[0]}[{k}]" for k in range(len(lengths))]
+
+
+def _sizes_listed(node: NodeRecord, value: Get) -> bool:
+    """Whether the parts have a list of sizes: only then ONNX Runtime does not ask for `keepdims`."""
+    split = value(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
+    return split is not None and split.data.ndim > 0
 
 
 def _lengths(node: NodeRecord, n: Dim | None, value: Get) -> list[int] | None:
