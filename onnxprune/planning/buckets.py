@@ -168,10 +168,13 @@ def _last_of_parts(groups: Groups, scores: Scores, live: Mask) -> Mask:
     """Of every vector of units that may all go, such as one part of a Concat or Split, the most important one, without
     which it would be empty, [classes]."""
     spared = np.zeros(len(live), bool)
-    for ids in groups.rectangles:
-        units = np.unique(groups.classes[ids]) if ids.ndim == 1 else ids[:0]
-        if units.size and live[units].all():
-            spared[units[np.argsort(scores[units], kind="stable")[-1]]] = True
+    parts = [groups.classes[ids] for ids in groups.rectangles if ids.ndim == 1]
+    if parts:
+        ends = np.cumsum([part.size for part in parts])
+        units, part = np.concatenate(parts), np.repeat(np.arange(len(parts)), np.diff(ends, prepend=0))
+        last = np.lexsort((units, scores[units], part))[ends - 1]
+        whole = np.logical_and.reduceat(live[units], ends - np.diff(ends, prepend=0))
+        spared[units[last[whole]]] = True
     return spared
 
 
