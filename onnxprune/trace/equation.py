@@ -91,8 +91,7 @@ class Equation:
             larger = next((o for o in out if taken & {axis[x] for x in o.letters}), None)
             if larger is None:
                 out.append(b)
-                continue
-            if self._beside(b, {axis[x] for o in out for x in o.letters}, axis):  # an outer product inside rows
+            elif self._beside(b, {axis[x] for o in out for x in o.letters}, axis):  # an outer product inside rows
                 out.append(Lettered(b.letters[1:], self.labels.column_ids(b.ids, self.why), b.operand))
             else:
                 self._give_way(b, larger, spelling[axis[b.letters[0]]])
