@@ -210,6 +210,13 @@ def test_how_far_apart(a: list[float], b: list[float], error: float) -> None:
     assert difference(np.array(a, np.float32), np.array(b, np.float32)) == error
 
 
+def test_scores_by_label_are_compared_as_numbers() -> None:
+    """A ZipMap gives a list of dictionaries."""
+    a, b = [{"x": 0.5, "y": 4.0}], [{"x": 0.5, "y": 3.0}]
+    assert difference(a, b) == 0.25
+    assert difference(a, [{"x": 0.5, "z": 4.0}]) == np.inf
+
+
 def test_every_channel_counts_by_its_own_scale() -> None:
     a = np.stack([np.full(20, 1e6), np.full(20, 1e4)], 1)
     b = a + np.array([0, 100])

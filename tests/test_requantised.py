@@ -12,7 +12,7 @@ from test_packed_weights import gated
 
 from onnxprune.api import prune
 from onnxprune.fit.few_bits import numbers
-from onnxprune.fit.requantised import FewBits, BlockGrid
+from onnxprune.fit.requantised import BlockGrid, FewBits
 from onnxprune.model import Model
 
 FORMS: dict[str, dict[str, Any]] = {

@@ -27,13 +27,14 @@ class LinkedBuckets:
     """Linked buckets, each sorted by score, the least important first. Step k takes `len(bucket) // steps` of each.
 
     gone: the share, 0..1, that whole rows have taken already. rectangles: [rows, units] each, what links the buckets.
-    scores: [classes]."""
+    scores: [classes]. spared: units that stand last in a bucket because each is the last of a part, at most."""
 
     buckets: list[list[int]]
     steps: int
     gone: float = 0.0
     rectangles: Sequence[Ids] = ()
     scores: Scores | None = None
+    spared: int = 1
 
     def step_too_coarse(self, wanted: float) -> bool:
         """No whole number of steps comes near `wanted`: the common divisor leaves no real choice."""
@@ -117,7 +118,8 @@ def linked_buckets(groups: Groups, scores: Scores, live: Mask, spent: Mask) -> l
     most = np.zeros(len(nested) + 1, np.int64)
     np.maximum.at(most, roots[:-1], gone)
     together: dict[Hashable, list[list[int]]] = defaultdict(list)
-    for k, bucket in enumerate(_buckets(groups.location_hash + places.rows, scores, live)):
+    spared = _last_of_parts(groups, scores, live)
+    for k, bucket in enumerate(_buckets(groups.location_hash + places.rows, scores, live, spared)):
         root = int(roots[places.rectangle[bucket[0]]])
         together[root if root >= 0 else ("alone", k)].append(bucket)
     inside: dict[int, list[Ids]] = defaultdict(list)
@@ -128,7 +130,8 @@ def linked_buckets(groups: Groups, scores: Scores, live: Mask, spent: Mask) -> l
         left = sum(map(len, buckets))
         root = name if isinstance(name, int) else -1
         share = int(most[root]) / (left + int(most[root]))
-        out.append(LinkedBuckets(buckets, gcd(*map(len, buckets)), share, inside[root], scores))
+        last = max(1, *(int(spared[b].sum()) for b in buckets))
+        out.append(LinkedBuckets(buckets, gcd(*map(len, buckets)), share, inside[root], scores, last))
     return out
 
 
@@ -161,10 +164,25 @@ def _places(nested: Sequence[Ids], live: Mask) -> _Places:
     return _Places(rows, rectangle, np.concatenate(links))
 
 
-def _buckets(places: NDArray[np.uint64], scores: Scores, live: Mask) -> list[list[int]]:
-    """Live units that are in the same `places` [classes], the least important first in a bucket and among buckets."""
+def _last_of_parts(groups: Groups, scores: Scores, live: Mask) -> Mask:
+    """Of every vector of units that may all go, such as one part of a Concat or Split, the most important one, without
+    which it would be empty, [classes]."""
+    spared = np.zeros(len(live), bool)
+    parts = [groups.classes[ids] for ids in groups.rectangles if ids.ndim == 1]
+    if parts:
+        ends = np.cumsum([part.size for part in parts])
+        units, part = np.concatenate(parts), np.repeat(np.arange(len(parts)), np.diff(ends, prepend=0))
+        last = np.lexsort((units, scores[units], part))[ends - 1]
+        whole = np.logical_and.reduceat(live[units], ends - np.diff(ends, prepend=0))
+        spared[units[last[whole]]] = True
+    return spared
+
+
+def _buckets(places: NDArray[np.uint64], scores: Scores, live: Mask, spared: Mask) -> list[list[int]]:
+    """Live units that are in the same `places` [classes], the least important first in a bucket and among buckets;
+    those that are `spared` [classes] come last."""
     alive = np.flatnonzero(live)
-    alive = alive[np.argsort(scores[alive], kind="stable")]
+    alive = alive[np.lexsort((scores[alive], spared[alive]))]
     if not alive.size:
         return []
     _, first, bucket = np.unique(places[alive], return_index=True, return_inverse=True)

@@ -189,7 +189,7 @@ def _limit(part: LinkedBuckets, options: Options, of: int = 0) -> int:
     `of`: the same in so many parts. Where they are finer than steps, a bucket may be emptied: its rows are not."""
     of = of or part.steps
     bucket = (min if of == part.steps else max)(map(len, part.buckets))
-    least = max(options.min_channels, 1)
+    least = max(options.min_channels, part.spared)
     return max(0, min(most_of(of, largest_share(options)), floor((bucket - least) * of / bucket)))
 
 

@@ -24,6 +24,8 @@ def difference(a: Any, b: Any, floor: float = 1e-6, axis: int | None = None) -> 
     NaN, an infinity or a number where the other has not the same."""
     if isinstance(a, list):
         return worst_difference(a, b, [floor] * len(a)) if isinstance(b, list) and len(a) == len(b) else np.inf
+    if isinstance(a, dict):
+        return _by_label(a, b, floor)
     if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.dtype == object:
         return 0.0 if np.array_equal(a, b) else np.inf
     if a.shape != b.shape:
@@ -37,6 +39,13 @@ def difference(a: Any, b: Any, floor: float = 1e-6, axis: int | None = None) -> 
     largest_of_all = max(floor, float(magnitude.max()))
     own = deviation / np.maximum(magnitude, max(floor, CHANNEL * largest_of_all))
     return max(float(deviation.max()) / largest_of_all, float(own.max()) / (1 if axis is None else FINER))
+
+
+def _by_label(a: dict[Any, Any], b: Any, floor: float) -> float:
+    """Of what a ZipMap gives: a score for each label."""
+    if not isinstance(b, dict) or a.keys() != b.keys():
+        return np.inf
+    return difference(np.array([*a.values()]), np.array([b[k] for k in a]), floor)
 
 
 def _by_channel(

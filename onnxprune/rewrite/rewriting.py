@@ -60,4 +60,5 @@ def _forget_shapes(trace: Trace, kept: Mask, model: Model) -> None:
     made = {o for n in every_node(model.skeleton.graph) for o in n.output}
     changed = {o for n in trace.nodes for o in n.output if o not in made}
     changed |= {name for name, blocks in trace.blocks.items() if any(not kept[b.ids].all() for b in blocks)}
+    changed |= {name for name in trace.shapes.sequences if not changed.isdisjoint(trace.shapes.elements(name) or ())}
     forget_shapes(model.skeleton.graph, changed)

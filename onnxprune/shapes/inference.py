@@ -17,7 +17,7 @@ from onnx import GraphProto, helper
 
 from onnxprune import guard
 from onnxprune.model import Model, defined, traits
-from onnxprune.shapes import body_inference, grids, symbolic_shapes
+from onnxprune.shapes import body_inference, grids, sequences, symbolic_shapes
 from onnxprune.shapes.body_inference import Body
 from onnxprune.shapes.grids import Grid
 from onnxprune.shapes.known import Pass
@@ -94,7 +94,14 @@ class Inference:
         for name, value_type in zip(node.outputs, types, strict=False):
             if name and value_type is not None:
                 state.give(name, value_type)
-        if node.standard and node.op in grids.FOLLOWED and len(node.outputs) == 1:
+        if node.standard:
+            self._follow(node, state)
+
+    def _follow(self, node: NodeRecord, state: Pass) -> None:
+        """Add what is known of the insides of what a node gives: what a sequence holds, indices along open axes."""
+        if node.op in sequences.FOLLOWED:
+            sequences.follow(node, state, partial(self._value, state=state), self._weights)
+        if node.op in grids.FOLLOWED and len(node.outputs) == 1:
             grid = grids.follow(node.proto, [self._grid(n, state) for n in node.inputs], state.sizes(node.outputs[0]))
             if grid is not None:
                 state.grids[node.outputs[0]] = grid

@@ -14,13 +14,14 @@ from onnxprune.shapes.values import Dims
 @dataclass
 class Pass:
     """What is known at one choice of input sizes. failures: how many nodes cannot run at these sizes. needs: what
-    has to hold, in expressions, for all nodes to run."""
+    has to hold, in expressions, for all nodes to run. sequences: what each holds, see `shapes.sequences`."""
 
     types: dict[str, ValueType]
     values: dict[str, Value] = field(default_factory=dict)
     grids: dict[str, Grid] = field(default_factory=dict)
     failures: int = 0
     needs: list[Need] = field(default_factory=list)
+    sequences: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def sizes(self, name: str) -> SymbolicDims | None:
         """The dims of a tensor: numbers and expressions."""

@@ -44,8 +44,8 @@ class OnnxInference:
         if found is None:
             return None
         types = [self._value_type(found[n]) if n in found else None for n in node.outputs]
-        if _keeps_shape(node) and types and dims_of(types[0]) is None:
-            types[0] = given[0]  # ONNX leaves the shape of these out
+        if _keeps_shape(node) and types and dims_of(types[0]) is None:  # ONNX leaves the shape of these out
+            types[0] = _shaped_like(given[0], types[0])
         if _left_open(node, given, types):
             return self._measured(node, alone) or (types if found else None)
         return types
@@ -110,7 +110,14 @@ def _by_function_body(node: LoneNode) -> dict[str, TypeProto]:
 
 
 def _keeps_shape(node: NodeRecord) -> bool:
-    return node.standard and node.op in LIKE_FIRST
+    return (node.op if node.standard else f"{node.proto.domain}::{node.op}") in LIKE_FIRST
+
+
+def _shaped_like(first: ValueType | None, found: ValueType | None) -> ValueType | None:
+    """The type of an output that has the shape of the first input, and its element type where no other is known."""
+    if isinstance(first, tuple) and isinstance(found, tuple) and found[0]:
+        return found[0], first[1]
+    return first
 
 
 def _left_open(node: NodeRecord, given: ValueTypes, types: ValueTypes) -> bool:

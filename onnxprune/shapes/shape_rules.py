@@ -17,9 +17,11 @@ from onnxprune.shapes.symbols import Dim
 _SPATIAL = traits.POOLS | {"Conv", "ConvInteger", "ConvTranspose", "QLinearConv"}
 LIKE_FIRST = frozenset([
     "GroupNormalization", "MeanVarianceNormalization", "SimplifiedLayerNormalization", "ImageScaler", "Affine", "Scale",
-    "ScaledTanh", "ParametricSoftplus",
+    "ScaledTanh", "ParametricSoftplus", "ai.onnx.ml::Binarizer", "ai.onnx.ml::Imputer", "ai.onnx.ml::Normalizer",
+    "ai.onnx.ml::Scaler",
 ])  # fmt: skip
-"""Operators whose first output has the shape of the first input although ONNX's inference may not say so."""
+"""Operators, by the keys of their rules, whose first output has the shape of the first input although ONNX's inference
+may not say so."""
 _TARGETED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
 """Operators with a target shape, and at which input."""
 MOST_AXES = 64

@@ -180,6 +180,15 @@ class Shapes:
         """Indices that are computed along open axes."""
         return self.general.grids.get(name)
 
+    @property
+    def sequences(self) -> Sequence[str]:
+        """The sequences of which it is known what they hold."""
+        return list(self.general.sequences)
+
+    def elements(self, name: str) -> tuple[str, ...] | None:
+        """The names of the tensors that a sequence holds; None where they are not known, and of a tensor."""
+        return self.general.sequences.get(name)
+
     def _value(self, name: str) -> Value | None:
         found = self.general.values.get(name)
         return found if found is not None else self.constant(name)

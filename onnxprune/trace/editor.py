@@ -49,6 +49,13 @@ class Editor(NodeEditor):
         if changed.any():
             self.where(i, changed, sizes)
 
+    def repeats(self, i: int) -> None:
+        """Input `i` lists how often each axis is repeated: as often as there are positions, where there was one."""
+        old, new = self.dims(self.original.output[0]), self.out_shape(0)
+        changed = np.array([n == 1 and a != b for n, a, b in zip(self.in_shape(0), old, new, strict=True)], bool)
+        if changed.any():
+            self.override(i, changed, np.array([n or 0 for n in new], np.int64))
+
     def _last_axes(self, source: str, value: Array | None, rank: int) -> list[int]:
         """The axes of which a list tells the sizes: the last ones, as many as it has entries."""
         dims = self.trace.shapes.static(source) if value is None else [value.size]

@@ -91,14 +91,25 @@ class Equation:
             larger = next((o for o in out if taken & {axis[x] for x in o.letters}), None)
             if larger is None:
                 out.append(b)
-                continue
-            if not set(b.letters) & set(larger.letters):
-                self._demand_joint([b, larger], spelling[axis[b.letters[0]]])
-                self.labels.freeze(b.ids, self.why)
-            for x in b.letters:
-                if x not in larger.letters:  # what they share is coupled already
-                    self.labels.couple_along(b.ids, b.letters.index(x), self.why)
+            elif self._beside(b, {axis[x] for o in out for x in o.letters}, axis):  # an outer product inside rows
+                out.append(Lettered(b.letters[1:], self.labels.column_ids(b.ids, self.why), b.operand))
+            else:
+                self._give_way(b, larger, spelling[axis[b.letters[0]]])
         return out
+
+    def _give_way(self, block: Lettered, larger: Lettered, axis: str) -> None:
+        """A block that shares an axis with a larger one leaves that to it; what both hold is coupled already."""
+        if not set(block.letters) & set(larger.letters):
+            self._demand_joint([block, larger], axis)
+            self.labels.freeze(block.ids, self.why)
+        for x in block.letters:
+            if x not in larger.letters:
+                self.labels.couple_along(block.ids, block.letters.index(x), self.why)
+
+    @staticmethod
+    def _beside(block: Lettered, taken: Set[int], axis: Mapping[str, int]) -> bool:
+        """Whether rows of a block are on axes that others take, and what is inside is not: whole columns go."""
+        return len(block.letters) == 2 and axis[block.letters[0]] in taken and axis[block.letters[1]] not in taken
 
     def _demand_joint(self, blocks: Sequence[Lettered], axis: str) -> None:
         letters = tuple(x for x in axis if any(x in b.letters for b in blocks))

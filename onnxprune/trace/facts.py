@@ -75,6 +75,14 @@ class NodeFacts:
         """The dims of an output, open ones as expressions; None where its rank is not known."""
         return self.trace.shapes.sizes(self.outputs[i])
 
+    def elements(self, i: int) -> tuple[str, ...] | None:
+        """The names of the tensors that input `i`, a sequence, holds; None where they are not known."""
+        return self.trace.shapes.elements(self.inputs[i])
+
+    def out_elements(self) -> tuple[str, ...] | None:
+        """The names of the tensors that the output, a sequence, holds; None where they are not known."""
+        return self.trace.shapes.elements(self.outputs[0])
+
     def value(self, i: int) -> np.ndarray | None:
         """The value of input `i` where it is known and small; None where it is not, or not given."""
         return self.trace.shapes.value(self.inputs[i]) if self.has(i) else None

@@ -208,13 +208,14 @@ class Trace:
         self.labels.misfit(np.arange(first, self.labels.n), op.why(text))
 
     def of(self, name: str, use: Use | None = None) -> tuple[Block, ...]:
-        """The blocks of a tensor; of a parameter, as seen by the use (node index, input index)."""
+        """The blocks of a tensor; of a parameter, as seen by the use (node index, input index); of a sequence, those of
+        all that it holds."""
         if use in self.owned:
             return self.owned[use]
         if name in self.blocks:
             return self.blocks[name]
         if name not in self.model.weights:
-            return ()
+            return tuple(b for element in self.shapes.elements(name) or () for b in self.of(element))
         if (name, use) not in self._seen:
             self._seen[name, use] = self._of_parameter(name, use)
         return self._seen[name, use]

@@ -12,31 +12,37 @@ from onnxprune.trace.rules import (
     attention,
     control,
     experts,
+    fused,
     joining,
+    learned,
     linear,
     lookup,
     movement,
     norm,
     packed,
     pointwise,
+    positions,
     recurrent,
     reshaping,
+    sequences,
 )
 from onnxprune.trace.rules.base import first_only, opaque, unary
 from onnxprune.trace.rules.base import pointwise as broadcast
 
-UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
+UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
 HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin
 Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Bernoulli RandomNormalLike RandomUniformLike
-ai.onnx.ml::Binarizer com.microsoft::Gelu com.microsoft::QuickGelu Affine ParametricSoftplus Scale ScaledTanh"""
+ai.onnx.ml::Binarizer com.microsoft::Gelu com.microsoft::QuickGelu com.microsoft::SampleOp Affine ParametricSoftplus
+Scale ScaledTanh"""
 BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
 Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor com.microsoft::BiasGelu com.microsoft::FastGelu
 com.microsoft::QLinearAdd com.microsoft::QLinearMul com.microsoft::QLinearWhere"""
-FIRST = "Clip CastLike com.microsoft::QLinearSigmoid com.microsoft::QLinearLeakyRelu"
+FIRST = "Clip CastLike com.microsoft::QLinearSigmoid com.microsoft::QLinearLeakyRelu com.microsoft::ScaledSiLU"
 POOLS = "AveragePool Crop LpPool MaxPool com.microsoft::NhwcMaxPool com.microsoft::QLinearAveragePool"
 GLOBAL = "GlobalAveragePool GlobalLpPool GlobalMaxPool com.microsoft::QLinearGlobalAveragePool"
 REDUCE = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
 ReduceSumSquare"""
+SEQUENCES = "SequenceConstruct SequenceInsert SequenceErase SequenceEmpty Optional"
 
 
 def _table() -> dict[str, Callable[[Op], None]]:
@@ -67,9 +73,10 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "MeanVarianceNormalization": norm.mean_variance_norm, "LpNormalization": norm.lp_norm,
         "Softmax": pointwise.softmax, "LogSoftmax": pointwise.softmax, "Hardmax": pointwise.softmax,
         "com.microsoft::QLinearSoftmax": pointwise.softmax,
-        "CumSum": pointwise.cumsum, "ReverseSequence": pointwise.reverse_sequence,
+        "CumSum": pointwise.cumsum, "CumProd": pointwise.cumsum, "ReverseSequence": pointwise.reverse_sequence,
         "ArgMax": pointwise.arg, "ArgMin": pointwise.arg, "TopK": pointwise.top_k,
-        "Trilu": pointwise.trilu, "Dropout": pointwise.dropout, "MaxUnpool": pointwise.unpool,
+        "Trilu": pointwise.trilu, "com.microsoft::Trilu": pointwise.trilu,
+        "Dropout": pointwise.dropout, "MaxUnpool": pointwise.unpool,
         "RoiAlign": pointwise.roi_pool, "MaxRoiPool": pointwise.roi_pool,
         "Resize": pointwise.resize, "Upsample": pointwise.resize, "GridSample": pointwise.grid_sample,
         "QuantizeLinear": pointwise.quantize, "DequantizeLinear": pointwise.quantize,
@@ -87,6 +94,29 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "com.microsoft::QAttention": attention.quantised,
         "com.microsoft::MultiHeadAttention": attention.multi_head,
         "com.microsoft::GroupQueryAttention": attention.grouped_query,
+        "CenterCropPad": positions.center_crop_pad, "Col2Im": positions.col2im, "Compress": positions.compress,
+        "DFT": positions.dft, "Det": positions.square, "com.microsoft::Inverse": positions.square,
+        "OneHot": positions.one_hot, "com.microsoft::UnfoldTensor": positions.unfold,
+        "com.microsoft::CDist": positions.distances, "com.microsoft::GatedAdd": fused.gated_add,
+        "com.microsoft::GatedRMSNorm": fused.gated_rms_norm,
+        "com.microsoft::LinearAttentionGate": fused.linear_attention_gate,
+        "CausalConvWithState": fused.causal_conv, "com.microsoft::CausalConvWithState": fused.causal_conv,
+        "com.microsoft::ConvTransposeWithDynamicPads": linear.conv_transpose_padded,
+        "com.microsoft::CropAndResize": pointwise.roi_pool, "com.microsoft::ExpandDims": movement.unsqueeze,
+        "com.microsoft::GatherND": lookup.gather_nd, "com.microsoft::GridSample": pointwise.grid_sample,
+        "com.microsoft::Pad": movement.pad,
+        "com.microsoft::QEmbedLayerNormalization": norm.embed_layer_norm,
+        "ai.onnx.ml::Scaler": learned.per_column("scale", "offset"),
+        "ai.onnx.ml::Imputer": learned.per_column("imputed_value_floats", "imputed_value_int64s"),
+        "ai.onnx.ml::Normalizer": learned.normalizer,
+        **dict.fromkeys(("ai.onnx.ml::LinearClassifier", "ai.onnx.ml::LinearRegressor"), learned.linear),
+        **dict.fromkeys(("ai.onnx.ml::SVMClassifier", "ai.onnx.ml::SVMRegressor"), learned.machine),
+        **dict.fromkeys(("ai.onnx.ml::TreeEnsemble", "ai.onnx.ml::TreeEnsembleClassifier",
+                         "ai.onnx.ml::TreeEnsembleRegressor"), learned.trees),
+        **dict.fromkeys(SEQUENCES.split(), sequences.put),
+        "SplitToSequence": sequences.split, "ConcatFromSequence": sequences.join,
+        "SequenceAt": sequences.take, "OptionalGetElement": sequences.take,
+        "SequenceLength": sequences.counted, "OptionalHasElement": sequences.counted,
         "If": control.if_, "Loop": control.loop, "Scan": control.scan,
         "NonZero": opaque, "Size": opaque, "Range": opaque, "EyeLike": opaque,
     }  # fmt: skip

@@ -29,7 +29,7 @@ def if_(op: Op) -> None:
         op.trace_body(body)
         given.append([o.name for o in body.graph.output])
     for k, names in enumerate(zip(*given, strict=True)):
-        op.set(k, _one(op, names, "the branches differ"))
+        op.set(k, one_tensor(op, names, "the branches differ"))
 
 
 def loop(op: Op) -> None:
@@ -48,7 +48,7 @@ def loop(op: Op) -> None:
     for i in carried:  # the body does not give the count back, and the node not the condition either
         op.set(i - Loop.CARRIED, _carried(op, inner[i], outer[i - 1]))
     for k in range(len(carried), len(outer) - 1):
-        op.set(k, [_shifted(b, 0) for b in op.blocks_of(outer[k + 1])])
+        op.set(k, [shifted(b, 0) for b in op.blocks_of(outer[k + 1])])
 
 
 def scan(op: Op) -> None:
@@ -69,7 +69,7 @@ def scan(op: Op) -> None:
         if dims is None:
             op.freeze_blocks(blocks, SEEN)
         else:
-            op.set(k, [_shifted(b, axis % (len(dims) + 1)) for b in blocks])
+            op.set(k, [shifted(b, axis % (len(dims) + 1)) for b in blocks])
 
 
 def _enter_by_position(op: Op, inner: str, i: int, axis: int) -> int | None:
@@ -80,7 +80,7 @@ def _enter_by_position(op: Op, inner: str, i: int, axis: int) -> int | None:
         return None
     axis %= rank
     op.freeze_axis(i, axis, "its body sees one position at a time")
-    op.enter(inner, [_dropped(b, axis) for b in op.blocks(i) if axis not in b.axes])
+    op.enter(inner, [shifted(b, axis, -1) for b in op.blocks(i) if axis not in b.axes])
     return op.dims(i)[axis]
 
 
@@ -94,11 +94,11 @@ def _bind(op: Op, inner: str, i: int) -> None:
 
 
 def _carried(op: Op, inner: str, outer: str) -> tuple[Block, ...]:
-    return _one(op, (inner, outer), "carried with an axis of fixed size")
+    return one_tensor(op, (inner, outer), "carried with an axis of fixed size")
 
 
-def _one(op: Op, names: Sequence[str], text: str) -> tuple[Block, ...]:
-    """Tensors that stand for one another: coupled position by position."""
+def one_tensor(op: Op, names: Sequence[str], text: str) -> tuple[Block, ...]:
+    """The blocks of tensors that stand for one another: coupled position by position."""
     blocks = [op.blocks_of(name) for name in names]
     dims = [d for d in map(op.dims_of, names) if d is not None]
     if len(dims) < len(names) or len({len(d) for d in dims}) > 1:
@@ -111,11 +111,6 @@ def _one(op: Op, names: Sequence[str], text: str) -> tuple[Block, ...]:
     return equation.output(spell(dims[0]))
 
 
-def _shifted(block: Block, axis: int) -> Block:
-    """The block where a new axis comes in at `axis`."""
-    return Block(tuple(a + (a >= axis) for a in block.axes), block.ids, block.coarse)
-
-
-def _dropped(block: Block, axis: int) -> Block:
-    """The block where `axis`, on which it does not lie, is gone."""
-    return Block(tuple(a - (a > axis) for a in block.axes), block.ids, block.coarse)
+def shifted(block: Block, axis: int, by: int = 1) -> Block:
+    """The block where a new axis comes in at `axis`; by -1, where that one, on which it does not lie, is gone."""
+    return Block(tuple(a + by * (a >= axis) for a in block.axes), block.ids, block.coarse)

@@ -166,3 +166,31 @@ class Loop:
     """Loop: what is carried comes after these two."""
 
     COUNT, CONDITION, CARRIED = range(3)
+
+
+class CropPad:
+    """CenterCropPad."""
+
+    X, SHAPE = range(2)
+
+
+class Col2Im:
+    """Col2Im."""
+
+    COLUMNS, IMAGE, BLOCK = range(3)
+
+
+class Compress:
+    """Compress."""
+
+    DATA, CONDITION = range(2)
+
+
+DFT_AXIS = 2
+"""Of DFT from opset 20 on; an attribute before."""
+
+
+class CausalConv:
+    """CausalConvWithState, ONNX's and that of com.microsoft."""
+
+    X, WEIGHT, BIAS, PAST = range(4)

@@ -112,23 +112,31 @@ def _keep_rows_whole(op: Op, parts: Sequence[Ids], joined: Block, axis: int) -> 
 def split(op: Op) -> None:
     """Split: every output is a run of positions of one axis."""
     if not ranks_known(op, [0]):
-        return None
+        return
     axis = own_axis(op, 0, len(op.dims(0)))
+    if part(op, axis):
+        op.edit(lambda e: e.split(axis))
+
+
+def part(op: Op, axis: int) -> bool:
+    """Give every output its run of positions of an axis; whether the axis has ids, and the sizes of the runs are
+    known."""
     block = op.block_on(0, axis)
     rest = [b for b in op.blocks(0) if b is not block]
     if block is None:
         for i in range(len(op.outputs)):
             op.set(i, rest)
-        return None
+        return False
     sizes = _part_sizes(op, axis)
     if sizes is None:
-        return op.freeze("the sizes of a split are not known")
+        op.freeze("the sizes of a split are not known")
+        return False
     for i, ids in enumerate(inner_parts(op, block, axis, np.cumsum(sizes)[:-1].tolist())):
-        part = remap(block, ids, block.axes)
-        op.set(i, rest if part is None else [*rest, part])
-        if part is None:
+        cut = remap(block, ids, block.axes)
+        op.set(i, rest if cut is None else [*rest, cut])
+        if cut is None:
             op.labels.rectangle(ids)
-    op.edit(lambda e: e.split(axis))
+    return True
 
 
 def _part_sizes(op: Op, axis: int) -> list[int] | None:

@@ -99,6 +99,11 @@ def conv_transpose(op: Op) -> None:
     _conv(op, Conv.X, Conv.WEIGHT, [Conv.BIAS], transposed=True)
 
 
+def conv_transpose_padded(op: Op) -> None:
+    """com.microsoft ConvTransposeWithDynamicPads: ConvTranspose with an input that says how much is cut off."""
+    _conv(op, Conv.X, Conv.WEIGHT, [Conv.BIAS + 1], transposed=True)
+
+
 def conv_integer(op: Op) -> None:
     """ConvInteger: products of whole numbers less their zero points."""
     per_channel = [Integer.LEFT_ZERO, Integer.RIGHT_ZERO] if op.dims(Integer.RIGHT_ZERO) else []

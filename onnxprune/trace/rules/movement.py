@@ -154,20 +154,40 @@ def picked(
 
 def expand(op: Op) -> None:
     """Expand: axes of size one are repeated, and new ones come in front; what is made up may be made smaller."""
+    if ranks_known(op, [0], [0]):
+        shift = len(op.out_dims(0)) - len(op.dims(0))
+        op.set(0, _repeated(op, [Block(tuple(a + shift for a in b.axes), b.ids) for b in op.blocks(0)]))
+        if op.type == "Expand":
+            op.edit(lambda e: e.sizes(1, 0, one_fits=True))
+
+
+def tile(op: Op) -> None:
+    """Tile: an axis is repeated as a whole, and so are its ids; one of size one, position by position, may be repeated
+    less often."""
     if not ranks_known(op, [0], [0]):
-        return
+        return None
+    known = op.partial(1)
+    if known is None:
+        return op.freeze("the repeats are computed at run time")
+    # repeated as often as a run says, an axis is periodic
+    op.set(0, _repeated(op, [Block(b.axes, np.tile(b.ids, [known[a] or 1 for a in b.axes])) for b in op.blocks(0)]))
+    op.edit(lambda e: e.repeats(1))
+
+
+def _repeated(op: Op, blocks: Sequence[Block]) -> list[Block]:
+    """The blocks of the output, which has `blocks` of its input, and what is made up besides."""
     shift = len(op.out_dims(0)) - len(op.dims(0))
-    blocks = [Block(tuple(a + shift for a in b.axes), b.ids) for b in op.blocks(0)]
     on = {a: b for b in blocks for a in b.axes}
     born = op.born("repeat", _made_up(op, on))
     for b in born:
         if len(b.axes) > 1:  # what is made up may differ from row to row
-            rows = op.labels.derive(b.ids)
-            op.couple(rows, on[b.axes[0]].ids if b.axes[0] in on else np.full_like(rows, KEPT))
+            rows, outer = op.labels.derive(b.ids), b.axes[0]
+            if outer in on:
+                op.couple(rows, on[outer].ids)
+            elif outer >= shift and op.dims(0)[outer - shift] != 1:  # rows of the input, of which all stay
+                op.couple(rows, np.full_like(rows, KEPT))
             blocks = [o for o in blocks if o.axes != b.axes[:1]]
-    op.set(0, [*blocks, *born])
-    if op.type == "Expand":
-        op.edit(lambda e: e.sizes(1, 0, one_fits=True))
+    return [*blocks, *born]
 
 
 def _made_up(op: Op, on: Mapping[int, Block]) -> list[int | None]:
@@ -181,17 +201,6 @@ def _made_up(op: Op, on: Mapping[int, Block]) -> list[int | None]:
         if outer is not None and made[outer] == 1 and (outer not in on or len(on[outer].axes) == 1):
             made[outer] = out[outer]
     return made
-
-
-def tile(op: Op) -> None:
-    """Tile: an axis is repeated as a whole, and so are its ids."""
-    if not op.blocks(0):
-        return op.set(0, [])
-    known = op.partial(1)
-    if known is None or not ranks_known(op, [0]):
-        return op.freeze("the repeats are computed at run time")
-    # repeated as often as a run says, an axis is periodic
-    op.set(0, [Block(b.axes, np.tile(b.ids, [known[a] or 1 for a in b.axes])) for b in op.blocks(0)])
 
 
 @dataclass(frozen=True)
