@@ -13,9 +13,10 @@ import numpy as np
 from onnxprune.model import Scope, bodies, captured
 from onnxprune.trace.births import Axes
 from onnxprune.trace.cells import Cells
-from onnxprune.trace.equation import Dims, Equation, Operand
+from onnxprune.trace.equation import Equation
 from onnxprune.trace.facts import NodeFacts
 from onnxprune.trace.labels import Block, Ids, Labels, Reason
+from onnxprune.trace.operands import Dims, Operand
 from onnxprune.trace.statement import Spellings, Statement
 from onnxprune.trace.tracing import MAX_BLOCK_IDS, Edit, Product, Reduction, ReductionKind
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,10 @@ class Statement:
 
     def _cut_by(self, letters: str) -> tuple[Ids, ...]:
         found = [b for b in self.equation.main if set(b.letters) <= set(letters)]
+        for b in self.equation.main:
+            rows = list(takewhile(letters.__contains__, b.letters))  # of queries, the heads weigh values, too
+            if rows and not any(set(rows) <= set(o.letters) for o in found):
+                found.append(self.equation.project(b, rows))
         blocks = []
         for b in found:
             shared = [k for k, x in enumerate(b.letters) if any(x in o.letters for o in found if o is not b)]

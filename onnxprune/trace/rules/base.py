@@ -7,9 +7,9 @@ from string import ascii_lowercase, ascii_uppercase
 
 import numpy as np
 
-from onnxprune.trace.equation import Dims
 from onnxprune.trace.labels import Block, Ids
 from onnxprune.trace.op import Misfit, Op
+from onnxprune.trace.operands import Dims
 
 LETTERS = ascii_lowercase + ascii_uppercase
 CAPITALS = ascii_uppercase

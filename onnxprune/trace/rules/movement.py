@@ -163,11 +163,19 @@ def expand(op: Op) -> None:
     for b in born:
         if len(b.axes) > 1:  # what is made up may differ from row to row
             rows = op.labels.derive(b.ids)
-            op.couple(rows, on[b.axes[0]].ids if b.axes[0] in on else np.full_like(rows, KEPT))
+            op.couple(rows, _rows(op, on[b.axes[0]]) if b.axes[0] in on else np.full_like(rows, KEPT))
             blocks = [o for o in blocks if o.axes != b.axes[:1]]
     op.set(0, [*blocks, *born])
     if op.type == "Expand":
         op.edit(lambda e: e.sizes(1, 0, one_fits=True))
+
+
+def _rows(op: Op, block: Block) -> Ids:
+    """The ids of a block along its first axis."""
+    ids = block.ids
+    while ids.ndim > 1:
+        ids = op.labels.derive(ids)
+    return ids
 
 
 def _made_up(op: Op, on: Mapping[int, Block]) -> list[int | None]:
@@ -178,7 +186,7 @@ def _made_up(op: Op, on: Mapping[int, Block]) -> list[int | None]:
     made = [n if k < shift or (op.dims(0)[k - shift] == 1 and n != 1) else 1 for k, n in enumerate(out)]
     for axes in op.demanded("repeat"):
         outer = axes[0][0] if len(axes) > 1 else None
-        if outer is not None and made[outer] == 1 and (outer not in on or len(on[outer].axes) == 1):
+        if outer is not None and made[outer] == 1 and (outer not in on or on[outer].axes[0] == outer):
             made[outer] = out[outer]
     return made
 
