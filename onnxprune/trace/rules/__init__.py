@@ -12,6 +12,7 @@ from onnxprune.trace.rules import (
     attention,
     control,
     experts,
+    fused_attention,
     joining,
     linear,
     lookup,
@@ -21,6 +22,7 @@ from onnxprune.trace.rules import (
     pointwise,
     recurrent,
     reshaping,
+    rotary,
 )
 from onnxprune.trace.rules.base import first_only, opaque, unary
 from onnxprune.trace.rules.base import pointwise as broadcast
@@ -80,9 +82,11 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "Concat": joining.concat, "Split": joining.split,
         "Gather": lookup.gather, "GatherElements": lookup.gather_elements, "GatherND": lookup.gather_nd,
         "ScatterElements": lookup.gather_elements, "Scatter": lookup.gather_elements, "ScatterND": lookup.scatter_nd,
-        "Attention": attention.attention, "com.microsoft::Attention": attention.fused,
+        "Attention": attention.attention, "com.microsoft::Attention": fused_attention.fused,
         "com.microsoft::MultiHeadAttention": attention.multi_head,
         "com.microsoft::GroupQueryAttention": attention.grouped_query,
+        "com.microsoft::DecoderMaskedMultiHeadAttention": attention.decoder_masked,
+        "RotaryEmbedding": rotary.rotary, "com.microsoft::RotaryEmbedding": rotary.contrib_rotary,
         "If": control.if_, "Loop": control.loop, "Scan": control.scan,
         "NonZero": opaque, "Size": opaque, "Range": opaque, "EyeLike": opaque,
     }  # fmt: skip

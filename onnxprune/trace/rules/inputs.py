@@ -107,6 +107,24 @@ class MultiHeadAttention:
     QUERY, KEY, VALUE, BIAS, MASK, SCORE_BIAS, PAST_KEY, PAST_VALUE = range(8)
 
 
+class DecoderMasked:
+    """com.microsoft DecoderMaskedMultiHeadAttention."""
+
+    QUERY, KEY, VALUE, MASK, SCORE_BIAS, PAST_KEY, PAST_VALUE, LENGTH, BEAMS, INDIRECTION, BIAS = range(11)
+
+
+class Rotary:
+    """RotaryEmbedding of opset 23 on."""
+
+    X, COSINES, SINES, POSITIONS = range(4)
+
+
+class ContribRotary:
+    """com.microsoft RotaryEmbedding."""
+
+    X, POSITIONS, COSINES, SINES = range(4)
+
+
 class GroupQueryAttention:
     """com.microsoft GroupQueryAttention; from CACHE_SCALES on: of a quantised cache, of norms inside the operator."""
 
