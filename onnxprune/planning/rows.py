@@ -7,7 +7,7 @@ they are in, no operator and no ONNX.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -66,8 +66,7 @@ class _Family:
         ones count."""
         rows = [units for part in self.parts for units in part]
         named, ratio = self._asked(rows, options, asked)
-        left = [[units for units in part if not removed[list(units)].all()] for part in self.parts]
-        left = [part for part in left if part]
+        left = self._left(removed)
         gone = 1 - sum(map(len, left)) / len(rows)
         inside = not self.own and not self.normed and _near(ratio, self.home)
         if inside or not left or ratio <= gone:
@@ -76,6 +75,11 @@ class _Family:
         fewest = -(-self.fewest // len(left))
         n = _rows_to_remove(min(map(len, left)), (ratio - gone) / (1 - gone), options.max_ratio, slack, fewest)
         return frozenset().union(*(units for part in left for units in part[:n]))
+
+    def _left(self, removed: Mask) -> list[list[Units]]:
+        """The rows of every part of which something is left, where any is."""
+        parts = ([units for units in part if not removed[list(units)].all()] for part in self.parts)
+        return [part for part in parts if part]
 
     @staticmethod
     def _asked(rows: Sequence[Units], options: Options, asked: Asked) -> tuple[bool, float]:
@@ -97,7 +101,9 @@ def _families(groups: Groups, scores: Scores, options: Options) -> list[_Family]
     rectangles = _Rectangles.of(groups)
     out = []
     for family in sorted(families.values(), key=lambda family: -max(map(len, family))):
-        rows = sorted(family, key=lambda units: (scores[family[units]] + scores[list(units)].sum(), min(units)))
+        rows = sorted(
+            _innermost(family), key=lambda units: (scores[family[units]] + scores[list(units)].sum(), min(units))
+        )
         if len(rows) < 2 or len(frozenset().union(*rows)) != sum(map(len, rows)):
             continue
         inside = list(rows[0])
@@ -109,6 +115,13 @@ def _families(groups: Groups, scores: Scores, options: Options) -> list[_Family]
         fewest = groups.least_of(family.values())
         out.append(_Family([*beside.values()], own, bool(normed.any()), groups.location_hash[inside], fewest))
     return out
+
+
+def _innermost(rows: Collection[Units]) -> Collection[Units]:
+    """Without rows that hold others of them, such as all heads together."""
+    if len(frozenset().union(*rows)) == sum(map(len, rows)):
+        return rows
+    return [units for units in rows if not any(other < units for other in rows)]
 
 
 @dataclass(frozen=True)

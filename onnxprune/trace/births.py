@@ -78,13 +78,17 @@ class Demands(dict[Hashable, list[Axes]]):
         if len(keys) == 1 and len(births) == len(parts):
             self._as_one(births, [WHOLE if n is None else n for _, n in parts])
         elif merged:
-            outer, *inner = (block for block, _ in parts)
-            if isinstance(birth := origins[0], Birth) and birth.made_up and len(birth.axes) == 1:
-                self.setdefault(birth.key, []).append(UNLABELLED)
-            for block, origin in zip(inner, origins[1:], strict=True):
-                self._inside(outer, block, origin)
+            self._inside_the_first([block for block, _ in parts], origins)
         elif len(parts) == 2:
             self._inside(parts[0][0], parts[1][0], origins[1])
+
+    def _inside_the_first(self, blocks: Sequence[Block], origins: Sequence[Hashable]) -> None:
+        """What is made up is born inside the outermost block, and is without ids where it is that."""
+        first = origins[0]
+        if isinstance(first, Birth) and first.made_up and len(first.axes) == 1:
+            self.setdefault(first.key, []).append(UNLABELLED)
+        for block, origin in zip(blocks[1:], origins[1:], strict=True):
+            self._inside(blocks[0], block, origin)
 
     def _as_one(self, births: Sequence[Birth], counts: Sequence[int]) -> None:
         """Different axes of one tensor, none of them in another joint block yet."""

@@ -58,7 +58,7 @@ def _without_graph(trace: Trace) -> Groups:
 
     tables = [table for table in labels.tables.values() if (classes[table[0]] != classes[table[0][:, :1]]).any()]
     grids, columns = [ids for ids, _, _, _ in tables], [columns for _, _, columns, _ in tables]
-    alone = [b.ids for tensor in trace.blocks.values() for b in tensor if b.ids.ndim == 1]
+    alone = [b.ids for tensor in trace.blocks.values() for b in tensor]
     groups = Groups(
         trace, classes, reason, (location > 0) & np.array([r is None for r in reason], bool) & ~derived, {}, blocks,
         location, _rectangles(labels.rectangles.values(), classes), derived, units(labels.normed),

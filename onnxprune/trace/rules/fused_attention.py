@@ -37,10 +37,7 @@ def fused(op: Op) -> None:
         op.labels.rectangle(np.stack(parts))
     _own_packed(op, parts, inputs)
     op.meet(0, ["b", "s", "c"], ["", "", "c"], [Block((2,), inputs.ids)], "attention reads an axis of fixed size")
-    if op.has(FusedAttention.SCORE_BIAS):
-        spelled = spell(op.dims(FusedAttention.SCORE_BIAS), ["b", "h", "s", "t"])
-        rows = Block((0,), op.labels.derive(v))
-        op.meet(FusedAttention.SCORE_BIAS, spelled, ["h"], [rows], "a bias of fixed heads")
+    _meet_score_bias(op, v)
     op.set(0, [Block((2,), v.ravel())])
     if op.has(FusedAttention.PAST) or op.has_output(1):
         _meet_cache(op, k, v)
@@ -56,6 +53,14 @@ def _note_packed_macs(op: Op, parts: Sequence[Ids], inputs: Block) -> None:
     steps = float((op.first_dims(FusedAttention.X) or (1, 1))[1] or 1)
     projected = [(steps * inputs.ids.size * p.size, (inputs.ids, p.ravel())) for p in parts]
     op.note_macs([*projected, *((steps**2 * parts[k].size, (parts[k].ravel(),)) for k in (QUERY, VALUE))])
+
+
+def _meet_score_bias(op: Op, v: Ids) -> None:
+    """What is added to the scores has an axis of heads, or is the same for all."""
+    if op.has(FusedAttention.SCORE_BIAS):
+        spelled = spell(op.dims(FusedAttention.SCORE_BIAS), ["b", "h", "s", "t"])
+        rows = Block((0,), op.labels.derive(v))
+        op.meet(FusedAttention.SCORE_BIAS, spelled, ["h"], [rows], "a bias of fixed heads")
 
 
 def _meet_cache(op: Op, k: Ids, v: Ids) -> None:

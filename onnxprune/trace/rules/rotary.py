@@ -32,12 +32,10 @@ def _turn(op: Op, cosines: int, sines: int) -> None:
     has an entry a pair."""
     if not ranks_known(op, [0, cosines, sines]):
         return None
-    dims, pairs = op.dims(0), op.dims(cosines)[-1]
-    flat = len(dims) == 3
-    turned = int(op.attr("rotary_embedding_dim", 0)) or 2 * (pairs or 0)
-    heads = (int(op.attr("num_heads", 0)) or (dims[-1] or 0) // max(turned, 1)) if flat else dims[1]
-    if not pairs or not heads or dims[-1] is None or dims[-1] % heads * flat or turned != 2 * pairs:
+    flat, sizes = len(op.dims(0)) == 3, _sizes(op, cosines)
+    if sizes is None:
         return op.freeze("the size of a head, or of what is turned of it, is not known")
+    heads, turned = sizes
     for i in (cosines, sines):
         for axis in range(len(op.dims(i)) - 1):
             op.freeze_axis(i, axis, STEPS)
@@ -46,14 +44,24 @@ def _turn(op: Op, cosines: int, sines: int) -> None:
     ids = _in_heads(op, heads if flat else None)
     if ids is None:
         return op.freeze("what is turned is not labelled by heads", outputs=True)
-    columns = _columns(op, ids, turned)
+    columns = Block((0,), _columns(op, ids, turned))
     for i in (cosines, sines):
-        letters = [""] * len(op.dims(i))
-        op.meet(i, [*letters[1:], "m"], ["m"], [Block((0,), columns)], PAIRS)
+        op.meet(i, [*[""] * (len(op.dims(i)) - 1), "m"], ["m"], [columns], PAIRS)
     if op.attr("rotary_embedding_dim", 0):
         op.edit(lambda e: e.attr("rotary_embedding_dim", int(e.kept(ids[:, :turned]).sum(axis=1).max())))
     if flat and op.attr("num_heads", 0):
         op.edit(lambda e: e.attr("num_heads", int(e.kept(ids).any(axis=1).sum())))
+
+
+def _sizes(op: Op, cosines: int) -> tuple[int, int] | None:
+    """(heads, channels of each that are turned); None where they are not known, or do not fit each other."""
+    dims, pairs = op.dims(0), op.dims(cosines)[-1]
+    if not pairs or dims[-1] is None:
+        return None
+    turned = int(op.attr("rotary_embedding_dim", 0)) or 2 * pairs
+    heads = (int(op.attr("num_heads", 0)) or dims[-1] // turned) if len(dims) == 3 else dims[1]
+    fits = turned == 2 * pairs and heads and (len(dims) == 4 or dims[-1] % heads == 0)
+    return (heads, turned) if heads and fits else None
 
 
 def _in_heads(op: Op, heads: int | None) -> Ids | None:
