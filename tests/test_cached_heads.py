@@ -90,7 +90,9 @@ def kept_heads(dense: NDArray[Any], small: NDArray[Any], size: int) -> list[int]
 @pytest.mark.parametrize("kind", KINDS)
 def test_queries_of_a_cached_key_go(kind: str, sizes: tuple[int, int, int]) -> None:
     shared, queries, size = sizes
-    model = network(kind, *sizes)
+    if "do_rotary" in KINDS[kind][1]:
+        size = 16  # of which the kernel takes multiples
+    model = network(kind, shared, queries, size)
     result = prune(model, ratio=0.5, fast=True, seed=1)
     after = result.model.to_proto()
     proof = result.report.proof

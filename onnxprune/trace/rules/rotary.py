@@ -79,7 +79,8 @@ def _in_heads(op: Op, heads: int | None) -> Ids | None:
 def _columns(op: Op, ids: Ids, turned: int) -> Ids:
     """The ids of the pairs: what lies at their angles is the same in every head."""
     front = ids[:, :turned]
-    op.labels.rectangle(front)
+    for block in (ids, front):
+        op.labels.rectangle(block)
     if op.attr("interleaved", 0):
         pairs = front.reshape(len(ids), -1, 2)
     else:
