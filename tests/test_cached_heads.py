@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import array, graph, pruned, replace, run, shapes
+from graphs import array, graph, replace, run
 from numpy.typing import NDArray
 from onnx import ModelProto
 
@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[str, str, int]] = {
     "GroupQueryAttention": (GENAI, APART + "o, K, V = com.microsoft.GroupQueryAttention<num_heads = {h}, kv_num_heads = {g}>(q, k, v, pk, pv, sl, ts) y = MatMul(o, wo)", 17),
     "GroupQueryAttention, rotary": (GENAI, APART + "o, K, V = com.microsoft.GroupQueryAttention<num_heads = {h}, kv_num_heads = {g}, do_rotary = 1>(q, k, v, pk, pv, sl, ts, cosines, sines) y = MatMul(o, wo)", 17),
     "GroupQueryAttention, packed": (GENAI, "q = MatMul(x, wqkv) o, K, V = com.microsoft.GroupQueryAttention<num_heads = {h}, kv_num_heads = {g}, do_rotary = 1>(q, , , pk, pv, sl, ts, cosines, sines) y = MatMul(o, wo)", 17),
+    "LinearAttention": ("(float[N, S, 12] x, float[N, {g}, {d}, {d}] pk) => (float[N, S, 5] y, float[N, {g}, {d}, {d}] K)", APART + 'o, K = com.microsoft.LinearAttention<q_num_heads = {h}, kv_num_heads = {g}, update_rule = "linear">(q, k, v, pk) y = MatMul(o, wo)', 17),
     "RotaryEmbedding": (CACHE, SPLIT + "qr = RotaryEmbedding(q, cosines, sines, steps) kr = RotaryEmbedding(k2, cosines, sines, steps) K = Concat<axis = 2>(pk, kr) V = Concat<axis = 2>(pv, v2) " + REPEATED + WEIGHED.format(q="qr", K="Kr", V="Vr"), 23),
 }  # fmt: skip
 

@@ -68,6 +68,17 @@ def turned(operator: str, operands: str, apart: bool = False) -> str:
     )
 
 
+def stated(rule: str, shared: int = 2, inputs: str = "") -> str:
+    """Four queries of eight channels on so many states, with a decay a channel and one gain for all."""
+    gates = "c0 = MatMul(x, C:float[16,32] ) c1 = Sigmoid(c0) c = Neg(c1) d0 = MatMul(x, D:float[16,1] ) d = Sigmoid(d0) "
+    width = shared * 8
+    return (
+        f"agraph (float[1,6,16] x) => (float[1,6,3] y) {{ q = MatMul(x, Q:float[16,32] ) k = MatMul(x, K:float[16,{width}] ) "
+        f"v = MatMul(x, V:float[16,{width}] ) {gates if inputs else ''} b, p = com.microsoft.LinearAttention<q_num_heads=4, kv_num_heads={shared}, "
+        f'update_rule="{rule}">(q, k, v{inputs}) y = MatMul(b, G:float[32,3] ) }}'
+    )
+
+
 UNARY = """Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Floor HardSigmoid Log Reciprocal Round Selu Shrink Sign
 Sin Sinh Sqrt Tan ThresholdedRelu"""
 JUDGED = """And(g,h) Or(g,h) Xor(g,h) Not(g) Equal(a,half) Less(a,one) LessOrEqual(a,one) GreaterOrEqual(a,one) IsNaN(a)
@@ -324,6 +335,16 @@ TABLE: dict[str, Row] = {
         "past_present_share_buffer=1>(q, k, v, , , pk, pv, l) y = MatMul(b, G:float[32,3] ) }",
         {"H": (16, 8), "Q": (8, 32), "K": (8, 32), "G": (32, 3)},
         18,
+    ),
+    "TensorScatter": (
+        "agraph (float[1,6,16] x, float[1,2,16] z) => (float[1,6,3] y) { a = MatMul(x, A:float[16,32] ) u = MatMul(z, U:float[16,32] ) "
+        "w = Constant<value = int64[1] {3}>() b = TensorScatter(a, u, w) y = MatMul(b, G:float[32,3] ) }",
+        {"A": (16, 16), "U": (16, 16), "G": (16, 3)},
+        24,
+    ),
+    "com.microsoft::LinearAttention": (stated("linear"), {"Q": (16, 8), "K": (16, 4), "V": (16, 4), "G": (8, 3)}, 18),
+    "LinearAttention, gated": (
+        stated("gated_delta", 4, ", , c, d"), {"Q": (16, 8), "K": (16, 8), "V": (16, 8), "C": (16, 8), "G": (8, 3)}, 18,
     ),
     "com.microsoft::Attention with a past": (
         "agraph (float[1,6,16] x, float[2,1,4,5,8] past) => (float[1,6,3] y, float[2,1,4,11,8] present) "

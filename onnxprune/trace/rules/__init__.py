@@ -23,6 +23,7 @@ from onnxprune.trace.rules import (
     recurrent,
     reshaping,
     rotary,
+    states,
 )
 from onnxprune.trace.rules.base import first_only, opaque, unary
 from onnxprune.trace.rules.base import pointwise as broadcast
@@ -86,6 +87,7 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "com.microsoft::MultiHeadAttention": attention.multi_head,
         "com.microsoft::GroupQueryAttention": attention.grouped_query,
         "com.microsoft::DecoderMaskedMultiHeadAttention": attention.decoder_masked,
+        "com.microsoft::LinearAttention": states.linear_attention, "TensorScatter": states.tensor_scatter,
         "RotaryEmbedding": rotary.rotary, "com.microsoft::RotaryEmbedding": rotary.contrib_rotary,
         "If": control.if_, "Loop": control.loop, "Scan": control.scan,
         "NonZero": opaque, "Size": opaque, "Range": opaque, "EyeLike": opaque,

@@ -71,8 +71,8 @@ def _sizes(op: Op, flat: bool) -> dict[str, int] | None:
 
 
 def _count_flat_heads(op: Op, sizes: dict[str, int]) -> None:
-    heads = _heads(op, QUERY, (sizes["g"] * sizes["r"], sizes["d"]))
-    shared = _heads(op, KEY, (sizes["g"], sizes["d"]))
+    heads = heads_in_last(op, QUERY, (sizes["g"] * sizes["r"], sizes["d"]))
+    shared = heads_in_last(op, KEY, (sizes["g"], sizes["d"]))
     if heads is not None:
         op.note_maps(heads)
         _count_heads(op, "q_num_heads", heads)
@@ -112,7 +112,7 @@ def _multi_head(op: Op, which: type[MultiHeadAttention | DecoderMasked]) -> None
     text = _why_fixed(op, which.PAST_KEY)
     op.eq(ins, outs, sizes=sizes, pinned="tp", macs="hdst hste", summed={"d": QUERY}, text=text)
     keep_scale(op, sizes["d"])
-    q = _heads(op, QUERY, (heads, sizes["d"]))
+    q = heads_in_last(op, QUERY, (heads, sizes["d"]))
     if q is not None:
         op.note_maps(q)
         _count_heads(op, "num_heads", q)
@@ -192,9 +192,9 @@ def _query_key_value(op: Op, heads: int, shared: int, depth: int) -> list[Ids] |
     """The ids of query, key and value, each [heads, head size]; None where not all of them are labelled."""
     counts = (heads, shared, shared)
     if op.has(KEY):
-        found = [_heads(op, i, (n, depth)) for i, n in zip((QUERY, KEY, VALUE), counts, strict=True)]
+        found = [heads_in_last(op, i, (n, depth)) for i, n in zip((QUERY, KEY, VALUE), counts, strict=True)]
         return None if any(x is None for x in found) else [x for x in found if x is not None]
-    whole = _heads(op, QUERY, (sum(counts), depth))
+    whole = heads_in_last(op, QUERY, (sum(counts), depth))
     return None if whole is None else np.split(whole, np.cumsum(counts)[:-1])
 
 
@@ -216,7 +216,7 @@ def keep_scale(op: Op, depth: int) -> None:
         op.edit(lambda e: e.attr("scale", 1.0 / sqrt(depth)))
 
 
-def _heads(op: Op, i: int, sizes: tuple[int, int]) -> Ids | None:
+def heads_in_last(op: Op, i: int, sizes: tuple[int, int]) -> Ids | None:
     """The ids of an input's last axis as [heads, head size]; None where it is not labelled, or not alone."""
     block = next((b for b in op.blocks(i) if b.axes == (2,)), None)
     return None if block is None else block.ids.reshape(sizes)

@@ -113,6 +113,18 @@ class DecoderMasked:
     QUERY, KEY, VALUE, MASK, SCORE_BIAS, PAST_KEY, PAST_VALUE, LENGTH, BEAMS, INDIRECTION, BIAS = range(11)
 
 
+class LinearAttention:
+    """com.microsoft LinearAttention."""
+
+    QUERY, KEY, VALUE, PAST, DECAY, BETA = range(6)
+
+
+class TensorScatter:
+    """TensorScatter of opset 24 on."""
+
+    PAST, UPDATE, WHERE = range(3)
+
+
 class Rotary:
     """RotaryEmbedding of opset 23 on."""
 
