@@ -47,8 +47,8 @@ class _Family:
 
     parts: the rows of each place that must keep as many as every other such place (the queries of a key), the least
     important first. own: whether they are a group of their own, beside that of the units in them. normed: whether the
-    units in a row share statistics. home: by unit of a row, a number for where it lives. fewest: so many rows are always
-    left."""
+    units in a row share statistics. home: by unit of a row, a number for where it lives. fewest: so many rows
+    always stay."""
 
     parts: Sequence[Sequence[Units]]
     own: bool
