@@ -54,12 +54,12 @@ def test_weights_of_four_bits_stay() -> None:
     assert {f.parameter for f in found.frozen if f.op_type == "com.microsoft::MatMulNBits"} >= {"w0", "q", "s"}
 
 
-def test_a_rotation_as_one_operator_holds_queries_and_keys() -> None:
+def test_a_rotation_as_one_operator_holds_pairs_together() -> None:
     turned = "at = Constant<value = int64[1,1] {0}>() qt = com.microsoft.RotaryEmbedding(qs, at, cos, sin)"
     model = decoder(False, turned)
     tables = graph("(float[1] x) => (float[1] y)", "y = Relu(x)", cos=(9, 4), sin=(9, 4)).graph.initializer
     model.graph.initializer.extend(tables)
     result = prune(model, ratio=0.5, fast=True, input_shapes={"x": (1, 1, 32)})
-    assert [shapes(result)[w] for w in ("wq", "wk")] == [(32, 32)] * 2
+    assert [shapes(result)[w] for w in ("wq", "wk")] == [(32, 8)] * 2
+    assert shapes(result)["cos"] == (9, 2)
     assert shapes(result)["w1"] == (32, 32)
-    assert ("wq", "com.microsoft::RotaryEmbedding") in {(f.parameter, f.op_type) for f in result.report.frozen}

@@ -77,6 +77,28 @@ def two(op: str, first: str = "") -> str:
     )
 
 
+def turned(operator: str, operands: str, apart: bool = False) -> str:
+    """Four heads of eight channels, turned by the angles of positions `i`, which are summed with their own shift."""
+    to, back = ("s = Constant<value_ints=[1, 6, 4, 8]>() c = Reshape(a, s) h = Transpose<perm=[0,2,1,3]>(c) ",
+                "t = Transpose<perm=[0,2,1,3]>(b) f = Constant<value_ints=[1, 6, 32]>() g = Reshape(t, f) ")  # fmt: skip
+    return (
+        "agraph (float[1,6,16] x) => (float[1,6,3] y) { a = MatMul(x, A:float[16,32] ) "
+        f"i = Constant<value = int64[1,6] {{0, 1, 2, 3, 4, 5}}>() {to if apart else ''} b = {operator}{operands} "
+        f"{back if apart else 'g = Identity(b)'} y = MatMul(g, G:float[32,3] ) }}"
+    )
+
+
+def stated(rule: str, shared: int = 2, inputs: str = "") -> str:
+    """Four queries of eight channels on so many states, with a decay a channel and one gain for all."""
+    gates = "c0 = MatMul(x, C:float[16,32] ) c1 = Sigmoid(c0) c = Neg(c1) d0 = MatMul(x, D:float[16,1] ) d = Sigmoid(d0) "
+    width = shared * 8
+    return (
+        f"agraph (float[1,6,16] x) => (float[1,6,3] y) {{ q = MatMul(x, Q:float[16,32] ) k = MatMul(x, K:float[16,{width}] ) "
+        f"v = MatMul(x, V:float[16,{width}] ) {gates if inputs else ''} b, p = com.microsoft.LinearAttention<q_num_heads=4, kv_num_heads={shared}, "
+        f'update_rule="{rule}">(q, k, v{inputs}) y = MatMul(b, G:float[32,3] ) }}'
+    )
+
+
 UNARY = """Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Floor HardSigmoid Log Reciprocal Round Selu Shrink Sign
 Sin Sinh Sqrt Tan ThresholdedRelu"""
 JUDGED = """And(g,h) Or(g,h) Xor(g,h) Not(g) Equal(a,half) Less(a,one) LessOrEqual(a,one) GreaterOrEqual(a,one) IsNaN(a)
@@ -84,6 +106,7 @@ IsInf(a)"""
 WHOLE = "BitwiseAnd(i,k) BitwiseOr(i,k) BitwiseXor(i,k) BitwiseNot(i) Mod(i,k)"
 REDUCE = "ReduceL1 ReduceLogSum ReduceLogSumExp ReduceMin ReduceProd ReduceSum ReduceSumSquare"
 HEADS = {"Q": (16, 32), "K": (16, 16), "V": (16, 16), "G": (32, 3)}
+TURNED = {"A": (16, 16), "U": (1, 6, 2), "V": (1, 6, 2), "G": (16, 3)}
 ALONE = {"A": (4, 16), "D": (4, 8)}
 TABLE: dict[str, Row] = {
     **{op: (positive(op), HALF, 18) for op in UNARY.split()},
@@ -385,7 +408,55 @@ TABLE: dict[str, Row] = {
         .replace("q = MatMul(x, Q:float[16,128] )", "")
         .replace(" l = ", " q = MatMul(h, Q:float[16,256] ) l = ")
         .replace("(q, k, v, ", "(q, , , "),
-        {"H": (16, 8), "Q": (8, 256), "G": (128, 3)},
+        {"H": (16, 8), "Q": (8, 64), "G": (32, 3)},
+        18,
+    ),
+    "RotaryEmbedding": (turned("RotaryEmbedding<num_heads=4>", "(a, U:float[1,6,4] , V:float[1,6,4] )"), TURNED, 23),
+    "RotaryEmbedding, heads apart": (
+        turned("RotaryEmbedding<interleaved=1>", "(h, U:float[9,4] , V:float[9,4] , i)", apart=True),
+        {"A": (16, 16), "U": (9, 2), "V": (9, 2), "G": (16, 3)},
+        23,
+    ),
+    "RotaryEmbedding, of a part": (
+        turned("RotaryEmbedding<num_heads=4, rotary_embedding_dim=4>", "(a, U:float[1,6,2] , V:float[1,6,2] )"),
+        {"A": (16, 16), "U": (1, 6, 1), "G": (16, 3)},
+        23,
+    ),
+    "com.microsoft::RotaryEmbedding": (
+        turned("com.microsoft.RotaryEmbedding", "(a, i, U:float[9,4] , V:float[9,4] )"),
+        {"A": (16, 16), "U": (9, 2), "V": (9, 2), "G": (16, 3)},
+        18,
+    ),
+    "com.microsoft::DecoderMaskedMultiHeadAttention": (
+        "agraph (float[1,1,16] x, float[1,4,6,8] pk, float[1,4,6,8] pv) => (float[1,1,3] y, float[1,4,6,8] nk, float[1,4,6,8] nv) "
+        "{ h = MatMul(x, H:float[16,16] ) q = MatMul(h, Q:float[16,32] ) k = MatMul(h, K:float[16,32] ) v = MatMul(h, V:float[16,32] ) "
+        "l = Constant<value = int32[1] {3}>() b, nk, nv = com.microsoft.DecoderMaskedMultiHeadAttention<num_heads=4, "
+        "past_present_share_buffer=1>(q, k, v, , , pk, pv, l) y = MatMul(b, G:float[32,3] ) }",
+        {"H": (16, 8), "Q": (8, 32), "K": (8, 32), "G": (32, 3)},
+        18,
+    ),
+    "TensorScatter": (
+        "agraph (float[1,6,16] x, float[1,2,16] z) => (float[1,6,3] y) { a = MatMul(x, A:float[16,32] ) u = MatMul(z, U:float[16,32] ) "
+        "w = Constant<value = int64[1] {3}>() b = TensorScatter(a, u, w) y = MatMul(b, G:float[32,3] ) }",
+        {"A": (16, 16), "U": (16, 16), "G": (16, 3)},
+        24,
+    ),
+    "com.microsoft::LinearAttention": (stated("linear"), {"Q": (16, 8), "K": (16, 4), "V": (16, 4), "G": (8, 3)}, 18),
+    "LinearAttention, gated": (
+        stated("gated_delta", 4, ", , c, d"), {"Q": (16, 8), "K": (16, 8), "V": (16, 8), "C": (16, 8), "G": (8, 3)}, 18,
+    ),
+    "com.microsoft::Attention with a past": (
+        "agraph (float[1,6,16] x, float[2,1,4,5,8] past) => (float[1,6,3] y, float[2,1,4,11,8] present) "
+        "{ h = MatMul(x, H:float[16,16] ) b, present = com.microsoft.Attention<num_heads=4, unidirectional=1>(h, W:float[16,96] , B:float[96] , , past) "
+        "y = MatMul(b, G:float[32,3] ) }",
+        {"H": (16, 8), "W": (8, 96), "B": (96,), "G": (32, 3)},
+        18,
+    ),
+    "MultiHeadAttention, keys with an axis of heads": (
+        "agraph (float[1,6,16] x, float[1,5,16] z) => (float[1,6,3] y) { q = MatMul(x, Q:float[16,32] ) k = MatMul(z, K:float[16,32] ) "
+        "v = MatMul(z, V:float[16,32] ) s = Constant<value_ints=[0, 0, 4, 8]>() k4 = Reshape(k, s) kt = Transpose<perm=[0,2,1,3]>(k4) "
+        "v4 = Reshape(v, s) vt = Transpose<perm=[0,2,1,3]>(v4) b = com.microsoft.MultiHeadAttention<num_heads=4>(q, kt, vt) y = MatMul(b, G:float[32,3] ) }",
+        {"Q": (16, 8), "K": (16, 8), "V": (16, 8), "G": (8, 3)},
         18,
     ),
     "com.microsoft::MatMulNBits": (

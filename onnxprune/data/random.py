@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from onnxprune.data.lengths import told_lengths
 from onnxprune.model import FLOATS, Model
 
 RANGES = ((0, 2), (0, 1), (1, 2), (-1, 0), (2, 3), (-2, -1))
@@ -20,8 +21,10 @@ a size to be inferred."""
 def random_inputs(
     model: Model, shapes: Mapping[str, tuple[int, ...]], seed: int, high: int = 2, low: int = 0
 ) -> dict[str, NDArray[Any]]:
-    """Normal floats, integers in [low, high), true booleans: one array for each real input."""
+    """Normal floats, integers in [low, high), true booleans: one array for each real input. Integers in the range that
+    is tried first are lengths where an operator takes them for such."""
     rng = np.random.default_rng(seed)
+    lengths = told_lengths(model, shapes) if (low, high) == RANGES[0] else {}
     feeds: dict[str, NDArray[Any]] = {}
     for info in model.skeleton.graph.input:
         if info.name in model.weights:
@@ -37,5 +40,7 @@ def random_inputs(
         elif kind == TensorProto.STRING:
             feeds[info.name] = np.full(shape, "a", dtype=object)
         else:
-            feeds[info.name] = rng.integers(low, high, shape).astype(helper.tensor_dtype_to_np_dtype(kind))
+            drawn = rng.integers(low, high, shape)
+            told = np.full(shape, lengths[info.name]) if info.name in lengths else drawn
+            feeds[info.name] = told.astype(helper.tensor_dtype_to_np_dtype(kind))
     return feeds

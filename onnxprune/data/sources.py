@@ -20,6 +20,7 @@ from onnxprune.data.batches import Feed, batched, checked, cut
 from onnxprune.data.calibration_sizes import sizes
 from onnxprune.data.images import ImageSource
 from onnxprune.data.inputs import Input, describe
+from onnxprune.data.lengths import told_lengths
 from onnxprune.data.pixels import Pixels
 from onnxprune.data.pool import Pool
 from onnxprune.data.random import random_inputs
@@ -198,8 +199,12 @@ class _Calibrator:
 
     def feed(self, dims: Inputs, rng: np.random.Generator) -> Feed:
         """One batch."""
-        texts = self.texts.drawn(rng, dims)
-        return {s.name: texts[s.name] if s.name in texts else self.array(s, dims[s.name], rng) for s in self.specs}
+        given = self.texts.drawn(rng, dims)
+        given |= {n: np.full(dims[n], told) for n, told in told_lengths(self.model, dims).items()}
+        return {
+            s.name: given[s.name].astype(s.dtype) if s.name in given else self.array(s, dims[s.name], rng)
+            for s in self.specs
+        }
 
     def array(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         """Values for one input of this shape, by its kind."""

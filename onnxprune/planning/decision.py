@@ -24,7 +24,8 @@ from onnxprune.planning.memory import statistics_bytes
 from onnxprune.planning.named import Asked, asked
 from onnxprune.planning.parting import calibrated, counts, parted
 from onnxprune.planning.reaching import SLACK, check_reachable
-from onnxprune.planning.selection import rows_that_go, select
+from onnxprune.planning.rows import rows_that_go
+from onnxprune.planning.selection import select
 from onnxprune.planning.steady import steady
 from onnxprune.trace import Groups, Mask
 

@@ -6,22 +6,18 @@ none (chained channel shuffles), the least important set whose rows agree is fou
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import floor
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.options import Options
 from onnxprune.planning.buckets import LinkedBuckets, Scores, linked_buckets
 from onnxprune.planning.limits import largest_share, most_of, movable
 from onnxprune.planning.named import NOTHING, Asked
+from onnxprune.planning.rows import rows_that_go
 from onnxprune.trace import Groups, Mask
-
-ROW_SLACK = 0.05
-"""How much more than the ratio of its rows a family may lose, as these are few."""
 
 
 def parts(groups: Groups, scores: Scores, options: Options, asked: Asked = NOTHING) -> tuple[Mask, list[LinkedBuckets]]:
@@ -29,21 +25,6 @@ def parts(groups: Groups, scores: Scores, options: Options, asked: Asked = NOTHI
     of the ratio these depend on the row units only."""
     removed, spent = rows_that_go(groups, scores, options, asked)
     return removed, linked_buckets(groups, scores, movable(groups, options) & ~removed & ~groups.grid_units, spent)
-
-
-def rows_that_go(groups: Groups, scores: Scores, options: Options, asked: Asked = NOTHING) -> tuple[Mask, Mask]:
-    """Masks over classes: the units of the rows (heads) that go whole, and those of them that count towards the share
-    that their group is to lose."""
-    removed = np.zeros(len(groups.prunable), bool)
-    spent = removed.copy()
-    if options.heads:
-        for units, own in _heads(groups, scores, options, asked):
-            trial = removed.copy()
-            trial[list(units)] = True
-            if not groups.faults(trial):
-                removed = trial
-                spent[list(units)] = [not own or u in asked for u in units]
-    return removed, spent
 
 
 def select(
@@ -87,55 +68,6 @@ def _removals(part: LinkedBuckets, wanted: float, options: Options) -> list[int]
             if n and (units := part.solve_milp(min(limit, int(n * (1 + slack)) + 1), least)):
                 return units
     return part.units(min(round(wanted), _limit(part, options)))
-
-
-def _heads(groups: Groups, scores: Scores, options: Options, asked: Asked) -> list[tuple[frozenset[int], bool]]:
-    """Row units to remove: of every family (rows on the same axes) the least important, as many as the ratio says; and
-    whether they are a group of their own, beside that of the units in them.
-
-    A family too small for the ratio (one of two heads at 0.3) keeps its rows: their insides are pruned instead. So do
-    the groups of a convolution where the ratio can be taken inside them, which saves more: a group that goes leaves the
-    other groups' weights as wide as they were. Those of a normalisation go: the statistics of the others stay. Where a
-    share is asked of some of their units, no more rows go than it allows."""
-    out = []
-    for family in _families(groups, options):
-        rows = sorted(family, key=lambda units: (scores[family[units]] + scores[list(units)].sum(), min(units)))
-        if len(rows) < 2 or len(frozenset().union(*rows)) != sum(map(len, rows)):
-            continue
-        inside = list(rows[0])
-        named = bool(asked) and not asked.keys().isdisjoint(frozenset().union(*rows))
-        ratio = min(asked.get(u, options.ratio) for units in rows for u in units) if named else options.ratio
-        own = not groups.normed[inside].all() and all(groups.channels[family[units]] for units in rows)
-        if not own and not groups.normed[inside].any() and _near(ratio, groups.location_hash[inside]):
-            continue
-        slack = 0.0 if named else ROW_SLACK
-        if n := _rows_to_remove(len(rows), ratio, options.max_ratio, slack, groups.least_of(family.values())):
-            out.append((frozenset().union(*rows[:n]), own))
-    return out
-
-
-def _families(groups: Groups, options: Options) -> Iterable[dict[frozenset[int], int]]:
-    """Row units that may go, by family: the units in each, and its class."""
-    families: dict[Hashable, dict[frozenset[int], int]] = defaultdict(dict)
-    for row, units in groups.rows.items():
-        if not any(groups.normed_whole[u] for u in units) or options.residual == "all":
-            location = frozenset(groups.location_hash[list(units)].tolist())
-            families[bool(groups.grid_columns[row]), location].setdefault(units, row)
-    return families.values()
-
-
-def _rows_to_remove(count: int, ratio: float, most: float, slack: float, least: int) -> int:
-    """The number of rows nearest to the ratio of them that takes at most so much more; `least` are always left."""
-    n = round(ratio * count)
-    if n / count > ratio + slack:
-        n = most_of(count, ratio)
-    return max(0, min(n, most_of(count, most), count - least))
-
-
-def _near(ratio: float, home: NDArray[np.uint64]) -> bool:
-    """Whether whole units come near the ratio of each kind of units in a row."""
-    counts = np.unique(home, return_counts=True)[1]
-    return bool((np.abs(np.round(ratio * counts) / counts - ratio) <= 0.05).all())
 
 
 def _wanted(

@@ -103,9 +103,9 @@ class Kept(Labels):
             out[i] = -name if name < FROZEN else self._row_of[name]
         return out.reshape(ids.shape[:-1])
 
-    def column_ids(self, ids: Ids, why: Reason) -> Ids:
+    def column_ids(self, ids: Ids, why: Reason, loose: bool = False) -> Ids:
         """Column ids [columns] of [rows, columns]; whether whole columns went shows where they are compared."""
-        return self.derive(ids.T) if ids.ndim == 2 else self.couple_along(ids, 0, why)
+        return self.derive(ids.T)
 
     def freeze(self, ids: Ids, why: Reason) -> None:
         """What was frozen was kept; nothing to compare."""

@@ -9,12 +9,13 @@ from onnxprune.trace.cells import Cells
 from onnxprune.trace.classes import joined
 from onnxprune.trace.dependencies import dependencies
 from onnxprune.trace.editor import Editor
-from onnxprune.trace.equation import Dims
 from onnxprune.trace.grouping import build
 from onnxprune.trace.groups import Groups
-from onnxprune.trace.labels import KEPT, Block, Ids, Labels, Mask, Reason, kept_shape, positions, take_kept
+from onnxprune.trace.kept import kept_shape, positions, take_kept
+from onnxprune.trace.labels import KEPT, Block, Ids, Labels, Mask, Reason
 from onnxprune.trace.layers import Layers
 from onnxprune.trace.node_editor import new_dims
+from onnxprune.trace.operands import Dims
 from onnxprune.trace.residual import Branch, enter_branches
 from onnxprune.trace.tracing import LABELLED, Reduction, Slice, Trace
 

@@ -70,18 +70,25 @@ class Demands(dict[Hashable, list[Axes]]):
 
     def ask(self, labels: Labels, parts: Sequence[tuple[Block, int | None]], merged: bool) -> None:
         """Ask that axes be born together. `parts`: 1-D blocks, outermost first, with the number of ids that is wanted
-        along each (None: all). `merged`: the axes are about to become one, so that what is made up and cannot be born
-        with the others is better without ids."""
+        along each (None: all). `merged`: the axes are about to become one, so that what is made up and can be born
+        neither with the others nor inside them is better without ids."""
         origins = [labels.origin(block.ids) for block, _ in parts]
         births = [o for o in origins if isinstance(o, Birth)]
         keys = {birth.key for birth in births}
         if len(keys) == 1 and len(births) == len(parts):
             self._as_one(births, [WHOLE if n is None else n for _, n in parts])
         elif merged:
-            for key in {birth.key for birth in births if birth.made_up}:
-                self.setdefault(key, []).append(UNLABELLED)
+            self._inside_the_first([block for block, _ in parts], origins)
         elif len(parts) == 2:
             self._inside(parts[0][0], parts[1][0], origins[1])
+
+    def _inside_the_first(self, blocks: Sequence[Block], origins: Sequence[Hashable]) -> None:
+        """What is made up is born inside the outermost block, and is without ids where it is that."""
+        first = origins[0]
+        if isinstance(first, Birth) and first.made_up and len(first.axes) == 1:
+            self.setdefault(first.key, []).append(UNLABELLED)
+        for block, origin in zip(blocks[1:], origins[1:], strict=True):
+            self._inside(blocks[0], block, origin)
 
     def _as_one(self, births: Sequence[Birth], counts: Sequence[int]) -> None:
         """Different axes of one tensor, none of them in another joint block yet."""

@@ -13,7 +13,8 @@ from onnx import helper
 
 from onnxprune.model import Array, opset
 from onnxprune.trace import computed
-from onnxprune.trace.labels import Block, Ids, Mask, kept_shape, positions
+from onnxprune.trace.kept import kept_shape, positions
+from onnxprune.trace.labels import Block, Ids, Mask
 from onnxprune.trace.node_editor import NodeEditor
 
 INT32_MAX, INT32_MIN = (1 << 31) - 1, -(1 << 31)

@@ -7,37 +7,15 @@ broadcast), "c" for a letter, "gc" for an axis seen as (g, c) with g outermost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
 
 from onnxprune.trace.labels import KEPT, Block, Ids, Labels, Reason
-
-Dims = tuple[int | None, ...]
-Demand = Callable[[Sequence[tuple[Block, int | None]]], None]
-"""Asks that one-dimensional blocks of one parameter, outermost first, be born as one; with the number of ids wanted
-along each axis, None for all of them."""
-
-
-@dataclass(frozen=True)
-class Operand:
-    """One tensor of an equation: its axes spelled in letters, its static dims (None = unknown), its blocks."""
-
-    name: str
-    spelling: Sequence[str]
-    dims: Dims
-    blocks: tuple[Block, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Lettered:
-    """A block spelled in letters: `ids` has one axis per letter, outermost first."""
-
-    letters: tuple[str, ...]
-    ids: Ids
-    operand: int = -1
+from onnxprune.trace.operands import Demand, Lettered, Operand
+from onnxprune.trace.product import beside, common_front, product
 
 
 @dataclass
@@ -75,14 +53,15 @@ class Equation:
         letters = {x for axis in spelling for x in axis}
         blocks: list[Lettered] = []
         for b in self.main:
-            kept = self.project(b, [x for x in b.letters if x in letters])
+            kept = self._reduced(b, tuple(x for x in b.letters if x in letters))
             if kept.letters and not any(set(kept.letters) <= set(o.letters) for o in blocks):
                 blocks = [o for o in blocks if not set(o.letters) <= set(kept.letters)] + [kept]
         placed = (self._placed(x, spelling) for x in self._one_block_per_axis(blocks, spelling))
         return tuple(b for b in placed if b is not None)
 
     def _one_block_per_axis(self, blocks: list[Lettered], spelling: Sequence[str]) -> list[Lettered]:
-        """Of two blocks that meet on a split axis, the smaller is reduced to what it shares."""
+        """Of two blocks that meet on a split axis one is made; where that cannot be, the smaller is reduced to what it
+        shares."""
         axis = {x: k for k, letters in enumerate(spelling) for x in letters}
         out: list[Lettered] = []
         place = {x: k for k, x in enumerate(x for letters in spelling for x in letters)}
@@ -91,25 +70,34 @@ class Equation:
             larger = next((o for o in out if taken & {axis[x] for x in o.letters}), None)
             if larger is None:
                 out.append(b)
-            elif self._beside(b, {axis[x] for o in out for x in o.letters}, axis):  # an outer product inside rows
+                continue
+            apart = not set(b.letters) & set(larger.letters)
+            if apart:
+                self._demand_joint([b, larger], spelling[axis[b.letters[0]]])
+            if not apart and beside(b, {axis[x] for o in out for x in o.letters}, axis):
                 out.append(Lettered(b.letters[1:], self.labels.column_ids(b.ids, self.why), b.operand))
+            elif both := self._product(b, larger, place) or self._product(larger, b, place):
+                out[out.index(larger)] = both
             else:
-                self._give_way(b, larger, spelling[axis[b.letters[0]]])
+                self._reduce(b, larger, apart)
         return out
 
-    def _give_way(self, block: Lettered, larger: Lettered, axis: str) -> None:
-        """A block that shares an axis with a larger one leaves that to it; what both hold is coupled already."""
-        if not set(block.letters) & set(larger.letters):
-            self._demand_joint([block, larger], axis)
+    def _reduce(self, block: Lettered, larger: Lettered, apart: bool) -> None:
+        """What only `block` has is tied; where nothing couples the two, it stays."""
+        if apart:
             self.labels.freeze(block.ids, self.why)
         for x in block.letters:
-            if x not in larger.letters:
+            if x not in larger.letters:  # what they share is coupled already
                 self.labels.couple_along(block.ids, block.letters.index(x), self.why)
 
-    @staticmethod
-    def _beside(block: Lettered, taken: Set[int], axis: Mapping[str, int]) -> bool:
-        """Whether rows of a block are on axes that others take, and what is inside is not: whole columns go."""
-        return len(block.letters) == 2 and axis[block.letters[0]] in taken and axis[block.letters[1]] not in taken
+    def _product(self, outer: Lettered, inner: Lettered, place: Mapping[str, int]) -> Lettered | None:
+        """Both blocks as one, where those letters of `inner` that `outer` has not lie inside those of `outer`."""
+        shared = common_front(outer.letters, inner.letters)
+        letters = outer.letters + inner.letters[shared:]
+        if len(set(letters)) < len(letters) or [*letters] != sorted(letters, key=place.__getitem__):
+            return None
+        key = (None, self.why.node, "".join(letters))
+        return Lettered(letters, product(self.labels, key, outer.ids, inner.ids, shared, self.why))
 
     def _demand_joint(self, blocks: Sequence[Lettered], axis: str) -> None:
         letters = tuple(x for x in axis if any(x in b.letters for b in blocks))
@@ -132,6 +120,13 @@ class Equation:
                 return
             parts.append((block, self.sizes[letter] if len(spelled) > 1 else None))
         self.demand(parts)
+
+    def _reduced(self, block: Lettered, letters: tuple[str, ...]) -> Lettered:
+        """A block reduced to some of its letters: that of the operand which has these and no others, if there is one
+        (keys that several queries read), for it is coupled already."""
+        own = (b for part in self.parts for b in part if b.letters == letters and letters != block.letters)
+        found = next(own, None)
+        return found or self.project(block, letters)
 
     def project(self, block: Lettered, letters: Sequence[str]) -> Lettered:
         """Reduce a block to some of its letters: an inner axis leaves derived ids, an outer one ties what is inside."""
@@ -230,9 +225,13 @@ class Equation:
             self.main[self.main.index(main)] = replace(main, ids=np.where(ours.ids == KEPT, turned, ours.ids))
 
     def _as_seen_by(self, block: Lettered, letters: Sequence[str]) -> Lettered:
-        """A block as another one sees it that has these letters only. Along an inner letter it meets whole columns."""
-        if block.letters[1:] == tuple(letters):
-            return Lettered(tuple(letters), self.labels.column_ids(block.ids, self.why), block.operand)
+        """A block as another one sees it that has these letters only. Where it has one more around the innermost of
+        them, it meets whole columns."""
+        if (*block.letters[:-2], *block.letters[-1:]) == tuple(letters) and len(block.letters) > 1:
+            *front, rows, columns = block.ids.shape
+            tables = block.ids.reshape(-1, rows, columns)
+            seen = np.stack([self.labels.column_ids(table, self.why, loose=bool(front)) for table in tables])
+            return Lettered(tuple(letters), seen.reshape(*front, columns), block.operand)
         return self.project(block, letters)
 
     def _tie_all(self, block: Lettered) -> None:

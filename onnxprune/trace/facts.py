@@ -13,7 +13,7 @@ from onnx import NodeProto
 
 from onnxprune.model import attribute, opset
 from onnxprune.shapes import Dim
-from onnxprune.trace.equation import Dims
+from onnxprune.trace.operands import Dims
 from onnxprune.trace.tracing import Trace
 
 

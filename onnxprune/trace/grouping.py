@@ -25,8 +25,12 @@ def build(trace: Trace, heads: bool = True) -> Groups:
     tables = trace.labels.tables
     while True:
         groups = _without_graph(trace)
-        gone = {key: np.unique(groups.classes[rows]).tolist() for key, (_, rows, _) in tables.items()}
-        stuck = [key for key, rows in gone.items() if not heads or not groups.rows.keys() >= set(rows)]
+        gone = {key: np.unique(groups.classes[rows]).tolist() for key, (_, rows, _, _) in tables.items()}
+        stuck = [
+            key
+            for key, rows in gone.items()
+            if not heads or not all(r in groups.rows or groups.prunable[r] for r in rows)
+        ]
         if not stuck:
             groups.graph = _graph(groups)
             return groups
@@ -52,9 +56,9 @@ def _without_graph(trace: Trace) -> Groups:
             found[classes[ids]] = True
         return found
 
-    grids = [ids for ids, _, _ in labels.tables.values()]
-    columns = [labels.derive(ids.T) for ids in grids]
-    alone = [b.ids for tensor in trace.blocks.values() for b in tensor if b.ids.ndim == 1]
+    tables = [table for table in labels.tables.values() if (classes[table[0]] != classes[table[0][:, :1]]).any()]
+    grids, columns = [ids for ids, _, _, _ in tables], [columns for _, _, columns, _ in tables]
+    alone = [b.ids for tensor in trace.blocks.values() for b in tensor]
     groups = Groups(
         trace, classes, reason, (location > 0) & np.array([r is None for r in reason], bool) & ~derived, {}, blocks,
         location, _rectangles(labels.rectangles.values(), classes), derived, units(labels.normed),
@@ -148,8 +152,22 @@ def _graph(groups: Groups) -> nx.Graph:
         first[groups.classes[0]] = -1  # what always stays couples nothing
         others = _once(earlier[earlier >= 0], place)
         graph.add_edges_from(((other, k) for other in others.tolist()), operator="")
-    for a, b, why in labels.pairs:
-        u, v = home.get(labels.born_in(int(a[0]))), home.get(labels.born_in(int(b[0])))
+    for one, two, why in _joined_births(labels, home):
+        u, v = home.get(one), home.get(two)
         if u is not None and v is not None and u != v:
             graph.add_edge(u, v, operator=f"{why.op_type} {why.node}")
     return graph
+
+
+def _joined_births(labels: Labels, home: dict[Hashable, int]) -> list[tuple[Hashable, Hashable, Reason]]:
+    """Births of which ids are coupled, and by what. Those that no parameter holds (what an operator makes of two
+    blocks) get the home of one that they are coupled with, so that what meets in them hangs together."""
+    pairs = [(labels.born_in(int(a[0])), labels.born_in(int(b[0])), why) for a, b, why in labels.pairs]
+    count = -1
+    while count != len(home):
+        count = len(home)
+        for one, two, _ in pairs:
+            for homeless, other in ((one, two), (two, one)):
+                if homeless not in home and other in home:
+                    home[homeless] = home[other]
+    return pairs

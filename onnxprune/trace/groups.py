@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.trace.classes import side_by_side
-from onnxprune.trace.labels import Ids, Mask, Reason, kept_shape
+from onnxprune.trace.kept import kept_shape
+from onnxprune.trace.labels import Ids, Mask, Reason
 from onnxprune.trace.layers import Layers, layers
 from onnxprune.trace.residual import Branch
 from onnxprune.trace.tracing import Slice, Trace

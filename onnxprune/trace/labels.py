@@ -10,7 +10,6 @@ from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +67,8 @@ class Labels:
 
     n: ids there are. births: ids by where they are born. pairs: couplings. children: of derived ids. frozen: ids that
     stay. rectangles: blocks, by shape and ids, that stay full. tables: blocks [rows, columns] of which only whole rows
-    and columns may go, with the ids of their rows. normed: ids that share the statistics of a normalisation.
+    and columns may go, with the ids of both; loose: those whose rows are better tied where columns may go. normed: ids
+    that share the statistics of a normalisation.
     sums: ids of streams that are added to others. maps: ids of heads, each with an attention map of its own.
     least: ids of which a number has to stay.
     ended: by node, ids that are carried no further. unfit: nodes that their rule does not take.
@@ -84,7 +84,8 @@ class Labels:
         self._rows: dict[bytes, int] = {}
         self.frozen: list[tuple[Ids, Reason]] = [(np.zeros(1, np.int64), Reason("", "", "fixed size"))]
         self.rectangles: dict[tuple[tuple[int, ...], bytes], Ids] = {}
-        self.tables: dict[tuple[tuple[int, ...], bytes], tuple[Ids, Ids, Reason]] = {}
+        self.tables: dict[tuple[tuple[int, ...], bytes], tuple[Ids, Ids, Ids, Reason]] = {}
+        self.loose: set[tuple[tuple[int, ...], bytes]] = set()
         self.normed: list[Ids] = []
         self.sums: list[Ids] = []
         self.maps: list[Ids] = []
@@ -201,15 +202,18 @@ class Labels:
             return
         self.rectangles.setdefault((ids.shape, ids.tobytes()), ids)
 
-    def column_ids(self, ids: Ids, why: Reason) -> Ids:
+    def column_ids(self, ids: Ids, why: Reason, loose: bool = False) -> Ids:
         """Column ids of [rows, columns], where something lies along the columns that all rows share (the sines of a
-        rotary embedding, the gain of a norm inside heads): from now on only whole rows and whole columns may go."""
-        if ids.ndim != 2:
-            return self.couple_along(ids, 0, why)
+        rotary embedding, the gain of a norm inside heads): from now on only whole rows and whole columns may go.
+
+        loose: of rows that hold copies of one thing (queries of one key) none goes alone where columns may."""
         key = (ids.shape, np.ascontiguousarray(ids).tobytes())
         if key not in self.tables:
-            self.tables[key] = ids, self.derive(ids), why
-        return self.derive(ids.T)
+            self.tables[key] = ids, self.derive(ids), self.derive(ids.T), why
+            self.loose.add(key)
+        if not loose:
+            self.loose.discard(key)
+        return self.tables[key][2]
 
     def solve(self) -> tuple[Ids, NDArray[np.object_]]:
         """(class of every id, reason of every class or None). Derived ids with the same children are one.
@@ -221,10 +225,10 @@ class Labels:
             for ids, _ in self.frozen:
                 stays[classes[ids]] = True
             stuck = [
-                key for key, (ids, rows, _) in self.tables.items()
+                key for key, (ids, rows, _, _) in self.tables.items()
                 if stays[classes[rows]].any() or stays[classes[ids]].any() or np.ptp(classes[rows]) == 0
             ]  # fmt: skip
-            if not stuck:
+            if not (stuck := stuck or self._needless(classes, stays)):
                 break
             self.flatten(stuck)
         reasons: NDArray[np.object_] = np.full(int(classes.max()) + 1, None, dtype=object)
@@ -235,8 +239,17 @@ class Labels:
     def flatten(self, tables: Iterable[tuple[tuple[int, ...], bytes]]) -> None:
         """Tie the rows of tables: whole columns may go, and no row."""
         for key in tables:
-            ids, _, why = self.tables.pop(key)
+            ids, _, _, why = self.tables.pop(key)
+            self.loose.discard(key)
             self.couple_along(ids, 0, why)
+
+    def _needless(self, classes: Ids, stays: Mask) -> list[tuple[tuple[int, ...], bytes]]:
+        """Loose tables of which columns may go, and of no other one that has rows with them in common less is left."""
+        apart = {key: set(classes[self.tables[key][1]].tolist()) for key in self.loose}
+        held: set[int] = set()
+        while more := [k for k, rows in apart.items() if stays[classes[self.tables[k][2]]].any() or rows & held]:
+            held = held.union(*(apart.pop(k) for k in more))
+        return [*apart]
 
     def _joined(self) -> Ids:
         one, two = side_by_side([a for a, _, _ in self.pairs]), side_by_side([b for _, b, _ in self.pairs])
@@ -258,35 +271,3 @@ class Labels:
             if classes[other] != classes[derived]:
                 found.append((derived, other))
         return np.array(found, np.int64).reshape(-1, 2)
-
-
-def kept_shape(ids: Ids, kept: Mask) -> tuple[int, ...] | None:
-    """The shape of the kept rectangle of a block, or None where what is kept is not a rectangle or is empty."""
-    mask = kept[ids]
-    shape: list[int] = []
-    for level in range(ids.ndim):
-        alive = mask.any(axis=tuple(range(level + 1, ids.ndim))) if level + 1 < ids.ndim else mask
-        counts = alive.sum(axis=-1)
-        counts = counts[counts > 0]
-        if not counts.size or (counts != counts.flat[0]).any():
-            return None
-        shape.append(int(counts.flat[0]))
-    return tuple(shape)
-
-
-def take_kept(ids: Ids, kept: Mask) -> Ids:
-    """The kept ids of a block, in order, in the kept rectangle's shape."""
-    shape = kept_shape(ids, kept)
-    return ids[kept[ids]].reshape(shape if shape is not None else (-1,))
-
-
-def positions(ids: Ids, kept: Mask) -> list[NDArray[Any]]:
-    """One index array per axis of a block (broadcastable against each other) that selects its kept rectangle."""
-    shape = kept_shape(ids, kept)
-    assert shape is not None, "a plan is checked against every rectangle before it is applied"
-    where = np.nonzero(kept[ids])
-    out = []
-    for level in range(ids.ndim):
-        index = where[level].reshape(shape)
-        out.append(index[(slice(None),) * (level + 1) + (0,) * (ids.ndim - level - 1)])
-    return out

@@ -15,7 +15,8 @@ from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.model import Array, Model, Weight
 from onnxprune.trace import computed
-from onnxprune.trace.labels import Block, Ids, Mask, kept_shape
+from onnxprune.trace.kept import kept_shape
+from onnxprune.trace.labels import Block, Ids, Mask
 from onnxprune.trace.tracing import Trace
 
 

@@ -7,15 +7,17 @@ other node.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 
 import numpy as np
 
 from onnxprune.model import Scope, bodies, captured
 from onnxprune.trace.births import Axes
 from onnxprune.trace.cells import Cells
-from onnxprune.trace.equation import Dims, Equation, Operand
+from onnxprune.trace.equation import Equation
 from onnxprune.trace.facts import NodeFacts
 from onnxprune.trace.labels import Block, Ids, Labels, Reason
+from onnxprune.trace.operands import Dims, Operand
 from onnxprune.trace.statement import Spellings, Statement
 from onnxprune.trace.tracing import MAX_BLOCK_IDS, Edit, Product, Reduction, ReductionKind
 
@@ -69,7 +71,9 @@ class Op(NodeFacts):
     def _give(self, name: str, blocks: Iterable[Block]) -> None:
         good = tuple(b for b in blocks if b.ids.any() and not self._too_large(b))
         rank = self.trace.rank(name)
-        if rank is not None and any(axis >= rank for b in good for axis in b.axes):
+        if rank is None:
+            return self.freeze_blocks(good, "the rank of a tensor is not known")
+        if any(axis >= rank for b in good for axis in b.axes):
             raise Misfit("its output has fewer axes than its inputs make")
         for block in good:
             self.labels.rectangle(block.ids)
@@ -210,18 +214,18 @@ class Op(NodeFacts):
     ) -> None:  # fmt: skip
         """State the operator as an equation, set the outputs' blocks, note what is reduced and how much is multiplied.
 
-        ins, outs: the spelling of each input and output by its index. sizes, pinned, silent, stat, normalises: see
-        `equation.Equation`. kind: how letters that the first output has not are reduced. fills: input -> input that
-        holds its zero point. summed: letters that are summed although an output has them, too, and the input that is to
-        have zeros there. macs: every combination of these letters is one multiply-accumulate, and so is every one of
-        further words. text: why an axis that
+        ins, outs: the spelling of each input and output by its index; "ab|cd" is an axis of two parts. sizes,
+        pinned, silent, stat, normalises: see `equation.Equation`. kind: how letters that the first output has not are
+        reduced. fills: input -> input that holds its zero point. summed: letters that are summed although an output has
+        them, too, and the input that is to have zeros there. macs: every combination of these letters is one
+        multiply-accumulate, and so is every one of further words. text: why an axis that
         is labelled on one side only stays. Misfit where an input has another number of axes than its spelling."""
         ins = {i: spelled for i, spelled in ins.items() if self.has(i)}
         # to ask for the blocks of an output ties what it has not: only for those that there are
         outs = {i: spelled for i, spelled in outs.items() if self.has_output(i)}
         equation = Equation(
-            self.labels, self.why(text), self._operands(ins), sizes or {}, pinned, stat, self.trace.demand, silent,
-            normalises,
+            self.labels, self.why(text), self._operands(ins, sizes or {}), sizes or {}, pinned, stat, self.trace.demand,
+            silent, normalises,
         )  # fmt: skip
         equation.solve()
         for i, spelled in outs.items():
@@ -234,8 +238,8 @@ class Op(NodeFacts):
         if macs:
             statement.note_macs(macs)
 
-    def _operands(self, ins: Spellings) -> list[Operand]:
-        operands = [self._operand(i, spelled) for i, spelled in ins.items()]
+    def _operands(self, ins: Spellings, sizes: Mapping[str, int]) -> list[Operand]:
+        operands = [o for i, spelled in ins.items() for o in self._side_by_side(self._operand(i, spelled), sizes)]
         for o in operands:
             if len(o.dims) != len(o.spelling):
                 raise Misfit(f"it takes {len(o.spelling)} axes, not the {len(o.dims)} that it is given")
@@ -243,6 +247,24 @@ class Op(NodeFacts):
 
     def _operand(self, i: int, spelled: Sequence[str]) -> Operand:
         return Operand(self.inputs[i], spelled, self.dims(i) or (None,) * len(spelled), self.blocks(i))
+
+    @staticmethod
+    def _side_by_side(whole: Operand, sizes: Mapping[str, int]) -> list[Operand]:
+        """The operands that lie side by side along an axis which is spelled as words with "|" between them."""
+        axis = next((k for k, s in enumerate(whole.spelling) if "|" in s), None)
+        if axis is None:
+            return [whole]
+        if any(axis in b.axes and len(b.axes) > 1 for b in whole.blocks):
+            raise Misfit("what lies side by side is nested in another axis")
+        parts, start = [], 0
+        for word in whole.spelling[axis].split("|"):
+            end = start + prod(sizes[x] for x in word)
+            blocks = [Block(b.axes, b.ids[start:end]) if axis in b.axes else b for b in whole.blocks]
+            spelled = [word if k == axis else s for k, s in enumerate(whole.spelling)]
+            dims = tuple(end - start if k == axis else n for k, n in enumerate(whole.dims))
+            parts.append(Operand(whole.name, spelled, dims, tuple(blocks)))
+            start = end
+        return parts
 
     def meet(
         self, i: int, spelled: Sequence[str], other: Sequence[str], blocks: Sequence[Block], text: str,

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import prod
 from typing import TYPE_CHECKING
 
 from onnxprune.trace.equation import Equation
 from onnxprune.trace.labels import Block, Ids
+from onnxprune.trace.operands import Lettered
 
 if TYPE_CHECKING:
     from onnxprune.trace.op import Op
@@ -86,7 +88,7 @@ class Statement:
         return size
 
     def _cut_by(self, letters: str) -> tuple[Ids, ...]:
-        found = [b for b in self.equation.main if set(b.letters) <= set(letters)]
+        found = self._inside_of(letters)
         blocks = []
         for b in found:
             shared = [k for k, x in enumerate(b.letters) if any(x in o.letters for o in found if o is not b)]
@@ -94,3 +96,13 @@ class Statement:
             rows = prod(b.ids.shape[k] for k in shared)
             blocks.append(b.ids.transpose(*shared, *rest).reshape(rows, -1) if shared else b.ids.ravel())
         return tuple(blocks)
+
+    def _inside_of(self, letters: str) -> list[Lettered]:
+        """The blocks that have no other letters, and of those that do what is around these (heads weigh values,
+        too)."""
+        found = [b for b in self.equation.main if set(b.letters) <= set(letters)]
+        for b in self.equation.main:
+            rows = list(takewhile(letters.__contains__, b.letters))
+            if rows and not any(set(rows) <= set(o.letters) for o in found):
+                found.append(self.equation.project(b, rows))
+        return found

@@ -13,6 +13,7 @@ from onnxprune.trace.rules import (
     control,
     experts,
     fused,
+    fused_attention,
     joining,
     learned,
     linear,
@@ -24,7 +25,9 @@ from onnxprune.trace.rules import (
     positions,
     recurrent,
     reshaping,
+    rotary,
     sequences,
+    states,
 )
 from onnxprune.trace.rules.base import first_only, opaque, unary
 from onnxprune.trace.rules.base import pointwise as broadcast
@@ -90,10 +93,13 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "Concat": joining.concat, "com.microsoft::QLinearConcat": joining.qlinear_concat, "Split": joining.split,
         "Gather": lookup.gather, "GatherElements": lookup.gather_elements, "GatherND": lookup.gather_nd,
         "ScatterElements": lookup.gather_elements, "Scatter": lookup.gather_elements, "ScatterND": lookup.scatter_nd,
-        "Attention": attention.attention, "com.microsoft::Attention": attention.fused,
-        "com.microsoft::QAttention": attention.quantised,
+        "Attention": attention.attention, "com.microsoft::Attention": fused_attention.fused,
+        "com.microsoft::QAttention": fused_attention.quantised,
         "com.microsoft::MultiHeadAttention": attention.multi_head,
         "com.microsoft::GroupQueryAttention": attention.grouped_query,
+        "com.microsoft::DecoderMaskedMultiHeadAttention": attention.decoder_masked,
+        "com.microsoft::LinearAttention": states.linear_attention, "TensorScatter": states.tensor_scatter,
+        "RotaryEmbedding": rotary.rotary, "com.microsoft::RotaryEmbedding": rotary.contrib_rotary,
         "CenterCropPad": positions.center_crop_pad, "Col2Im": positions.col2im, "Compress": positions.compress,
         "DFT": positions.dft, "Det": positions.square, "com.microsoft::Inverse": positions.square,
         "OneHot": positions.one_hot, "com.microsoft::UnfoldTensor": positions.unfold,

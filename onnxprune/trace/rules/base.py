@@ -7,9 +7,9 @@ from string import ascii_lowercase, ascii_uppercase
 
 import numpy as np
 
-from onnxprune.trace.equation import Dims
 from onnxprune.trace.labels import Block, Ids
 from onnxprune.trace.op import Misfit, Op
+from onnxprune.trace.operands import Dims
 
 LETTERS = ascii_lowercase + ascii_uppercase
 CAPITALS = ascii_uppercase
@@ -127,3 +127,11 @@ def remap(block: Block, ids: Ids, axes: Sequence[int | None]) -> Block | None:
         return None
     index = tuple(slice(None) if k in keep else 0 for k in range(ids.ndim))
     return Block(tuple(a for k in keep if (a := axes[k]) is not None), ids[index])
+
+
+def rows_of(op: Op, block: Block) -> Ids:
+    """The ids of a block along its first axis."""
+    ids = block.ids
+    while ids.ndim > 1:
+        ids = op.labels.derive(ids)
+    return ids

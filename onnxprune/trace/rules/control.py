@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxprune.shapes import scan_parts
-from onnxprune.trace.equation import Equation, Operand
+from onnxprune.trace.equation import Equation
 from onnxprune.trace.labels import Block
 from onnxprune.trace.op import Op
+from onnxprune.trace.operands import Operand
 from onnxprune.trace.rules.base import spell
 from onnxprune.trace.rules.inputs import Loop
 

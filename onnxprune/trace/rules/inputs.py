@@ -113,6 +113,36 @@ class MultiHeadAttention:
     QUERY, KEY, VALUE, BIAS, MASK, SCORE_BIAS, PAST_KEY, PAST_VALUE = range(8)
 
 
+class DecoderMasked:
+    """com.microsoft DecoderMaskedMultiHeadAttention."""
+
+    QUERY, KEY, VALUE, MASK, SCORE_BIAS, PAST_KEY, PAST_VALUE, LENGTH, BEAMS, INDIRECTION, BIAS = range(11)
+
+
+class LinearAttention:
+    """com.microsoft LinearAttention."""
+
+    QUERY, KEY, VALUE, PAST, DECAY, BETA = range(6)
+
+
+class TensorScatter:
+    """TensorScatter of opset 24 on."""
+
+    PAST, UPDATE, WHERE = range(3)
+
+
+class Rotary:
+    """RotaryEmbedding of opset 23 on."""
+
+    X, COSINES, SINES, POSITIONS = range(4)
+
+
+class ContribRotary:
+    """com.microsoft RotaryEmbedding."""
+
+    X, POSITIONS, COSINES, SINES = range(4)
+
+
 class GroupQueryAttention:
     """com.microsoft GroupQueryAttention; from CACHE_SCALES on: of a quantised cache, of norms inside the operator."""
 

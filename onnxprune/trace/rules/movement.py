@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune.trace.labels import KEPT, Block, Ids
 from onnxprune.trace.op import Op
-from onnxprune.trace.rules.base import axes_of, inner_parts, ranks_known, remap
+from onnxprune.trace.rules.base import axes_of, inner_parts, ranks_known, remap, rows_of
 from onnxprune.trace.rules.inputs import Pad, Slice
 
 
@@ -183,7 +183,7 @@ def _repeated(op: Op, blocks: Sequence[Block]) -> list[Block]:
         if len(b.axes) > 1:  # what is made up may differ from row to row
             rows, outer = op.labels.derive(b.ids), b.axes[0]
             if outer in on:
-                op.couple(rows, on[outer].ids)
+                op.couple(rows, rows_of(op, on[outer]))
             elif outer >= shift and op.dims(0)[outer - shift] != 1:  # rows of the input, of which all stay
                 op.couple(rows, np.full_like(rows, KEPT))
             blocks = [o for o in blocks if o.axes != b.axes[:1]]
@@ -198,7 +198,7 @@ def _made_up(op: Op, on: Mapping[int, Block]) -> list[int | None]:
     made = [n if k < shift or (op.dims(0)[k - shift] == 1 and n != 1) else 1 for k, n in enumerate(out)]
     for axes in op.demanded("repeat"):
         outer = axes[0][0] if len(axes) > 1 else None
-        if outer is not None and made[outer] == 1 and (outer not in on or len(on[outer].axes) == 1):
+        if outer is not None and made[outer] == 1 and (outer not in on or on[outer].axes[0] == outer):
             made[outer] = out[outer]
     return made
 

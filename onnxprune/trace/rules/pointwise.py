@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.trace.equation import Dims
 from onnxprune.trace.labels import KEPT
 from onnxprune.trace.op import Op
+from onnxprune.trace.operands import Dims
 from onnxprune.trace.rules.base import LETTERS, axes_of, axis_of, channel_axis, own_axis, ranks_known, spell, unary
 from onnxprune.trace.rules.inputs import Quantize, Resize
 from onnxprune.trace.tracing import ReductionKind

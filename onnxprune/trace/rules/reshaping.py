@@ -13,6 +13,8 @@ import numpy as np
 from onnxprune.shapes import Dim, Lost, Size, content, quotient
 from onnxprune.trace.labels import Block, Ids
 from onnxprune.trace.op import Op
+from onnxprune.trace.product import common_front, product
+from onnxprune.trace.tracing import MAX_BLOCK_IDS
 
 Shape = Sequence[Dim]
 Segment = tuple[range, range]
@@ -54,18 +56,33 @@ def segment(a: Shape, b: Shape) -> list[Segment]:
 
 
 def _together(op: Op, segments: Sequence[Segment], a: Shape, b: Shape) -> list[Block]:
-    """Blocks to move; several that a segment merges are asked to be born as one. Where they are not, the outer ones
-    stay: heads whose values are shared go no more, but the width of all of them may. Of that one unit may be left: in
-    the re-trace the outer ones are alone, and would go on."""
+    """Blocks to move; several that a segment merges are asked to be born as one, and otherwise made one here. Where
+    they cannot be, the outer ones stay, and whatever is left of them in the re-trace does not go on either."""
     left = [b for b in op.blocks(0) if not op.labels.ended_at(b.ids, op.node.name)]
     for ins, outs in segments:
         inside = sorted((b for b in left if set(b.axes) & set(ins)), key=lambda b: b.axes)
         if len(inside) > 1 and a[ins.start : ins.stop] != b[outs.start : outs.stop]:
             op.demand_one_birth(inside)
-            for block in inside[:-1]:
-                op.labels.end_at(block.ids, op.why("merges two labelled axes into one"))
-            left = [b for b in left if b not in inside[:-1]]
+            left = [b for b in left if b not in inside]
+            whole = inside[0]
+            for block in inside[1:]:
+                both = _product(op, whole, block)
+                if both is None:
+                    op.labels.end_at(whole.ids, op.why("merges two labelled axes into one"))
+                whole = both or block
+            left.append(whole)
     return left
+
+
+def _product(op: Op, outer: Block, inner: Block) -> Block | None:
+    """Both blocks as one; None where their axes are not those of a nesting, outermost first."""
+    shared = common_front(outer.axes, inner.axes)
+    axes = outer.axes + inner.axes[shared:]
+    size = outer.ids.size * prod(inner.ids.shape[shared:])
+    if len(set(axes)) < len(axes) or [*axes] != sorted(axes) or outer.coarse or inner.coarse or size > MAX_BLOCK_IDS:
+        return None
+    key = (None, op.node.name, axes)
+    return Block(axes, product(op.labels, key, outer.ids, inner.ids, shared, op.why("heads, and what is in them")))
 
 
 @dataclass(frozen=True)
