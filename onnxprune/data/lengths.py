@@ -1,0 +1,31 @@
+"""Inputs that tell attention how long a sequence is, with what lies in its cache: random ones would not run.
+
+Knows the inputs of a graph and who reads them, no stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnxprune.model import Model
+
+_TOLD: Mapping[str, tuple[int, Mapping[int, int]]] = {
+    "GroupQueryAttention": (3, {5: -1, 6: 0}),
+    "SparseAttention": (3, {7: 0, 8: 0}),
+    "Attention": (4, {6: 0}),
+}
+"""By operator: which input is the cache of keys [batch, heads, steps, size], and which inputs tell the number of all
+steps, with what is added to it."""
+
+
+def told_lengths(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """By the name of an input that tells lengths, what it has to say where inputs have these shapes: the steps that are
+    in the cache, and those that the first input beside it brings."""
+    found: dict[str, int] = {}
+    for node in model.graph.node:
+        past, told = _TOLD.get(node.op_type, (0, {}))
+        names = {i: name for i, name in enumerate(node.input) if name in shapes and name not in model.weights}
+        cached = shapes[names[past]][2] if past in names and len(shapes[names[past]]) == 4 else 0
+        steps = next((s[1] for s in shapes.values() if len(s) in (2, 3)), 0)
+        found |= {names[i]: cached + steps + more for i, more in told.items() if i in names}
+    return found
