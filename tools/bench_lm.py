@@ -98,16 +98,19 @@ def by_onnxsim(source: Path, out: Path, cut: float, method: str, cache: Path) ->
         best = min(found, key=lambda at: abs(found[at] - (1 - cut)))
         return best, pruned(best, heads)
 
-    best, kept = nearest(heads=True)
-    try:
-        session = session_of(out)
-        session.run(["logits"], feed_of(session, np.zeros((1, 16), np.int64)))
-    except Exception as error:
-        best, kept = nearest(heads=False)
-        if kept > 1 - cut + FAR:
-            raise RuntimeError(f"without its heads {kept:.3f} is kept at least, and with them: {error}") from error
-        return {"kept": kept, "sparsity": best, "heads": False}
-    return {"kept": kept, "sparsity": best, "heads": True}
+    why = ""
+    for heads in (True, False):
+        best, kept = nearest(heads)
+        try:
+            session = session_of(out)
+            session.run(["logits"], feed_of(session, np.zeros((1, 16), np.int64)))
+        except Exception as error:
+            why += f"with heads {' '.join(str(error).split())[-120:]}; "
+            continue
+        if kept <= 1 - cut + FAR:
+            return {"kept": kept, "sparsity": best, "heads": heads}
+        why += f"{'with' if heads else 'without'} heads {kept:.3f} is kept at least; "
+    raise RuntimeError(why)
 
 
 METHODS: dict[str, Callable[[Path, Path, float, str, Path], Row]] = {
