@@ -17,6 +17,7 @@ from onnxprune import unread
 from onnxprune.auditing import audited
 from onnxprune.blame import blame_model
 from onnxprune.errors import CheckFailed, UsageError
+from onnxprune.files import is_text
 from onnxprune.measure import Gates, compared, timed
 from onnxprune.model import Model
 from onnxprune.options import OptionKeywords, Options, Progress
@@ -78,7 +79,7 @@ def prune(
     Raises UsageError (bad input), NothingToPrune, CheckFailed (a proof or a gate failed), RuntimeFailure (ONNX Runtime,
     a provider, the disk)."""
     options = _asked(options, keywords)
-    _refuse_unread(options, keywords, validate is not None, plan is not None)
+    _refuse_unread(options, keywords, validate, plan is not None)
     if gates and validate is None:
         raise UsageError("`gates` need data: give it with `validate`")
     comparison = None if validate is None else compared(model, validate, options, metric, gates=gates)
@@ -136,14 +137,18 @@ def _asked(options: Options | None, keywords: OptionKeywords) -> Options:
     return checked(given(options, said))
 
 
-def _refuse_unread(options: Options, keywords: OptionKeywords, data: bool = False, plan: bool = False) -> None:
+def _refuse_unread(options: Options, keywords: OptionKeywords, data: Any = None, plan: bool = False) -> None:
     """UsageError for a keyword of this call that nobody would read. An Options may serve several calls: what it holds
     is not asked."""
     asked = unread.differing({**keywords})
     times = options.of == "latency" or options.round_to == 0
     measured = options.resolved().scope == "sensitivity"
     inputs = uses_inputs(options.resolved()) or bool(options.finetune)
-    unread.check(asked, unread.Run(inputs, data, times, plan, fast=options.fast, measured=measured))
+    texts, made_up = any(map(is_text, (options.calib, data))), inputs and options.calib is None
+    run = unread.Run(
+        inputs, data is not None, times, plan, fast=options.fast, measured=measured, texts=texts, made_up=made_up
+    )  # fmt: skip
+    unread.check(asked, run)
 
 
 @blame_model

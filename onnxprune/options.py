@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import Any, Literal, TypedDict
 
 Progress = Callable[[str, float], None]
@@ -31,6 +32,8 @@ class Options:
     fast: weights only: no inputs are run but for the proof.
     calib: inputs to calibrate on (see `calibrate`); None makes them up.
     mean, std, scale: how the pixels of image files are normalised; (pixel * scale - mean) / std.
+    tokenizer: the tokenizer.json by which a .txt becomes token ids; None: the one beside the model, or in the folder
+    above. text_length: tokens in a window of a .txt, where the model leaves it open.
     effort: "low" measures what cuts do to the outputs in closed form and takes images as they are; "normal" by light
     refits where these take half a minute or less, and mirrors images; "high" by three refits each, however long.
     memory: bytes that the process may take: as many inputs are looked at as fit, of those that are asked for; what
@@ -62,6 +65,8 @@ class Options:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     scale: float | None = None
+    tokenizer: str | PathLike[str] | None = None
+    text_length: int = 256
     memory: int = 0
     finetune: bool | int | str | None = None
     heads: bool = True
@@ -133,6 +138,8 @@ class OptionKeywords(TypedDict, total=False):
     mean: Sequence[float] | None
     std: Sequence[float] | None
     scale: float | None
+    tokenizer: str | PathLike[str] | None
+    text_length: int
     memory: int
     finetune: bool | int | str | None
     heads: bool

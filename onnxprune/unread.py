@@ -19,7 +19,7 @@ class Run:
     """What a run does, as far as it decides who reads what. inputs: activations are looked at, on inputs that are given
     or made up. data: quality is measured on data of the user's. times: time is measured. plan: a plan says what goes.
     gates: something must hold of the quality. fast: weights alone decide. measured: shares follow from what cuts do to
-    the outputs."""
+    the outputs. texts: a text file is read. made_up: inputs are."""
 
     inputs: bool = False
     data: bool = False
@@ -28,6 +28,8 @@ class Run:
     gates: bool = False
     fast: bool = False
     measured: bool = False
+    texts: bool = False
+    made_up: bool = False
 
 
 DECIDING = (
@@ -43,7 +45,7 @@ DECIDING = (
     "blocks",
 )
 INPUTS = ("calib", "calib_samples")
-READING = ("calib_batch", "mean", "std", "scale")
+READING = ("calib_batch", "mean", "std", "scale", "tokenizer", "text_length")
 QUALITY = ("metric", "validate_samples", "max_drop", "min_agreement", "min_cosine")
 GATED = ("keep_on_fail", "gate")
 ROWS: tuple[tuple[tuple[str, ...], Callable[[Run], bool], str], ...] = (
@@ -56,7 +58,12 @@ ROWS: tuple[tuple[tuple[str, ...], Callable[[Run], bool], str], ...] = (
         "{flag} is not used: whole branches go only where what the outputs lose is measured; leave out --fast, --scope",
     ),
     (("effort",), lambda run: run.inputs, "{flag} is not used: nothing here looks at inputs"),
-    (READING, lambda run: run.inputs or run.data, "{flag} is not used: nothing here reads inputs or pictures"),
+    (READING, lambda run: run.inputs or run.data, "{flag} is not used: nothing here reads inputs, pictures or texts"),
+    (("text_length",), lambda run: run.texts, "{flag} is about texts, and none is read; give one, such as words.txt"),
+    (
+        ("tokenizer",), lambda run: run.texts or run.made_up,
+        "{flag} is about texts, and none is read or made up; give one, such as words.txt",
+    ),
     (
         ("threads", "batch"), lambda run: run.times,
         "{flag} says how time is measured, and none is; add --benchmark, --of latency or --round-to auto",

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields, replace
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, get_args, get_type_hints
 
 from onnxprune.errors import UsageError
@@ -74,6 +75,8 @@ RULES: tuple[Rule, ...] = (
     ("mean", all_of(math.isfinite), "is not numbers, such as 0.485,0.456,0.406"),
     ("std", all_of(lambda x: 0 < x < math.inf), "is not numbers above 0, such as 0.229,0.224,0.225"),
     ("scale", lambda x: 0 < x < math.inf, "is not a number above 0; 1/255 brings pixels into 0..1"),
+    ("tokenizer", lambda x: isinstance(x, str | PathLike), "is not a path; it is the tokenizer.json of the model"),
+    ("text_length", lambda n: n >= 2, "is not at least 2; it is the number of tokens in a window of a text"),
     ("memory", lambda n: n == 0 or n >= 1 << 20, "is not at least 1 MiB (1M); 4G is usual"),
     ("round_to", lambda n: n >= 0, "is not auto (0) or from 1 on"),
     ("min_channels", lambda n: n >= 1, "is not at least 1"),

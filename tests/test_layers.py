@@ -27,7 +27,7 @@ HOUSE = [
     ("sweeping", "blame errors files measure model options planning progress pruner report results stages", HEAVY),
     ("frameworks", "api data errors files model planning rewrite run shapes trace", {"onnx", "onnxruntime"}),
     (
-        "api", "auditing blame errors measure model options planning progress pruner refit report results rewrite stages trace unread validation",
+        "api", "auditing blame errors files measure model options planning progress pruner refit report results rewrite stages trace unread validation",
         {"onnx", "onnxruntime"},
     ),
     ("pruner", "data errors model options planning progress refit report results rewrite stages trace tuning", {"onnx", "onnxruntime", "numpy"}),

@@ -9,6 +9,11 @@ classifier outputs stay as they are, and so do whole attention heads, which Torc
 itself: dependency graph and step for Torch-Pruning, its two pruning calls for onnxsim; shapes, trace, plan, rewrite and
 cutting every weight for onnxprune. All are CPU seconds; `total` includes loading and proof, but no imports. RSS is the
 peak of the process, imports included.
+
+`lm_gqa` and `lm_int4` are the trained decoder of `models/` with fused attention and a cache, in float32 and in 4 bits:
+files only, so Torch-Pruning has no row. Both ONNX tools prune their heads, too, onnxprune by `--fast` and, as a row of
+its own, calibrated on the text that the model was trained on. Of the weights kept each packed one counts, and the last
+column is the perplexity on held-out text.
 """
 
 from __future__ import annotations
@@ -31,6 +36,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+LANGUAGE = ("lm_gqa", "lm_int4")
 NETWORKS = {  # the name here: (in torchvision, in timm)
     "resnet50": ("resnet50", "resnet50"),
     "densenet121": ("densenet121", "densenet121"),
@@ -41,9 +48,10 @@ NETWORKS = {  # the name here: (in torchvision, in timm)
     "swin_t": ("swin_t", "swin_tiny_patch4_window7_224"),
     "vit_b_16": ("vit_b_16", "vit_base_patch16_224"),
     "bert_base": (None, None),
+    **dict.fromkeys(LANGUAGE, (None, None)),
 }
 STAGES = ("shapes", "trace", "group", "decide", "rewrite", "cut")
-FORMS = {"kept": ".3f", "seconds": ".2f", "total": ".2f", "rss": ".0f"}
+FORMS = {"kept": ".3f", "seconds": ".2f", "total": ".2f", "rss": ".0f", "perplexity": ".2f"}
 Figures = dict[str, Any]
 
 
@@ -101,6 +109,11 @@ def randomise(model: Any) -> None:
 
 def export(name: str, path: Path, args: argparse.Namespace) -> None:
     import torch
+
+    if name in LANGUAGE:
+        from tools.lm import rivals
+
+        return rivals.export(name, path)
 
     model, inputs = network(name, args.tvstub)
     part = path.with_suffix(".part")
@@ -192,11 +205,16 @@ def onnxsim(name: str, args: argparse.Namespace) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.onnx"
         onnx.save(pruned, out)
-        figures = {"kept": elements(out) / elements(source), "seconds": seconds, "total": total, "rss": peak}
-        return figures | same_shapes(source, out)
+        return {"seconds": seconds, "total": total, "rss": peak} | written(name, source, out, args)
 
 
-def onnxprune(name: str, args: argparse.Namespace) -> Figures:
+def calibrated(name: str, args: argparse.Namespace) -> Figures:
+    from tools.lm.text import fetch
+
+    return onnxprune(name, args, {"calib": fetch(args.cache / "texts")[0]})
+
+
+def onnxprune(name: str, args: argparse.Namespace, inputs: Figures | None = None) -> Figures:
     import onnxprune
 
     source = args.cache / f"{name}.onnx"
@@ -207,7 +225,8 @@ def onnxprune(name: str, args: argparse.Namespace) -> Figures:
         if not share:
             marks.append((stage, time.process_time()))
 
-    result = onnxprune.prune(source, ratio=args.ratio, heads=False, residual="all", fast=True, progress=mark)
+    options: Figures = {} if name in LANGUAGE else {"heads": False, "residual": "all"}
+    result = onnxprune.prune(source, ratio=args.ratio, progress=mark, **options, **(inputs or {"fast": True}))
     mark("cut")
     for weight in result.model.weights.values():  # large parameters are cut when they are asked for
         weight.array()
@@ -216,19 +235,35 @@ def onnxprune(name: str, args: argparse.Namespace) -> Figures:
     for (stage, start), (_, end) in pairwise(marks):
         stages[stage] = stages.get(stage, 0.0) + end - start
     total = time.process_time() - begin
-    seconds, peak = sum(stages[stage] for stage in STAGES), peak_rss()
+    seconds, peak = total if inputs else sum(stages[stage] for stage in STAGES), peak_rss()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.onnx"
         result.model.save(out)
-        figures = {"kept": elements(out) / elements(source), "seconds": seconds, "total": total, "stages": stages}
-        return figures | {"error": result.report.proof.error, "rss": peak} | same_shapes(source, out)
+        figures = {"seconds": seconds, "total": total, "stages": stages, "error": result.report.proof.error}
+        return figures | {"rss": peak} | written(name, source, out, args)
 
 
 TOOLS: dict[str, Callable[[str, argparse.Namespace], Figures]] = {
     "torch-pruning": torch_pruning,
     "onnxsim": onnxsim,
     "onnxprune": onnxprune,
+    "calibrated": calibrated,
 }
+
+
+def tools_for(name: str, asked: list[str]) -> list[str]:
+    """Those that a network has rows of."""
+    without = "torch-pruning" if name in LANGUAGE else "calibrated"
+    return [tool for tool in asked if tool != without]
+
+
+def written(name: str, source: Path, out: Path, args: argparse.Namespace) -> Figures:
+    """What is kept, and whether the file is what the original was; of a language model its perplexity, too."""
+    if name in LANGUAGE:
+        from tools.lm import rivals
+
+        return rivals.figures(source, out, args.cache / "texts")
+    return {"kept": elements(out) / elements(source)} | same_shapes(source, out)
 
 
 def elements(path: Path) -> int:
@@ -322,7 +357,7 @@ def summary(rows: list[Figures]) -> list[Figures]:
         out.append({
             "tool": tool,
             "works": len(works),
-            **{key: mean([r[key] for r in works]) for key in ("kept", "seconds", "total", "rss")},
+            **{key: mean([r[key] for r in works if key in r]) for key in FORMS},
             "onnxprune_kept": mean([own["kept"] for _, own in both]),
             "worst_kept_difference": max((own["kept"] - r["kept"] for r, own in both), default=None),
             "times_faster": mean([r["seconds"] / own["seconds"] for r, own in both]),
@@ -339,7 +374,7 @@ def print_tables(console: Console, rows: list[Figures], means: list[Figures]) ->
     table = Table(box=None, header_style="bold", pad_edge=False)
     for header in ("network", "tool"):
         table.add_column(header)
-    for header in ("kept", "runs", "s", "total", "RSS MiB"):
+    for header in ("kept", "runs", "s", "total", "RSS MiB", "perplexity"):
         table.add_column(header, justify="right")
     table.add_column("remark", overflow="fold")
     for r in rows:
@@ -349,7 +384,9 @@ def print_tables(console: Console, rows: list[Figures], means: list[Figures]) ->
     console.print(table)
     title = "geometric means over the networks where each works"
     table = Table(box=None, header_style="bold", pad_edge=False, title=title)
-    for header in ("tool", "works", "kept", "s", "total", "RSS MiB", "ours kept there", "worst kept difference"):
+    for header in (
+        "tool", "works", "kept", "s", "total", "RSS MiB", "perplexity", "ours kept there", "worst kept difference",
+    ):  # fmt: skip
         table.add_column(header, justify="right" if header != "tool" else "left")
     table.add_column("we are times faster (least)", justify="right")
     for m in means:
@@ -386,7 +423,7 @@ def main() -> int:
     for name in args.networks:
         path = args.cache / f"{name}.onnx"
         exported = {} if path.exists() else spawn("export", name, args)
-        for tool in args.tools:
+        for tool in tools_for(name, args.tools):
             if tool == "torch-pruning" or path.exists():
                 figures = measure(tool, name, args)
             else:

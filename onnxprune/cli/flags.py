@@ -16,12 +16,13 @@ from onnxprune import unread
 from onnxprune.cli import arguments as take
 from onnxprune.cli.running import MANY
 from onnxprune.errors import UsageError
+from onnxprune.files import is_text
 from onnxprune.options import Options
 
 CRITERIA = (
     "l1, l2, random, bn-scale, fpgm, lamp, activation, wanda, flap, cfsp, beta-rank, taylor, taylor-so, lrp, oracle"
 )
-METRICS = "top-1, top-5, miou, exact, agreement, cosine, snr"
+METRICS = "top-1, top-5, miou, exact, perplexity, agreement, cosine, snr"
 
 
 def plan_flags(parser: argparse.ArgumentParser) -> None:
@@ -214,9 +215,12 @@ def refuse_unread(
     gated = not asked.isdisjoint(("max_drop", "min_agreement", "min_cosine"))
     measured = options.resolved().scope == "sensitivity"
     times = times or options.of == "latency" or options.round_to == 0
-    unread.check(
-        asked, unread.Run(inputs, data or "validate" in asked, times, "plan" in asked, gated, options.fast, measured)
-    )
+    given = (options.calib, vars(args).get("validate"), vars(args).get("data"))
+    run = unread.Run(
+        inputs, data or "validate" in asked, times, "plan" in asked, gated, options.fast, measured,
+        texts=any(map(is_text, given)), made_up=inputs and options.calib is None,
+    )  # fmt: skip
+    unread.check(asked, run)
 
 
 def model_argument(parser: argparse.ArgumentParser, name: str = "IN") -> None:

@@ -6,6 +6,7 @@ Knows argparse and `Options`, no stage.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from onnxprune.cli import arguments as take
@@ -21,8 +22,8 @@ def calibration_flags(parser: argparse.ArgumentParser) -> None:
     inputs.add_argument(
         "--calib",
         metavar="DATA",
-        help="an .npz, a folder of .npy, .npz, images or test_data_set_*, or script.py:function (default: photographs "
-        "or made-up inputs)",
+        help="an .npz, a .txt, a folder of .npy, .npz, images or test_data_set_*, or script.py:function (default: "
+        "photographs, sentences or made-up inputs)",
     )
     inputs.add_argument(
         "--calib-samples", type=take.option("calib_samples"), metavar="N", help="at most so many samples"
@@ -32,6 +33,7 @@ def calibration_flags(parser: argparse.ArgumentParser) -> None:
     )
     memory_flag(inputs)
     pixel_flags(inputs)
+    text_flags(inputs)
 
 
 def memory_flag(parser: argparse._ActionsContainer) -> None:
@@ -58,6 +60,22 @@ def pixel_flags(parser: argparse._ActionsContainer) -> None:
         type=take.option("scale"),
         metavar="X",
         help="see --mean; 1/255 brings pixels into 0..1 (default: found out)",
+    )
+
+
+def text_flags(parser: argparse._ActionsContainer) -> None:
+    """How text files are read."""
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="the tokenizer.json that a .txt is read by (default: that beside the model, or in the folder above)",
+    )
+    parser.add_argument(
+        "--text-length",
+        type=take.option("text_length"),
+        metavar="N",
+        help="tokens in a window of a .txt, where the model leaves it open (default 256)",
     )
 
 

@@ -17,21 +17,28 @@ WAVES = (4096, 640, 576, 512, 400, 320, 256)
 next (32 or 36 ms at 16 kHz, and such)."""
 
 
-def sizes(model: Model, shapes: Shapes, batch: int, given: Mapping[str, Sequence[int]]) -> Iterator[Inputs]:
+def sizes(
+    model: Model, shapes: Shapes, batch: int, given: Mapping[str, Sequence[int]], tokens: int = TOKENS
+) -> Iterator[Inputs]:
     """Sizes of all inputs to try in turn, for `batch` samples where the model leaves their number open: first the most
-    telling ones, then those that shape inference found to fit."""
+    telling ones, with texts of so many `tokens`, then those that shape inference found to fit."""
     axes = plan_sizes(real_inputs(model), given)
-    open_axes = [(spec, axes.symbols(spec.name)) for spec in describe(model, shapes) if spec.name in axes.axes]
+    specs = describe(model, shapes)
+    open_axes = [(spec, axes.symbols(spec.name)) for spec in specs if spec.name in axes.axes]
     tried: list[Inputs] = []
-    for trial in (fit for t in _trials(open_axes, axes.roles, shapes, batch) for fit in (t, shapes.fitted(t))):
+    for trial in (fit for t in _trials(open_axes, axes.roles, shapes, batch, tokens) for fit in (t, shapes.fitted(t))):
         found = axes.shapes(trial)
-        if found not in tried and axes.possible(trial):
+        if found not in tried and all(min(found.get(s.name, ()), default=1) >= (s.kind != "cache") for s in specs):
             tried.append(found)
             yield found
 
 
 def _trials(
-    open_axes: Sequence[tuple[Input, Mapping[int, str]]], roles: Mapping[str, str], shapes: Shapes, batch: int
+    open_axes: Sequence[tuple[Input, Mapping[int, str]]],
+    roles: Mapping[str, str],
+    shapes: Shapes,
+    batch: int,
+    tokens: int,
 ) -> list[dict[str, int]]:
     """One number for each symbol, several times: the most telling ones first and those of shape inference last."""
     probe = {s: shapes.inputs[0][spec.name][k] for spec, symbols in open_axes for k, s in symbols.items()}
@@ -40,7 +47,7 @@ def _trials(
     late: dict[str, int] = {}  # the second axis of a state counts samples, as most exporters lay it out
     for spec, symbols in open_axes:
         inner = {k: s for k, s in symbols.items() if s not in batches}
-        best |= _telling(spec, shapes, inner, roles)
+        best |= _telling(spec, shapes, inner, roles, tokens)
         if spec.kind == "sound":
             for trial, length in zip(short, WAVES[1:], strict=True):
                 trial |= dict.fromkeys(inner.values(), length)
@@ -49,15 +56,19 @@ def _trials(
     return [chosen | batches | more for chosen in (best, *short, probe) for more in (late, {})] + [probe]
 
 
-def _telling(spec: Input, shapes: Shapes, symbols: Mapping[int, str], roles: Mapping[str, str]) -> dict[str, int]:
+def _telling(
+    spec: Input, shapes: Shapes, symbols: Mapping[int, str], roles: Mapping[str, str], tokens: int
+) -> dict[str, int]:
     """The most telling sizes of the open axes of one input; `symbols` by axis."""
     match spec.kind:
         case "image":
             return _image_size(spec, shapes, symbols)
         case "tokens" | "mask" | "positions":
-            return {s: TOKENS for s in symbols.values() if roles[s] == "token"}
+            return {s: tokens for s in symbols.values() if roles[s] == "token"}
         case "sound":
             return dict.fromkeys(symbols.values(), WAVES[0])
+        case "cache":  # nothing went before
+            return {s: 0 for k, s in symbols.items() if len(symbols) == 1 or k == len(spec.axes) - 2}
     return {}
 
 

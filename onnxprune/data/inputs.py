@@ -18,7 +18,8 @@ from onnx import NodeProto, TensorProto, ValueInfoProto
 from onnxprune.model import FLOATS, Model, attribute, dtype_of, every_node, traits
 from onnxprune.shapes import Shapes
 
-InputKind = Literal["image", "sound", "features", "tokens", "positions", "integers", "mask", "state", "text"]
+InputKind = Literal["image", "sound", "features", "tokens", "positions", "integers", "mask", "state", "cache", "text"]
+"""`cache`: keys and values of what went before, or whether there are any."""
 
 LONG = 256
 """A float axis of at least this many entries, alone or beside one of few channels, is a wave form."""
@@ -31,6 +32,13 @@ _INDEXED = {"Gather": (1, 0), "GatherElements": (1, 0), "ScatterElements": (1, 0
 _STATE = re.compile(r"(^|[_.:/])(h|c|hn|cn|hx|cx|state)[_.]?(in)?\d*([_.:/]|$)", re.IGNORECASE)
 _MASK = re.compile(r"mask", re.IGNORECASE)
 _CACHE = re.compile(r"past|cache|mems", re.IGNORECASE)
+_MICROSOFT = "com.microsoft"
+_PASTS = {
+    ("", "Attention"): (4, 5), (_MICROSOFT, "Attention"): (4,), (_MICROSOFT, "MultiHeadAttention"): (6, 7),
+    (_MICROSOFT, "GroupQueryAttention"): (3, 4), (_MICROSOFT, "SparseAttention"): (3, 4),
+    (_MICROSOFT, "DecoderMaskedMultiHeadAttention"): (5, 6), (_MICROSOFT, "DecoderMaskedSelfAttention"): (4,),
+}  # fmt: skip
+"""Which operands of an operator hold keys and values of what went before."""
 _POSITION = re.compile(r"position|pos_ids", re.IGNORECASE)
 
 
@@ -68,6 +76,13 @@ def describe(model: Model, shapes: Shapes) -> list[Input]:
     return [_describe(graph, info, len(first) == 1) for info in infos]
 
 
+def cache_outputs(model: Model, specs: Sequence[Input]) -> set[str]:
+    """The outputs that are caches of the inputs `specs` with what came behind them: given out by who reads one."""
+    caches = {s.name for s in specs if s.kind == "cache"}
+    made = (o for n in model.graph.node if caches & set(n.input) for o in n.output)
+    return {o.name for o in model.graph.output} & set(made)
+
+
 def real_inputs(model: Model) -> list[ValueInfoProto]:
     """The inputs that are no weights, as the graph declares them."""
     return [i for i in model.graph.input if i.name not in model.weights]
@@ -93,6 +108,15 @@ class _Graph:
     def read_as(self, name: str, operators: Container[str], operands: slice) -> bool:
         """Whether one of these operators reads it as one of these operands."""
         return any(name in n.input[operands] for n in self.users[name] if n.op_type in operators)
+
+    def is_past(self, name: str) -> bool:
+        """Whether what comes is put behind it, and both together are given out; or an operator does so."""
+        given_out = {o.name for o in self.model.graph.output}
+        return any(
+            name in [n.input[k] for k in _PASTS.get((n.domain, n.op_type), ()) if k < len(n.input)]
+            or (n.op_type == "Concat" and n.input[0] == name and n.output[0] in given_out)
+            for n in self.users[name]
+        )
 
     def reached(self, name: str) -> Iterator[tuple[NodeProto, str]]:
         """The nodes that see the input's own values, each with the tensor that carries these there."""
@@ -147,6 +171,8 @@ def _describe(graph: _Graph, info: ValueInfoProto, alike: bool) -> Input:
     plain = Input(name, dtype, axes, "features", 0 if axes and (axes[0] is None or alike) else None)
     if dtype.kind == "O":
         return replace(plain, kind="text")
+    if _is_cache(graph, plain):
+        return replace(plain, kind="cache")
     if dtype.kind == "b" or _MASK.search(name):
         return replace(plain, kind="mask")
     if channel := _channel_axis(graph, plain, tensor.elem_type):
@@ -154,10 +180,18 @@ def _describe(graph: _Graph, info: ValueInfoProto, alike: bool) -> Input:
     return _of_floats(graph, plain) if tensor.elem_type in FLOATS else _of_integers(graph, plain)
 
 
+def _is_cache(graph: _Graph, plain: Input) -> bool:
+    """Keys and values of what went before, by their name or by who reads them; or a truth that says whether there are
+    any."""
+    if plain.dtype.kind == "b" or len(plain.axes) >= 3:
+        return bool(_CACHE.search(plain.name)) or graph.is_past(plain.name)
+    return False
+
+
 def _channel_axis(graph: _Graph, plain: Input, element: int) -> int:
     """1 or -1 for an image, 0 for what is none."""
     numeric = element in FLOATS or element == TensorProto.UINT8
-    if not numeric or len(plain.axes) not in (4, 5) or _CACHE.search(plain.name):
+    if not numeric or len(plain.axes) not in (4, 5):
         return 0
     if graph.read_as(plain.name, ("Conv",), slice(1, None)):  # a weight that is made outside
         return 0
@@ -187,6 +221,8 @@ def _of_integers(graph: _Graph, plain: Input) -> Input:
     if tables := _tables(graph, reached):
         kind: InputKind = "positions" if _POSITION.search(plain.name) else "tokens"
         return replace(plain, kind=kind, bound=max(1, min(tables)))
+    if _POSITION.search(plain.name):  # they are turned into angles, by operators or inside one
+        return replace(plain, kind="positions", bound=np.iinfo(np.int32).max)
     # 1 - x, times a large negative number, is how exporters apply a mask.
     masking = any(n.op_type == "Sub" and n.input[1] == given and graph.scalars(n) == [1] for n, given in reached)
     time = 1 <= len(plain.axes) <= 2 and set(plain.axes[1:]) <= {1}

@@ -21,7 +21,6 @@ from onnx import NodeProto, helper
 from onnxprune.data import photographs
 from onnxprune.data.calibration_sizes import sizes
 from onnxprune.data.inputs import Input, consumers
-from onnxprune.data.picture_files import Decode
 from onnxprune.data.pixels import Pixels, between, normalised, stated
 from onnxprune.data.synthetic import entropy, softmax
 from onnxprune.model import Array, Model, needs
@@ -41,17 +40,6 @@ def pixels(model: Model, shapes: Shapes, spec: Input, options: Options) -> Pixel
     """What the user says; else what the type and the first operators show; else the range under which layers and
     answers look as they must have in training, whose text names the runner-up."""
     return stated(model, shapes, spec, options) or _likeliest(model, shapes, spec, options)
-
-
-def decoder(model: Model, shapes: Shapes, specs: Sequence[Input], options: Options) -> Decode:
-    """How pictures become what an input takes: its range of values and its size."""
-
-    def decode(name: str) -> tuple[Pixels, tuple[int, ...]]:
-        spec = next(s for s in specs if s.name == name)
-        dims = next(sizes(model, shapes, options.calib_batch, options.input_shapes))
-        return pixels(model, shapes, spec, options), dims[name]
-
-    return decode
 
 
 def _likeliest(model: Model, shapes: Shapes, spec: Input, options: Options) -> Pixels:

@@ -18,21 +18,23 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from onnxprune.data.batches import Feed
+from onnxprune.data.decoding import Decoder
 from onnxprune.data.inputs import Input, real_inputs
-from onnxprune.data.picture_files import PICTURES, Decode, class_names, read_pictures
+from onnxprune.data.picture_files import PICTURES, class_names, read_pictures
+from onnxprune.data.text_files import read_text
 from onnxprune.errors import OnnxPruneError, UsageError
-from onnxprune.files import function_of
+from onnxprune.files import function_of, is_text
 from onnxprune.model import Array, Model
 
 LABELS = "labels"
-FORMS = "an .npz, a folder of .npy, .npz or pictures, ONNX test_data_set folders, or script.py:function"
+FORMS = "an .npz, a .txt, a folder of .npy, .npz or pictures, ONNX test_data_set folders, or script.py:function"
 
 
 @dataclass(frozen=True)
 class Source:
     """Feeds as they were found, and the labels of each where there are any; `folders` are the numbers of the folders
     that pictures lie in, `classes` the names of these; `name` is how messages call the whole, `note` says how it was
-    read, `warnings` what is there and nobody reads."""
+    read, `warnings` what is there and nobody reads. is_text: whether it was a text."""
 
     feeds: list[Feed]
     name: str
@@ -41,9 +43,10 @@ class Source:
     classes: tuple[str, ...] = ()
     note: str = ""
     warnings: tuple[str, ...] = ()
+    is_text: bool = False
 
 
-def read(data: Any, specs: Sequence[Input], limit: int, seed: int, decode: Decode) -> Source:
+def read(data: Any, specs: Sequence[Input], limit: int, seed: int, decode: Decoder) -> Source:
     """Reads any of the forms (see `_read`). An array named `labels` that is no input of the model holds labels."""
     source = _read(data, specs, limit, seed, decode)
     if source.labels is None and all(s.name != LABELS for s in specs):
@@ -86,7 +89,7 @@ def _unread(
     return (f"{source}: nobody reads the {what}{'' if labelled else f' (labels are the array {LABELS!r})'}",)
 
 
-def _read(data: Any, specs: Sequence[Input], limit: int, seed: int, decode: Decode) -> Source:
+def _read(data: Any, specs: Sequence[Input], limit: int, seed: int, decode: Decoder) -> Source:
     """Reads any of the forms. Of pictures, a random choice of `limit` is read; a stream is read until it has given as
     many samples, since it may have no end."""
     if isinstance(data, (str, os.PathLike)):
@@ -171,12 +174,12 @@ def _script(data: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def _kind(path: Path) -> tuple[str, list[Any]]:
-    """Whether a path holds "arrays", "tensors" or "pictures", and the files of it (of tensors those of each set);
-    UsageError where it holds none of them."""
+    """Whether a path holds "arrays", "tensors", "pictures" or a "text", and the files of it (of tensors those of each
+    set); UsageError where it holds none of them."""
     if path.suffix == ".py":
         raise UsageError(f"{path}: say which of its functions gives the feeds, as in {path}:feeds")
     if path.is_file():
-        return "arrays", [path]
+        return "text" if is_text(path) else "arrays", [path]
     if not path.is_dir():
         raise UsageError(f"{path} does not exist; give {FORMS}")
     if sets := _test_data(path):
@@ -189,13 +192,16 @@ def _kind(path: Path) -> tuple[str, list[Any]]:
     raise UsageError(f"{path}: nothing to read in this folder; give {FORMS}")
 
 
-def _path(path: Path, specs: Sequence[Input], limit: int, seed: int, decode: Decode) -> Source:
+def _path(path: Path, specs: Sequence[Input], limit: int, seed: int, decode: Decoder) -> Source:
     kind, files = _kind(path)
     match kind:
         case "tensors":
             return Source([_tensors(found, specs) for found in files], path.name)
         case "pictures":
             return _pictures(path, files, specs, limit, seed, decode)
+        case "text":
+            feeds, note = read_text(path, specs, limit, seed, decode.texts)
+            return Source(feeds, path.name, note=note, is_text=True)
     return Source([_arrays(path)] if path.is_file() else _folder(files, specs), path.name)
 
 
@@ -210,12 +216,12 @@ def _ending(files: Sequence[Path], suffixes: Container[str]) -> list[Path]:
 
 
 def _pictures(
-    path: Path, files: Sequence[Path], specs: Sequence[Input], limit: int, seed: int, decode: Decode
+    path: Path, files: Sequence[Path], specs: Sequence[Input], limit: int, seed: int, decode: Decoder
 ) -> Source:
     """A random choice of the pictures in a folder."""
     rng = np.random.default_rng(seed)
     chosen = [files[k] for k in rng.permutation(len(files))[:limit]]
-    feed, scaled = read_pictures(path, chosen, specs, decode)
+    feed, scaled = read_pictures(path, chosen, specs, decode.pictures)
     have = f", of {len(files)}" if len(files) > len(chosen) else ""
     names = class_names(path, files)
     numbers = np.array([names.index(p.relative_to(path).parts[0]) for p in chosen]) if names else None

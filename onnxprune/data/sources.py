@@ -17,16 +17,17 @@ import numpy as np
 from onnxprune.data import sounds, spectra, synthetic
 from onnxprune.data.amounts import amounts
 from onnxprune.data.batches import Feed, batched, checked, cut
+from onnxprune.data.beside import beside
 from onnxprune.data.calibration_sizes import sizes
+from onnxprune.data.decoding import decoder
 from onnxprune.data.images import ImageSource
 from onnxprune.data.inputs import Input, describe
-from onnxprune.data.lengths import told_lengths
 from onnxprune.data.pixels import Pixels
 from onnxprune.data.pool import Pool
 from onnxprune.data.random import random_inputs
-from onnxprune.data.ranges import decoder, pixels
+from onnxprune.data.ranges import pixels
 from onnxprune.data.samples import read
-from onnxprune.data.text import TextSource
+from onnxprune.data.text import TextSource, tokenizer_of
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model
 from onnxprune.options import Options
@@ -78,7 +79,7 @@ class _Calibrator:
         self.specs = describe(model, shapes)
         self.session = open_session(model, options.providers)
         self.images = ImageSource(1.0)
-        self.texts = TextSource(model.path, self.specs)
+        self.texts = TextSource(tokenizer_of(model.path, options.tokenizer), self.specs)
         self.streams: dict[str, Iterator[Array]] = {}  # what is left of the sounds that go on from batch to batch
 
     @cached_property
@@ -112,6 +113,8 @@ class _Calibrator:
 
     def synthetic(self) -> Calibration:
         """Inputs by their kinds at the first sizes that the model runs at, or else plain random ones."""
+        if self.options.tokenizer is not None:
+            self.texts.check()
         trials = list(self.sizes())
         running = (dims for dims in trials if self.heard(dims) is not None)
         dims = next(running, None)
@@ -199,12 +202,8 @@ class _Calibrator:
 
     def feed(self, dims: Inputs, rng: np.random.Generator) -> Feed:
         """One batch."""
-        given = self.texts.drawn(rng, dims)
-        given |= {n: np.full(dims[n], told) for n, told in told_lengths(self.model, dims).items()}
-        return {
-            s.name: given[s.name].astype(s.dtype) if s.name in given else self.array(s, dims[s.name], rng)
-            for s in self.specs
-        }
+        made = beside(self.model, self.specs, dims) | self.texts.drawn(rng, dims)
+        return {s.name: made[s.name] if s.name in made else self.array(s, dims[s.name], rng) for s in self.specs}
 
     def array(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         """Values for one input of this shape, by its kind."""
@@ -222,14 +221,6 @@ class _Calibrator:
                 values = synthetic.features(rng, shape)
             case "tokens" | "integers":
                 values = synthetic.tokens(rng, spec.safe(shape), shape)
-            case "positions":
-                values = np.broadcast_to(np.arange(shape[-1]) % spec.bound, shape)
-            case "mask":
-                values = np.ones(shape)
-            case "state":
-                values = np.zeros(shape)
-            case "text":
-                values = np.full(shape, "a")
         return values.astype(spec.dtype)
 
     def sound(self, spec: Input, shape: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -7,15 +7,19 @@ licences stand in `text/SOURCES.md`. Knows the inputs of a model, no units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from onnxprune.data.batches import Feed
 from onnxprune.data.inputs import Input
+from onnxprune.errors import UsageError
 from onnxprune.model import Array
 from onnxprune.run import first_line
 from onnxprune.shapes import Inputs
@@ -48,22 +52,30 @@ def sentences() -> tuple[str, ...]:
 
 
 class TextSource:
-    """Draws texts for the inputs `specs` of the model in the file `path`, or says why it cannot."""
+    """Draws texts for the inputs `specs` of a model, by the tokenizer in `file` if there is one, or says why it
+    cannot."""
 
-    def __init__(self, path: Path | None, specs: Sequence[Input]) -> None:
-        self.path, self.specs = path, specs
+    def __init__(self, file: Path | None, specs: Sequence[Input]) -> None:
+        self.file, self.specs = file, specs
 
     @cached_property
     def usable(self) -> Tokenizer | str:
         """The tokenizer, or the reason that there is none to be used."""
         try:
-            tokenizer = Tokenizer(_beside(self.path))
-            rows = min(s.bound for s in self.specs if _may_be_words(s))
+            tokenizer = Tokenizer(self.file)
+            rows = min(s.bound for s in self.specs if may_be_words(s))
             if tokenizer.largest >= rows:
                 raise Unusable(f"{TOKENIZER} makes ids up to {tokenizer.largest}, the model knows {rows}")
         except Unusable as reason:
             return str(reason)
         return tokenizer
+
+    def check(self) -> None:
+        """UsageError where the tokenizer, which the user named, makes no text for this model."""
+        takes = any(map(may_be_words, self.specs))
+        why = self.usable if takes else "the model takes no ids of tokens"
+        if isinstance(why, str):
+            raise UsageError(f"--tokenizer {self.file}: {why}")
 
     def drawn(self, rng: np.random.Generator, dims: Inputs) -> Feed:
         """What a batch of texts fills, at these sizes: ids, zeros for what tells parts of a text from each other, and
@@ -75,7 +87,7 @@ class TextSource:
         shape = dims[words[0].name]
         masks = [s for s in self.specs if s.kind == "mask" and dims[s.name] == shape]
         may_pad = len(words) == 1 and (len(masks) == 1 or tokenizer.padding in words[0].compared)
-        made = {s.name: np.zeros(dims[s.name], s.dtype) for s in self.specs if _tells_parts(s)}
+        made = {s.name: np.zeros(dims[s.name], s.dtype) for s in self.specs if tells_parts(s)}
         for spec in words:
             ids, lengths = tokenizer.rows(rng, dims[spec.name], may_pad)
             made[spec.name] = ids.astype(spec.dtype)
@@ -85,30 +97,65 @@ class TextSource:
 
     def words(self, dims: Inputs) -> list[Input]:
         """The inputs that take a text a row."""
-        return [s for s in self.specs if _may_be_words(s) and dims[s.name][1] >= LEAST]
+        return [s for s in self.specs if may_be_words(s) and dims[s.name][1] >= LEAST]
 
     def text(self, dims: Inputs) -> str:
         """What the ids are, for the report; empty where no text could be meant."""
         words = self.words(dims)
-        if not words or (min(s.bound for s in words) < WORDS and _beside(self.path) is None):
+        if not words or (min(s.bound for s in words) < WORDS and self.file is None):
             return ""
         if isinstance(self.usable, str):
             return f"random token ids ({self.usable})"
         return f"English sentences that come with onnxprune, by {TOKENIZER}"
 
 
-def _may_be_words(spec: Input) -> bool:
+def may_be_words(spec: Input) -> bool:
+    """Whether an input takes the tokens of texts, one text a row."""
     return spec.kind == "tokens" and spec.batch == 0 and len(spec.axes) == 2 and spec.bound > SEGMENTS
 
 
-def _tells_parts(spec: Input) -> bool:
+def tells_parts(spec: Input) -> bool:
+    """Whether an input tells the parts of a text from each other."""
     return spec.kind == "tokens" and spec.bound <= SEGMENTS
 
 
-def _beside(path: Path | None) -> Path | None:
-    """The tokenizer in the folder of the model or in the one above, as exporters lay them."""
+def tokenizer_of(path: Path | None, given: str | os.PathLike[str] | None = None) -> Path | None:
+    """The file that is `given`; else the one in the folder of the model at `path` or in the folder above, as exporters
+    lay them; None where there is none. UsageError for a file that is given and not there."""
+    if given is not None:
+        if not Path(given).is_file():
+            raise UsageError(f"--tokenizer {given}: no such file; a tokenizer.json is wanted")
+        return Path(given)
     folders = () if path is None else (path.absolute().parent, path.absolute().parent.parent)
     return next((folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()), None)
+
+
+def opened(file: Path | None) -> Any:
+    """What the package tokenizers makes of a `tokenizer.json`, which neither cuts nor pads; Unusable without the
+    package or the file, or where it cannot be read."""
+    try:
+        import tokenizers
+    except ImportError:
+        there = "" if file else f"{TOKENIZER} beside the model and "
+        raise Unusable(f"with {there}pip install 'onnxprune[text]' it would be natural text") from None
+    if file is None:
+        raise Unusable(f"with {TOKENIZER} beside the model it would be natural text")
+    with readable(file):
+        own = tokenizers.Tokenizer.from_file(str(file))
+        own.no_truncation()
+        own.no_padding()
+    return own
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Unusable for whatever the package tokenizers raises."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # the library's own
+            raise
+        raise Unusable(f"{file.name} cannot be used: {first_line(error)}") from error
 
 
 class Tokenizer:
@@ -116,25 +163,13 @@ class Tokenizer:
 
     def __init__(self, file: Path | None) -> None:
         """Unusable where there is no file, it cannot be read, or it does not know the words."""
-        try:
-            import tokenizers
-        except ImportError:
-            there = "" if file else f"{TOKENIZER} beside the model and "
-            raise Unusable(f"with {there}pip install 'onnxprune[text]' it would be natural text") from None
-        if file is None:
-            raise Unusable(f"with {TOKENIZER} beside the model it would be natural text")
-        try:
-            self.own = tokenizers.Tokenizer.from_file(str(file))
-            self.own.no_truncation()
-            self.own.no_padding()
+        self.own = opened(file)
+        assert file is not None
+        with readable(file):
             # Alone and joined, as many tokenizers make another id of a word behind a space.
             texts = (*sentences(), " ".join(2 * sentences()))
             plain = [self.own.encode(text, add_special_tokens=False).ids for text in texts]
             special = self.own.encode("").ids
-        except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # the library's own
-                raise
-            raise Unusable(f"{TOKENIZER} cannot be used: {first_line(error)}") from error
         ids = np.concatenate(plain)
         if (
             len(special) >= LEAST

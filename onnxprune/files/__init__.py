@@ -9,6 +9,7 @@ from onnxprune.files.texts import (
     check_distinct,
     check_finite,
     check_inputs,
+    is_text,
     json_text,
     same_file,
     write_json,
@@ -17,5 +18,5 @@ from onnxprune.files.texts import (
 
 __all__ = [
     "check_distinct", "check_finite", "check_inputs", "check_new_folder", "check_outputs", "created", "disk_errors",
-    "function_of", "json_text", "new_folder", "replacing", "same_file", "write_json", "write_texts",
+    "function_of", "is_text", "json_text", "new_folder", "replacing", "same_file", "write_json", "write_texts",
 ]  # fmt: skip

@@ -13,6 +13,11 @@ from typing import Any
 from onnxprune.errors import UsageError
 
 
+def is_text(data: Any) -> bool:
+    """Whether data, as --calib takes it, is the path of a plain text."""
+    return isinstance(data, str | os.PathLike) and str(data).lower().endswith(".txt")
+
+
 def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
     """Do both paths name one file, through links or not? A file that does not exist yet is compared by its path."""
     try:

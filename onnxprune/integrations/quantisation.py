@@ -18,7 +18,10 @@ from onnxprune.shapes import infer
 from onnxprune.unread import differing
 from onnxprune.validation import given, listed
 
-READS = ("calib", "calib_samples", "calib_batch", "mean", "std", "scale", "memory", "input_shapes", "seed", "providers")
+READS = (
+    "calib", "calib_samples", "calib_batch", "mean", "std", "scale", "tokenizer", "text_length", "memory",
+    "input_shapes", "seed", "providers",
+)  # fmt: skip
 """Options that say which inputs there are and how they are read."""
 
 

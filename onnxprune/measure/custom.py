@@ -72,24 +72,36 @@ def _told(found: Floats) -> str:
     return f"an array of shape {list(found.shape)}" if found.ndim and np.isfinite(found).all() else "NaN or infinity"
 
 
-def chosen(name: str | Function, outputs: Outputs, labels: Array | None) -> Metric | Custom:
-    """The metric of this name, or a function as one; without one, what fits the labels, or fidelity to the dense model.
-    UsageError where it is none, or needs labels that are not there."""
+def chosen(
+    name: str | Function, outputs: Outputs, labels: Array | None, tokens: Array | None = None, is_text: bool = False
+) -> Metric | Custom:
+    """The metric of this name, or a function as one; without one, what fits the labels, or fidelity to the dense model,
+    or of texts, where the model has scores for every token of them, perplexity. tokens: what inputs were, where one
+    takes texts. UsageError where it is none, or needs labels that are not there."""
     if not isinstance(name, str):
         return Custom.of(name, str(getattr(name, "__name__", "metric")))
     if name and name not in METRICS:
         return _scripted(name)
     if name in ("", "snr") and labels is not None and _are_targets(outputs, labels):
         return TARGETS
-    if not name:
-        if labels is None:
-            name = "agreement" if _is_classes(outputs) else "cosine"
-        else:
-            name = "top-1" if labels.size == len(labels) else "miou" if labels.ndim >= 3 else "exact"
-    found = METRICS[name]
-    if found.against == "labels" and labels is None:
+    found = METRICS[name or _fitting(outputs, labels, tokens if is_text else None)]
+    if labels is None and found.against == "labels":
         raise UsageError(f"--metric {name} needs labels; give the data an array named 'labels'")
+    if labels is None and tokens is None and found.against == "tokens":
+        raise UsageError(
+            f"--metric {name} needs the tokens of texts, and no single input of the model takes them; give the data an "
+            "array named 'labels' with them, [samples, length]"
+        )
     return found
+
+
+def _fitting(outputs: Outputs, labels: Array | None, text: Array | None) -> str:
+    """The name of the metric that fits labels, or the tokens of a text, or neither."""
+    if labels is not None:
+        return "top-1" if labels.size == len(labels) else "miou" if labels.ndim >= 3 else "exact"
+    if text is not None and _are_next(outputs, text):
+        return "perplexity"
+    return "agreement" if _is_classes(outputs) else "cosine"
 
 
 def _scripted(text: str) -> Custom:
@@ -105,6 +117,17 @@ def _are_targets(outputs: Outputs, labels: Array) -> bool:
     """Whether labels are what the first output should be: as many numbers, and not all of them whole."""
     found = np.asarray(outputs[0])
     return found.size == labels.size and labels.dtype.kind == "f" and bool((labels != np.round(labels)).any())
+
+
+def _are_next(outputs: Outputs, tokens: Array) -> bool:
+    """Whether the first output can be scores for the tokens that texts go on with."""
+    found = np.asarray(outputs[0])
+    return (
+        found.dtype.kind == "f"
+        and found.ndim == 3
+        and found.shape[:2] == tokens.shape
+        and tokens.max() < found.shape[2]
+    )
 
 
 def _is_classes(outputs: Outputs) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,15 +35,15 @@ def mean(total: Floats, count: Floats) -> Floats:
 class Metric:
     """`statistics(outputs, reference)` is (samples, k); `value(sums, counts)` takes (..., k) and (...).
 
-    `against`: what the reference is, the labels of the samples or the outputs of the dense model. unit: SHARE, dB, or
-    nothing. Of all of these metrics more is better."""
+    `against`: what the reference is, the labels of the samples, the tokens that a text goes on with, or the outputs of
+    the dense model. unit: SHARE, dB, or nothing."""
 
     name: str
-    against: Literal["labels", "dense"]
+    against: Literal["labels", "tokens", "dense"]
     unit: str
     statistics: Callable[[Outputs, Any], Floats]
     value: Value = mean
-    higher_is_better: ClassVar[bool] = True
+    higher_is_better: bool = True
 
     @property
     def takes_classes(self) -> bool:
@@ -169,6 +169,36 @@ def _alike(name: str, found: Array, labels: Array) -> None:
         raise UsageError(f"{name}: the model gives classes of {list(found.shape)}, the labels are {list(labels.shape)}")
 
 
+def _surprise(outputs: Outputs, tokens: Array) -> Floats:
+    """Of each text the nats by which every token but the first surprises a model that has seen those before it, and how
+    many such tokens there are, [samples, 2]. The first output holds scores [samples, length, vocabulary]; tokens
+    [samples, length] below 0 do not count."""
+    found, tokens = np.asarray(outputs[0]), np.asarray(tokens)
+    if found.ndim != 3 or found.dtype.kind != "f" or tokens.ndim != 2 or found.shape[:2] != tokens.shape:
+        raise UsageError(
+            "perplexity needs scores [samples, length, vocabulary] as the first output, and tokens [samples, length]; "
+            f"the model gives {found.dtype}{list(found.shape)}, the tokens are {list(tokens.shape)}"
+        )
+    if tokens.dtype.kind not in "iu" or tokens.max(initial=0) >= found.shape[2]:
+        raise UsageError(
+            f"perplexity needs tokens from 0 to {found.shape[2] - 1}, as the model has scores; they go up to "
+            f"{tokens.max()}"
+        )
+    made = np.zeros((len(found), 2))
+    for sample, (scores, text) in enumerate(zip(found[:, :-1], tokens[:, 1:], strict=True)):
+        counted = text >= 0
+        logs = scores[counted].astype(np.float64)
+        logs -= logs.max(-1, keepdims=True)
+        own = np.take_along_axis(logs, text[counted, None].astype(np.int64), 1)[:, 0]
+        made[sample] = (np.log(np.exp(logs).sum(-1)) - own).sum(), counted.sum()
+    return made
+
+
+def _perplexity(total: Floats, _: Floats) -> Floats:
+    """How many tokens a model wavers between, on (geometric) average."""
+    return np.asarray(np.exp(total[..., 0] / np.maximum(total[..., 1], 1)))
+
+
 METRICS = {
     m.name: m
     for m in (
@@ -176,6 +206,7 @@ METRICS = {
         Metric("top-5", "labels", SHARE, _top(5)),
         Metric("miou", "labels", SHARE, _overlaps, _mean_iou),
         Metric("exact", "labels", SHARE, _exact),
+        Metric("perplexity", "tokens", "", _surprise, _perplexity, higher_is_better=False),
         Metric("agreement", "dense", SHARE, _agreement),
         Metric("cosine", "dense", "", _cosine),
         Metric("snr", "dense", "dB", _energies, _decibels),

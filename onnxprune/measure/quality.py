@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.data import Feed, batched, calibration, checked, decoder, describe, read, unread
+from onnxprune.data import Feed, Input, batched, calibration, checked, decoder, describe, read, tokens_of, unread
 from onnxprune.errors import CheckFailed, RuntimeFailure, UsageError
 from onnxprune.measure.custom import Custom, chosen
 from onnxprune.measure.doubts import Answers
 from onnxprune.measure.gates import FIDELITY, Quality, check_intervals, check_unit, failures, refuse
+from onnxprune.measure.guessing import by_frequency
 from onnxprune.measure.intervals import Floats
 from onnxprune.measure.metrics import METRICS, Metric, Outputs
 from onnxprune.measure.tally import Tally, figures, likely, total
@@ -31,6 +32,8 @@ Array = NDArray[Any]
 BATCH = 64
 MADE_UP = 128
 """Inputs made up where no data is given."""
+SCORES = 1 << 25
+"""At most so many numbers an output has of a batch of texts."""
 EVERYTHING = 1 << 62
 KEPT = 32
 """This part of the memory may hold what the dense model answers, for the next model that is measured."""
@@ -39,7 +42,9 @@ KEPT = 32
 @dataclass(frozen=True)
 class Data:
     """Feeds ready for a session and the labels of each; a fixed batch is filled up, `rows` says how many count.
-    folders: names of those whose numbers the labels are. warnings: what makes the data doubtful as it was read."""
+    folders: names of those whose numbers the labels are. warnings: what makes the data doubtful as it was read.
+    tokens: of the texts that a feed holds, below 0 where one is padded; None where no input takes any, or several do.
+    is_text: whether they were given as a text."""
 
     feeds: list[Feed]
     labels: list[Array] | None
@@ -47,6 +52,8 @@ class Data:
     source: str
     folders: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    tokens: list[Array] | None = None
+    is_text: bool = False
 
     def __len__(self) -> int:
         return sum(self.rows)
@@ -63,10 +70,24 @@ def load(data: Any, model: Model, shapes: Shapes, options: Options, limit: int |
     # Without labels numbers stand for them: they too say how many rows of a batch of fixed size count.
     numbers = [np.arange(len(feed[first]) if first else 1) for feed in feeds]
     wanted = limit or EVERYTHING
-    feeds, given, _, _ = batched(feeds, labels or numbers, specs, wanted, BATCH, options.seed, source.name)
+    batch = _batch(model, shapes, specs, feeds)
+    feeds, given, _, _ = batched(feeds, labels or numbers, specs, wanted, batch, options.seed, source.name)
     rows = [len(x) for x in given or ()]
     folders = () if source.labels else source.classes
-    return Data(feeds, given if labels else None, rows, source.name, folders, source.warnings)
+    tokens = tokens_of(specs, feeds)
+    return Data(
+        feeds, given if labels else None, rows, source.name, folders, source.warnings, tokens, source.is_text
+    )  # fmt: skip
+
+
+def _batch(model: Model, shapes: Shapes, specs: Sequence[Input], feeds: Sequence[Feed]) -> int:
+    """How many samples are run at once: fewer of long texts, as a score for every token of every place is much."""
+    length = max(
+        (f[s.name].size // max(len(f[s.name]), 1) for f in feeds for s in specs if s.kind == "tokens"), default=1
+    )
+    outputs = [shapes.static(o.name) or () for o in model.graph.output]
+    scores = max((dims[-1] or 1 for dims in outputs if len(dims) == 3), default=1)
+    return max(1, min(BATCH, SCORES // (length * scores)))
 
 
 def compared(
@@ -86,9 +107,10 @@ def compared(
     else:
         footprint.check(source, shapes.passes[0], options.memory_limit)
         made = calibration(source, shapes, replace(options, calib=None, calib_samples=limit or MADE_UP))
-        first = next((s.name for s in describe(source, shapes) if s.batch == 0), None)
+        specs = describe(source, shapes)
+        first = next((s.name for s in specs if s.batch == 0), None)
         rows = [len(feed[first]) if first else 1 for feed in made.feeds]
-        found = Data(list(made.feeds), None, rows, made.source)
+        found = Data(list(made.feeds), None, rows, made.source, tokens=tokens_of(specs, made.feeds))
     comparison = Comparison(source, found, metric, options.providers, options.memory_limit // KEPT)
     comparison.check(gates)
     return comparison
@@ -108,7 +130,8 @@ class Comparison:
         self.session = open_session(dense, providers)
         self._room, self._kept = room, dict[int, list[Array]]()
         first = self._dense(0)
-        self.metric = chosen(metric, first, None if data.labels is None else data.labels[0])
+        labels, tokens = (None if given is None else given[0][: data.rows[0]] for given in (data.labels, data.tokens))
+        self.metric = chosen(metric, first, labels, tokens, data.is_text)
         tally, answers = Tally(self.metric), Answers(data.folders)
         classes = isinstance(self.metric, Metric) and self.metric.takes_classes and data.labels is not None
         for k in range(len(data.feeds)):
@@ -117,8 +140,23 @@ class Comparison:
             if classes:
                 answers.add(outputs, self._reference(k, outputs))
         self.statistics = tally.statistics()
-        doubt = answers.doubt() if classes else self._undirected()
+        doubt = answers.doubt() if classes else self._guessed(first) or self._undirected()
         self.warnings = (*data.warnings, *([f"{data.source}: {doubt}"] if doubt else []))
+
+    def _guessed(self, first: Outputs) -> str:
+        """That a language model knows no more of the text than how often its tokens occur."""
+        if not isinstance(self.metric, Metric) or self.metric.against != "tokens":
+            return ""
+        texts = [text for k in range(len(self.data.feeds)) for text in self._reference(k, first)]
+        guess, found = by_frequency(texts, np.asarray(first[0]).shape[-1]), total(self.metric, self.statistics)
+        return (
+            ""
+            if found < guess
+            else (
+                f"the perplexity of the dense model is {found:.4g}, no better than by the frequency of the tokens "
+                f"({guess:.4g}): does it go on with texts, and are this text and this tokenizer its own?"
+            )
+        )
 
     def _undirected(self) -> str:
         """That a function does not say which way is better."""
@@ -175,7 +213,9 @@ class Comparison:
     def _reference(self, k: int, dense: Outputs) -> Any:
         """What the metric compares the k-th outputs with: labels, or those of the dense model."""
         against = self.metric.against if isinstance(self.metric, Metric) else "labels"
-        return self.data.labels[k] if against == "labels" and self.data.labels is not None else dense
+        if against != "dense" and self.data.labels is not None:
+            return self.data.labels[k]
+        return dense if self.data.tokens is None or against != "tokens" else self.data.tokens[k][: self.data.rows[k]]
 
     def _check_inputs(self, session: Any) -> None:
         """The two models must take the same inputs."""

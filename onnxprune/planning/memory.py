@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from math import inf
 
-from onnxprune.data import describe, sizes
+from onnxprune.data import describe, sizes, text_length
 from onnxprune.fit import Extent, Held, layers, sample_size, shared, sums_by_node, units_of, weigh
 from onnxprune.options import Options
 from onnxprune.trace import Groups
@@ -44,7 +44,8 @@ def statistics_bytes(groups: Groups) -> int:
 def samples_that_fit(groups: Groups, options: Options) -> float:
     """How many samples can be looked at within `options.memory_limit`; less than 1 where not even one can."""
     shapes = groups.trace.shapes
-    dims = next(sizes(groups.trace.model, shapes, 1, options.input_shapes), shapes.inputs[0])
+    tokens = text_length(options)
+    dims = next(sizes(groups.trace.model, shapes, 1, options.input_shapes, tokens), shapes.inputs[0])
     inputs = describe(groups.trace.model, shapes)
     batch = next((dims[i.name][0] for i in inputs if i.batch == 0), 1) or 1
     free = options.memory_limit - min(BASE, options.memory_limit // 2) - statistics_bytes(groups)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.data import cache_outputs, describe
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model
 from onnxprune.prove import Places, with_outputs
@@ -20,7 +21,8 @@ Feeds = Sequence[Mapping[str, NDArray[Any]]]
 class OutputError:
     """How far a model's outputs are from the dense ones over `feeds`, as a share of their variance.
 
-    A saturating operator that ends the graph (softmax) is judged by what goes into it."""
+    Caches are given out beside what a model is for, and left out where there is anything else. A saturating operator
+    that ends the graph (softmax) is judged by what goes into it."""
 
     def __init__(self, groups: Groups, feeds: Feeds, providers: Sequence[str]) -> None:
         self.groups, self.feeds, self.providers = groups, feeds, providers
@@ -29,28 +31,35 @@ class OutputError:
         self.taps, ends = places.taps, places.ends
         covered = {o for n in trace.model.skeleton.graph.node if set(self.taps) & set(n.input) and n.output[0] in ends
                    for o in ends[n.output[0]]}  # fmt: skip
-        outputs = [o.name for o in trace.model.skeleton.graph.output]
-        self.names = [*self.taps, *(o for o in outputs if o not in covered)]
+        caches = cache_outputs(trace.model, describe(trace.model, trace.shapes))
+        others = [o.name for o in trace.model.skeleton.graph.output if o.name not in covered]
+        told = [*self.taps, *others]
+        self.names = [name for name in told if name not in caches] or told
         self.dense = self._outputs(trace.model)
 
     def error(self, model: Model) -> float:
         """Mean over the outputs of squared error by variance."""
         errors = []
         for ours, theirs in zip(self.dense, self._outputs(model), strict=True):
-            lost = sum(float(np.square(a - b).sum()) for a, b in zip(ours, theirs, strict=True))
-            mean = sum(a.sum() for a in ours) / max(sum(a.size for a in ours), 1)
-            energy = sum(float(np.square(a - mean).sum()) for a in ours)
+            lost = sum(float(np.square(_wide(a) - _wide(b)).sum()) for a, b in zip(ours, theirs, strict=True))
+            mean = sum(_wide(a).sum() for a in ours) / max(sum(a.size for a in ours), 1)
+            energy = sum(float(np.square(_wide(a) - mean).sum()) for a in ours)
             errors.append(lost / energy if energy else 0.0)
         return float(np.mean(errors)) if errors else 0.0
 
-    def _outputs(self, model: Model) -> list[list[NDArray[np.float64]]]:
+    def _outputs(self, model: Model) -> list[list[NDArray[Any]]]:
         session = open_session(with_outputs(self.groups.trace.shapes.dtype, model, self.taps), self.providers)
         try:
             runs = [session.run(self.names, dict(feed)) for feed in self.feeds]
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise RuntimeFailure(f"ONNX Runtime failed on calibration inputs: {first_line(error)}") from error
         return [
-            [np.asarray(r[k], np.float64) for r in runs]
+            [np.asarray(r[k]) for r in runs]
             for k in range(len(self.names))
             if isinstance(runs[0][k], np.ndarray) and runs[0][k].dtype.kind == "f"
         ]
+
+
+def _wide(array: NDArray[Any]) -> NDArray[np.float64]:
+    """One batch in float64: all of a language model's scores would take much memory."""
+    return np.asarray(array, np.float64)

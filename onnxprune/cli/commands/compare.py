@@ -28,6 +28,7 @@ def parser() -> arguments.Parser:
     made.add_argument("--data", default=None, metavar="DATA", help="as for --validate (default: made-up inputs)")
     gating.quality_flags(made)
     running.pixel_flags(made)
+    running.text_flags(made)
     made.add_argument("--benchmark", action="store_true", default=False, help="measure the latency of both, in turns")
     running.timing_flags(made)
     flags.report_flag(made)

@@ -34,6 +34,7 @@ def parser() -> arguments.Parser:
     data.add_argument("--calib-samples", type=arguments.count, metavar="N", help="made-up samples")
     running.memory_flag(data)
     running.pixel_flags(data)
+    running.text_flags(data)
     how = made.add_argument_group("training")
     how.add_argument(
         "--steps",

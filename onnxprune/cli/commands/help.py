@@ -20,6 +20,7 @@ TOPICS = {
     "latency": "time as a target",
     "sweeps": "many ways to prune one model",
     "reports": "pages for people, JSON for machines",
+    "language-models": "decoders: text, heads, caches, perplexity",
     "large-models": "gigabytes of weights",
     "operators": "those that have rules, and what happens beside the others",
     "pipelines": "exit codes, builds of ONNX Runtime, an action for GitHub, an image for Docker",
@@ -42,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
     """Print the topics, or one of them: as text where the output is no terminal."""
     topic = parser().parse(argv).TOPIC
     if not topic:
-        print("\n".join(f"{name:<14}{said}" for name, said in TOPICS.items()))
+        print("\n".join(f"{name:<17}{said}" for name, said in TOPICS.items()))
         return 0
     if topic not in TOPICS:
         meant = near(topic, TOPICS) or f"; choose {', '.join(TOPICS)}"
