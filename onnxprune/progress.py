@@ -1,8 +1,9 @@
 """What a run says on its way: every stage with its seconds, to the log and to whoever gave a callback.
 
 A stage that has ended is one record of the logger `onnxprune.progress`, at INFO, with the attributes `stage`, `seconds`
-(how long it took) and `share` (of the stage, that is done). While one lasts a record says so every half a minute. What
-goes on inside a stage, such as the turns of a search, is at DEBUG. Knows names, seconds and shares; nothing of models.
+(how long it took) and `share` (of the stage, that is done). While one lasts a record says so every half a minute, and
+how long the rest may take. What goes on inside a stage, such as the turns of a search, is at DEBUG. Knows names,
+seconds and shares; nothing of models.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 EVERY = 30.0
 """Seconds after which a run that has said nothing says that it lives."""
+TELLING = 0.02
+"""Share of a stage that must be done before what is left of it is estimated."""
 log = logging.getLogger(__name__)
 
 
@@ -95,7 +98,15 @@ class Stages:
             self._spoke = time.monotonic()
             if self.stage:
                 done = f"{self.share:.0%} done" if self.share else "not done yet"
-                self._say(f"{self.stage}: {', '.join(filter(None, (self.detail, done)))} after {self.seconds:.0f} s")
+                said = f"{', '.join(filter(None, (self.detail, done)))} after {self.seconds:.0f} s"
+                self._say(f"{self.stage}: {said}{self._left()}")
+
+    def _left(self) -> str:
+        """How long the rest of the stage takes if it goes on like this; nothing where too little is done to tell."""
+        if self.share < TELLING:
+            return ""
+        left = self.seconds * (1 / self.share - 1)
+        return f", about {left:.0f} s left" if left < 100 else f", about {left / 60:.0f} min left"
 
     def _say(self, message: str) -> None:
         self._spoke = time.monotonic()

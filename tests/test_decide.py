@@ -335,7 +335,7 @@ def test_fast_runs_no_inputs(monkeypatch: pytest.MonkeyPatch, more: dict[str, An
 
     for place, name in (
         (parting, "calibration"),
-        (sources, "open_session"),
+        (sources, "entire"),
         (sites, "collect"),
         (decision, "calibrated"),
     ):

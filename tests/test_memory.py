@@ -19,7 +19,7 @@ from onnxprune.fit import Walk, compared, layers, reconstruction, weigh
 from onnxprune.fit.reconstruction import Reconstruction
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.planning import memory
+from onnxprune.planning import calibrated, memory
 from onnxprune.rewrite import rewrite
 from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Groups
@@ -48,8 +48,8 @@ def residual(end: str = "", size: int = 12) -> ModelProto:
 
 def moments(*sites: tuple[int, int, int], weights: Sequence[Shape]) -> int:
     """Of sites (groups, columns, outputs), beside what sessions hold of the weights."""
-    largest = max(columns for _, columns, _ in sites)
-    held = sum(8 * g * k * (k + o) for g, k, o in sites) + 8 * memory.SOLVED * largest**2
+    solved = max(memory.SOLVED * k * k + memory.CROSSED * k * o for _, k, o in sites)
+    held = sum(8 * g * k * (k + o) for g, k, o in sites) + 8 * solved
     return held + 2 * 4 * sum(int(np.prod(shape)) for shape in weights)
 
 
@@ -59,7 +59,7 @@ def test_the_end_of_a_net_makes_no_kernel_of_its_classes(end: str) -> None:
     model = residual(end)
     weights = [tuple(t.dims) for t in model.graph.initializer]
     sites = (1, 16 * 9, 20), (1, 20, 16), (1, 16 * 9, 24), (1, 24, 40)
-    assert memory.statistics_bytes(grouped(model)) == moments(*sites, weights=weights)
+    assert memory.needs(grouped(model), Options()).memory == moments(*sites, weights=weights)
 
 
 def test_inputs_of_a_recurrent_layer_are_no_kernel() -> None:
@@ -71,7 +71,7 @@ def test_inputs_of_a_recurrent_layer_are_no_kernel() -> None:
         """,
         w0=(32, 32), w=(1, 128, 32), r=(1, 128, 32), one=np.array([1]), w1=(32, 5),
     )  # fmt: skip
-    assert memory.statistics_bytes(grouped(model)) < 1 << 20
+    assert memory.needs(grouped(model), Options()).memory < 2 << 20
 
 
 def recurrent() -> ModelProto:
@@ -139,6 +139,21 @@ def test_more_memory_takes_more_samples() -> None:
     assert 10 < few < many < 3 * few
     only = memory.samples_that_fit(groups, Options(memory=150 << 20, reconstruct="merge"))
     assert only > 1.3 * few, "statistics alone need one walk"
+
+
+def test_samples_count_as_large_as_they_are() -> None:
+    """However long those are that would be made up."""
+    model = graph("(float[N, L, 8] x) => (float[N, L, 8] y)", "a = MatMul(x, v) b = Relu(a) y = MatMul(b, w)",
+                  v=(8, 64), w=(64, 8))  # fmt: skip
+    groups = grouped(model)
+
+    def taken(length: int) -> int:
+        data = [{"x": np.random.default_rng(0).standard_normal((100, length, 8), np.float32)}]
+        return calibrated(groups, Options(memory=200 << 20, calib=data).resolved()).samples
+
+    short, long = taken(3), taken(3000)
+    assert short == 100
+    assert 1 <= long < 50
 
 
 MEASURED = """

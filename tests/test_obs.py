@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxprune.fit import Site
+from onnxprune.model import Held
 from onnxprune.planning.obs import DAMP, Elimination, eliminate
 
 Array = NDArray[Any]
@@ -26,7 +27,7 @@ def site(units: list[list[int]], taps: int = 1, outputs: int = 4, rows: int = 20
         grams.append(x.T @ x / rows)
     gram, matrix = np.stack(grams), random.standard_normal((groups, columns, outputs))
     energy = float(np.einsum("gko,gkl,glo->", matrix, gram, matrix))
-    return Site((), np.array(units), gram, np.zeros((groups, columns)), matrix, True, energy)
+    return Site((), np.array(units), Held(gram), np.zeros((groups, columns)), Held(matrix), True, energy)
 
 
 def lost(s: Site, gone: set[int]) -> float:

@@ -499,12 +499,31 @@ def test_a_long_stage_says_that_it_lives(caplog: pytest.LogCaptureFixture, monke
         run("equivalence", 0.0)
         assert re.fullmatch(r"equivalence: not done yet after \d+ s", *lives("equivalence"))
         run("finetune: loss 1", 0.25)
-        assert re.fullmatch(r"finetune: loss 1, 25% done after \d+ s", *lives("25%"))
+        assert re.fullmatch(r"finetune: loss 1, 25% done after \d+ s, about \d+ s left", *lives("25%"))
     spoken = len(caplog.records)
     assert [r.getMessage() for r in caplog.records if " done" not in r.getMessage()][-1].startswith("finetune ")
     with progress.telling():
         pass  # and nobody speaks for a run that has ended, or one without a stage
     assert len(caplog.records) == spoken
+
+
+@pytest.mark.parametrize(
+    ("share", "seconds", "left"),
+    [
+        (0.01, 60, ""), (0.5, 60, ", about 60 s left"), (0.4, 60, ", about 90 s left"), (0.25, 60, ", about 3 min left"),
+        (1.0, 60, ", about 0 s left"),
+    ],
+)  # fmt: skip
+def test_what_is_left_follows_from_what_is_done(
+    share: float, seconds: int, left: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "onnxprune")
+    stages = progress.Stages()
+    stages("scores", share)
+    stages._began -= seconds
+    stages._spoke -= progress.EVERY
+    stages.live()
+    assert caplog.records[-1].getMessage() == f"scores: {share:.0%} done after {seconds} s{left}"
 
 
 def test_nobody_is_woken_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model
 from onnxprune.options import Options
 from onnxprune.progress import now
-from onnxprune.run import first_line, open_session
+from onnxprune.run import entire, first_line
 from onnxprune.shapes import Inputs, Shapes
 
 CLASSES = 50_000
@@ -77,7 +77,7 @@ class _Calibrator:
     def __init__(self, model: Model, shapes: Shapes, options: Options, want: int, batch: int) -> None:
         self.model, self.shapes, self.options, self.want, self.batch = model, shapes, options, want, batch
         self.specs = describe(model, shapes)
-        self.session = open_session(model, options.providers)
+        self.session = entire(model, options.providers, shapes.dtype)
         self.images = ImageSource(1.0)
         self.texts = TextSource(tokenizer_of(model.path, options.tokenizer), self.specs)
         self.streams: dict[str, Iterator[Array]] = {}  # what is left of the sounds that go on from batch to batch

@@ -102,7 +102,7 @@ class Parameter:
         for node in reversed(self.path):
             value = _backward(node, value, model)
         held = _held(value, model.weights[self.root].dtype)
-        model.weights[root or self.root] = Weight.of(np.ascontiguousarray(held), kind)
+        model.put(root or self.root, np.ascontiguousarray(held), kind)
 
 
 def parameter(name: str, model: Model, made_by: Mapping[str, NodeProto]) -> Parameter | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -195,3 +196,9 @@ def shared(found: Sequence[AnyLinear]) -> list[list[AnyLinear]]:
     for layer in found:
         by_key[layer.key].append(layer)
     return sorted(by_key.values(), key=lambda members: members[-1].index)
+
+
+def passed(found: Sequence[Linear], model: Model) -> list[float]:
+    """Of all work on the layers, the share that lies before each: by how many weights they have."""
+    sizes = [sum(model.weights[root].size for root in layer.roots) for layer in found]
+    return [before / (sum(sizes) or 1) for before in accumulate(sizes, initial=0)][:-1]

@@ -83,11 +83,12 @@ def solve(
     normal = Normal(first, p.intercept)
     if not (np.isfinite(normal.gram).all() and np.isfinite(normal.cross).all()):
         return stays
-    tried = []
-    for ridge in (r for r in ridges if normal.takes(r)):
+
+    def at(ridge: float) -> Solution:
         found = goal.kept(normal.solve(start, ridge))
-        tried.append(Solution(*found, ridge, test.error(*found), before))
-    best, clipped = min(tried, key=_error), None
+        return Solution(*found, ridge, test.error(*found), before)
+
+    best, clipped = min((at(ridge) for ridge in ridges if normal.takes(ridge)), key=_error), None
     if np.isfinite((p.low, p.high)).any():
         found = _clipped(fit, normal, goal, start, best, CLIP_ROUNDS if again else 1)
         clipped = Solution(*found, best.ridge, test.error(*found), before)

@@ -78,7 +78,7 @@ class Moments:
 
 
 class Normal:
-    """Normal equations with a ridge towards given weights; factored once for each ridge."""
+    """Normal equations with a ridge towards given weights; factored anew where the ridge is not the last one."""
 
     def __init__(self, moments: Moments, intercept: bool) -> None:
         self.moments, self.intercept = moments, intercept
@@ -86,7 +86,8 @@ class Normal:
         self.unit = float(np.trace(self.gram)) / max(len(self.gram), 1) + 1e-30
         if not intercept:
             self.gram, self.cross = moments.raw()
-        self.factors: dict[float, Any] = {}
+        self.factored = np.nan
+        self.factor: Any = None
 
     def takes(self, ridge: float) -> bool:
         """Whether a float can hold the diagonal with it."""
@@ -100,11 +101,13 @@ class Normal:
         while np.isfinite(ridge):
             lam = ridge * self.unit
             try:
-                if ridge not in self.factors:
+                if ridge != self.factored:
+                    self.factored, self.factor = np.nan, None  # large ones are not held twice
                     damped = self.gram.copy()
                     damped.flat[:: len(damped) + 1] += lam
-                    self.factors[ridge] = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True)
-                matrix = scipy.linalg.cho_solve(self.factors[ridge], cross + lam * start)
+                    self.factor = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True)
+                    self.factored = ridge
+                matrix = scipy.linalg.cho_solve(self.factor, cross + lam * start)
                 break
             except np.linalg.LinAlgError:
                 ridge *= 10

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxprune.fit.compared import Dense
 from onnxprune.fit.equations import Equations, Light, Refit, Refits
-from onnxprune.fit.finding import layers, shared
+from onnxprune.fit.finding import layers, passed, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.least_squares import Problem
 from onnxprune.fit.linear import Linear, Unsolvable
@@ -62,9 +62,10 @@ class Reconstruction:
         if self.light:
             found = [layer for layer in found if not self._depthwise(layer)]
         todo = {members[0].key: members for members in shared(found)}
+        before = passed(found, self.after.model)
         for k, layer in enumerate(found):
             if progress:
-                progress(k / len(found))
+                progress(before[k])
             members = todo[layer.key]
             self.open = {m.index for later in todo.values() for m in later}
             if members[0] is layer and len(members) > 1:

@@ -150,7 +150,7 @@ class FewBits:
         held = self.table.codes(model).copy()
         held[:, : codes.shape[1]] = codes
         shape = model.weights[self.root].shape
-        model.weights[self.root] = Weight.of(Cells(held.shape, self.table.bits).stored(held).reshape(shape))
+        model.put(self.root, Cells(held.shape, self.table.bits).stored(held).reshape(shape))
 
 
 def _codes(value: Array, scale: Array, zero: Array, top: int) -> Array:

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.fit.finding import layers, shared
+from onnxprune.fit.finding import layers, passed, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.linear import Linear
 from onnxprune.fit.normal import Moments
 from onnxprune.fit.products import Layer
 from onnxprune.fit.tails import tail
 from onnxprune.fit.walk import Walk
-from onnxprune.trace import Groups, Ids, Reduction, Trace
+from onnxprune.model import Aside, Held, Model, Stored
+from onnxprune.trace import Groups, Ids, Mask, Reduction, Trace
 
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -37,16 +38,45 @@ MOST_NUMBERS = 150_000_000
 @dataclass(frozen=True)
 class Site:
     """members: the layers that share the weight. units [groups, channels]: the class of every input channel.
-    gram [groups, K, K], mean [groups, K]: centred second moments (raw where no bias can absorb a mean) and means of the
-    K columns; matrix [groups, K, O]; energy: the variance of the outputs, summed."""
+    mean [groups, K]: of the K columns; energy: the variance of the outputs, summed. `moments` and `weights` say where
+    what is large is kept; who asks for it twice keeps it."""
 
     members: tuple[Linear, ...]
     units: Ids
-    gram: Array
+    moments: Stored
     mean: Array
-    matrix: Array
+    weights: Stored
     movable: bool
     energy: float
+
+    @property
+    def gram(self) -> Array:
+        """[groups, K, K]: centred second moments of the columns; raw where no bias can absorb a mean."""
+        return self.moments.load()
+
+    @property
+    def matrix(self) -> Array:
+        """[groups, K, O]"""
+        return self.weights.load()
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The matrix of a layer, read from the model whenever it is asked for."""
+
+    layer: Linear
+    model: Model
+
+    def load(self) -> Array:
+        """[groups, K, O]"""
+        matrix = self.layer.read(self.model)
+        self.release()
+        return matrix
+
+    def release(self) -> None:
+        """Give back the memory that holds what a file has."""
+        for root in self.layer.roots:
+            self.model.weights[root].release()
 
 
 def sample_size(groups: int, columns: int) -> int:
@@ -57,22 +87,24 @@ def sample_size(groups: int, columns: int) -> int:
 
 
 def collect(
-    groups: Groups, feeds: Feeds, providers: Sequence[str], seed: int, progress: Callable[[float], None] | None = None
-) -> list[Site]:
-    """One pass of the dense network over `feeds`; the sites of all prunable units."""
+    groups: Groups, feeds: Feeds, providers: Sequence[str], seed: int, progress: Callable[[float], None] | None = None,
+    wanted: Mask | None = None, aside: Aside | None = None,
+) -> list[Site]:  # fmt: skip
+    """One pass of the dense network over `feeds`; the sites of the units that are `wanted` (see `units_of`). aside:
+    where what is large waits, if not in memory."""
     trace = groups.trace
     walk = Walk(trace.model, feeds, trace.shapes.dtype, providers)
     fitted = Fitted(walk, trace.shapes.dtype, {})
     sums = sums_by_node(trace)
     every = shared(layers(trace.model, trace.rank))
-    found = []
+    found, before = [], passed([members[0] for members in every], trace.model)
     for k, members in enumerate(every):
         if progress:
-            progress(k / len(every))
+            progress(before[k])
         if k and every[k - 1][-1].index != members[-1].index:  # a node may hold several layers, which read the same
             walk.release()
         layer = members[0]
-        units = units_of(groups, layer, sums[layer.index])
+        units = units_of(groups, layer, sums[layer.index], wanted)
         if units is None or not fitted.own(members):
             continue
         matrix = layer.read(trace.model)
@@ -82,7 +114,8 @@ def collect(
         gram, mean = _moments(walk, members, matrix.shape[1], seed, movable)
         energy = float(np.einsum("gko,gkl,glo->", matrix, gram, matrix, optimize=True))
         if energy > 0:
-            found.append(Site(tuple(members), units, gram, mean, matrix, movable, energy))
+            kept = (Held(gram), Held(matrix)) if aside is None else (aside.put(gram), _Read(layer, trace.model))
+            found.append(Site(tuple(members), units, kept[0], mean, kept[1], movable, energy))
     return found
 
 
@@ -95,13 +128,14 @@ def sums_by_node(trace: Trace) -> dict[int, list[Reduction]]:
     return sums
 
 
-def units_of(groups: Groups, layer: Linear, reductions: Sequence[Reduction]) -> Ids | None:
-    """[groups, channels]: the unit of every channel that the layer reads; None where none of them may go."""
+def units_of(groups: Groups, layer: Linear, reductions: Sequence[Reduction], wanted: Mask | None = None) -> Ids | None:
+    """[groups, channels]: the unit of every channel that the layer reads; None where none of them is `wanted` (a mask
+    over classes: by default those that may go)."""
     ids = layer.units(reductions, groups.trace.rank)
     if ids is None:
         return None
     units: Ids = groups.classes[ids]
-    return units if groups.prunable[units].any() else None
+    return units if (groups.prunable if wanted is None else wanted)[units].any() else None
 
 
 def units_made(groups: Groups, layer: Layer) -> Ids | None:

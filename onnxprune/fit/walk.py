@@ -101,7 +101,8 @@ class Walk(Topology):
 
     def _computed(self, nodes: Sequence[int], ins: Sequence[str], outs: Sequence[str]) -> dict[str, list[Array]]:
         """What these nodes make of the tensors `ins`, in every batch."""
-        session = open_session(self._piece(nodes, ins, outs), self.providers)
+        piece = self._piece(nodes, ins, outs)
+        session = open_session(piece, self.providers)
         kept: dict[str, list[Array]] = {o: [] for o in outs}
         for b in range(self.batches):
             try:
@@ -110,6 +111,9 @@ class Walk(Topology):
                 raise RuntimeFailure(f"ONNX Runtime failed on calibration batch {b}: {first_line(error)}") from error
             for o, x in zip(outs, results, strict=True):
                 kept[o].append(x)
+        del session
+        for weight in piece.weights.values():
+            weight.release()
         return kept
 
     def _piece(self, nodes: Sequence[int], ins: Sequence[str], outs: Sequence[str]) -> Model:

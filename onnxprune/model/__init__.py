@@ -5,6 +5,7 @@ Knows files and protobuf, no sizes and no stage.
 
 from __future__ import annotations
 
+from onnxprune.model.aside import Aside, Held, aside_in, space_aside
 from onnxprune.model.graph import (
     Scope,
     attribute,
@@ -24,18 +25,22 @@ from onnxprune.model.graph import (
 from onnxprune.model.model import SESSION_LIMIT, Model, opset
 from onnxprune.model.normalise import set_nodes, sorted_nodes
 from onnxprune.model.topology import Topology
-from onnxprune.model.weight import FLOATS, HALVES, Array, Derived, Weight, dtype_of, nbytes_of
+from onnxprune.model.weight import FLOATS, HALVES, Array, Derived, Stored, Weight, dtype_of, nbytes_of
 
 __all__ = [
     "FLOATS",
     "HALVES",
     "SESSION_LIMIT",
     "Array",
+    "Aside",
     "Derived",
+    "Held",
     "Model",
     "Scope",
+    "Stored",
     "Topology",
     "Weight",
+    "aside_in",
     "attribute", "attributes", "bodies",
     "captured",
     "defined",
@@ -52,4 +57,5 @@ __all__ = [
     "scopes",
     "set_nodes",
     "sorted_nodes",
+    "space_aside",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from onnxprune.errors import UsageError
 from onnxprune.files import check_outputs, created, disk_errors, replacing, same_file
+from onnxprune.model.aside import Aside
 from onnxprune.model.graph import defined, every_node, make_names_distinct, retain, scopes
 from onnxprune.model.loading import source_of
 from onnxprune.model.normalise import (
@@ -34,7 +35,7 @@ from onnxprune.model.normalise import (
     sorted_nodes,
 )
 from onnxprune.model.storage import ExternalData
-from onnxprune.model.weight import Weight, described
+from onnxprune.model.weight import BITS, Array, Weight, described
 from onnxprune.model.wire import stream
 
 PROTOBUF_LIMIT = (1 << 31) - (1 << 20)
@@ -48,12 +49,14 @@ INLINE_LIMIT = 1024
 @dataclass
 class Model:
     """`skeleton` is the graph without weight bytes, which no runtime loads (`to_proto` gives one that is whole);
-    `weights` by initializer name. Edit either, `sync` brings them together."""
+    `weights` by initializer name. Edit either, `sync` brings them together. aside: where what `put` is given
+    waits, if not in memory."""
 
     skeleton: ModelProto
     weights: dict[str, Weight]
     path: Path | None = None
     data_files: tuple[Path, ...] = ()
+    aside: Aside | None = field(default=None, repr=False, compare=False)
     _names: set[str] | None = field(default=None, repr=False, compare=False)
     _folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
 
@@ -99,6 +102,13 @@ class Model:
         proto = ModelProto()
         proto.CopyFrom(self.skeleton)
         return Model(proto, dict(self.weights), self.path, self.data_files)
+
+    def put(self, name: str, values: Array, onnx_type: int | None = None) -> None:
+        """Give a weight new values, of the type of the array unless another is said."""
+        weight = Weight.of(values, onnx_type)
+        if self.aside is not None and weight.onnx_type not in BITS:
+            weight = Weight(weight.onnx_type, weight.shape, self.aside.put(weight.array()))
+        self.weights[name] = weight
 
     def sync(self) -> None:
         """Make the initializers of `skeleton`, and what declares their shapes, follow `weights`."""

@@ -16,6 +16,7 @@ from onnxprune.planning.decision import (
     working,
 )
 from onnxprune.planning.limits import movable
+from onnxprune.planning.memory import Needs, checked, needs
 from onnxprune.planning.named import asked
 from onnxprune.planning.names import plan_of, removed_by
 from onnxprune.planning.parting import FEW, Parts, calibrated, everything, folds, parted, with_mirrors
@@ -25,7 +26,7 @@ from onnxprune.planning.sensitivity import OutputError
 from onnxprune.planning.steady import steady
 
 __all__ = [
-    "FEW", "Costs", "Decision", "OutputError", "Parts", "Plan", "Planner", "Removal", "asked", "by_weights",
-    "calibrated", "everything", "folds", "in_spite_of_fast", "movable", "parted", "plan_of", "read_plan", "removed_by",
-    "select", "settled", "steady", "uses_inputs", "with_mirrors", "working",
+    "FEW", "Costs", "Decision", "Needs", "OutputError", "Parts", "Plan", "Planner", "Removal", "asked", "by_weights",
+    "calibrated", "checked", "everything", "folds", "in_spite_of_fast", "movable", "needs", "parted", "plan_of",
+    "read_plan", "removed_by", "select", "settled", "steady", "uses_inputs", "with_mirrors", "working",
 ]  # fmt: skip

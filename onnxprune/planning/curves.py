@@ -89,7 +89,7 @@ def observe(
         return eliminate(part.buckets, levels, most, near, importance, given)
 
     curves = []
-    for part, (order, losses) in zip(linked, each(eliminated, enumerate(linked)), strict=True):
+    for part, (order, losses) in zip(linked, each(eliminated, enumerate(linked), inputs.needs.together), strict=True):
         if given is None:
             scores[list(order)] = list(order.values())
         curves.append(Curve(part, losses))

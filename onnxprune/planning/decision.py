@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.data import Calibration
-from onnxprune.errors import RuntimeFailure, UsageError
+from onnxprune.errors import RuntimeFailure
 from onnxprune.fit import normalisations, re_estimated
 from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria, curves, timings
 from onnxprune.planning.allocation import Costs
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.limits import FLOOR
-from onnxprune.planning.memory import statistics_bytes
+from onnxprune.planning.memory import checked
 from onnxprune.planning.named import Asked, asked
 from onnxprune.planning.parting import calibrated, counts, parted
 from onnxprune.planning.reaching import SLACK, check_reachable
@@ -98,11 +98,7 @@ class Planner:
     def _informed(self) -> Informed | RuntimeFailure:
         """What decides by inputs; or why these cannot be run. UsageError where they take more than the memory."""
         groups, options = self.groups, self.options
-        if (need := statistics_bytes(groups)) > options.memory_limit:
-            raise UsageError(
-                f"to calibrate and refit a model of this size takes about {need / 1e9:.1f} GB; allow it with --memory "
-                f"{-(-need >> 30)}G, or give --fast, which needs little"
-            )
+        checked(groups, options)
         try:
             inputs = calibrated(groups, options, self.progress)
         except RuntimeFailure as error:

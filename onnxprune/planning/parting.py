@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from onnxprune.data import Calibration, calibration, describe, mirrored
 from onnxprune.options import Options, Progress
 from onnxprune.planning.memory import samples_that_fit
-from onnxprune.run import open_session
+from onnxprune.run import entire
+from onnxprune.shapes import Inputs
 from onnxprune.trace import Groups
 
 Feeds = tuple[Mapping[str, NDArray[Any]], ...]
@@ -92,7 +93,7 @@ def with_mirrors(groups: Groups, parts: Parts, options: Options) -> Parts:
     turned = turned[: int(np.searchsorted(np.cumsum(counts(groups, turned)), room, "right"))]
     if not turned:
         return parts
-    session = open_session(groups.trace.model, options.providers)
+    session = entire(groups.trace.model, options.providers, groups.trace.shapes.dtype)
     ways = [[session.run(None, dict(f)) for f in feeds] for feeds in (parts.fit[: len(turned)], turned)]
     alike = [_alike(a, b) for straight, other in zip(*ways, strict=True) for a, b in zip(straight, other, strict=True)]
     same = np.concatenate([np.empty(0), *alike])
@@ -118,9 +119,20 @@ def calibrated(groups: Groups, options: Options, progress: Progress | None = Non
     if progress:
         progress("calibrate", 0.0)
     trace = groups.trace
-    samples = max(1, int(min(options.calib_samples, samples_that_fit(groups, options))))
-    batch = max(1, min(options.calib_batch, samples // BATCHES))
-    inputs = calibration(trace.model, trace.shapes, replace(options, calib_samples=samples, calib_batch=batch))
+
+    def taken(samples: int) -> Calibration:
+        batch = max(1, min(options.calib_batch, samples // BATCHES))
+        return calibration(trace.model, trace.shapes, replace(options, calib_samples=samples, calib_batch=batch))
+
+    def room(given: Inputs | None = None) -> int:
+        return max(1, int(min(options.calib_samples, samples_that_fit(groups, options, given))))
+
+    fit = room()
+    inputs = taken(fit)
+    if options.memory and options.calib is not None:  # whose samples have other sizes than those that would be made up
+        largest = max(inputs.feeds, key=lambda feed: sum(x.nbytes for x in feed.values()))
+        fits = room({name: x.shape for name, x in largest.items()})
+        inputs = inputs if fits == fit else taken(fits)
     return replace(inputs, feeds=_apart(groups, inputs.feeds))
 
 

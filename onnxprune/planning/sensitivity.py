@@ -12,7 +12,7 @@ from onnxprune.data import cache_outputs, describe
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model
 from onnxprune.prove import Places, with_outputs
-from onnxprune.run import first_line, open_session
+from onnxprune.run import entire, first_line
 from onnxprune.trace import Groups
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -48,7 +48,8 @@ class OutputError:
         return float(np.mean(errors)) if errors else 0.0
 
     def _outputs(self, model: Model) -> list[list[NDArray[Any]]]:
-        session = open_session(with_outputs(self.groups.trace.shapes.dtype, model, self.taps), self.providers)
+        types = self.groups.trace.shapes.dtype
+        session = entire(with_outputs(types, model, self.taps), self.providers, types)
         try:
             runs = [session.run(self.names, dict(feed)) for feed in self.feeds]
         except Exception as error:  # ONNX Runtime's exceptions share no base class

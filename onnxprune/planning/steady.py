@@ -44,15 +44,15 @@ def steady() -> Iterator[None]:
             put(count)
 
 
-def each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """`function` of every item, in order. Several are worked on at a time and must not depend on each other. What is
-    going on here (see `progress.now`) goes on in each of them."""
+def each(function: Callable[[Item], Result], items: Iterable[Item], most: int = MOST) -> list[Result]:
+    """`function` of every item, in order. Several, at most so many, are worked on at a time and must not depend on each
+    other. What is going on here (see `progress.now`) goes on in each of them."""
     contexts = copy_context()
 
     def work(item: Item) -> Result:
         return contexts.copy().run(function, item)
 
-    with ThreadPoolExecutor(min(threads() or cores(), MOST)) as pool:
+    with ThreadPoolExecutor(min(threads() or cores(), most)) as pool:
         return list(pool.map(work, items))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit import Reconstruction, Refits, restore
+from onnxprune.model import Aside
 from onnxprune.options import Options, Progress
 from onnxprune.planning import (
     FEW,
@@ -22,8 +23,10 @@ from onnxprune.planning import (
     Parts,
     by_weights,
     calibrated,
+    checked,
     everything,
     folds,
+    needs,
     parted,
     steady,
     uses_inputs,
@@ -50,6 +53,7 @@ def replayed(groups: Groups, removed: Mask, options: Options) -> Decision:
     """A decision that was made before: only inputs are missing."""
     if not uses_inputs(options):
         return Decision(removed, groups, given=True)
+    checked(groups, options)
     try:
         inputs = calibrated(groups, options, now())
     except RuntimeFailure as error:
@@ -67,13 +71,15 @@ class Refit:
     refits: Refits
 
     @staticmethod
-    def on(decision: Decision, parts: Parts, options: Options, done: Callable[[float], None] | None = None) -> Refit:
-        """Nothing of what judges is looked at. done: told the share that is done. RuntimeFailure where inputs cannot be
-        run."""
+    def on(decision: Decision, parts: Parts, options: Options, done: Callable[[float], None] | None = None,
+           aside: bool = False) -> Refit:  # fmt: skip
+        """Nothing of what judges is looked at. done: told the share that is done. aside: new weights wait on the disk.
+        RuntimeFailure where inputs cannot be run."""
         trace, kept = decision.groups.trace, decision.groups.kept_ids(decision.removed)
         if options.effort != "low":
             parts = with_mirrors(decision.groups, parts, options)
         work = rewrite(trace, kept)
+        work.model.aside = Aside() if aside else None
         walk = Reconstruction(trace, kept, work, parts.solved, len(parts.choose), options.providers, options.seed)
         return Refit(work, walk.run(done))
 
@@ -89,14 +95,14 @@ def refitted(
     assert inputs is not None
     parts = parted(inputs.feeds)
     turns = folds(inputs.feeds) if inputs.samples < FEW and parts.judge else []
+    plain = replace(options, criterion="l2", scope="local")
+    fast = decision.removed if decision.given else by_weights(weights, plain, decision.costs)
     try:
-        *tried, final = _solved(decision, [*turns, everything(parts) if turns else parts], options, progress or now())
+        judge = _Judge(decision, fast, options)
+        final, (sliced, refit, rival) = _solved(decision, parts, turns, judge, options, progress or now())
     except RuntimeFailure as failure:
         now().warn(f"not refitted: {failure.message}")
         return Refitted({"inputs": inputs.source, "failed": failure.message})
-    plain = replace(options, criterion="l2", scope="local")
-    fast = decision.removed if decision.given else by_weights(weights, plain, decision.costs)
-    sliced, refit, rival = _verdict(decision, fast, turns or [parts], tried or [final], options)
     worse = bool(fast.any()) and (rival < refit or not np.isfinite(refit))
     if worse:
         now().warn(f"the refit is worse than weights alone (output error {refit:.3f} and {rival:.3f}), which are taken")
@@ -111,29 +117,38 @@ def refitted(
     return Refitted(report, fast if worse else None)
 
 
-def _solved(decision: Decision, turns: Sequence[Parts], options: Options, say: Progress) -> list[Refit]:
-    """A refit on each of `turns`, the last of which is the one to be written."""
+def _solved(
+    decision: Decision, parts: Parts, turns: Sequence[Parts], judge: _Judge, options: Options, say: Progress
+) -> tuple[Refit, Sequence[float]]:
+    """The refit that is to be written, and what `judge` says of it or of those on `turns`, where there are any: the
+    mean. One at a time is held."""
+    aside, errors = needs(decision.groups, options).aside > 0, []
 
-    def part(k: int) -> Callable[[float], None]:
-        """Tells the share of all turns that is done, of the share of the k-th."""
-        return lambda share: say("reconstruct", (k + share) / len(turns))
+    def solved(k: int, turn: Parts) -> Refit:
+        """Tells the share of all turns that is done."""
+        return Refit.on(
+            decision, turn, options, lambda share: say("reconstruct", (k + share) / (len(turns) + 1)), aside
+        )
 
-    found = [Refit.on(decision, turn, options, part(k)) for k, turn in enumerate(turns)]
-    for name, why in found[-1].refits.skipped.items():
+    for k, turn in enumerate(turns):
+        errors.append(judge(turn, solved(k, turn)))
+    final = solved(len(turns), everything(parts) if turns else parts)
+    for name, why in final.refits.skipped.items():
         log.debug("not refitted: %s: %s", name, why)
-    return found
+    return final, [float(x) for x in np.mean(errors or [judge(parts, final)], axis=0)]
 
 
-def _verdict(
-    decision: Decision, fast: Mask, turns: Sequence[Parts], tried: Sequence[Refit], options: Options
-) -> list[float]:
-    """Output errors without refit, with it, and of weights alone (infinite where these remove nothing), each the mean
-    over the turns."""
-    groups = decision.groups
-    plans = (decision.removed, fast)
-    sliced, rival = (rewrite(groups.trace, groups.kept_ids(p)).model if p.any() else None for p in plans)
-    errors = []
-    for turn, refit in zip(turns, tried, strict=True):
-        judge = OutputError(groups, turn.judge or turn.fit, options.providers)
-        errors.append([np.inf if m is None else judge.error(m) for m in (sliced, refit.work.model, rival)])
-    return [float(x) for x in np.mean(errors, axis=0)]
+class _Judge:
+    """Of a refit on some of the inputs: output errors without it, with it, and of weights alone, which remove `fast`
+    (infinite where these remove nothing)."""
+
+    def __init__(self, decision: Decision, fast: Mask, options: Options) -> None:
+        self.groups, self.providers = decision.groups, options.providers
+        self.sliced, self.rival = (
+            rewrite(self.groups.trace, self.groups.kept_ids(p)).model if p.any() else None
+            for p in (decision.removed, fast)
+        )
+
+    def __call__(self, turn: Parts, refit: Refit) -> list[float]:
+        judge = OutputError(self.groups, turn.judge or turn.fit, self.providers)
+        return [np.inf if m is None else judge.error(m) for m in (self.sliced, refit.work.model, self.rival)]

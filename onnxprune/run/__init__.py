@@ -18,8 +18,9 @@ from onnxprune.run.runtime import (
     usable,
     watched,
 )
+from onnxprune.run.whole import entire, in_one
 
 __all__ = [
-    "PROVIDERS", "SMALL", "Chain", "Session", "deployed", "first_line", "onnx_runtime", "open_session", "opened",
-    "runtime_version", "threads", "usable", "watched",
+    "PROVIDERS", "SMALL", "Chain", "Session", "deployed", "entire", "first_line", "in_one", "onnx_runtime",
+    "open_session", "opened", "runtime_version", "threads", "usable", "watched",
 ]  # fmt: skip

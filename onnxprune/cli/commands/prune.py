@@ -113,7 +113,9 @@ def carried_out(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
         return folder.run(args, options, argv)
     outputs = _checked_outputs(args)
-    with work(args) as stages:
+    from onnxprune.model import aside_in
+
+    with work(args) as stages, aside_in(args.OUT.parent):
         comparison = gating.comparison(args, args.IN, options)
         result, quality = pruned(args, options, comparison)
         check_distinct(result.model.data_files, outputs)

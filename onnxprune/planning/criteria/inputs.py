@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
+from onnxprune.model import Aside
 from onnxprune.options import Options
+from onnxprune.planning.limits import movable
 from onnxprune.progress import now
 from onnxprune.trace import Groups, Ids
 
@@ -55,8 +57,16 @@ class CriterionInputs:
 
         say, feeds = now(), self._given()
         return collect(
-            self.groups, feeds, self.options.providers, self.options.seed, lambda share: say("statistics", share)
-        )
+            self.groups, feeds, self.options.providers, self.options.seed, lambda share: say("statistics", share),
+            movable(self.groups, self.options), Aside() if self.needs.aside else None,
+        )  # fmt: skip
+
+    @cached_property
+    def needs(self) -> Any:
+        """What statistics take of the memory (see `planning.memory.Needs`)."""
+        from onnxprune.planning.memory import needs
+
+        return needs(self.groups, self.options)
 
     @cached_property
     def flows(self) -> Sequence[Any]:
