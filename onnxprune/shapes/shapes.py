@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Generic, TypeVar, overload
 
@@ -25,7 +25,7 @@ from onnxprune.shapes.node_view import ValueType, holds
 from onnxprune.shapes.quotients import content
 from onnxprune.shapes.size_choices import Assignment, SizePlan
 from onnxprune.shapes.symbolic_values import Array, Value
-from onnxprune.shapes.symbols import Dim, Size, evaluated
+from onnxprune.shapes.symbols import Dim, Size, evaluated, name_of
 from onnxprune.shapes.values import Dims
 
 T = TypeVar("T")
@@ -197,6 +197,9 @@ def infer(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None,
         tensor = proto.WhichOneof("value") == "tensor_type"
         types[name] = (proto.tensor_type.elem_type, None) if tensor else proto.SerializeToString(deterministic=True)
     search = _Search(model, Inference(model), axes, types)
+    if search.known:
+        search = replace(search, plan=plan_sizes(inputs, input_shapes or {}, search.known))
+        axes = search.plan
     first = search.first()
     at = Lazy(first, partial(search.others, first, memory)) if axes.roles else [first]
     return Shapes(search.general, at, search.inference.constant, axes, search.fitted)
@@ -215,6 +218,12 @@ class _Search:
         found = self.inference.run(self._given(self.plan.axes))
         assert found is not None
         return found
+
+    @cached_property
+    def known(self) -> Assignment:
+        """The symbols that can be one number only."""
+        found = ((name_of(a), b) for relation, a, b in self.general.needs if relation == "is")
+        return {name: n for name, n in found if name is not None and isinstance(n, int)}
 
     @cached_property
     def needs(self) -> list[Callable[[Assignment], bool]]:
