@@ -41,6 +41,7 @@ DECIDING = (
     "max_ratio",
     "residual",
     "blocks",
+    "kv_heads",
 )
 INPUTS = ("calib", "calib_samples")
 READING = ("calib_batch", "mean", "std", "scale")

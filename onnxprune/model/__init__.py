@@ -23,6 +23,7 @@ from onnxprune.model.graph import (
 )
 from onnxprune.model.model import SESSION_LIMIT, Model, opset
 from onnxprune.model.normalise import set_nodes, sorted_nodes
+from onnxprune.model.taken import Taken, fitted, taken_from
 from onnxprune.model.topology import Topology
 from onnxprune.model.weight import FLOATS, HALVES, Array, Derived, Weight, dtype_of, nbytes_of
 
@@ -34,6 +35,7 @@ __all__ = [
     "Derived",
     "Model",
     "Scope",
+    "Taken",
     "Topology",
     "Weight",
     "attribute", "attributes", "bodies",
@@ -41,6 +43,7 @@ __all__ = [
     "defined",
     "dtype_of",
     "every_node",
+    "fitted",
     "forget_shapes",
     "nbytes_of",
     "needs",
@@ -52,4 +55,5 @@ __all__ = [
     "scopes",
     "set_nodes",
     "sorted_nodes",
+    "taken_from",
 ]  # fmt: skip

@@ -216,10 +216,12 @@ class Labels:
 
         Tables of which some row must stay, or all go together, are tied to one row: there columns are all there is."""
         while True:
-            classes = self._joined()
+            classes = self.joined()
             stays = np.zeros(int(classes.max()) + 1, bool)
             for ids, _ in self.frozen:
                 stays[classes[ids]] = True
+            for key in [k for k, (ids, _, _) in self.tables.items() if (classes[ids] == classes[ids[:, :1]]).all()]:
+                del self.tables[key]  # of which whole rows go as it is
             stuck = [
                 key for key, (ids, rows, _) in self.tables.items()
                 if stays[classes[rows]].any() or stays[classes[ids]].any() or np.ptp(classes[rows]) == 0
@@ -238,7 +240,8 @@ class Labels:
             ids, _, why = self.tables.pop(key)
             self.couple_along(ids, 0, why)
 
-    def _joined(self) -> Ids:
+    def joined(self) -> Ids:
+        """The class of every id, as far as it is known by now."""
         one, two = side_by_side([a for a, _, _ in self.pairs]), side_by_side([b for _, b, _ in self.pairs])
         classes = joined(self.n, one[0], two[0])
         while (more := self._equal_rows(classes)).size:
