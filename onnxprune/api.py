@@ -80,6 +80,7 @@ def prune(
     a provider, the disk)."""
     options = _asked(options, keywords)
     _refuse_unread(options, keywords, validate, plan is not None)
+    options = options if plan is None else _planned(options, plan)
     if gates and validate is None:
         raise UsageError("`gates` need data: give it with `validate`")
     comparison = None if validate is None else compared(model, validate, options, metric, gates=gates)
@@ -135,6 +136,11 @@ def _asked(options: Options | None, keywords: OptionKeywords) -> Options:
     if callable(said.get("criterion")):
         said["criterion"] = criteria.named(said["criterion"])
     return checked(given(options, said))
+
+
+def _planned(options: Options, plan: Plan) -> Options:
+    """The options under which a plan can be followed: it says itself whether heads of a cache go."""
+    return replace(options, kv_heads=options.kv_heads or plan.kv_heads)
 
 
 def _refuse_unread(options: Options, keywords: OptionKeywords, data: Any = None, plan: bool = False) -> None:
@@ -200,7 +206,7 @@ def apply(
     **keywords: Unpack[OptionKeywords],
 ) -> Model:  # fmt: skip
     """`model` without what `plan` removes. Unproven: `verify` proves it, `prune(plan=...)` does both."""
-    groups = analysed(Model.load(model), _asked(options, keywords), Clock(), runs=False)
+    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), runs=False)
     return rewrite(groups.trace, groups.kept_ids(removed_by(groups, plan, force_plan))).model
 
 
@@ -213,7 +219,7 @@ def completed(
     and with how many heads and groups that leaves.
 
     Raises UsageError where it is not a plan of `model`."""
-    groups = analysed(Model.load(model), _asked(options, keywords), Clock(), runs=False)
+    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), runs=False)
     found = plan_of(groups, groups.kept_ids(removed_by(groups, plan, force_plan)), Options(), rows=True)
     return groups.trace.model, replace(plan, groups=found.groups, fingerprint=found.fingerprint)
 
@@ -227,7 +233,7 @@ def verify(
 
     `refitted`: whether weights may have other values than those of `model`; None: if the run that made the plan
     refitted them. Then their shapes and the graph are proven, and what they are worth is measured."""
-    options = _asked(options, keywords)
+    options = _planned(_asked(options, keywords), plan)
     groups = analysed(Model.load(model), options, Clock())
     kept = groups.kept_ids(removed_by(groups, plan, force_plan))
     small = pruned if isinstance(pruned, Model) else Model.load(pruned)

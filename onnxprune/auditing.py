@@ -38,6 +38,7 @@ def audited(groups: Groups, kept: Mask, given: Model, refitted: bool, options: O
             f"parameter '{differing[0]}' of the pruned model{others} of the original's; the plan does not say that "
             "weights were refitted (--refitted does)"
         )
+    given = replace(given.copy(), taken=expected.model.taken)
     sliced = _with_slices(given, {name: slices.get(sources[name]) for name in differing})
     aliases = {n: expected.aliases.get(s, s) for n, s in sources.items() if s and s != n} | expected.aliases
     proof = prove(groups, kept, Rewritten(sliced, aliases), options, Clock())[0]

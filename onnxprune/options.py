@@ -48,6 +48,8 @@ class Options:
     None does not. It takes torch.
     blocks: whether whole residual branches may go, where the outputs lose less by that than by narrower layers; None:
     in the sensitivity scope, where it does not take too long to find out.
+    kv_heads: whether whole heads of a cache (past keys and values that come out again as present ones) may go, with the
+    query heads that read them: the declared shapes of these inputs and outputs change.
     residual: which units of branches that are added may go. "conv" (the default): those of convolutional streams, but
     none that cross a normalisation over their own axis (a transformer's residual width); "all" or "none".
     """
@@ -71,6 +73,7 @@ class Options:
     finetune: bool | int | str | None = None
     heads: bool = True
     blocks: bool | None = None
+    kv_heads: bool = False
     residual: Literal["none", "conv", "all"] = "conv"
     min_channels: int = 1
     round_to: int = 1
@@ -144,6 +147,7 @@ class OptionKeywords(TypedDict, total=False):
     finetune: bool | int | str | None
     heads: bool
     blocks: bool | None
+    kv_heads: bool
     residual: Literal["none", "conv", "all"]
     min_channels: int
     round_to: int | Literal["auto"]

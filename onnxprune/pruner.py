@@ -18,7 +18,7 @@ from onnxprune.options import Options
 from onnxprune.planning import Decision, Plan, Planner, asked, curves, in_spite_of_fast, plan_of, profile, settled
 from onnxprune.progress import now
 from onnxprune.refit import folded, merged, refitted
-from onnxprune.report import Report, branch_infos, drawn, frozen, infos, notes, nothing, predicted
+from onnxprune.report import Report, branch_infos, caches, drawn, frozen, infos, notes, nothing, predicted
 from onnxprune.results import Cost, Proof
 from onnxprune.rewrite import Rewritten
 from onnxprune.stages import Clock, analysed, check, proven, ran
@@ -82,7 +82,7 @@ class Pruner:
             (*notes.of(groups), *in_spite_of_fast(options), *decision.notes), None, dict(clock.seconds), story,
             curves.curve_infos(groups, decision.curve_set, kept) if decision.curve_set else (),
             predicted(decision.costs, groups.alive(kept)) if options.of == "latency" else None,
-            tuned, warnings=self.doubts, **drawn(groups, kept),
+            tuned, warnings=self.doubts, caches=caches(groups.trace, after.model), **drawn(groups, kept),
             branches=branch_infos(groups, kept, decision.curve_set.branches if decision.curve_set else None),
         )  # fmt: skip
         return Pruned(after.model, (plan or plan_of(groups, kept, options)).refitted(story, tuned), report)

@@ -24,7 +24,7 @@ class GroupInfo:
 
     nodes: names of the nodes that read its parameters (`layers`). rows: how many rows of equal size its units make up,
     which may go whole: heads, or the groups of a convolution; 0 where they make up none. asked: the shares that
-    --ratio-of says for units of it."""
+    --ratio-of says for units of it. caches: inputs and outputs of the model of which heads go with its units."""
 
     name: str
     layers: tuple[str, ...]
@@ -38,6 +38,18 @@ class GroupInfo:
     nodes: tuple[str, ...] = ()
     rows: int = 0
     asked: tuple[float, ...] = ()
+    caches: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """An input of the model that is a cache (past keys or values), or an output that gives it out again, and its
+    declared sizes, open ones by name: `after` are others where heads went."""
+
+    name: str
+    kind: Literal["input", "output"]
+    before: tuple[int | str, ...]
+    after: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)

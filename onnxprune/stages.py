@@ -90,7 +90,7 @@ def analysed(source: Model, options: Options, clock: Clock, runs: bool = True) -
         footprint.check(working, shapes.passes[0], options.memory_limit)
         hazards.check(working, shapes.passes[0])
         clock("trace")
-        traced = _traced(working, shapes, alone)
+        traced = _traced(working, shapes, alone, options.kv_heads)
         enter_branches(traced)
         guard.wait_for(profile.macs(traced), sum(w.nbytes for w in working.weights.values()))
         clock("group")
@@ -111,10 +111,10 @@ def _log_frozen(groups: Groups) -> None:
             log.debug("%s: %d units stay: %s (%s '%s')", where, info.units, info.reason, info.op_type, info.node)
 
 
-def _traced(working: Model, shapes: Shapes, alone: Callable[[onnx.NodeProto], bool]) -> Trace:
+def _traced(working: Model, shapes: Shapes, alone: Callable[[onnx.NodeProto], bool], kv_heads: bool) -> Trace:
     structures: dict[Any, Any] = {}
     for _ in range(ROUNDS):
-        traced = Trace(working, shapes, Labels(), structures, excluded=alone)
+        traced = Trace(working, shapes, Labels(), structures, excluded=alone, kv_heads=kv_heads)
         traced.run(RULES)
         more = {
             k: [*structures.get(k, []), *(a for a in v if a not in structures.get(k, []))]
@@ -145,7 +145,12 @@ def prove(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock:
 def check(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock: Clock) -> int:
     """Re-trace and onnx.checker: what can be shown of a graph whatever its weights are."""
     clock("re-trace")
-    shapes = infer(after.model, options.input_shapes)
+    taken = after.model.taken
+    given = {
+        name: [len(taken.get(name, {}).get(axis, range(n))) for axis, n in enumerate(sizes)]
+        for name, sizes in options.input_shapes.items()
+    }
+    shapes = infer(after.model, given)
     couplings = retrace(groups.trace, groups, kept, after, shapes)
     clock("check")
     try:

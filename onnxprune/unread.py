@@ -43,6 +43,7 @@ DECIDING = (
     "max_ratio",
     "residual",
     "blocks",
+    "kv_heads",
 )
 INPUTS = ("calib", "calib_samples")
 READING = ("calib_batch", "mean", "std", "scale", "tokenizer", "text_length")

@@ -146,6 +146,8 @@ def validated(options: Options) -> Options:
         value = getattr(options, name)
         if wrong := objection(name, value):
             raise UsageError(f"{name}={value!r} {wrong}")
+    if options.kv_heads and not options.heads:
+        raise UsageError("--kv-heads lets whole heads go, and --no-heads keeps them; leave one of them out")
     for name in options.nodes_to_exclude:
         pattern(name)  # says which is none
     for name, share in options.ratio_of.items():

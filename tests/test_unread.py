@@ -37,7 +37,7 @@ UNREAD = [
         (f"m.onnx out.onnx --plan p.json {flag}", f"--plan already says what goes; leave out {flag.split()[0]}")
         for flag in (
             "--ratio 0.3", "--of macs", "--scope local", "--criterion l2", "--min-channels 2", "--round-to 8",
-            "--max-ratio 0.5", "--residual", "--blocks", "--ratio-of conv1_weight=0.5",
+            "--max-ratio 0.5", "--residual", "--blocks", "--kv-heads", "--ratio-of conv1_weight=0.5",
         )
     ),
     ("m.onnx out.onnx --plan p.json --no-residual", "leave out --residual"),
@@ -56,6 +56,7 @@ UNREAD = [
     ("sweep m.onnx s --threads 1", "--threads says how time is measured"),
     ("verify m.onnx m.onnx p.json --calib d.npz", "nothing here looks at inputs"),
     ("verify m.onnx m.onnx p.json --residual", "there is no flag --residual, but prune and sweep have one"),
+    ("verify m.onnx m.onnx p.json --kv-heads", "there is no flag --kv-heads, but inspect, prune and sweep have one"),
     ("inspect m.onnx --no-residual", "there is no flag --no-residual, but prune and sweep have one"),
 ]  # fmt: skip
 

@@ -93,8 +93,9 @@ def spread_flags(what: argparse._ActionsContainer) -> None:
     )
 
 
-def stay_flags(parser: argparse.ArgumentParser, decides: bool = True) -> None:
-    """What stays, and at which sizes the model is looked at. decides: whether the command decides what goes."""
+def stay_flags(parser: argparse.ArgumentParser, decides: bool = True, planned: bool = False) -> None:
+    """What stays, and at which sizes the model is looked at. decides: whether the command decides what goes; planned:
+    whether a plan that it always has says so."""
     keep = parser.add_argument_group("what stays")
     keep.add_argument(
         "--nodes-to-exclude",
@@ -104,6 +105,13 @@ def stay_flags(parser: argparse.ArgumentParser, decides: bool = True) -> None:
     )
     keep.add_argument("--op-types-to-exclude", metavar="OP", **MANY, help="operator types such as Gemm (default none)")
     keep.add_argument("--heads", action=argparse.BooleanOptionalAction, help="remove whole attention heads (default)")
+    if not planned:
+        keep.add_argument(
+            "--kv-heads",
+            action="store_true",
+            help="remove whole heads of a KV cache, too, with the query heads that read them: past and present change "
+            "their shapes (default: they keep their heads)",
+        )
     if decides:
         keep.add_argument(
             "--blocks",

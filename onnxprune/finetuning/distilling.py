@@ -162,7 +162,8 @@ class _Job:
         from onnxprune.finetuning.network import Network
 
         network = self.network if model is self.working else Network(model)
-        session = self.teacher.session if model is self.dense else self.teacher.opened(model)
+        whole = model is self.dense and not self.teacher.taken
+        session = self.teacher.session if whole else self.teacher.opened(model)
         _compare(model, network, self.names, [feed], [self._answers(session, feed)])
 
     def _answers(self, session: Any, feed: Feed) -> list[Array]:

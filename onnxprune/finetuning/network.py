@@ -19,7 +19,7 @@ from onnxprune.errors import NothingToPrune, OnnxPruneError, RuntimeFailure
 from onnxprune.finetuning.by_runtime import Runtime
 from onnxprune.finetuning.operators import FORMS, LIMITS, Call, Form, NoTorchForm, dequantize, quantize
 from onnxprune.finetuning.parameters import trained
-from onnxprune.model import Array, Model, Weight, attribute, attributes, bodies, needs
+from onnxprune.model import Array, Model, Weight, attribute, attributes, bodies, fitted, needs
 
 Tensor = Any
 Values = MutableMapping[str, Tensor]
@@ -71,7 +71,8 @@ class Network:
         wanted = tuple(names)
         if wanted not in self._plans:
             self._plans[wanted] = self._steps(self.model.graph, wanted)
-        given: Values = {n: x if isinstance(x, torch.Tensor) else tensor(x, self.device) for n, x in feed.items()}
+        own = fitted(self.model.taken, feed)
+        given: Values = {n: x if isinstance(x, torch.Tensor) else tensor(x, self.device) for n, x in own.items()}
         values = ChainMap(given, self.leaves, self.values)
         return self._run(self._plans[wanted], values)
 

@@ -14,7 +14,7 @@ from onnx import NodeProto
 
 from onnxprune.data import Feed
 from onnxprune.errors import NothingToPrune, RuntimeFailure
-from onnxprune.model import Array, Model, attribute, opset, traits
+from onnxprune.model import Array, Model, attribute, opset, taken_from, traits
 from onnxprune.prove import with_outputs
 from onnxprune.run import first_line, open_session
 
@@ -43,7 +43,7 @@ class Teacher:
         self.found = _ends(dense)
         there = {o for node in pruned.graph.node for o in node.output}
         self.found = {name: axis for name, axis in self.found.items() if name in there}
-        self.session = self.opened(dense)
+        self.session, self.taken = self.opened(dense), pruned.taken
 
     def opened(self, model: Model) -> Any:
         """A session of a model that gives the tensors of the targets, too."""
@@ -68,9 +68,12 @@ class Teacher:
         return made
 
     def answers(self, session: Any, feed: Feed, names: Sequence[str]) -> list[Array]:
-        """The tensors of these names."""
+        """The tensors of these names; of the dense model, what the pruned one has of them."""
         try:
-            return [np.asarray(x) for x in session.run(list(names), feed)]
+            made = [np.asarray(x) for x in session.run(list(names), feed)]
+            if session is self.session:
+                made = [taken_from(self.taken, name, x) for name, x in zip(names, made, strict=True)]
+            return made
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise RuntimeFailure(f"ONNX Runtime failed on the inputs to fine-tune on: {first_line(error)}") from error
 

@@ -15,7 +15,7 @@ from onnx import helper
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit.codes import tensors
-from onnxprune.model import Array, Model, Topology
+from onnxprune.model import Array, Model, Topology, fitted
 from onnxprune.run import first_line, open_session
 
 
@@ -30,7 +30,8 @@ class Walk(Topology):
         self.types, self.providers = types, providers
         self.inputs = {name for feed in feeds for name in feed}
         self.batches = len(feeds)
-        self.values: dict[str, list[Array]] = {n: [feed[n] for feed in feeds] for n in self.inputs}
+        own = [fitted(model.taken, feed) for feed in feeds]
+        self.values: dict[str, list[Array]] = {n: [feed[n] for feed in own] for n in self.inputs}
         self.done: set[int] = set()
         self.taps: dict[int, str] = {}
 

@@ -26,7 +26,10 @@ WIDTH = ("hidden_size", "d_model", "n_embd", "dim")
 HEAD_SIZE = ("head_dim", "d_kv")
 """Where one of these stands, the number of heads may change: else readers divide the width by it, and heads would seem
 to be of another size."""
-SHARED_HEADS = "num_key_value_heads"
+SHARED_HEADS = ("num_key_value_heads", "num_kv_heads")
+"""How they call the number of heads of a cache."""
+NESTED = "text_config"
+"""Where configurations of models with several inputs say what their decoder is like."""
 SIDES = ("decoder", "encoder")
 RECORD = "onnxprune"
 
@@ -34,7 +37,8 @@ RECORD = "onnxprune"
 @dataclass(frozen=True)
 class Cut:
     """A group of a model: how many units it had and has, and how many whole heads (`after` is None where heads lost
-    units inside). side: of the encoder, the decoder, or neither. matrices: shapes of its two-dimensional weights."""
+    units inside). side: of the encoder, the decoder, or neither. matrices: shapes of its two-dimensional weights.
+    cached: whether a cache has its heads."""
 
     model: str
     name: str
@@ -42,15 +46,24 @@ class Cut:
     units: tuple[int, int]
     heads: tuple[int, int | None]
     matrices: frozenset[tuple[int, ...]]
+    cached: bool = False
 
     @staticmethod
     def of(model: str, group: GroupInfo, plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> Cut:
         """model: its path in the folder. shapes: of the dense weights, by name."""
         words = " ".join((model, *group.layers, *group.nodes))
         side = next((s for s in SIDES if s in words), "")  # the decoder's attention to the encoder bears both names
-        rows = group.rows if group.kind == "head" else 0
+        rows = group.rows if group.kind == "head" and not group.caches else 0
         matrices = frozenset(shapes[n] for n in group.layers if len(shapes[n]) == 2)
-        return Cut(model, group.name, side, (group.units, group.kept), (rows, _heads(group, plan, rows)), matrices)
+        return Cut(
+            model,
+            group.name,
+            side,
+            (group.units, group.kept),
+            (rows, _heads(group, plan, rows)),
+            matrices,
+            bool(group.caches),
+        )
 
     @property
     def changed(self) -> bool:
@@ -74,9 +87,16 @@ def _heads(group: GroupInfo, plan: Plan, rows: int) -> int | None:
     return left.pop() if len(left) == 1 else None if left else rows
 
 
-def updated(config: Mapping[str, Any], cuts: Sequence[Cut]) -> tuple[dict[str, Any], list[str]]:
-    """The configuration with the sizes that its models have now, and what to say of it."""
+def updated(
+    config: Mapping[str, Any], cuts: Sequence[Cut], shared: tuple[int, int] | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """The configuration with the sizes that its models have now, and what to say of it. shared: how many heads every
+    cache had and has, where some went."""
     after, notes, told = dict(config), list[str](), set[Cut]()
+    if shared is not None and cache_key(config):
+        after, note = _with_cache_heads(config, shared[1])
+        notes.append(note)
+        told.update(c for c in cuts if c.cached)
     for side, key, kind in _keys(config):
         own = [c for c in cuts if (not side or c.side == side) and kind(c, config)]
         size = _size(own, key, config)
@@ -86,15 +106,42 @@ def updated(config: Mapping[str, Any], cuts: Sequence[Cut]) -> tuple[dict[str, A
             told.update(own)
     left = [c for c in cuts if c.changed and c not in told]
     if left:
-        record: dict[str, Any] = {}
-        for c in left:
-            record.setdefault(c.model, {})[c.name] = c.record()
-        after[RECORD] = {**config.get(RECORD, {}), **record}
+        after[RECORD] = {**config.get(RECORD, {}), **_recorded(left)}
         notes.append(
             f"no key says the sizes of {len(left)} groups for certain, as they are not the same in every layer or have "
             f"no key of their own; they are listed under '{RECORD}'"
         )
     return after, notes
+
+
+def _recorded(cuts: Iterable[Cut]) -> dict[str, Any]:
+    """The sizes of groups, by model and name."""
+    record: dict[str, Any] = {}
+    for cut in cuts:
+        record.setdefault(cut.model, {})[cut.name] = cut.record()
+    return record
+
+
+def _with_cache_heads(config: Mapping[str, Any], count: int) -> tuple[dict[str, Any], str]:
+    """The configuration with this number of heads of a cache, and what to say of it."""
+    found = cache_key(config)
+    assert found is not None
+    where, key = found
+    changed = {**where, key: count}
+    return dict(changed) if where is config else {**config, NESTED: changed}, (
+        f"{key} {where[key]} -> {count}; the number of query heads stays, as readers divide the width by it to know "
+        "how large a head is"
+    )
+
+
+def cache_key(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] | None:
+    """Where a configuration says how many heads a cache has: the object and its key; None where it does not."""
+    nested = config.get(NESTED)
+    for where in (config, *([nested] if isinstance(nested, dict) else [])):
+        for key in SHARED_HEADS:
+            if _number(where, key):
+                return where, key
+    return None
 
 
 def _size(cuts: Sequence[Cut], key: str, config: Mapping[str, Any]) -> int | None:
@@ -118,7 +165,7 @@ def _keys(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Callable[[Cut, 
 def _keeps_its_heads(config: Mapping[str, Any], key: str) -> bool:
     """Whether the number of heads may change in a configuration: it says how large one is, and all have keys of their
     own."""
-    shared = config.get(SHARED_HEADS, config[key])
+    shared = config.get(SHARED_HEADS[0], config[key])
     return any(_number(config, name) for name in HEAD_SIZE) and shared == config[key]
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from onnxprune import api
 from onnxprune.errors import CheckFailed, NothingToPrune, OnnxPruneError, UsageError
 from onnxprune.exclusion import excluded
+from onnxprune.integrations.decoders import Pruner
 from onnxprune.integrations.sharing import Member, Sharing
 from onnxprune.integrations.values import carried, differing
 from onnxprune.model import Model
@@ -25,8 +26,6 @@ from onnxprune.rewrite import rewrite
 from onnxprune.stages import Clock, analysed, checked
 
 T = TypeVar("T")
-Pruner = Callable[[Path, Options], api.Result]
-"""How one model is pruned."""
 
 
 def pruned_together(

@@ -1,4 +1,5 @@
-"""A folder of Hugging Face pruned as one: every model in it, tokenizer and configurations carried over.
+"""A folder of Hugging Face or ONNX Runtime GenAI pruned as one: every model in it, tokenizer and configurations carried
+over.
 
 Models that share weights lose the same units of these, and get the same values. Knows files and the API; what two
 models share is the affair of `sharing`.
@@ -9,22 +10,27 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from onnxprune import api
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.files import check_new_folder, new_folder, same_file, write_texts
-from onnxprune.integrations.configs import Cut, updated
-from onnxprune.integrations.family import Pruner, pruned_together
+from onnxprune.integrations import genai
+from onnxprune.integrations.configs import SHARED_HEADS, Cut, cache_key, updated
+from onnxprune.integrations.decoders import Pruner, cuts, evenly
+from onnxprune.integrations.family import pruned_together
 from onnxprune.model import Model
 from onnxprune.options import OptionKeywords, Options
 from onnxprune.validation import given
 
 CONFIG = "config.json"
+INDENT = re.compile(r"\s*\{\n( +)")
+"""Of an object of JSON: by how much its entries are indented."""
 OTHER_WEIGHTS = (
     "*.safetensors", "*.h5", "*.msgpack", "*.gguf", "*.pt", "*.pth", "*.ckpt", "*.ot", "*.tflite", "pytorch_model*.bin",
     "*.safetensors.index.json", "pytorch_model*.index.json",
@@ -64,14 +70,15 @@ class FolderResult:
                 (folder / name).write_text(text, "utf-8")
             for name, result in self.results.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                result.model.save(folder / name, external_data, data=self._data(Path(name).name))
+                result.model.save(folder / name, external_data, data=self._data(name))
             write_texts(also or {})
         return target
 
-    def _data(self, name: str) -> str:
-        """The file beside a model that its weights go to, one that no unpruned model reads."""
-        taken = {Path(other).name for other in self.carried}
-        return next(n for n in (f"{name}_data", f"{name}.pruned_data") if n not in taken)
+    def _data(self, path: str) -> str:
+        """The file beside a model that its weights go to, called as it was, and one that no unpruned model reads."""
+        taken, name = {Path(other).name for other in self.carried}, Path(path).name
+        had = [f.name for f in self.results[path].model.data_files if f.name in (f"{name}.data", f"{name}_data")]
+        return next(n for n in (*had, f"{name}_data", f"{name}.pruned_data") if n not in taken)
 
     def summary(self) -> str:
         """What the command line prints of every model, and of the folder."""
@@ -114,6 +121,8 @@ def prune_folder(
     if not root.is_dir():
         raise UsageError(f"{root} is not a folder; `onnxprune.prune` takes the path of a model")
     names = models_in(root)
+    if options.kv_heads and _follow_caches(root):
+        prune = evenly(prune)
     if len(names) == 1:
         results, unpruned = {names[0]: prune(root / names[0], options)}, dict[str, str]()
     else:
@@ -144,27 +153,68 @@ def _files(folder: Path) -> Iterator[str]:
         yield from sorted(Path(where, name).relative_to(folder).as_posix() for name in files)
 
 
+def _follow_caches(root: Path) -> bool:
+    """Whether the folder has a configuration, which has one number of heads for the caches of all layers. UsageError
+    where none could say it."""
+    files = [name for name in _files(root) if Path(name).name in (CONFIG, genai.CONFIG)]
+    if not files or any(Path(name).name == genai.CONFIG for name in files):
+        return bool(files)
+    objects = [config for name in files if (config := _object(root / name)) is not None]
+    if objects and not any(cache_key(config) for config in objects):
+        raise UsageError(
+            f"{root / files[0]} has no key for the heads of a cache alone ({' or '.join(SHARED_HEADS)}), so that "
+            "readers would not know of those that go; leave out --kv-heads, or prune the file by itself"
+        )
+    return True
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where it holds none."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _configurations(root: Path, results: Mapping[str, api.Result]) -> tuple[dict[str, str], list[str]]:
     """The texts of configurations that change, by their paths, and what is said of them."""
-    homes: dict[Path, list[str]] = {}
-    for name in results:
-        above = [p / CONFIG for p in Path(name).parents if (root / p / CONFIG).is_file()]
-        if above:
-            homes.setdefault(above[0], []).append(name)
     texts, notes = dict[str, str](), list[str]()
-    for path, names in homes.items():
-        try:
-            config = json.loads((root / path).read_text("utf-8"))
-        except (ValueError, RecursionError):
-            config = None
-        if not isinstance(config, dict):
+    for path, own in _homes(root, results).items():
+        config = _object(root / path)
+        if config is None:
             notes.append(f"{path.as_posix()} holds no JSON object, so no size in it was looked at")
             continue
-        after, said = updated(config, [cut for name in names for cut in _cuts(root, name, results[name])])
+        if path.name == genai.CONFIG:
+            after, said = genai.updated(config, path.parent.as_posix(), own)
+        else:
+            after, said = _updated(root, config, own)
         notes += [f"{path.as_posix()}: {note}" for note in said]
         if after != config:
-            texts[path.as_posix()] = json.dumps(after, indent=2, ensure_ascii=False) + "\n"
+            indent = INDENT.match((root / path).read_text("utf-8"))
+            width = len(indent[1]) if indent else 2
+            texts[path.as_posix()] = json.dumps(after, indent=width, ensure_ascii=False) + "\n"
     return texts, notes
+
+
+def _homes(root: Path, results: Mapping[str, api.Result]) -> dict[Path, dict[str, api.Result]]:
+    """By configuration, the models that it is about: those of its folder, and of folders in it that have none."""
+    found: dict[Path, dict[str, api.Result]] = {}
+    for name, result in results.items():
+        for kind in (CONFIG, genai.CONFIG):
+            above = next((p / kind for p in Path(name).parents if (root / p / kind).is_file()), None)
+            if above is not None:
+                found.setdefault(above, {})[name] = result
+    return found
+
+
+def _updated(
+    root: Path, config: Mapping[str, Any], results: Mapping[str, api.Result]
+) -> tuple[dict[str, Any], list[str]]:
+    """A config.json as its models are now, and what to say of it."""
+    shared = {cut for result in results.values() for cut in cuts(result)}
+    groups = [cut for name, result in results.items() for cut in _cuts(root, name, result)]
+    return updated(config, groups, shared.pop() if len(shared) == 1 else None)
 
 
 def _cuts(root: Path, name: str, result: api.Result) -> list[Cut]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxprune.data import RANGES, random_inputs, sizes
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model import Model
+from onnxprune.model import Model, fitted
 from onnxprune.options import Options
 from onnxprune.progress import now
 from onnxprune.run import PROVIDERS, deployed, first_line, onnx_runtime
@@ -136,6 +136,7 @@ def runnable(
 
 def bound(session: Any, feed: Feed) -> Run:
     """One run of the session. On an accelerator its inputs and outputs stay there: copies are not the model's time."""
+    feed, session.taken = fitted(session.taken, feed), {}  # once, and not in every run
     device = next((DEVICES[p] for p in session.get_providers() if p in DEVICES), "")
     if not device or any(x.dtype == object for x in feed.values()):
         return lambda: session.run(None, feed)

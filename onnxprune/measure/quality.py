@@ -21,7 +21,7 @@ from onnxprune.measure.guessing import by_frequency
 from onnxprune.measure.intervals import Floats
 from onnxprune.measure.metrics import METRICS, Metric, Outputs
 from onnxprune.measure.tally import Tally, figures, likely, total
-from onnxprune.model import Model
+from onnxprune.model import Model, Taken, taken_from
 from onnxprune.options import Gates, Options
 from onnxprune.progress import now
 from onnxprune.run import first_line, open_session
@@ -128,14 +128,14 @@ class Comparison:
         """Runs the dense model, so that data or a metric that do not fit are known before any work."""
         self.data, self.providers = data, providers
         self.session = open_session(dense, providers)
-        self._room, self._kept = room, dict[int, list[Array]]()
-        first = self._dense(0)
+        self._room, self._kept = room, dict[int, dict[str, Array]]()
+        first = [*self._dense(0).values()]
         labels, tokens = (None if given is None else given[0][: data.rows[0]] for given in (data.labels, data.tokens))
         self.metric = chosen(metric, first, labels, tokens, data.is_text)
         tally, answers = Tally(self.metric), Answers(data.folders)
         classes = isinstance(self.metric, Metric) and self.metric.takes_classes and data.labels is not None
         for k in range(len(data.feeds)):
-            outputs = self._dense(k)
+            outputs = [*self._dense(k).values()]
             tally.add(outputs, self._reference(k, outputs))
             if classes:
                 answers.add(outputs, self._reference(k, outputs))
@@ -181,17 +181,19 @@ class Comparison:
         UsageError."""
         self.check(gates)
         session = open_session(other, self.providers)
-        self._check_inputs(session)
+        self._check_inputs(session, other.taken)
         likeness = {name: list[Floats]() for name in (*FIDELITY, "snr")}
         tally = Tally(self.metric)
         say = now()
         for k in range(len(self.data.feeds)):
             say("validate", k / len(self.data.feeds))
             dense, found = self._dense(k), self._outputs(session, k)
-            _check_shapes(dense, found)
+            left = [taken_from(other.taken, name, x) for name, x in dense.items()]
+            mine = [*found.values()]
+            _check_shapes(left, mine)
             for name, statistics in likeness.items():
-                statistics.append(METRICS[name].statistics(found, dense))
-            tally.add(found, self._reference(k, dense))
+                statistics.append(METRICS[name].statistics(mine, left))
+            tally.add(mine, self._reference(k, left))
         before, after, drop, within = figures(self.metric, self.statistics, tally.statistics(), seed)
         parts = {name: np.concatenate(x) for name, x in likeness.items()}
         quality = Quality(
@@ -217,9 +219,12 @@ class Comparison:
             return self.data.labels[k]
         return dense if self.data.tokens is None or against != "tokens" else self.data.tokens[k][: self.data.rows[k]]
 
-    def _check_inputs(self, session: Any) -> None:
-        """The two models must take the same inputs."""
+    def _check_inputs(self, session: Any, taken: Taken) -> None:
+        """The two models must take the same inputs, of which the other may have `taken` a part."""
         ours, theirs = ({i.name: (i.type, i.shape) for i in s.get_inputs()} for s in (self.session, session))
+        for name, axes in taken.items():
+            for axis, positions in axes.items() if name in ours else ():
+                ours[name][1][axis] = len(positions)
         if ours.keys() != theirs.keys():
             raise UsageError(f"the two models take different inputs: {', '.join(ours)} and {', '.join(theirs)}")
         for name, (kind, shape) in ours.items():
@@ -231,25 +236,26 @@ class Comparison:
             ):
                 raise UsageError(f"the two models take different sizes of {name!r}: {shape} and {theirs[name][1]}")
 
-    def _dense(self, k: int) -> list[Array]:
+    def _dense(self, k: int) -> dict[str, Array]:
         """What the dense model answers to the k-th feed."""
         if k in self._kept:
             return self._kept[k]
         made = self._outputs(self.session, k)
-        size = sum(x.nbytes for x in made)
+        size = sum(x.nbytes for x in made.values())
         if size <= self._room:
             self._room -= size
             self._kept[k] = made
         return made
 
-    def _outputs(self, session: Any, k: int) -> list[Array]:
-        """Of the k-th feed, those that have a row for each sample."""
+    def _outputs(self, session: Any, k: int) -> dict[str, Array]:
+        """Of the k-th feed, those that have a row for each sample, by name."""
         rows = self.data.rows[k]
         try:
-            made = session.run(None, self.data.feeds[k])
+            names = [o.name for o in self.session.get_outputs()]
+            made = dict(zip(names, session.run(names, self.data.feeds[k]), strict=True))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise RuntimeFailure(f"ONNX Runtime failed on the validation data: {first_line(error)}") from error
-        counted = [x[:rows] for x in made if isinstance(x, np.ndarray) and x.ndim and len(x) >= rows]
+        counted = {n: x[:rows] for n, x in made.items() if isinstance(x, np.ndarray) and x.ndim and len(x) >= rows}
         if not counted:
             raise UsageError("no output of the model has a row for each sample, so it cannot be measured on this data")
         return counted

@@ -24,6 +24,7 @@ from onnxprune.model.graph import (
 )
 from onnxprune.model.model import SESSION_LIMIT, Model, opset
 from onnxprune.model.normalise import set_nodes, sorted_nodes
+from onnxprune.model.taken import Taken, fitted, taken_from
 from onnxprune.model.topology import Topology
 from onnxprune.model.weight import FLOATS, HALVES, Array, Derived, Stored, Weight, dtype_of, nbytes_of
 
@@ -38,6 +39,7 @@ __all__ = [
     "Model",
     "Scope",
     "Stored",
+    "Taken",
     "Topology",
     "Weight",
     "aside_in",
@@ -46,6 +48,7 @@ __all__ = [
     "defined",
     "dtype_of",
     "every_node",
+    "fitted",
     "forget_shapes",
     "nbytes_of",
     "needs",
@@ -58,4 +61,5 @@ __all__ = [
     "set_nodes",
     "sorted_nodes",
     "space_aside",
+    "taken_from",
 ]  # fmt: skip

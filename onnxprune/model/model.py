@@ -11,7 +11,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from onnxprune.model.normalise import (
     sorted_nodes,
 )
 from onnxprune.model.storage import ExternalData
+from onnxprune.model.taken import Taken
 from onnxprune.model.weight import BITS, Array, Weight, described
 from onnxprune.model.wire import stream
 
@@ -49,13 +50,17 @@ INLINE_LIMIT = 1024
 @dataclass
 class Model:
     """`skeleton` is the graph without weight bytes, which no runtime loads (`to_proto` gives one that is whole);
-    `weights` by initializer name. Edit either, `sync` brings them together. aside: where what `put` is given
-    waits, if not in memory."""
+    `weights` by initializer name. Edit either, `sync` brings them together.
+
+    taken: of a rewritten graph whose inputs and outputs became smaller, by name and axis the positions that are left of
+    the original's: sessions take feeds of the original, and what comes out is compared with these positions. aside:
+    where what `put` is given waits, if not in memory."""
 
     skeleton: ModelProto
     weights: dict[str, Weight]
     path: Path | None = None
     data_files: tuple[Path, ...] = ()
+    taken: Taken = field(default_factory=dict)
     aside: Aside | None = field(default=None, repr=False, compare=False)
     _names: set[str] | None = field(default=None, repr=False, compare=False)
     _folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
@@ -70,7 +75,7 @@ class Model:
         """Load a path, a ModelProto, an onnx_graphsurgeon Graph or a Model; the source is never modified. UsageError
         where it is no whole ONNX model."""
         if isinstance(source, cls):
-            return source.copy()
+            return replace(source.copy(), taken={})  # to whoever loads it, it is a model like any other
         given = source_of(source)
         proto = given.proto
         store = ExternalData(given.path, given.inside)
@@ -101,7 +106,7 @@ class Model:
         """An independent model that shares the weights, which nobody changes in place."""
         proto = ModelProto()
         proto.CopyFrom(self.skeleton)
-        return Model(proto, dict(self.weights), self.path, self.data_files)
+        return Model(proto, dict(self.weights), self.path, self.data_files, self.taken)
 
     def put(self, name: str, values: Array, onnx_type: int | None = None) -> None:
         """Give a weight new values, of the type of the array unless another is said."""

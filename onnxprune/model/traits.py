@@ -19,6 +19,21 @@ REARRANGING = SAME_ORDER | {"Transpose"}
 MOVING = REARRANGING | {"Slice", "Split", "Gather", "Concat", "Tile", "Expand"}
 """Elements are moved, picked, joined or repeated; none is computed."""
 
+PUTTING = frozenset({"Concat", "Where", "Scatter", "ScatterElements", "ScatterND", "TensorScatter"})
+"""Values are put beside others: those of all inputs, of the last two (Where), or of the first (Scatter)."""
+
+REMEMBERING: Mapping[str, Mapping[int, int]] = {
+    "Attention": {4: 1, 5: 2},
+    "com.microsoft::Attention": {4: 1},
+    "com.microsoft::DecoderMaskedMultiHeadAttention": {5: 1, 6: 2},
+    "com.microsoft::DecoderMaskedSelfAttention": {4: 1},
+    "com.microsoft::GroupQueryAttention": {3: 1, 4: 2},
+    "com.microsoft::MultiHeadAttention": {6: 1, 7: 2},
+    "com.microsoft::QAttention": {8: 1},
+    "com.microsoft::SparseAttention": {3: 1, 4: 2},
+}
+"""Attention with a cache: the inputs of the past, and the outputs that give it out again beside what is new."""
+
 AFTER_SATURATING = (MOVING - {"Tile", "Expand"}) | {"Cast", "ReduceMean", "Constant", "Shape", "Equal", "If"}
 """Between a saturating operator and the end of a graph: what hands values on, averages them, or asks for no more than
 their sizes."""

@@ -16,7 +16,7 @@ from onnxprune.errors import UsageError
 from onnxprune.options import Options
 from onnxprune.planning.fingerprint import fingerprint
 from onnxprune.planning.plan import Plan, Removal
-from onnxprune.trace import Groups, Mask
+from onnxprune.trace import Groups, Mask, left
 
 
 def removed_by(groups: Groups, plan: Plan, force: bool = False) -> Mask:
@@ -81,7 +81,7 @@ def plan_of(groups: Groups, kept: Mask, options: Options, rows: bool = False) ->
     ratio_of = dict(options.ratio_of)
     return Plan(
         out, options.scope, options.ratio, options.criterion, mark, options.reconstruct, ratio_of,
-        tuple(branch.name for branch in groups.trace.dropped(kept)),
+        tuple(branch.name for branch in groups.trace.dropped(kept)), bool(left(groups.trace, kept)),
     )  # fmt: skip
 
 

@@ -43,7 +43,8 @@ class Plan:
 
     scope, ratio, criterion, ratio_of: what it was made with. fingerprint: of the graph that it was made of (see
     `fingerprint`); "" where that is none, so that only names and sizes tell whether it fits. reconstruct: what its run
-    did to the weights that stay (see `Options`), "" where there was no run: nothing, as "none"."""
+    did to the weights that stay (see `Options`), "" where there was no run: nothing, as "none". kv_heads: whether
+    heads of a cache go, so that inputs and outputs change their shapes."""
 
     groups: Mapping[str, tuple[Removal, ...]] = field(default_factory=dict)
     scope: str = "local"
@@ -53,6 +54,7 @@ class Plan:
     reconstruct: str = ""
     ratio_of: Mapping[str, float] = field(default_factory=dict)
     branches: tuple[str, ...] = ()
+    kv_heads: bool = False
 
     @property
     def refits(self) -> bool:
@@ -86,6 +88,7 @@ class Plan:
             "criterion": self.criterion,
             "reconstruct": self.reconstruct,
             **({"branches": list(self.branches)} if self.branches else {}),
+            **({"kv_heads": True} if self.kv_heads else {}),
             "groups": groups,
         }
 
@@ -117,6 +120,7 @@ class Plan:
             _entry(data, "fingerprint", str), _entry(data, "reconstruct", str),
             _entry(data, "ratio_of", dict) if "ratio_of" in data else {},
             _names(data, "branches") if "branches" in data else (),
+            "kv_heads" in data and _entry(data, "kv_heads", bool),
         )  # fmt: skip
 
 

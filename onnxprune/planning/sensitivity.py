@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxprune.data import cache_outputs, describe
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model import Model
+from onnxprune.model import Model, taken_from
 from onnxprune.prove import Places, with_outputs
 from onnxprune.run import entire, first_line
 from onnxprune.trace import Groups
@@ -40,25 +40,26 @@ class OutputError:
     def error(self, model: Model) -> float:
         """Mean over the outputs of squared error by variance."""
         errors = []
-        for ours, theirs in zip(self.dense, self._outputs(model), strict=True):
+        for (name, dense), theirs in zip(self.dense.items(), self._outputs(model).values(), strict=True):
+            ours = [taken_from(model.taken, name, a) for a in dense]
             lost = sum(float(np.square(_wide(a) - _wide(b)).sum()) for a, b in zip(ours, theirs, strict=True))
             mean = sum(_wide(a).sum() for a in ours) / max(sum(a.size for a in ours), 1)
             energy = sum(float(np.square(_wide(a) - mean).sum()) for a in ours)
             errors.append(lost / energy if energy else 0.0)
         return float(np.mean(errors)) if errors else 0.0
 
-    def _outputs(self, model: Model) -> list[list[NDArray[Any]]]:
+    def _outputs(self, model: Model) -> dict[str, list[NDArray[Any]]]:
         types = self.groups.trace.shapes.dtype
         session = entire(with_outputs(types, model, self.taps), self.providers, types)
         try:
             runs = [session.run(self.names, dict(feed)) for feed in self.feeds]
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise RuntimeFailure(f"ONNX Runtime failed on calibration inputs: {first_line(error)}") from error
-        return [
-            [np.asarray(r[k]) for r in runs]
-            for k in range(len(self.names))
+        return {
+            name: [np.asarray(r[k]) for r in runs]
+            for k, name in enumerate(self.names)
             if isinstance(runs[0][k], np.ndarray) and runs[0][k].dtype.kind == "f"
-        ]
+        }
 
 
 def _wide(array: NDArray[Any]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from onnxprune.report.quality import print_quality
 from onnxprune.report.run import Report
 from onnxprune.report.sentence import headline
 from onnxprune.report.shown import report_html, report_text
-from onnxprune.report.summary import branch_infos, frozen, infos, layer_infos, nothing, predicted
+from onnxprune.report.summary import branch_infos, caches, frozen, infos, layer_infos, nothing, predicted
 from onnxprune.report.tables import (
     print_comparison,
     print_inspection,
@@ -21,7 +21,7 @@ from onnxprune.report.tables import (
 from onnxprune.report.weights import print_finetuning
 
 __all__ = [
-    "Report", "branch_infos",
+    "Report", "branch_infos", "caches",
     "check_graph_file", "check_report_file", "document", "drawn", "frozen", "graph_text", "headline", "infos",
     "layer_infos", "nothing", "predicted", "print_comparison", "print_finetuning", "print_inspection",
     "print_quality", "print_report", "print_sweep", "print_verified", "report_html", "report_text", "sweep_line",

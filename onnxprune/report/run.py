@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.options import Options
-from onnxprune.results import BranchInfo, Cost, CurveInfo, FrozenInfo, GroupInfo, PicturedLayer, Proof
+from onnxprune.results import BranchInfo, CacheInfo, Cost, CurveInfo, FrozenInfo, GroupInfo, PicturedLayer, Proof
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Report:
     files: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     branches: tuple[BranchInfo, ...] = ()
+    caches: tuple[CacheInfo, ...] = ()
 
     def save(self, path: str | os.PathLike[str], title: str = "") -> Path:
         """A page where the name ends in .html, JSON where it ends in .json, whole or not at all; `title` heads the

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.model import bodies
+from onnxprune.model import Model, bodies
 from onnxprune.options import Options
 from onnxprune.planning import Costs, asked, profile, select
-from onnxprune.results import BranchInfo, FrozenInfo, GroupInfo, LayerInfo
-from onnxprune.trace import Groups, Mask
+from onnxprune.results import BranchInfo, CacheInfo, FrozenInfo, GroupInfo, LayerInfo
+from onnxprune.trace import Groups, Mask, Trace
 
 ADVICE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("raise it", {"ratio": 0.999}),
@@ -60,7 +60,7 @@ def infos(groups: Groups, kept: Mask, shares: Mapping[int, float] | None = None)
                 groups.name(component), layers, int(units.size), int(live.size), left,
                 int(sizes[units].sum()), int(work[units].sum()), "head" if heads else "channel",
                 bool(groups.normed[live].any()), tuple(nodes), rows,
-                _asked(shares or {}, live.tolist()),
+                _asked(shares or {}, live.tolist()), _caches(groups, live),
             ))  # fmt: skip
     return tuple(out)
 
@@ -73,6 +73,32 @@ def _macs_of_units(groups: Groups) -> NDArray[np.float64]:
         for units in {units.tobytes(): units for units in own}.values():  # states times states are theirs once
             np.add.at(work, units, count / units.size)
     return work
+
+
+def _caches(groups: Groups, units: NDArray[np.int64]) -> tuple[str, ...]:
+    """The inputs and outputs of the model that have these units."""
+    trace = groups.trace
+    held = ((name, b) for name, axes in sorted(trace.resized) for b in trace.of(name) if b.axes == axes)
+    return tuple(dict.fromkeys(name for name, b in held if np.isin(groups.classes[b.ids], units).any()))
+
+
+def caches(trace: Trace, after: Model) -> tuple[CacheInfo, ...]:
+    """The inputs and outputs that are caches, as they were and as they are `after`."""
+    names = {*trace.cached, *(o for outs in trace.cached.values() for o in outs)}
+    old, new = trace.model.skeleton.graph, after.skeleton.graph
+    sides: tuple[tuple[Literal["input", "output"], Any, Any], ...] = (
+        ("input", old.input, new.input), ("output", old.output, new.output),
+    )  # fmt: skip
+    return tuple(
+        CacheInfo(a.name, kind, _sizes(a), _sizes(b))
+        for kind, ours, theirs in sides
+        for a, b in zip(ours, theirs, strict=False)  # weights that are listed as inputs come last
+        if a.name in names
+    )
+
+
+def _sizes(info: Any) -> tuple[int | str, ...]:
+    return tuple(d.dim_value or d.dim_param or "?" for d in info.type.tensor_type.shape.dim)
 
 
 def _asked(shares: Mapping[int, float], units: Iterable[int]) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from onnxprune.report.cached import print_caches
 from onnxprune.report.layout import percent, table
 from onnxprune.report.parts import print_branches, print_frozen, print_groups, print_layers, some
 from onnxprune.report.quality import add_quality, print_gates, print_warnings
@@ -41,6 +42,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     print_groups(report.groups, console, verbose, kept=True)
     print_branches([branch for branch in report.branches if branch.gone or verbose], console, verbose)
     print_frozen(report.frozen, console, verbose)
+    print_caches(report.caches, console, verbose)
     _print_notes(report.notes, console)
     print_reconstruction(report.reconstruction, console, verbose)
     print_finetuning(report.finetune, console)

@@ -14,7 +14,7 @@ from onnxprune.model import Model, every_node, forget_shapes, rearranged
 from onnxprune.rewrite.branches import drop
 from onnxprune.rewrite.parameters import Slicer
 from onnxprune.rewrite.unneeded import unneeded
-from onnxprune.trace import Editor, Mask, Trace
+from onnxprune.trace import Editor, Mask, Trace, left
 
 
 @dataclass
@@ -32,6 +32,8 @@ def rewrite(trace: Trace, kept: Mask) -> Rewritten:
     _patch(trace, kept, model)
     drop(model, trace.dropped(kept))
     _forget_shapes(trace, kept, model)
+    model.taken = left(trace, kept)
+    _declare(model)
     if model.skeleton.ir_version < 4:  # there every initializer is an input, too
         listed = {i.name for i in model.skeleton.graph.input}
         model.skeleton.graph.input.extend(
@@ -62,3 +64,12 @@ def _forget_shapes(trace: Trace, kept: Mask, model: Model) -> None:
     changed |= {name for name, blocks in trace.blocks.items() if any(not kept[b.ids].all() for b in blocks)}
     changed |= {name for name in trace.shapes.sequences if not changed.isdisjoint(trace.shapes.elements(name) or ())}
     forget_shapes(model.skeleton.graph, changed)
+
+
+def _declare(model: Model) -> None:
+    """Inputs and outputs declare the sizes that they have now, where they declared any."""
+    for info in (*model.skeleton.graph.input, *model.skeleton.graph.output):
+        for axis, positions in model.taken.get(info.name, {}).items():
+            dims = info.type.tensor_type.shape.dim
+            if axis < len(dims) and dims[axis].HasField("dim_value"):
+                dims[axis].dim_value = len(positions)

@@ -15,7 +15,7 @@ from typing import Any
 from onnx import TensorProto, helper
 
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model import Array, Model, Topology, Weight, set_nodes, sorted_nodes
+from onnxprune.model import Array, Model, Topology, Weight, fitted, set_nodes, sorted_nodes
 from onnxprune.options import Options
 from onnxprune.run import repeatable
 from onnxprune.run.runtime import Session
@@ -94,7 +94,7 @@ class Chain:
         model's own, for the last of the feeds. Every piece is opened once."""
         others: list[Mapping[str, Weight]] = [{}] * (len(feeds) - len(weights)) + list(weights)
         asked = [self.outputs] * len(feeds) if names is None else names
-        runs = [_Run(dict(f), n, w) for f, n, w in zip(feeds, asked, others, strict=True)]
+        runs = [_Run(fitted(self.model.taken, f), n, w) for f, n, w in zip(feeds, asked, others, strict=True)]
         waiting = Counter(name for piece in self.pieces for name in piece.ins)
         for piece in self.pieces:
             waiting.subtract(piece.ins)

@@ -18,7 +18,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnxprune import guard
 from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.model import Array, Model, needs, retain
+from onnxprune.model import Array, Model, Taken, fitted, needs, retain
 from onnxprune.run.installed import how_to_get, onnx_runtime
 from onnxprune.validation import near
 
@@ -34,6 +34,8 @@ PLACE = re.compile(r"(?<= )/\S+\.(?:h|cc|cpp):\d+ .*?\)(?: const)? (?=[A-Za-z'])
 """Where in the source of ONNX Runtime an error was made: file, line, signature."""
 LARGE = 1 << 16
 """Weights of more bytes are fed to a lean session."""
+WHOLE: Taken = {}
+"""What a session takes of its feeds where nothing else is said: all of it."""
 FOLDED = 1 << 20
 """What a runtime computes once from constants it keeps as long as the session. What has more bytes a lean session
 computes in every run, so that it goes after its last use, as everything does."""
@@ -49,6 +51,7 @@ def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
     options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
     session = _made(proto.SerializeToString(), options, wanted)
     session.held_weights = held  # the session reads them where they are
+    session.taken = model.taken
     return session
 
 
@@ -60,7 +63,9 @@ def deployed(model: Model, providers: Sequence[str] = ("cpu",), count: int = 0, 
     options.intra_op_num_threads = count or threads()
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    return _made(model.session_source(), options, wanted)
+    session = _made(model.session_source(), options, wanted)
+    session.taken = model.taken
+    return session
 
 
 def usable(providers: Sequence[str]) -> list[str]:
@@ -82,13 +87,16 @@ def usable(providers: Sequence[str]) -> list[str]:
 
 @cache
 def watched() -> Any:
-    """The class of sessions whose runs are bounded in time, where a process is guarded."""
+    """The class of sessions whose runs are bounded in time, where a process is guarded. taken: of a graph that takes
+    less than the original, what it takes of the feeds."""
     session: Any = onnx_runtime().InferenceSession
 
     class Watched(session):  # type: ignore[misc]
-        def run(self, *args: Any, **kw: Any) -> Any:
+        taken = WHOLE
+
+        def run(self, names: Any, feeds: Mapping[str, Any], *args: Any, **kw: Any) -> Any:
             with guard.bounded("running the model in ONNX Runtime"):
-                return super().run(*args, **kw)
+                return super().run(names, fitted(self.taken, feeds), *args, **kw)
 
     return Watched
 
@@ -154,6 +162,7 @@ class Session:
         values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._held.values()]
         options.add_external_initializers(list(self._held), values)
         self._session = _made(proto.SerializeToString(), options, self._wanted)
+        self._session.taken = self.model.taken
 
     def holds(self, names: Collection[str]) -> bool:
         """Whether `run` may be given other weights of these names."""

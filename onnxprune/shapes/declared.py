@@ -20,6 +20,7 @@ Axis = int | str
 """As declared: a number, or a symbol, or an expression over symbols."""
 Declared = dict[str, list[Axis]]
 """By input."""
+NOTHING: Mapping[str, int] = {}
 Tensors = Mapping[str, TypeProto.Tensor]
 _NAME = re.compile(r"[^\W\d][\w.]*")
 _INTEGERS = (TensorProto.INT32, TensorProto.INT64)
@@ -30,17 +31,21 @@ def symbol_name(dim: TensorShapeProto.Dimension) -> str:
     return str(dim.dim_param) if re.search(r"\w", dim.dim_param) else ""
 
 
-def plan_sizes(inputs: Sequence[ValueInfoProto], fixed: Mapping[str, Sequence[int]]) -> SizePlan:
+def plan_sizes(
+    inputs: Sequence[ValueInfoProto], fixed: Mapping[str, Sequence[int]], known: Mapping[str, int] = NOTHING
+) -> SizePlan:
     """Read the inputs' declared dimensions; `fixed` gives sizes for some inputs (0 or less: as declared). UsageError
-    where such an input is not there, or its sizes contradict what is declared."""
+    where such an input is not there, or its sizes contradict what is declared. known: symbols that can be one number
+    only."""
     tensors = {i.name: i.type.tensor_type for i in inputs if i.type.WhichOneof("value") == "tensor_type"}
     for name in fixed:
         if name not in tensors:
             raise UsageError(f"the model has no input {name!r}; its inputs are {', '.join(tensors)}")
     declared = _declared(tensors, fixed)
     bound = _bound(declared, fixed)
-    roles = _roles(declared, bound, tensors)
-    axes = {name: tuple(_dim(d, bound, roles) for d in dims) for name, dims in declared.items()}
+    settled = {**known, **bound}
+    roles = _roles(declared, settled, tensors)
+    axes = {name: tuple(_dim(d, settled, roles) for d in dims) for name, dims in declared.items()}
     seconds = (d for n, dims in axes.items() if tensors[n].elem_type in _INTEGERS for d in dims[1:2])
     queries = {1, *(d for d in seconds if isinstance(d, int))}
     return SizePlan(axes, roles, tuple(sorted(queries)), bound)

@@ -183,7 +183,8 @@ class Inference:
         data = {i: v.data for i, v in enumerate(values) if v is not None and v.whole and v.data.dtype.kind in telling}
         out = self._onnx.outputs(node, types, outer, data)
         if not node.standard:
-            return out, []
+            view = View(node.proto, types, values, self._opset)
+            return symbolic_shapes.with_presents(view, out), symbolic_shapes.needs(view)
         if out is not None and not plausible(node.proto, types, out):
             out = None
         if not is_open(types, values) and not is_vague(out):

@@ -25,9 +25,10 @@ ValueTypes = Sequence[ValueType | None]
 """Of the inputs or outputs of a node; None where nothing is known."""
 OutputDims = Sequence[SymbolicDims | None]
 """Of the outputs of a node; None where the rank is not known."""
-Relation = Literal["multiple", "same", "fits", "holds"]
+Relation = Literal["multiple", "same", "is", "fits", "holds"]
 Need = tuple[Relation, Dim, Dim]
-"""Of two sizes: the first is a multiple of the second, is the same, can be broadcast against it, or is not smaller."""
+"""Of two sizes: the first is a multiple of the second, is the same, is this number and no other at any time, can be
+broadcast against it, or is not smaller."""
 
 
 @dataclass

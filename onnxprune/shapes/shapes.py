@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Generic, TypeVar, overload
 
@@ -23,9 +23,9 @@ from onnxprune.shapes.inference import Inference
 from onnxprune.shapes.known import Pass
 from onnxprune.shapes.node_view import ValueType, holds
 from onnxprune.shapes.quotients import content
-from onnxprune.shapes.size_choices import Assignment, SizePlan
+from onnxprune.shapes.size_choices import Assignment, SizePlan, other_sizes
 from onnxprune.shapes.symbolic_values import Array, Value
-from onnxprune.shapes.symbols import Dim, Size, evaluated
+from onnxprune.shapes.symbols import Dim, Size, evaluated, name_of
 from onnxprune.shapes.values import Dims
 
 T = TypeVar("T")
@@ -206,6 +206,9 @@ def infer(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None,
         tensor = proto.WhichOneof("value") == "tensor_type"
         types[name] = (proto.tensor_type.elem_type, None) if tensor else proto.SerializeToString(deterministic=True)
     search = _Search(model, Inference(model), axes, types)
+    if search.known:
+        search = replace(search, plan=plan_sizes(inputs, input_shapes or {}, search.known))
+        axes = search.plan
     first = search.first()
     at = Lazy(first, partial(search.others, first, memory)) if axes.roles else [first]
     return Shapes(search.general, at, search.inference.constant, axes, search.fitted)
@@ -224,6 +227,12 @@ class _Search:
         found = self.inference.run(self._given(self.plan.axes))
         assert found is not None
         return found
+
+    @cached_property
+    def known(self) -> Assignment:
+        """The symbols that can be one number only."""
+        found = ((name_of(a), b) for relation, a, b in self.general.needs if relation == "is")
+        return {name: n for name, n in found if name is not None and isinstance(n, int)}
 
     @cached_property
     def needs(self) -> list[Callable[[Assignment], bool]]:
@@ -248,7 +257,7 @@ class _Search:
         """Further sizes at which no more nodes fail than at the first."""
         out: list[At] = []
         ones, large, unequal, equal, *more = self.plan.more(first.sizes)
-        for choices in (ones, large, unequal, equal, self._other(first), *more):
+        for choices in (ones, large, unequal, equal, other_sizes(self.plan, first.sizes), *more):
             if len(out) + 1 == ASSIGNMENTS:
                 break
             fitted = [self.fitted(sizes) for sizes in choices[:1]]
@@ -259,17 +268,6 @@ class _Search:
                     out.append(found)
                     break
         return out
-
-    def _other(self, first: At) -> list[Assignment]:
-        """Likely sizes that differ from the first in every symbol, or else in as many as can be."""
-        other = first.sizes
-        candidates = [s for s in self.plan.candidates(1) if all(s[n] != other.get(n) for n in s)]
-        batch = [s for s, r in self.plan.roles.items() if r == "batch"]
-        rest = [s for s in other if s not in batch]
-        for varied in (batch, rest):
-            if batch and rest:
-                candidates += [{**other, **{s: c[s] for s in varied}} for c in candidates]
-        return candidates
 
     def _better(self, sizes: Assignment, found: At | None) -> At | None:
         return self._at(sizes, math.inf if found is None else found.state.failures - 1)

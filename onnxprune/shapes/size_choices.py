@@ -143,3 +143,14 @@ def _near(n: int, divisor: int) -> Iterator[int]:
     for step in range(1, NEAR):
         yield from (m for m in (n + step, n - step) if m > 0)
     yield from range(divisor, FAR if divisor > 1 else 0, divisor)
+
+
+def other_sizes(plan: SizePlan, first: Assignment) -> list[Assignment]:
+    """Likely sizes that differ from the first in every symbol, or else in as many as can be."""
+    candidates = [s for s in plan.candidates(1) if all(s[n] != first.get(n) for n in s)]
+    batch = [s for s, r in plan.roles.items() if r == "batch"]
+    rest = [s for s in first if s not in batch]
+    for varied in (batch, rest):
+        if batch and rest:
+            candidates += [{**first, **{s: c[s] for s in varied}} for c in candidates]
+    return candidates

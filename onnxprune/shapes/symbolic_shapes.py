@@ -7,13 +7,14 @@ sizes on as ONNX's inference says, which knows names of sizes but does not calcu
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from onnx import TensorProto
 
 from onnxprune.model import traits
 from onnxprune.shapes import symbolic_movement as movement
 from onnxprune.shapes import symbolic_windows as windows
-from onnxprune.shapes.node_view import OutputDims, SymbolicDims, ValueTypes, View
+from onnxprune.shapes.node_view import Need, OutputDims, SymbolicDims, ValueTypes, View, dims_of
 from onnxprune.shapes.quotients import ceil_div, floor_div
 from onnxprune.shapes.symbols import Dim, Lost, Size, joint, maximum
 
@@ -86,6 +87,23 @@ def _attention(v: View) -> OutputDims | None:
     return found[: len(v.node.output)]
 
 
+def _past_of_shared_keys(v: View) -> None:
+    """com.microsoft GroupQueryAttention, of which exporters leave the head size of the past open. As long as all keys
+    are is what a mask is that is made for them."""
+    query, key, heads, shared = v.dims(0), v.dims(1), v.attr("num_heads"), v.attr("kv_num_heads")
+    packed = not v.given(1)
+    width, parts = (query, heads + 2 * shared) if packed else (key, shared)
+    total = v.entries(6)
+    for past in (v.dims(3), v.dims(4)):
+        if past is None or len(past) != 4:
+            continue
+        v.need("is", past[1], shared)
+        if width is not None and isinstance(width[-1], int):
+            v.need("is", past[3], width[-1] // parts)
+        if total and query is not None and query[1] is not None and past[2] is not None:
+            v.need("same", total[0], past[2] + query[1])
+
+
 RULES: dict[str, Rule] = dict.fromkeys(traits.BROADCASTING, _broadcast) | {
     "Reshape": movement.reshape, "Flatten": movement.flatten, "Expand": movement.expand, "Tile": movement.tile,
     "Pad": movement.pad, "Slice": movement.slice_, "Concat": movement.concat, "Split": movement.split,
@@ -96,6 +114,28 @@ RULES: dict[str, Rule] = dict.fromkeys(traits.BROADCASTING, _broadcast) | {
     "Range": _range, "Einsum": _einsum, "Attention": _attention,
 }  # fmt: skip
 """By operator of the default domain; asked only where something is no number."""
+
+
+def needs(view: View) -> list[Need]:
+    """What has to hold for a node to run whose shapes others infer."""
+    if view.node.op_type == "GroupQueryAttention":
+        with suppress(Lost, ZeroDivisionError, IndexError, TypeError):  # attributes of damaged files may be anything
+            _past_of_shared_keys(view)
+    return view.needs
+
+
+def with_presents(view: View, out: ValueTypes | None) -> ValueTypes | None:
+    """The types of the outputs of an operator of com.microsoft, with the present keys and values, where not even their
+    rank came out: as the past ones, but for how long they are."""
+    found = list(out or ())
+    for i, o in traits.REMEMBERING.get(f"{view.node.domain}::{view.node.op_type}", {}).items():
+        dims = view.dims(i)
+        if out is None or dims is None or o >= len(view.node.output):
+            continue
+        found += [None] * (o + 1 - len(found))
+        if dims_of(found[o]) is None:
+            found[o] = view.element(i), (*dims[:-2], None, dims[-1])
+    return out if out is None else found
 
 
 def infer(view: View) -> ValueTypes | None:

@@ -17,10 +17,11 @@ from onnxprune.trace.layers import Layers
 from onnxprune.trace.node_editor import new_dims
 from onnxprune.trace.operands import Dims
 from onnxprune.trace.residual import Branch, enter_branches
+from onnxprune.trace.resizing import left
 from onnxprune.trace.tracing import LABELLED, Reduction, Slice, Trace
 
 __all__ = [
     "KEPT", "LABELLED", "Block", "Branch", "Cells", "Dims", "Editor", "Groups", "Ids", "Labels", "Layers", "Mask",
     "Reason", "Reduction", "Slice", "Trace", "build", "dependencies", "enter_branches", "joined", "kept_shape",
-    "new_dims", "positions", "take_kept",
+    "left", "new_dims", "positions", "take_kept",
 ]  # fmt: skip

@@ -210,7 +210,8 @@ class Equation:
         """Couple two blocks along the letters that they share."""
         shared = [x for x in main.letters if x in block.letters]
         if set(block.letters) < set(main.letters):
-            self._demand_birth(self.operands[block.operand], main.letters)
+            operand = self.operands[block.operand]
+            self._demand_birth(operand, [x for x in main.letters if any(x in axis for axis in operand.spelling)])
         if len(shared) > 1 and shared != [x for x in block.letters if x in shared]:
             self._tie_all(main)  # the two see outer and inner the other way round
             self._tie_all(block)

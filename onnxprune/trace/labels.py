@@ -220,10 +220,13 @@ class Labels:
 
         Tables of which some row must stay, or all go together, are tied to one row: there columns are all there is."""
         while True:
-            classes = self._joined()
+            classes = self.joined()
             stays = np.zeros(int(classes.max()) + 1, bool)
             for ids, _ in self.frozen:
                 stays[classes[ids]] = True
+            for key in [k for k, (ids, *_) in self.tables.items() if (classes[ids] == classes[ids[:, :1]]).all()]:
+                del self.tables[key]  # of which whole rows go as it is
+                self.loose.discard(key)
             stuck = [
                 key for key, (ids, rows, _, _) in self.tables.items()
                 if stays[classes[rows]].any() or stays[classes[ids]].any() or np.ptp(classes[rows]) == 0
@@ -251,7 +254,8 @@ class Labels:
             held = held.union(*(apart.pop(k) for k in more))
         return [*apart]
 
-    def _joined(self) -> Ids:
+    def joined(self) -> Ids:
+        """The class of every id, as far as it is known by now."""
         one, two = side_by_side([a for a, _, _ in self.pairs]), side_by_side([b for _, b, _ in self.pairs])
         classes = joined(self.n, one[0], two[0])
         while (more := self._equal_rows(classes)).size:

@@ -18,6 +18,7 @@ from onnx import NodeProto, TensorProto
 from onnxprune.errors import RuleFailed
 from onnxprune.model import Model, Scope, bodies, defined, every_node, needs, scopes
 from onnxprune.shapes import Shapes, misfit
+from onnxprune.trace import resizing
 from onnxprune.trace.births import Axes, Demands, born
 from onnxprune.trace.cells import Cells
 from onnxprune.trace.labels import Block, Ids, Labels, Mask, Reason
@@ -84,7 +85,9 @@ class Trace:
     edits: by node, what to change in it; macs: by node, its multiply-accumulates, a product of sizes each.
     passed: nodes that another one's rule has dealt with; fixed: tensors that depend on no input.
     repeats: how often the nodes of the graph that is being traced run, as far as that is known.
-    branches: the residual branches that it can do without (see `enter_branches`)."""
+    branches: the residual branches that it can do without (see `enter_branches`).
+    kv_heads: whether whole heads of caches may go. cached: by input that is a cache, the outputs that hold it, too;
+    resized: inputs and outputs of which heads may go, the axes of their blocks, and the axis of heads."""
 
     model: Model
     shapes: Shapes
@@ -107,6 +110,9 @@ class Trace:
     repeats: float = 1.0
     fixed: set[str] = field(default_factory=set)
     branches: tuple[Branch, ...] = ()
+    kv_heads: bool = False
+    cached: dict[str, list[str]] = field(default_factory=dict)
+    resized: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
 
     def dropped(self, kept: Mask) -> list[Branch]:
         """The residual branches that go where only the ids of `kept` stay."""
@@ -148,9 +154,11 @@ class Trace:
     def run(self, rules: Mapping[str, Callable[[Op], None]]) -> None:
         """Trace the whole graph; `rules`: by operator type. What the graph gives out keeps its shape."""
         self.rules = rules
+        resizing.begin(self)
         self.enter(self.scopes[0])
+        resizing.end(self)
         for out in self.model.skeleton.graph.output:
-            for block in self.of(out.name):
+            for block in (b for b in self.of(out.name) if (out.name, b.axes) not in self.resized):
                 self.labels.freeze(block.ids, Reason("output", out.name, "an output of the model keeps its shape"))
 
     def enter(self, scope: Scope, times: float = 1.0) -> None:
@@ -245,6 +253,11 @@ class Trace:
         """Blocks of a tensor whose axes the operator makes up (zeros of a given shape): static ones may shrink, but not
         one that is longer than anything a layer has."""
         return self._born(key, [1 if n is None or n > MAX_BLOCK_IDS else n for n in dims])
+
+    def born_outside(self, name: str, dims: Sequence[int | None]) -> tuple[Block, ...]:
+        """Blocks of an input of the graph; none along axes that have no number here."""
+        typed = self.shapes.dtype(name) in LABELLED
+        return self._born((name,), [1 if n is None else n for n in dims]) if typed else ()
 
     def own(self, use: Use, blocks: tuple[Block, ...], cells: Cells | None = None) -> None:
         """Give one use of a parameter its blocks, where the operator knows better than one birth per axis."""

@@ -32,7 +32,7 @@ def parser() -> arguments.Parser:
         default=None,
         help="weights may have other values than DENSE's (default: as the plan says)",
     )
-    flags.stay_flags(made, decides=False)
+    flags.stay_flags(made, decides=False, planned=True)
     running.calibration_flags(made)
     running.proof_flags(made)
     made.add_argument("--seed", type=arguments.option("seed"), metavar="N", help="of the proof's and of made-up inputs")
