@@ -229,7 +229,7 @@ def test_numbers_of_nodes_in_bodies_follow_those_of_the_main_graph() -> None:
 
 @pytest.mark.parametrize("build", [loop, scan, branches])
 def test_bodies_under_the_default(build: Any) -> None:
-    """Scored and refitted around the bodies; what is inside keeps the weights that were sliced."""
+    """Scored and refitted around the bodies and inside them."""
     result = onnxprune.prune(build(True), ratio=0.4, calib_samples=32, residual="all")
     assert result.report.after.parameters < result.report.before.parameters
     assert result.report.proof.error <= 1e-5

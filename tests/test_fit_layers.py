@@ -163,7 +163,6 @@ def test_any_convolution_is_rows_by_a_matrix(model: ModelProto) -> None:
 UNKNOWN = [
     ("output_shape", X2, "y = ConvTranspose<output_shape=[10,10]>(x, w)", {"w": (6, 4, 3, 3)}),
     ("auto_pad transposed", X2, 'y = ConvTranspose<auto_pad="SAME_UPPER", strides=[2,2]>(x, w)', {"w": (6, 4, 3, 3)}),
-    ("weight of a batch", BATCHED, "y = MatMul(x, w)", {"w": (3, 6, 4)}),
     ("vector", "float[6] x", "y = MatMul(x, w)", {"w": (6, 4)}),
     ("no weight", ROWS, "t = Transpose(x) y = MatMul(x, t)", {}),
     ("alpha of nothing", ROWS, "y = Gemm<alpha=0.0>(x, w, b)", {"w": (6, 4), "b": (4,)}),

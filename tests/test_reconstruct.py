@@ -20,7 +20,7 @@ from test_random_graphs import EXAMPLES
 from onnxprune.api import Result, prune
 from onnxprune.api import trace as onnx_trace
 from onnxprune.errors import NothingToPrune
-from onnxprune.fit import Problem, Solution, normalisations, re_estimated, reconstruction, sites, solve
+from onnxprune.fit import Problem, Solution, equations, normalisations, re_estimated, sites, solve
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.planning import criteria
@@ -40,7 +40,7 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """With next to no ridge, so that what can be restored is; and a criterion that keeps the first of any axis."""
-    monkeypatch.setattr(reconstruction, "solve", lambda p, start, bias, held, *_: solve(p, start, bias, held, (1e-7,)))
+    monkeypatch.setattr(equations, "solve", lambda p, start, bias, held, *_: solve(p, start, bias, held, (1e-7,)))
     monkeypatch.setitem(criteria.WEIGHTS, "first", first)
 
 
@@ -339,7 +339,7 @@ def problems(monkeypatch: pytest.MonkeyPatch) -> list[Problem]:
         seen.append(p)
         return solve(p, *rest)
 
-    monkeypatch.setattr(reconstruction, "solve", noted)
+    monkeypatch.setattr(equations, "solve", noted)
     return seen
 
 

@@ -5,6 +5,7 @@ Knows the trace, no importance and no budget.
 
 from __future__ import annotations
 
+from onnxprune.fit.bases import turned
 from onnxprune.fit.compared import SharedDense
 from onnxprune.fit.equations import Light, Refits
 from onnxprune.fit.finding import layers, shared
@@ -26,5 +27,5 @@ __all__ = [
     "Extent", "Fitted", "Flow", "Held", "Layer", "Light", "Likeness", "Likenesses", "Linear", "Problem",
     "Reconstruction", "Refits", "SharedDense", "Site", "Solution", "Tail", "Unsolvable", "Walk", "WeightValues",
     "collect", "flows", "layers", "normalisations", "re_estimated", "restore", "sample_size", "shared", "solve",
-    "sums_by_node", "tail", "turns", "units_made", "units_of", "weigh",
+    "sums_by_node", "tail", "turned", "turns", "units_made", "units_of", "weigh",
 ]  # fmt: skip

@@ -35,11 +35,11 @@ class Answer:
 
 
 class Dense:
-    """The dense network over `feeds`, for one refit."""
+    """The dense network over `feeds`, for one refit, or the `walk` through a body of it."""
 
-    def __init__(self, trace: Trace, feeds: Feeds, providers: Sequence[str]) -> None:
+    def __init__(self, trace: Trace, feeds: Feeds, providers: Sequence[str], walk: Walk | None = None) -> None:
         self.trace = trace
-        self.walk = Walk(trace.model, feeds, trace.shapes.dtype, providers)
+        self.walk = walk or Walk(trace.model, feeds, trace.shapes.dtype, providers)
 
     def start(self, current: Walk, touched: set[int]) -> None:
         """A walk of the cut graph begins, in which all nodes but `touched` give what they give here."""

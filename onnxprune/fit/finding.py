@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -15,17 +16,19 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxprune.fit.codes import CODES, MADE, decoded, given, operand
+from onnxprune.fit.contractions import einsum, stacked
 from onnxprune.fit.expressions import Parameter, parameter
 from onnxprune.fit.linear import Linear, Unsolvable
+from onnxprune.fit.packed import packed
 from onnxprune.fit.products import Layer, Window
 from onnxprune.fit.recurrent import recurrent
 from onnxprune.fit.requantised import FewBits
-from onnxprune.model import Array, Model, Topology, attribute, traits
+from onnxprune.model import Array, Model, Topology, attribute, nested, traits
 
 NBITS_BIAS = 5
 AnyLinear = TypeVar("AnyLinear", bound=Linear)
 Nodes = Mapping[str, NodeProto]
-Handle = Callable[[int, NodeProto, Topology, Nodes, Callable[[str], int | None]], Layer | None]
+Handle = Callable[[int, NodeProto, Topology, Nodes, Callable[[str], int | None]], Linear | None]
 
 
 def _convolution(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Layer | None:
@@ -74,7 +77,7 @@ def _window(
 def _gemm(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Layer | None:
     weight = parameter(node.input[1], graph.model, made_by)
     alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))
-    if weight is None or attribute(node, "activation") is not None or not alpha or not beta:
+    if weight is None or attribute(node, "activation") is not None or not alpha:
         return None
     return _product(index, node, weight, 2, alpha, beta)
 
@@ -85,18 +88,20 @@ def _product(index: int, node: NodeProto, weight: Parameter, bias: int, alpha: f
         index, node, node.input[0], weight,
         lambda w: (alpha * (w.T if turned else w))[None],
         lambda m, to: (m[0].T if turned else m[0]) / alpha,
-        x_axis=0 if attribute(node, "transA", 0) else 1, y_axis=1, bias=bias, scale=beta,
+        x_axis=0 if attribute(node, "transA", 0) else 1, y_axis=1, bias=bias if beta else None, scale=beta,
     )  # fmt: skip
 
 
-def _matmul(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Layer | None:
+def _matmul(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Linear | None:
     model = graph.model
     for side in (1, 0):
         weight = parameter(node.input[side], model, made_by)
-        if weight is None or len(weight.shape(model)) != 2:
+        if weight is None or len(weight.shape(model)) < 2:
             continue
         if parameter(node.input[1 - side], model, made_by) is not None or (rank(node.input[1 - side]) or 0) < 2:
             return None
+        if len(weight.shape(model)) > 2:
+            return stacked(index, node, side, weight, rank, model)
         if side == 1:
             return Layer(index, node, node.input[0], weight, lambda w: w[None], lambda m, to: m[0])
         return Layer(
@@ -164,9 +169,29 @@ def _scaled(node: NodeProto, graph: Topology, made_by: Nodes) -> tuple[str, str]
     return (scale, str(scaled.output[0])) if source.output[1] in both.input else None
 
 
+def _scaled_matmul(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Linear | None:
+    """com.microsoft FusedMatMul with a matrix on the right: as Gemm's product, over the last axis whatever the rank."""
+    layer = _gemm(index, node, graph, made_by, rank)
+    turned = any(attribute(node, name, 0) for name in ("transA", "transBatchA", "transBatchB"))
+    if layer is None or turned or len(layer.weight.shape(graph.model)) != 2 or (rank(layer.data) or 0) < 2:
+        return None
+    return replace(layer, x_axis=-1, y_axis=-1, bias=None)
+
+
+def _einsum(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Linear | None:
+    return einsum(index, node, [parameter(name, graph.model, made_by) for name in node.input], rank, graph.model)
+
+
+def _attention(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Linear | None:
+    if node.domain != "com.microsoft" or len(node.input) < 2:
+        return None  # that of ONNX has no weights of its own
+    return packed(index, node, parameter(node.input[1], graph.model, made_by), graph.model)
+
+
 HANDLES: dict[str, Handle] = {
     "Conv": _convolution, "ConvTranspose": _convolution, "FusedConv": _convolution, "Gemm": _gemm, "FusedGemm": _gemm,
-    "MatMul": _matmul, "MatMulNBits": _nbits, **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), _quantised),
+    "MatMul": _matmul, "FusedMatMul": _scaled_matmul, "MatMulNBits": _nbits, "Einsum": _einsum, "Attention": _attention,
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), _quantised),
     **dict.fromkeys(("ConvInteger", "MatMulInteger"), _integer),
 }  # fmt: skip
 
@@ -188,6 +213,12 @@ def layers(model: Model, rank: Callable[[str], int | None], skipped: dict[str, s
             except Unsolvable as why:
                 (skipped if skipped is not None else {})[node.name] = str(why)
     return found
+
+
+def owners(nodes: Sequence[NodeProto]) -> list[int]:
+    """By index, the nodes in whose bodies something may be a layer."""
+    may = HANDLES.keys() | traits.GATES.keys()
+    return [k for k, node in enumerate(nodes) if any(inner.op_type in may for inner in nested(node))]
 
 
 def shared(found: Sequence[AnyLinear]) -> list[list[AnyLinear]]:

@@ -56,10 +56,14 @@ class Scales:
 
 
 class Fitted:
-    """The parameters of the layers of `graph`. `aliases` collects copies (new name -> old)."""
+    """The parameters of the layers of `graph`. `aliases` collects copies (new name -> old). others: names of those that
+    something outside the graph reads, where that is a body."""
 
-    def __init__(self, graph: Topology, types: Callable[[str], int | None], aliases: dict[str, str]) -> None:
-        self.graph, self.types, self.aliases = graph, types, aliases
+    def __init__(
+        self, graph: Topology, types: Callable[[str], int | None], aliases: dict[str, str],
+        others: frozenset[str] = frozenset(),
+    ) -> None:  # fmt: skip
+        self.graph, self.types, self.aliases, self.others = graph, types, aliases, others
 
     def readers(self, root: str, members: Container[int]) -> set[int]:
         """Indices of the nodes that read a parameter, seen through the expressions on it."""
@@ -76,7 +80,7 @@ class Fitted:
     def own(self, members: Sequence[Linear]) -> bool:
         """Whether nobody but these layers reads what holds their matrix."""
         nodes = {m.index for m in members}
-        return all(self.readers(root, nodes) == nodes for root in members[0].roots)
+        return all(root not in self.others and self.readers(root, nodes) == nodes for root in members[0].roots)
 
     def bias(self, layer: Linear, outputs: int) -> Array | None:
         """The layer's own bias [outputs]; None where it is no parameter."""
@@ -97,7 +101,8 @@ class Fitted:
         if not _operand(shift.node, shift.operand):
             return True
         own = self._own(shift.node, shift.operand)
-        return own is not None and (not own.path or len(self.readers(own.root, ())) == 1)
+        alone = own is not None and own.root not in self.others and len(self.readers(own.root, ())) == 1
+        return own is not None and (not own.path or alone)
 
     def rescaled(self, members: Sequence[Linear], matrix: Array) -> Scales | None:
         """Scales by which integers hold `matrix`, an output each, where the operator has them so and nobody else reads
@@ -106,7 +111,7 @@ class Fitted:
         if not isinstance(members[0], Layer) or not isinstance(weight, Parameter) or len(members) > 1:
             return None
         found = weight.rescaled(model, members[0].restore(matrix, weight.shape(model)))
-        if found is None or len(self.graph.readers[found[0]]) != 1 or found[0] in self.graph.outputs:
+        if found is None or len(self.graph.readers[found[0]]) != 1 or found[0] in {*self.graph.outputs, *self.others}:
             return None
         return Scales(members[0], *found)
 
@@ -149,7 +154,7 @@ class Fitted:
         model, old = self.graph.model, move.old
         own = self._own(move.node, move.operand)
         assert own is not None
-        alone = bool(own.path) or self._uses(own.root) <= alike
+        alone = bool(own.path) or (old not in self.others and self._uses(own.root) <= alike)
         fresh = old if alone else model.fresh_name(f"{old}_refit")
         value = own.read(model)
         value = value if value.size == move.delta.size else np.broadcast_to(value.ravel(), move.delta.shape)

@@ -71,8 +71,8 @@ class Linear(Protocol):
         """Independent blocks of channels, or directions."""
 
     @property
-    def y_axis(self) -> int:
-        """The axis of a compared tensor along which its outputs lie."""
+    def y_axis(self) -> int | None:
+        """The axis of a compared tensor along which its outputs lie; None where they are no single axis."""
 
     @property
     def bias(self) -> int | None:

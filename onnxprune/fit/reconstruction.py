@@ -8,16 +8,18 @@ kept, no budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
+from onnxprune.errors import RuntimeFailure
 from onnxprune.fit.compared import Dense
 from onnxprune.fit.equations import Equations, Light, Refit, Refits
-from onnxprune.fit.finding import layers, passed, shared
+from onnxprune.fit.finding import layers, owners, passed, shared
 from onnxprune.fit.fitted import Fitted
+from onnxprune.fit.inside import EXACT, Owner, Part
 from onnxprune.fit.least_squares import Problem
 from onnxprune.fit.linear import Linear, Unsolvable
 from onnxprune.fit.products import Layer
@@ -34,26 +36,30 @@ ROUNDS = 2
 HELD = 0.2
 """Share of the rows that judge where no batch is left to do so."""
 NOTHING = "nothing that it reads or gives was cut"
+UNSEEN, NO_BETTER = "no input lets it run", "what the node gives is no better with other weights inside"
 MOST_HELD = 0.5
 """Share of the rows that may be held out: a model whose batch size is fixed can have all of them in one batch."""
 
 
 class Reconstruction:
     """Both networks on the way through the same batches. The last `held` batches, if any, only choose. light: for
-    a rougher and quicker refit."""
+    a rougher and quicker refit. others: where `after` is a body, the weights that are read outside of it; all layers of
+    such an inner graph are solved for."""
 
     def __init__(
         self, trace: Trace, kept: Mask, after: Rewritten, feeds: Sequence[Mapping[str, Array]], held: int,
         providers: Sequence[str] = ("cpu",), seed: int = 0, light: Light | None = None, dense: Dense | None = None,
+        others: frozenset[str] | None = None,
     ) -> None:  # fmt: skip
-        self.light = light
+        self.light, self.inner, self.others = light, others is not None, others or frozenset()
         self.trace, self.kept, self.after, self.held, self.seed = trace, kept, after, held, seed
         self.dense = dense or Dense(trace, feeds, providers)
         self.current = Walk(after.model, feeds, trace.shapes.dtype, providers)
         self.open: set[int] = set()
-        self.fitted = Fitted(self.current, trace.shapes.dtype, after.aliases)
+        self.fitted = Fitted(self.current, trace.shapes.dtype, after.aliases, self.others)
         self.refits = Refits()
-        self.touched = self.current.followers(self._changed())
+        changed = range(len(self.current.nodes)) if self.inner else self._changed()
+        self.touched = self.current.followers(changed)
         self.dense.start(self.current, self.touched)
 
     def run(self, progress: Callable[[float], None] | None = None) -> Refits:
@@ -62,25 +68,84 @@ class Reconstruction:
         if self.light:
             found = [layer for layer in found if not self._depthwise(layer)]
         todo = {members[0].key: members for members in shared(found)}
-        before = passed(found, self.after.model)
+        within, before = owners(self.current.nodes), passed(found, self.after.model)
         for k, layer in enumerate(found):
             if progress:
                 progress(before[k])
-            members = todo[layer.key]
-            self.open = {m.index for later in todo.values() for m in later}
-            if members[0] is layer and len(members) > 1:
-                with suppress(Unsolvable):
-                    self._refit(members, 1)  # the others must not read what nothing was done about
-            if members[-1] is layer:
-                try:
-                    self.refits.solved.append(self._refit(members, len(members)))
-                except Unsolvable as why:
-                    self.refits.skipped[layer.roots[0]] = str(why)
-                del todo[layer.key]
-                if k + 1 == len(found) or found[k + 1].index != layer.index:  # or the node's next layer needs it
-                    self.current.release()
-                    self.dense.release()
+            within = self._enter(within, layer.index)
+            self.open = {m.index for later in todo.values() for m in later} | set(within)
+            self._solve(layer, todo)
+            if layer.key not in todo and (k + 1 == len(found) or found[k + 1].index != layer.index):
+                self._release()  # else the node's next layer needs it
+        self._enter(within, len(self.current.nodes))
         return self.refits
+
+    def _solve(self, layer: Linear, todo: dict[Hashable, list[Linear]]) -> None:
+        """Solve for a layer, with all that share its matrix when it is the last of them; then they leave `todo`."""
+        members = todo[layer.key]
+        if members[0] is layer and len(members) > 1:
+            with suppress(Unsolvable):
+                self._refit(members, 1)  # the others must not read what nothing was done about
+        if members[-1] is layer:
+            try:
+                self.refits.solved.append(self._refit(members, len(members)))
+            except Unsolvable as why:
+                self.refits.skipped[layer.roots[0]] = str(why)
+            del todo[layer.key]
+
+    def _release(self) -> None:
+        """Let go of what no layer that is still to come needs."""
+        self.current.release()
+        self.dense.release()
+
+    def _enter(self, nodes: Sequence[int], before: int) -> list[int]:
+        """Solve for the layers in the bodies of those nodes that come before another; the nodes that are left."""
+        for index in (k for k in nodes if k < before and k in self.touched):
+            self._inside(index, self.current.nodes[index].name)
+            self._release()
+        return [k for k in nodes if k > before]
+
+    def _inside(self, index: int, title: str) -> None:
+        """Solve for the layers in the bodies of a node as long as what it gives comes nearer to the dense one's: what
+        comes back changes with them."""
+        try:
+            own = Owner(self.trace, self.kept, self.dense.walk, self.current, self.after, index, self.held)
+            error, found = own.error, Refits()
+            for _ in range(1 if own.node.op_type == "If" else ROUNDS):
+                if error <= EXACT:
+                    break
+                before = own.state()
+                refits, after = self._parts(own)
+                if not after < error:
+                    own.restore(before)
+                    self.touched |= self.current.forget([index])
+                    found = replace(found, skipped=found.skipped or refits.skipped or {title: NO_BETTER})
+                    break
+                error, found = after, refits
+        except (Unsolvable, RuntimeFailure) as why:
+            self.refits.skipped[title] = str(why)
+            return
+        self.refits.solved += found.solved
+        self.refits.skipped |= found.skipped | {f"{title} {name}": UNSEEN for name in own.idle}
+
+    def _parts(self, own: Owner) -> tuple[Refits, float]:
+        """Solve for the layers of all bodies of a node once, and the error then; infinite where that failed."""
+        try:
+            refits = Refits.of([self._part(part) for part in own.parts(self.others)])
+            self.touched |= self.current.forget([own.index])
+            return refits, own.error
+        except (Unsolvable, RuntimeFailure):
+            return Refits(), np.inf
+
+    def _part(self, part: Part) -> Refits:
+        """Solve for the layers of one body."""
+        inner = Reconstruction(
+            self.trace, self.kept, Rewritten(part.body.model, self.after.aliases), list(part.given.values()), part.held,
+            self.current.providers, self.seed, self.light, part.dense, part.body.others,
+        )  # fmt: skip
+        refits = inner.run()
+        part.body.put_back()
+        return refits
 
     def _depthwise(self, layer: Linear) -> bool:
         """Whether each of its channels is made of one other, so that it makes up for none that goes elsewhere."""

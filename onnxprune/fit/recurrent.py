@@ -186,7 +186,7 @@ class Recurrent:
         k = walk.made_by[known]
         views = recurrent(k, walk.nodes[k], walk.model, walk.makers)
         twin = next(v for v in views if (v.gates, v.sides) == (self.gates, self.sides))
-        alive = kept[twin._ids([r for r in trace.reductions if r.node == k], H)]
+        alive = kept[twin._ids([r for r in trace.reductions if r.node == walk.first + k], H)]
         if (alive.sum(1) * len(self.gates) != outputs).any():
             raise Unsolvable(RESHAPED)
         where = [np.flatnonzero(np.tile(row, len(self.gates))) for row in alive]

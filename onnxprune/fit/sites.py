@@ -8,14 +8,16 @@ layers and units, no scores.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.fit.finding import layers, passed, shared
+from onnxprune.errors import RuntimeFailure
+from onnxprune.fit.bodies import Body, visits
+from onnxprune.fit.finding import layers, owners, passed, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.linear import Linear
 from onnxprune.fit.normal import Moments
@@ -39,7 +41,8 @@ MOST_NUMBERS = 150_000_000
 class Site:
     """members: the layers that share the weight. units [groups, channels]: the class of every input channel.
     mean [groups, K]: of the K columns; energy: the variance of the outputs, summed. `moments` and `weights` say where
-    what is large is kept; who asks for it twice keeps it."""
+    what is large is kept; who asks for it twice keeps it. inside: in the body of a node, whose nodes are counted by
+    themselves."""
 
     members: tuple[Linear, ...]
     units: Ids
@@ -48,6 +51,7 @@ class Site:
     weights: Stored
     movable: bool
     energy: float
+    inside: bool = False
 
     @property
     def gram(self) -> Array:
@@ -94,29 +98,71 @@ def collect(
     where what is large waits, if not in memory."""
     trace = groups.trace
     walk = Walk(trace.model, feeds, trace.shapes.dtype, providers)
-    fitted = Fitted(walk, trace.shapes.dtype, {})
-    sums = sums_by_node(trace)
-    every = shared(layers(trace.model, trace.rank))
-    found, before = [], passed([members[0] for members in every], trace.model)
-    for k, members in enumerate(every):
-        if progress:
-            progress(before[k])
-        if k and every[k - 1][-1].index != members[-1].index:  # a node may hold several layers, which read the same
-            walk.release()
+    return list(_Collection(groups, sums_by_node(trace), seed, wanted, aside).of(walk, None, progress))
+
+
+@dataclass(frozen=True)
+class _Collection:
+    """sums: by the number of a node; wanted, aside: as `collect` takes them."""
+
+    groups: Groups
+    sums: Mapping[int, Sequence[Reduction]]
+    seed: int
+    wanted: Mask | None
+    aside: Aside | None
+
+    def of(
+        self, walk: Walk, others: frozenset[str] | None, progress: Callable[[float], None] | None = None
+    ) -> Iterator[Site]:
+        """Those of the graph of a walk, and of the bodies in it. others: where it is a body, the names of weights that
+        are read outside of it; no bias in there can absorb a mean yet."""
+        fitted = Fitted(walk, walk.types, {}, others or frozenset())
+        every = shared(layers(walk.model, self.groups.trace.rank))
+        todo, before = owners(walk.nodes), passed([members[0] for members in every], walk.model)
+        for k, members in enumerate(every):
+            if progress:
+                progress(before[k])
+            yield from self._inside(walk, [o for o in todo if o < members[-1].index])
+            todo = [o for o in todo if o > members[-1].index]
+            if k and every[k - 1][-1].index != members[-1].index:  # a node may hold several, which read the same
+                walk.release()
+            site = self._site(walk, fitted, members, others is not None)
+            if site is not None:
+                yield site
+        yield from self._inside(walk, todo)
+
+    def _site(self, walk: Walk, fitted: Fitted, members: Sequence[Linear], inside: bool) -> Site | None:
+        """Of one weight; None where nothing that it reads is wanted."""
         layer = members[0]
-        units = units_of(groups, layer, sums[layer.index], wanted)
+        units = units_of(self.groups, layer, self.sums.get(walk.first + layer.index, ()), self.wanted)
         if units is None or not fitted.own(members):
-            continue
-        matrix = layer.read(trace.model)
+            return None
+        matrix = layer.read(walk.model)
         outputs = matrix.shape[0] * matrix.shape[2]
-        tails = [tail(m, walk, outputs, trace.rank(m.out)) for m in members]
-        movable = all(fitted.movable(t.shift) for t in tails) and fitted.bias(layer, outputs) is not None
-        gram, mean = _moments(walk, members, matrix.shape[1], seed, movable)
+        tails = [tail(m, walk, outputs, self.groups.trace.rank(m.out)) for m in members]
+        movable = not inside and all(fitted.movable(t.shift) for t in tails) and fitted.bias(layer, outputs) is not None
+        gram, mean = _moments(walk, members, matrix.shape[1], self.seed, movable)
         energy = float(np.einsum("gko,gkl,glo->", matrix, gram, matrix, optimize=True))
-        if energy > 0:
-            kept = (Held(gram), Held(matrix)) if aside is None else (aside.put(gram), _Read(layer, trace.model))
-            found.append(Site(tuple(members), units, kept[0], mean, kept[1], movable, energy))
-    return found
+        if energy <= 0:
+            return None
+        large: tuple[Stored, Stored] = Held(gram), Held(matrix)
+        if self.aside is not None:
+            large = self.aside.put(gram), _Read(layer, walk.model)
+        return Site(tuple(members), units, large[0], mean, large[1], movable, energy, inside)
+
+    def _inside(self, walk: Walk, nodes: Sequence[int]) -> Iterator[Site]:
+        """The sites in the bodies of these nodes, as far as the bodies run."""
+        for index in nodes:
+            try:
+                given = visits(walk, index)
+            except RuntimeFailure:
+                continue
+            for name, feeds in given.items():
+                scope = self.groups.trace.scope(walk.first + index, name)
+                if feeds and scope is not None:
+                    body = Body.of(walk, index, name)
+                    inner = Walk(body.model, [*feeds.values()], walk.types, walk.providers, scope.numbers.start)
+                    yield from self.of(inner, body.others)
 
 
 def sums_by_node(trace: Trace) -> dict[int, list[Reduction]]:

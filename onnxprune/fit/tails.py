@@ -56,8 +56,9 @@ def tail(layer: Linear, graph: Topology, outputs: int, rank: int | None) -> Tail
     scale, offset = np.ones(outputs), np.zeros(outputs)
     shift = layer.shift(outputs)
     end = layer.out
-    while rank is not None and (node := graph.reader(end)) is not None:
-        step = affine(node, end, model, layer.y_axis % rank, rank, outputs)
+    axis = layer.y_axis
+    while rank is not None and axis is not None and (node := graph.reader(end)) is not None:
+        step = affine(node, end, model, axis % rank, rank, outputs)
         if step is None:
             break
         scale, offset = scale * step.factor, offset * step.factor + step.constant
@@ -65,9 +66,26 @@ def tail(layer: Linear, graph: Topology, outputs: int, rank: int | None) -> Tail
         if step.operand is not None:
             shift = Shift(node, step.operand, np.full(outputs, step.sign))
         end = str(node.output[0])
+    shift = shift or _beside(graph.reader(end), end, scale, model)
     total, other = _sum(graph, end)
     low, high = _clips(graph, total or end)
     return Tail(end, scale, offset, shift, total, other, low, high)
+
+
+def _beside(node: NodeProto | None, end: str, scale: Array, model: Model) -> Shift | None:
+    """The bias of com.microsoft MultiHeadAttention, which holds those of query, key and value side by side."""
+    if (
+        node is None
+        or node.op_type != "MultiHeadAttention"
+        or len(node.input) < 4
+        or node.input[3] not in model.weights
+    ):
+        return None
+    side, width, whole = list(node.input).index(end), len(scale), model.weights[node.input[3]].size
+    start = {0: 0, 1: width, 2: whole - width}.get(side)  # queries are as wide as keys
+    if start is None:
+        return None
+    return Shift(node, 3, np.ones(width), lambda moved: np.pad(moved, (start, whole - start - width)))
 
 
 def _sum(graph: Topology, end: str) -> tuple[str, str]:

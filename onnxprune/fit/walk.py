@@ -1,6 +1,6 @@
 """Run a graph piece by piece over many batches: what was computed stays, and weights ahead of it may still change.
 
-Knows nodes and tensors, no operator and no importance. Reconstruction walks two graphs side by side this way, each node
+Knows nodes and tensors, no importance. Reconstruction walks two graphs side by side this way, each node
 running once per batch however many layers are looked at on the way.
 """
 
@@ -15,18 +15,20 @@ from onnx import helper
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit.codes import tensors
-from onnxprune.model import Array, Model, Topology, fitted
+from onnxprune.model import Array, Model, Topology, fitted, traits
 from onnxprune.run import first_line, open_session
 
 
 class Walk(Topology):
-    """`model` over `feeds` (one dict of inputs a batch). `types` gives the ONNX element type of a tensor."""
+    """`model` over `feeds` (one dict of inputs a batch). `types` gives the ONNX element type of a tensor. first: the
+    number that the trace gives to the first node, that of a body among all nodes."""
 
     def __init__(
         self, model: Model, feeds: Sequence[Mapping[str, Array]], types: Callable[[str], int | None],
-        providers: Sequence[str] = ("cpu",),
+        providers: Sequence[str] = ("cpu",), first: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(model)
+        self.first = first
         self.types, self.providers = types, providers
         self.inputs = {name for feed in feeds for name in feed}
         self.batches = len(feeds)
@@ -102,7 +104,10 @@ class Walk(Topology):
 
     def _computed(self, nodes: Sequence[int], ins: Sequence[str], outs: Sequence[str]) -> dict[str, list[Array]]:
         """What these nodes make of the tensors `ins`, in every batch."""
-        piece = self._piece(nodes, ins, outs)
+        return self.through(self._piece(nodes, ins, outs), ins, outs)
+
+    def through(self, piece: Model, ins: Sequence[str], outs: Sequence[str]) -> dict[str, list[Array]]:
+        """What a piece makes of the tensors `ins`, which are at hand, in every batch."""
         session = open_session(piece, self.providers)
         kept: dict[str, list[Array]] = {o: [] for o in outs}
         for b in range(self.batches):
@@ -118,12 +123,13 @@ class Walk(Topology):
         return kept
 
     def _piece(self, nodes: Sequence[int], ins: Sequence[str], outs: Sequence[str]) -> Model:
-        model = self.piece(nodes, map(self._info, ins), map(self._info, outs))
+        model = self.piece(nodes, map(self.info, ins), map(self.info, outs))
         for k in self.taps.keys() & set(nodes):
             model.graph.node[nodes.index(k)].output[0] = self.taps[k]
         return model
 
-    def _info(self, name: str) -> Any:
+    def info(self, name: str) -> Any:
+        """How a piece declares a tensor that it is given or gives; RuntimeFailure where its type is not known."""
         for info in (*self.model.skeleton.graph.input, *self.model.skeleton.graph.output):
             if info.name == name and not info.type.HasField("tensor_type"):
                 return info
@@ -131,5 +137,8 @@ class Walk(Topology):
         kind = self.types(like)
         if kind is None:
             raise RuntimeFailure(f"tensor '{name}' has no known type, so the graph cannot be run piece by piece")
-        values = self.values.get(name)  # the body of a Scan must know how many axes there are
-        return helper.make_tensor_value_info(name, kind, [None] * values[0].ndim if values else None)
+        values: list[Array] | None = self.values.get(name)  # the body of a Scan must know how many axes there are
+        dims: list[int | None] | None = [None] * values[0].ndim if values else None
+        if dims and any(self.nodes[k].op_type in traits.ASKING_WIDTHS for k in self.readers[name]):
+            dims[-1] = (values or [])[0].shape[-1]  # without it ONNX Runtime makes up the width of what comes out
+        return helper.make_tensor_value_info(name, kind, dims)

@@ -56,6 +56,9 @@ MOVING_PARAMETERS = (REARRANGING - {"Flatten"}) | {"Cast", "Concat", "Einsum", "
 SIZES = frozenset({"Shape", "Size"})
 """They read sizes, and no values."""
 
+ASKING_WIDTHS = frozenset({"Attention"})
+"""ONNX Runtime makes up the width of what comes out where that of what goes in is not declared."""
+
 # ---- what computes
 
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})

@@ -96,9 +96,10 @@ def _solving(extent: Extent, rows: float) -> float:
 
 
 def factor(error: float | None, loss: float, base: float = 0.0) -> float | None:
-    """Output error by `loss` (what the curve says); None where either says nothing. `base`: the part of it that is due
-    to units (heads) that the curve does not know."""
-    return max(error - base, 0.1 * error) / loss if error is not None and loss > 0 else None
+    """Output error by `loss` (what the curve says); None where either says nothing: an error of exactly 0 comes of
+    units that no input reaches, as in a branch that is not taken. `base`: the part of it that is due to units (heads)
+    that the curve does not know."""
+    return max(error - base, 0.1 * error) / loss if error and loss > 0 else None
 
 
 def compensated(groups: Groups, sites: Sequence[Site], removed: Mask) -> Model:
@@ -127,7 +128,7 @@ def compensated(groups: Groups, sites: Sequence[Site], removed: Mask) -> Model:
 
 def _cut(bias: Weight, layer: Linear, trace: Trace, kept: Mask) -> Weight:
     """A bias that was not there before, which the rewriting knows nothing of, at the channels that are left."""
-    axis = layer.y_axis % (trace.rank(layer.out) or 1)
+    axis = (layer.y_axis or 0) % (trace.rank(layer.out) or 1)
     block = next((b for b in trace.of(layer.out) if b.axes == (axis,)), None)
     if block is None:
         return bias

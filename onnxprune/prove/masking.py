@@ -88,8 +88,11 @@ class _Masking:
     def _at(self, name: str, block: Block) -> Block:
         """The block of a tensor as it is at these sizes."""
         static = self.trace.shapes.static(name) or ()
-        run = self.sizes.get(name) or ()
-        return block.at([n if k is None else None for k, n in zip(static, run, strict=True)])
+        return block.at([n if k is None else None for k, n in zip(static, self._run(name), strict=True)])
+
+    def _run(self, name: str) -> Sequence[int | None]:
+        """The sizes of a tensor in the run; as far as they are always the same, of one that another branch computes."""
+        return self.sizes.get(name) or self.trace.shapes.static(name) or ()
 
     def _add(self, base: str, array: NDArray[Any], onnx_type: int | None = None) -> str:
         name = self.model.fresh_name(base)
@@ -99,7 +102,7 @@ class _Masking:
     def _mask(self, name: str, block: Block) -> Mask:
         """The kept positions of a block, broadcastable to its tensor."""
         weight = self.trace.model.weights.get(name)
-        return self.kept[block.spread(weight.shape if weight is not None else self.sizes.get(name) or ())]
+        return self.kept[block.spread(weight.shape if weight is not None else self._run(name))]
 
     def _filled(self, source: str, name: str, mask: Mask, fill: str, nodes: list[NodeProto]) -> str:
         """`source` where the mask of tensor `name` is true, and tensor `fill` (zero without one) elsewhere."""

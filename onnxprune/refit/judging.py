@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import RuntimeFailure
-from onnxprune.fit import Reconstruction, Refits, restore
+from onnxprune.fit import Reconstruction, Refits, restore, turned
 from onnxprune.model import Aside
 from onnxprune.options import Options, Progress
 from onnxprune.planning import (
@@ -75,12 +75,14 @@ class Refit:
            aside: bool = False) -> Refit:  # fmt: skip
         """Nothing of what judges is looked at. done: told the share that is done. aside: new weights wait on the disk.
         RuntimeFailure where inputs cannot be run."""
-        trace, kept = decision.groups.trace, decision.groups.kept_ids(decision.removed)
+        kept = decision.groups.kept_ids(decision.removed)
         if options.effort != "low":
             parts = with_mirrors(decision.groups, parts, options)
+        held = len(parts.choose)
+        trace = turned(decision.groups, kept, parts.solved, held, options.providers, options.seed, aside)
         work = rewrite(trace, kept)
         work.model.aside = Aside() if aside else None
-        walk = Reconstruction(trace, kept, work, parts.solved, len(parts.choose), options.providers, options.seed)
+        walk = Reconstruction(trace, kept, work, parts.solved, held, options.providers, options.seed)
         return Refit(work, walk.run(done))
 
 

@@ -106,7 +106,7 @@ def cfsp(inputs: CriterionInputs) -> Scores:
     usual = float(np.mean(list(turns.values()))) if turns else 1.0
     scores = np.zeros(inputs.count)
     for site in inputs.sites:
-        coarse = float(np.mean([turns.get(m.index, usual) for m in site.members]))
+        coarse = float(np.mean([usual if site.inside else turns.get(m.index, usual) for m in site.members]))
         weight = np.abs(site.matrix)
         fine = (weight / np.maximum(weight.sum(1, keepdims=True), 1e-30)).mean(2) * _strength(site)
         own = np.zeros(inputs.count)
