@@ -107,7 +107,7 @@ def curve_set(resnet: Groups) -> CurveSet:
 def test_a_target_is_hit_by_what_was_measured(
     resnet: Groups, curve_set: CurveSet, scope: Any, of: Any, ratio: float
 ) -> None:
-    options = Options(scope=scope, of=of, ratio=ratio).resolved()
+    options = Options(scope=scope, of=of, ratio=ratio, blocks=False).resolved()
     found = curve_set.curves if scope == "sensitivity" else [replace(c, factor=None) for c in curve_set.curves]
     costs = Costs.of(resnet, of)
     shares = curves.shares(

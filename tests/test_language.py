@@ -40,7 +40,7 @@ def test_the_ratio_is_of_the_channels_alone_without_heads() -> None:
     assert shapes(prune(decoder(False), ratio=0.5, fast=True, heads=False))["wq"] == (32, 16)
 
 
-def test_weights_of_four_bits_stay() -> None:
+def test_weights_of_four_bits_go_by_rows_and_what_they_read_by_blocks() -> None:
     random = np.random.default_rng(0)
     model = graph(
         "(float[N,16] x) => (float[N,4] y)",
@@ -50,8 +50,9 @@ def test_weights_of_four_bits_stay() -> None:
         w2=(24, 4),
     )  # fmt: skip
     found = inspect(model)
-    assert [g.name for g in found.groups] == ["w1[1]"]
-    assert {f.parameter for f in found.frozen if f.op_type == "com.microsoft::MatMulNBits"} >= {"w0", "q", "s"}
+    assert [g.name for g in found.groups] == ["w0[1]", "q[0]", "w1[1]"]
+    after = shapes(prune(model, ratio=0.5, fast=True))
+    assert (after["w0"], after["q"], after["s"], after["w1"]) == ((16, 16), (32, 1, 8), (32,), (32, 12))
 
 
 def test_a_rotation_as_one_operator_holds_pairs_together() -> None:

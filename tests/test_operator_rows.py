@@ -399,7 +399,7 @@ TABLE: dict[str, Row] = {
     "GroupQueryAttention, with sinks": (grouped("", ", , , , , T:float[4] "), HEADS | {"T": (2,)}, 18),
     "GroupQueryAttention, after a constant past": (
         grouped(past=", P:float[1,2,4,32] , P2:float[1,2,4,32] ", length=10),
-        {"Q": (16, 64), "K": (16, 32), "V": (16, 32), "P": (1, 2, 4, 16), "P2": (1, 2, 4, 16)},
+        {"Q": (16, 32), "K": (16, 16), "V": (16, 16), "P": (1, 1, 4, 16), "P2": (1, 1, 4, 16)},
         18,
     ),
     "GroupQueryAttention, packed": (

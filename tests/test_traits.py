@@ -13,7 +13,7 @@ from onnxprune.model import traits
 from onnxprune.shapes import values
 
 TRAITS: dict[str, Set[str]] = {
-    name: frozenset(trait) for name, trait in vars(traits).items() if name.isupper() and not name.startswith("_")
+    name: frozenset(op.removeprefix("com.microsoft::") for op in trait) for name, trait in vars(traits).items() if name.isupper() and not name.startswith("_")
 }
 KNOWN = {s.name for s in onnx.defs.get_all_schemas_with_history()} | {
     s.name for s in get_all_operator_schema() if s.domain == "com.microsoft"

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from onnxprune.trace.labels import KEPT, Block, Ids, Labels, Reason
-from onnxprune.trace.operands import Demand, Lettered, Operand
+from onnxprune.trace.operands import Demand, Lettered, Operand, split_axis
 from onnxprune.trace.product import beside, common_front, product
 
 
@@ -70,17 +70,23 @@ class Equation:
             larger = next((o for o in out if taken & {axis[x] for x in o.letters}), None)
             if larger is None:
                 out.append(b)
-                continue
-            apart = not set(b.letters) & set(larger.letters)
-            if apart:
-                self._demand_joint([b, larger], spelling[axis[b.letters[0]]])
-            if not apart and beside(b, {axis[x] for o in out for x in o.letters}, axis):
-                out.append(Lettered(b.letters[1:], self.labels.column_ids(b.ids, self.why), b.operand))
-            elif both := self._product(b, larger, place) or self._product(larger, b, place):
-                out[out.index(larger)] = both
             else:
-                self._reduce(b, larger, apart)
+                self._share_axis(b, larger, out, spelling)
         return out
+
+    def _share_axis(self, block: Lettered, larger: Lettered, out: list[Lettered], spelling: Sequence[str]) -> None:
+        """Put a block, as far as it can be, among those of `out`, of which a larger one lies on one of its axes."""
+        axis = {x: k for k, letters in enumerate(spelling) for x in letters}
+        place = {x: k for k, x in enumerate(x for letters in spelling for x in letters)}
+        apart = not set(block.letters) & set(larger.letters)
+        if apart:
+            self._demand_joint([block, larger], spelling[axis[block.letters[0]]])
+        if not apart and beside(block, {axis[x] for o in out for x in o.letters}, axis):
+            out.append(Lettered(block.letters[1:], self.labels.column_ids(block.ids, self.why), block.operand))
+        elif both := self._product(block, larger, place) or self._product(larger, block, place):
+            out[out.index(larger)] = both
+        else:
+            self._reduce(block, larger, apart)
 
     def _reduce(self, block: Lettered, larger: Lettered, apart: bool) -> None:
         """What only `block` has is tied; where nothing couples the two, it stays."""
@@ -151,7 +157,7 @@ class Equation:
     def _in_letters(self, block: Block, index: int, operand: Operand) -> Lettered | None:
         """A block with one axis per letter, those of size one left out; None where nothing of it has a letter."""
         axes = [
-            self._split_axis(operand.spelling[axis], n, operand.dims[axis])
+            split_axis(self.sizes, operand.spelling[axis], n, operand.dims[axis])
             for axis, n in zip(block.axes, block.ids.shape, strict=True)
         ]
         coarse = block.coarse and len(operand.spelling[block.axes[0]]) == 1
@@ -164,16 +170,6 @@ class Equation:
         if len(big) > 1:
             self.labels.rectangle(ids)
         return Lettered(tuple(x for x, _ in big), ids, index)
-
-    def _split_axis(self, spelled: str, n: int, size: int | None) -> list[tuple[str, int]]:
-        """(letter, size) of each letter of an axis of `n` ids; none where it has no letter, or where its ids stand for
-        runs of positions under a letter that stands for single ones."""
-        if len(spelled) > 1:
-            sizes = [self.sizes[x] for x in spelled]
-            if prod(sizes) == n:
-                return list(zip(spelled, sizes, strict=True))
-            return [(spelled[0], n)] if self.sizes[spelled[0]] == n else []
-        return [(spelled, n)] if spelled and size in (None, n) else []
 
     def _inside_runs(self, block: Block, index: int, operand: Operand) -> Lettered | None:
         """Runs repeat what the full block of that axis says; what is inside is the same in every run."""

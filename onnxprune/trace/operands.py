@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from onnxprune.trace.labels import Block, Ids
 
@@ -30,3 +31,13 @@ class Lettered:
     letters: tuple[str, ...]
     ids: Ids
     operand: int = -1
+
+
+def split_axis(sizes: Mapping[str, int], spelled: str, n: int, size: int | None) -> list[tuple[str, int]]:
+    """(letter, size) of each letter of an axis of `n` ids; none where it has no letter, or where its ids stand for runs
+    of positions under a letter that stands for single ones. sizes: of the letters of split axes."""
+    if len(spelled) > 1:
+        if prod(sizes[x] for x in spelled) == n:
+            return [(x, sizes[x]) for x in spelled]
+        return [(spelled[0], n)] if sizes[spelled[0]] == n else []
+    return [(spelled, n)] if spelled and size in (None, n) else []

@@ -22,10 +22,17 @@ exit codes: 0 written, 1 a gate failed, or torch computes something else than ON
 3 an operator cannot be trained, 4 the runtime or the disk failed, 130 written after Ctrl-C."""
 ABOUT = "Train a pruned model on the dense model's answers."
 
+COMMON = (
+    "--data", "--calib-samples", "--memory", "--steps", "--checkpoint", "--seed", "--providers", "--validate",
+    "--metric", "--max-drop",
+)  # fmt: skip
+"""The flags that --help explains."""
+
 
 def parser() -> arguments.Parser:
     """The arguments of `onnxprune finetune`."""
     made = arguments.parser("onnxprune finetune", ABOUT, EPILOG)
+    made.common = COMMON
     flags.model_argument(made, "DENSE")
     flags.model_argument(made, "PRUNED")
     made.add_argument("OUT", type=Path, help="the model to write")
