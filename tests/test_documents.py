@@ -13,10 +13,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
+from test_text_files import bigrams, trained
 
 from onnxprune.cli import main
 from onnxprune.cli.commands import help as guide
 from onnxprune.cli.commands import prune, sweep
+from onnxprune.data import text
 from onnxprune.planning import criteria
 from onnxprune.trace.rules import RULES
 
@@ -68,6 +70,15 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_texts(folder: Path) -> None:
+    """A model of what follows what with its tokenizer, and texts that it knows."""
+    pytest.importorskip("tokenizers")
+    trained().save(str(folder / "tokenizer.json"))
+    onnx.save(bigrams(), folder / "decoder.onnx")
+    for name in ("words.txt", "other_words.txt"):
+        (folder / name).write_text("\n".join(text.sentences()), "utf-8")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [d for d in DOCUMENTS if commands(d)], ids=lambda p: p.stem)
 def test_every_command_does_its_job(
@@ -77,6 +88,8 @@ def test_every_command_does_its_job(
         pytest.importorskip("torch")
     folder = tmp_path / "work"
     shutil.copytree(workspace, folder)
+    if any(word.endswith(".txt") for words in commands(path) for word in words):
+        write_texts(folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "cache"))
     for name, *arguments in commands(path):

@@ -96,6 +96,10 @@ class SharedDense(Dense):
         self.ahead = self.walk
         self.seen: dict[tuple[str, str], list[Seen]] = {}
 
+    def rewind(self) -> None:
+        """Let go of what was computed on the way, so that cuts are tried from the front of the graph once more."""
+        self.walk = self.ahead = Walk(self.trace.model, self.feeds, self.trace.shapes.dtype, self.providers)
+
     def start(self, current: Walk, touched: set[int]) -> None:
         """The walk of the cut graph is given what comes before the cut."""
         self.walk = Walk(self.trace.model, self.feeds, self.trace.shapes.dtype, self.providers)

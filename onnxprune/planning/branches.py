@@ -22,6 +22,7 @@ def measured(
     if options.blocks is False or not (options.blocks or trials.room(len(may))):
         return {}
     found = {}
+    trials.rewind()
     for k, unit in enumerate(may):
         if progress:
             progress("branches", k / len(may))

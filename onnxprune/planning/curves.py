@@ -57,13 +57,12 @@ class Curve:
 @dataclass
 class CurveSet:
     """Scores of all classes and a curve for each set. branches: of residual branches, by class, what the outputs lose
-    without one alone. trials: in which that was measured."""
+    without one alone."""
 
     scores: Array
     curves: list[Curve]
     sites: list[Site]
     branches: dict[int, float] = field(default_factory=dict)
-    trials: Trials | None = None
 
 
 def observe(
@@ -126,7 +125,6 @@ def measure(
         found = {s: f for s, f in (measured(curve, wanted) for wanted in tried) if f is not None}
         curve.bend(found)
     _complete(free)
-    curve_set.trials = trials
     curve_set.branches = branches.measured(groups, trials, options, asked, progress)
 
 

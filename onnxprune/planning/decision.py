@@ -27,6 +27,7 @@ from onnxprune.planning.reaching import SLACK, check_reachable
 from onnxprune.planning.rows import rows_that_go
 from onnxprune.planning.selection import select
 from onnxprune.planning.steady import steady
+from onnxprune.planning.trials import Trials
 from onnxprune.trace import Groups, Mask
 
 
@@ -218,9 +219,10 @@ class Informed:
         groups, narrow = self.groups, replace(options, blocks=False)
         shares = curves.shares(groups, curve_set, narrow, wanted, self.costs, self.trust, self.asked)
         without = select(groups, curve_set.scores, narrow, shares, self.asked)
-        if curve_set.trials is None or _cost(groups, self.costs, without) > SLACK * wanted:
+        if _cost(groups, self.costs, without) > SLACK * wanted:
             return removed
-        lost = [curve_set.trials.lost(plan) for plan in (removed, without)]
+        trials = Trials(groups, curve_set.sites, self.parts, options, 2)
+        lost = [trials.lost(plan) for plan in (removed, without)]
         return without if lost[1] is not None and (lost[0] is None or lost[1] <= lost[0]) else removed
 
 

@@ -25,7 +25,7 @@ from onnxprune.run import in_one
 from onnxprune.shapes import Inputs
 from onnxprune.trace import Groups, Ids
 
-BASE = 150 << 20
+BASE = 172 << 20
 """Bytes of Python and its libraries; of little memory half is left beside them."""
 MODERATE = 2 << 30
 """Bytes of activations where no memory was asked for: more samples of large images take more time and bring little."""

@@ -60,6 +60,10 @@ class Trials:
             return None
         return error if np.isfinite(error) else None
 
+    def rewind(self) -> None:
+        """Begin again with cuts that lie at the front of the graph."""
+        self.dense.rewind()
+
     def room(self, more: int) -> bool:
         """Whether so many more of them by refits do not take too long, either."""
         trace, pace = self.groups.trace, (self.samples, self.light)
