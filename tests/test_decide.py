@@ -127,6 +127,16 @@ def test_inputs_that_are_trusted_less_are_nearer_to_the_same_share_for_all(resne
     assert most[0] < 0.5
 
 
+def test_branches_go_on_inputs_that_say_little_only_where_that_is_asked_for(resnet: Groups, curve_set: CurveSet) -> None:
+    """The losses of the fixture's branches are made nothing, so that whoever may take them does."""
+    costs, free = Costs.of(resnet, "macs"), replace(curve_set, branches=dict.fromkeys(curve_set.branches, 0.0))
+    assert free.branches
+    for asked, trust, may in ((None, 0.5, False), (None, 1.0, True), (True, 0.5, True), (False, 1.0, False)):
+        options = Options(ratio=0.4, blocks=asked).resolved()
+        found = curves.shares(resnet, free, options, decision.budget(resnet, options, costs), costs, trust)
+        assert bool([u for u in free.branches if found.get(u)]) is may
+
+
 def test_every_factor_is_measured(curve_set: CurveSet) -> None:
     factors = [c.factor for c in curve_set.curves]
     assert all(f is not None and np.isfinite(f) and f > 0 for f in factors)

@@ -82,10 +82,10 @@ class Equations:
         """The same of other weights."""
         return sum(p.error(w, b) for p, w, b in zip(self._tests(), matrix, bias, strict=True))
 
-    def seen(self) -> tuple[Array, Array]:
-        """Second moments [columns, columns] of what one group reads, about the mean where a bias makes up for it, and
-        the mean [columns]; of all rows but those that are held out."""
-        (p,) = self.problems
+    def seen(self, group: int = 0) -> tuple[Array, Array]:
+        """Second moments [columns, columns] of what a group reads, about the mean where a bias makes up for it, and the
+        mean [columns]; of all rows but those that are held out, by which it is judged."""
+        p = self.problems[group]
         rows = p.part(slice(0, max(len(p.rows) - self._held(p), 1))).rows
         moments = Moments.of(rows, rows[:, :0])
         return (moments.centred() if self.movable else moments.raw())[0], moments.mean
@@ -93,12 +93,11 @@ class Equations:
     def rounded(self, matrix: Array, bias: Array, grid: Grid) -> tuple[Array, Array]:
         """The weights as integers hold them, and biases that make up for what this moves on average."""
         found, shifted = matrix.copy(), bias.copy()
-        for g, p in enumerate(self.problems):
-            moments = Moments.of(p.rows, p.rows[:, :0])
-            gram = (moments.centred() if self.movable else moments.raw())[0]
+        for g in range(len(self.problems)):
+            gram, mean = self.seen(g)
             found[g] = rounded(matrix[g], Grid(grid.step[g], grid.low[g], grid.high[g]), gram)
             if self.movable:
-                shifted[g] = bias[g] + moments.mean @ (matrix[g] - found[g])
+                shifted[g] = bias[g] + mean @ (matrix[g] - found[g])
         return found, shifted
 
     @property

@@ -10,17 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.few_bits import Coded, coded
+from onnxprune.fit.rounding import damped, feedback
 from onnxprune.model import Array, Model, Weight, attribute
 from onnxprune.trace import Cells
 
 Numbers = NDArray[np.float64]
-DAMPING = 0.01
-"""Share of the mean of the diagonal of the second moments that is added to it."""
 SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Shares of the range of a block that its codes may be spread over: what is beyond is clipped."""
 
@@ -87,7 +85,7 @@ class FewBits:
     def requantised(self, model: Model, value: Numbers, gram: Numbers) -> tuple[Numbers, BlockGrid]:
         """What is nearest to `value` [inputs, outputs] by the second moments [inputs, inputs] of what it multiplies,
         and its scales and zero points."""
-        feedback, weigh = _feedback(gram), np.maximum(np.diag(gram), 1e-12)
+        factor, weigh = _feedback(gram), np.maximum(np.diag(gram), 1e-12)
         grid = self.grid(model)
         new = replace(grid, scale=grid.scale.copy(), zero=grid.zero.copy())
         left, out = value.T.astype(np.float64), np.empty(value.T.shape)
@@ -99,9 +97,9 @@ class FewBits:
             for k in range(start, part.stop):
                 codes = _codes(left[:, k : k + 1], scale[:, None], zero[:, None], grid.top)
                 out[:, k] = (codes[:, 0] - zero) * scale
-                errors[:, k - start] = (left[:, k] - out[:, k]) / feedback[k, k]
-                left[:, k + 1 : part.stop] -= np.outer(errors[:, k - start], feedback[k, k + 1 : part.stop])
-            left[:, part.stop :] -= errors @ feedback[part, part.stop :]
+                errors[:, k - start] = (left[:, k] - out[:, k]) / factor[k, k]
+                left[:, k + 1 : part.stop] -= np.outer(errors[:, k - start], factor[k, k + 1 : part.stop])
+            left[:, part.stop :] -= errors @ factor[part, part.stop :]
         return out.T, new
 
     def _chosen(
@@ -165,12 +163,8 @@ def _moved(part: Numbers, weigh: Numbers, scale: Numbers, zero: Numbers, top: in
 
 
 def _feedback(gram: Numbers) -> Numbers:
-    """The upper Cholesky factor of the inverse of the damped second moments: row k says how later columns make up for
-    column k. Without feedback where there is no such factor."""
-    unit = float(np.trace(gram)) / max(len(gram), 1) + 1e-30
+    """How later columns make up for each column (see `rounding.feedback`); that none does where there is no factor."""
     try:
-        damped = gram + DAMPING * unit * np.eye(len(gram))
-        inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(damped, lower=True), np.eye(len(gram)))
-        return np.asarray(scipy.linalg.cholesky(inverse, lower=False))
+        return feedback(damped(gram))
     except (np.linalg.LinAlgError, ValueError):
         return np.eye(len(gram))

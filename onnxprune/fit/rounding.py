@@ -23,24 +23,34 @@ def rounded(matrix: Array, grid: Grid, gram: Array) -> Array:
     """`matrix` [K, O] on a grid of the same size, by the second moments [K, K] of what is multiplied with it: each row
     rounded by itself, or with feedback, whichever changes the outputs less."""
     alone = grid.nearest(matrix)
-    damped = gram + (DAMPING * np.trace(gram) / max(len(gram), 1) + 1e-30) * np.eye(len(gram))
+    loaded = damped(gram)
     try:
-        fed = _fed_back(matrix, grid, damped)
-    except np.linalg.LinAlgError:
+        fed = _fed_back(matrix, grid, feedback(loaded))
+    except (np.linalg.LinAlgError, ValueError):
         return alone
-    return min((alone, fed), key=lambda found: float(np.sum((found - matrix) * (damped @ (found - matrix)))))
+    return min((alone, fed), key=lambda found: float(np.sum((found - matrix) * (loaded @ (found - matrix)))))
 
 
-def _fed_back(matrix: Array, grid: Grid, damped: Array) -> Array:
-    inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(damped, lower=True), np.eye(len(damped)))
-    feedback = scipy.linalg.cholesky(inverse, lower=False)
+def damped(gram: Array) -> Array:
+    """Second moments [K, K] with a share of their mean diagonal added to it, so that they have an inverse."""
+    return np.asarray(gram + (DAMPING * np.trace(gram) / max(len(gram), 1) + 1e-30) * np.eye(len(gram)))
+
+
+def feedback(loaded: Array) -> Array:
+    """The upper Cholesky factor [K, K] of the inverse of damped second moments: row k says how later columns make up
+    for column k. LinAlgError or ValueError where there is none."""
+    inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(loaded, lower=True), np.eye(len(loaded)))
+    return np.asarray(scipy.linalg.cholesky(inverse, lower=False))
+
+
+def _fed_back(matrix: Array, grid: Grid, factor: Array) -> Array:
     left, out = matrix.astype(np.float64), np.empty(matrix.shape)
     for start in range(0, len(matrix), BLOCK):
         end = min(start + BLOCK, len(matrix))
         errors = np.empty((end - start, matrix.shape[1]))
         for k in range(start, end):
             out[k] = Grid(grid.step[k], grid.low[k], grid.high[k]).nearest(left[k])
-            errors[k - start] = (left[k] - out[k]) / feedback[k, k]
-            left[k + 1 : end] -= np.outer(feedback[k, k + 1 : end], errors[k - start])
-        left[end:] -= feedback[start:end, end:].T @ errors
+            errors[k - start] = (left[k] - out[k]) / factor[k, k]
+            left[k + 1 : end] -= np.outer(factor[k, k + 1 : end], errors[k - start])
+        left[end:] -= factor[start:end, end:].T @ errors
     return out

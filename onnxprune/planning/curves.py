@@ -145,7 +145,7 @@ def shares(
 
     `trust` in 0..1 says how much the inputs are worth: at 0 every set loses the same share, at 1 any share up to the
     floor. Made-up inputs that a network answers monotonously hide what matters to it: unless they are worth more than
-    those of which nothing is known, no branch goes."""
+    those of which nothing is known, no branch goes that was not asked for."""
     gone = select(groups, curve_set.scores, options, {}, asked)
     dead = ~groups.alive(groups.kept_ids(gone))
     free = [c for c in curve_set.curves if c.part.name not in asked]
@@ -158,7 +158,7 @@ def shares(
             choice.losses[np.arange(levels + 1) > np.ceil(most * levels)] = np.inf
     for curve, choice in zip(free, choices, strict=True):
         choice.losses[~reachable(curve.part, len(choice.losses), options)] = np.inf
-    whole = curve_set.branches if options.blocks is not False and trust > UNKNOWN else {}
+    whole = curve_set.branches if options.blocks or (options.blocks is None and trust > UNKNOWN) else {}
     choices += [Choice([unit], np.array([0.0, loss])) for unit, loss in whole.items()]
     taken = allocate(choices, costs, dead, budget)
     return dict(zip((*(c.part.name for c in free), *whole), taken, strict=True))
