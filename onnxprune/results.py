@@ -44,7 +44,8 @@ class GroupInfo:
 @dataclass(frozen=True)
 class CacheInfo:
     """An input of the model that is a cache (past keys or values), or an output that gives it out again, and its
-    declared sizes, open ones by name: `after` are others where heads went."""
+    declared sizes, open ones by name: `after` are others where heads went, and none where the branch that it is of
+    went with it."""
 
     name: str
     kind: Literal["input", "output"]

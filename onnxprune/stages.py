@@ -16,7 +16,7 @@ from onnxprune import guard, rehearsal
 from onnxprune.data import unread
 from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.exclusion import excluded
-from onnxprune.model import Model
+from onnxprune.model import Model, gone
 from onnxprune.options import Options
 from onnxprune.planning import asked, criteria, profile
 from onnxprune.progress import Stages, now
@@ -147,8 +147,9 @@ def check(groups: Groups, kept: Mask, after: Rewritten, options: Options, clock:
     clock("re-trace")
     taken = after.model.taken
     given = {
-        name: [len(taken.get(name, {}).get(axis, range(n))) for axis, n in enumerate(sizes)]
+        name: [len((taken.get(name) or {}).get(axis, range(n))) for axis, n in enumerate(sizes)]
         for name, sizes in options.input_shapes.items()
+        if not gone(taken, name)
     }
     shapes = infer(after.model, given)
     couplings = retrace(groups.trace, groups, kept, after, shapes)

@@ -30,9 +30,9 @@ class Walk(Topology):
         super().__init__(model)
         self.first = first
         self.types, self.providers = types, providers
-        self.inputs = {name for feed in feeds for name in feed}
-        self.batches = len(feeds)
         own = [fitted(model.taken, feed) for feed in feeds]
+        self.inputs = {name for feed in own for name in feed}
+        self.batches = len(feeds)
         self.values: dict[str, list[Array]] = {n: [feed[n] for feed in own] for n in self.inputs}
         self.done: set[int] = set()
         self.taps: dict[int, str] = {}

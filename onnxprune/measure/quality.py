@@ -21,7 +21,7 @@ from onnxprune.measure.guessing import by_frequency
 from onnxprune.measure.intervals import Floats
 from onnxprune.measure.metrics import METRICS, Metric, Outputs
 from onnxprune.measure.tally import Tally, figures, likely, total
-from onnxprune.model import Model, Taken, taken_from
+from onnxprune.model import Model, Taken, fitted, gone
 from onnxprune.options import Gates, Options
 from onnxprune.progress import now
 from onnxprune.run import first_line, open_session
@@ -188,7 +188,7 @@ class Comparison:
         for k in range(len(self.data.feeds)):
             say("validate", k / len(self.data.feeds))
             dense, found = self._dense(k), self._outputs(session, k)
-            left = [taken_from(other.taken, name, x) for name, x in dense.items()]
+            left = [*fitted(other.taken, dense).values()]
             mine = [*found.values()]
             _check_shapes(left, mine)
             for name, statistics in likeness.items():
@@ -221,10 +221,7 @@ class Comparison:
 
     def _check_inputs(self, session: Any, taken: Taken) -> None:
         """The two models must take the same inputs, of which the other may have `taken` a part."""
-        ours, theirs = ({i.name: (i.type, i.shape) for i in s.get_inputs()} for s in (self.session, session))
-        for name, axes in taken.items():
-            for axis, positions in axes.items() if name in ours else ():
-                ours[name][1][axis] = len(positions)
+        ours, theirs = _inputs(self.session, taken), _inputs(session)
         if ours.keys() != theirs.keys():
             raise UsageError(f"the two models take different inputs: {', '.join(ours)} and {', '.join(theirs)}")
         for name, (kind, shape) in ours.items():
@@ -251,7 +248,7 @@ class Comparison:
         """Of the k-th feed, those that have a row for each sample, by name."""
         rows = self.data.rows[k]
         try:
-            names = [o.name for o in self.session.get_outputs()]
+            names = [o.name for o in self.session.get_outputs() if not gone(session.taken, o.name)]
             made = dict(zip(names, session.run(names, self.data.feeds[k]), strict=True))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise RuntimeFailure(f"ONNX Runtime failed on the validation data: {first_line(error)}") from error
@@ -265,3 +262,12 @@ def _check_shapes(dense: Outputs, other: Outputs) -> None:
     ours, theirs = [x.shape for x in dense], [x.shape for x in other]
     if ours != theirs:
         raise UsageError(f"the two models give outputs of shapes {ours} and {theirs}; compare alike ones")
+
+
+def _inputs(session: Any, taken: Taken | None = None) -> dict[str, tuple[str, list[Any]]]:
+    """The types and declared sizes of what a session takes, as they are with what is left of them."""
+    found = {i.name: (i.type, i.shape) for i in session.get_inputs() if not gone(taken or {}, i.name)}
+    for name, (_, shape) in found.items():
+        for axis, positions in ((taken or {}).get(name) or {}).items():
+            shape[axis] = len(positions)
+    return found

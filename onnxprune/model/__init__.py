@@ -24,7 +24,7 @@ from onnxprune.model.graph import (
 )
 from onnxprune.model.model import SESSION_LIMIT, Model, opset
 from onnxprune.model.normalise import set_nodes, sorted_nodes
-from onnxprune.model.taken import Taken, fitted, taken_from
+from onnxprune.model.taken import Taken, fitted, gone, taken_from
 from onnxprune.model.topology import Topology
 from onnxprune.model.weight import FLOATS, HALVES, Array, Derived, Stored, Weight, dtype_of, nbytes_of
 
@@ -50,6 +50,7 @@ __all__ = [
     "every_node",
     "fitted",
     "forget_shapes",
+    "gone",
     "nbytes_of",
     "needs",
     "nested",

@@ -11,6 +11,7 @@ from onnxprune.planning.decision import (
     Planner,
     by_weights,
     in_spite_of_fast,
+    rival,
     settled,
     uses_inputs,
     working,
@@ -28,5 +29,5 @@ from onnxprune.planning.steady import steady
 __all__ = [
     "FEW", "Costs", "Decision", "Needs", "OutputError", "Parts", "Plan", "Planner", "Removal", "asked", "by_weights",
     "calibrated", "checked", "everything", "folds", "in_spite_of_fast", "movable", "needs", "parted", "plan_of",
-    "read_plan", "removed_by", "select", "settled", "steady", "uses_inputs", "with_mirrors", "working",
+    "read_plan", "removed_by", "rival", "select", "settled", "steady", "uses_inputs", "with_mirrors", "working",
 ]  # fmt: skip

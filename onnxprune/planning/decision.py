@@ -30,6 +30,9 @@ from onnxprune.planning.steady import steady
 from onnxprune.planning.trials import Trials
 from onnxprune.trace import Groups, Mask
 
+FAR = 1.1
+"""A plan that leaves this much more of the cost is of another size."""
+
 
 @dataclass
 class Decision:
@@ -233,6 +236,15 @@ def by_weights(
     """The plan that needs nothing but weights. inputs: of the same groups, where there are some already."""
     scores = criteria.scores(options.criterion, inputs or CriterionInputs(groups, options))
     return spread(groups, scores, options, costs or costs_of(groups, options), asked(groups, options))
+
+
+def rival(weights: Groups, decision: Decision, options: Options) -> Mask:
+    """What weights alone remove for the same target, which no refit may be worse than; nothing where they cannot take
+    as much, as groups have limits. `weights`: the groups with the moments that the network was trained with."""
+    groups, costs = decision.groups, decision.costs or costs_of(decision.groups, options)
+    removed = by_weights(weights, replace(options, criterion="l2", scope="local"), costs)
+    wanted = max(budget(groups, options, costs), _cost(groups, costs, decision.removed))
+    return removed if _cost(groups, costs, removed) <= FAR * wanted else np.zeros_like(removed)
 
 
 def spread(groups: Groups, scores: NDArray[np.float64], options: Options, costs: Costs, given: Asked) -> Mask:

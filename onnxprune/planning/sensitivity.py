@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxprune.data import cache_outputs, describe
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model import Model, taken_from
+from onnxprune.model import Model, gone, taken_from
 from onnxprune.prove import Places, with_outputs
 from onnxprune.run import entire, first_line
 from onnxprune.trace import Groups
@@ -40,8 +40,8 @@ class OutputError:
     def error(self, model: Model) -> float:
         """Mean over the outputs of squared error by variance."""
         errors = []
-        for (name, dense), theirs in zip(self.dense.items(), self._outputs(model).values(), strict=True):
-            ours = [taken_from(model.taken, name, a) for a in dense]
+        for name, theirs in self._outputs(model).items():
+            ours = [taken_from(model.taken, name, a) for a in self.dense[name]]
             lost = sum(float(np.square(_wide(a) - _wide(b)).sum()) for a, b in zip(ours, theirs, strict=True))
             mean = sum(_wide(a).sum() for a in ours) / max(sum(a.size for a in ours), 1)
             energy = sum(float(np.square(_wide(a) - mean).sum()) for a in ours)
@@ -50,14 +50,15 @@ class OutputError:
 
     def _outputs(self, model: Model) -> dict[str, list[NDArray[Any]]]:
         types = self.groups.trace.shapes.dtype
+        names = [name for name in self.names if not gone(model.taken, name)]
         session = entire(with_outputs(types, model, self.taps), self.providers, types)
         try:
-            runs = [session.run(self.names, dict(feed)) for feed in self.feeds]
+            runs = [session.run(names, dict(feed)) for feed in self.feeds]
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise RuntimeFailure(f"ONNX Runtime failed on calibration inputs: {first_line(error)}") from error
         return {
             name: [np.asarray(r[k]) for r in runs]
-            for k, name in enumerate(self.names)
+            for k, name in enumerate(names)
             if isinstance(runs[0][k], np.ndarray) and runs[0][k].dtype.kind == "f"
         }
 

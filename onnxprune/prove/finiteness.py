@@ -41,7 +41,7 @@ def check_finite(
 ) -> None:  # fmt: skip
     """CheckFailed where `session`, of the model `pruned`, gives what is no number, or infinite, of inputs of which
     `dense` gives numbers."""
-    names = [o.name for o in dense.skeleton.graph.output]
+    names = [o.name for o in pruned.skeleton.graph.output]
     feeds = list(_spread(feeds))
     for feed, values in zip(feeds, _each(session, feeds, names), strict=True):
         got = dict(zip(names, values, strict=False))

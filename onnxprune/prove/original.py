@@ -173,7 +173,8 @@ class Original:
         return Run(feeds, dict(zip(names, got, strict=True)), sizes, self._open_sizes(shapes), session.blocks, deep)
 
     def _names(self, deep: bool) -> list[str]:
-        outputs = [o.name for o in self.trace.model.skeleton.graph.output]
+        went = self.trace.caches_dropped(self.kept)
+        outputs = [o.name for o in self.trace.model.skeleton.graph.output if o.name not in went]
         return [*dict.fromkeys((*outputs, *(self.taps if deep else ())))]
 
     def _open_sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -90,7 +90,8 @@ def _uncompared(places: Places, found: list[Findings], seen: set[str]) -> tuple[
         return reasons.get(name, "not run") if name in places.reached else "nothing that was removed reaches it"
 
     outputs = dict.fromkeys(o.name for o in places.trace.model.skeleton.graph.output)
-    return tuple(f"{name}: {why(name)}" for name in outputs if name not in seen)
+    known = seen | places.trace.caches_dropped(places.kept)
+    return tuple(f"{name}: {why(name)}" for name in outputs if name not in known)
 
 
 def _nothing_compared(places: Places, why: tuple[str, ...]) -> CheckFailed | NothingToPrune:

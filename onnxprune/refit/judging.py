@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,13 @@ from onnxprune.planning import (
     Decision,
     OutputError,
     Parts,
-    by_weights,
     calibrated,
     checked,
     everything,
     folds,
     needs,
     parted,
+    rival,
     steady,
     uses_inputs,
     with_mirrors,
@@ -97,23 +97,22 @@ def refitted(
     assert inputs is not None
     parts = parted(inputs.feeds)
     turns = folds(inputs.feeds) if inputs.samples < FEW and parts.judge else []
-    plain = replace(options, criterion="l2", scope="local")
-    fast = decision.removed if decision.given else by_weights(weights, plain, decision.costs)
+    fast = decision.removed if decision.given else rival(weights, decision, options)
     try:
         judge = _Judge(decision, fast, options)
-        final, (sliced, refit, rival) = _solved(decision, parts, turns, judge, options, progress or now())
+        final, (sliced, refit, alone) = _solved(decision, parts, turns, judge, options, progress or now())
     except RuntimeFailure as failure:
         now().warn(f"not refitted: {failure.message}")
         return Refitted({"inputs": inputs.source, "failed": failure.message})
-    worse = bool(fast.any()) and (rival < refit or not np.isfinite(refit))
+    worse = bool(fast.any()) and (alone < refit or not np.isfinite(refit))
     if worse:
-        now().warn(f"the refit is worse than weights alone (output error {refit:.3f} and {rival:.3f}), which are taken")
+        now().warn(f"the refit is worse than weights alone (output error {refit:.3f} and {alone:.3f}), which are taken")
     restore(final.work.model, after.model)
     after.model, after.aliases = final.work.model, final.work.aliases
     report = {
         "inputs": inputs.source, "samples": inputs.samples, "diversity": inputs.diversity,
         "held_out_batches": len(parts.judge), "turns": len(turns),
-        "output_error": {"sliced": sliced, "refitted": refit, "fast": rival},
+        "output_error": {"sliced": sliced, "refitted": refit, "fast": alone},
         "layers": [vars(r) for r in final.refits.solved], "skipped": final.refits.skipped, "fell_back": worse,
     }  # fmt: skip
     return Refitted(report, fast if worse else None)

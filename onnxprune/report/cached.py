@@ -14,7 +14,7 @@ def print_caches(caches: Sequence[CacheInfo], console: Console, verbose: bool) -
     """Which inputs and outputs have other sizes now: a line for those that change alike."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for info in (c for c in caches if c.before != c.after):
-        before, after = (f"[{', '.join(map(str, sizes))}]" for sizes in (info.before, info.after))
+        before, after = (f"[{', '.join(map(str, sizes))}]" if sizes else "gone" for sizes in (info.before, info.after))
         alike.setdefault((info.kind, before, after), []).append(info.name)
     for (kind, before, after), names in alike.items():
         console.print(f"{kind}s {some(names, verbose)}: {before} -> {after}", soft_wrap=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -84,16 +85,17 @@ def _caches(groups: Groups, units: NDArray[np.int64]) -> tuple[str, ...]:
 
 def caches(trace: Trace, after: Model) -> tuple[CacheInfo, ...]:
     """The inputs and outputs that are caches, as they were and as they are `after`."""
-    names = {*trace.cached, *(o for outs in trace.cached.values() for o in outs)}
+    names = {name for found in (trace.cached, trace.caches) for name in (*found, *chain(*found.values()))}
     old, new = trace.model.skeleton.graph, after.skeleton.graph
     sides: tuple[tuple[Literal["input", "output"], Any, Any], ...] = (
         ("input", old.input, new.input), ("output", old.output, new.output),
     )  # fmt: skip
     return tuple(
-        CacheInfo(a.name, kind, _sizes(a), _sizes(b))
+        CacheInfo(info.name, kind, _sizes(info), _sizes(now[info.name]) if info.name in now else ())
         for kind, ours, theirs in sides
-        for a, b in zip(ours, theirs, strict=False)  # weights that are listed as inputs come last
-        if a.name in names
+        for now in [{info.name: info for info in theirs}]
+        for info in ours
+        if info.name in names
     )
 
 

@@ -52,8 +52,9 @@ class _Dropping:
         self.outputs = {o.name for o in self.model.skeleton.graph.output}
 
     def drop(self, branch: Branch) -> None:
-        """Let whoever reads the sum at the end of a branch read the stream that goes into it."""
+        """Let whoever reads the sum at the end of a branch read the stream that goes into it. Its caches go with it."""
         node = self.makers[branch.name]
+        self._forget(branch.caches)
         if node.op_type == "Add":
             self._replace(node, node.input[branch.stream])
             return
@@ -62,6 +63,15 @@ class _Dropping:
         total, biased = "".join(node.output[3:4]), any(node.input[4:5])
         if total and not biased and total not in self.outputs:
             self._stand_for(total, node.input[branch.stream])
+
+    def _forget(self, caches: frozenset[str]) -> None:
+        """Neither take nor give these."""
+        graph = self.model.skeleton.graph
+        for listed in (graph.input, graph.output):
+            for info in [info for info in listed if info.name in caches]:
+                listed.remove(info)
+        self.outputs -= caches
+        self.lost += sorted(caches)
 
     def _replace(self, node: NodeProto, stream: str) -> None:
         """A node goes, and with it what would only repeat the last thing that was done to the stream."""

@@ -69,7 +69,7 @@ def _forget_shapes(trace: Trace, kept: Mask, model: Model) -> None:
 def _declare(model: Model) -> None:
     """Inputs and outputs declare the sizes that they have now, where they declared any."""
     for info in (*model.skeleton.graph.input, *model.skeleton.graph.output):
-        for axis, positions in model.taken.get(info.name, {}).items():
+        for axis, positions in (model.taken.get(info.name) or {}).items():
             dims = info.type.tensor_type.shape.dim
             if axis < len(dims) and dims[axis].HasField("dim_value"):
                 dims[axis].dim_value = len(positions)

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 
 from onnx import NodeProto
 
-from onnxprune.model import Model, needs, scopes
+from onnxprune.model import Model, bodies, needs, scopes
 
 
 def unneeded(model: Model, nodes: Sequence[NodeProto], gone: Sequence[NodeProto], lost: Sequence[str] = ()) -> set[int]:
     """By `id`, the nodes that are `gone`, and what nobody but these read: sizes computed for them. Weights that nobody
     else read go with them. lost: tensors that others read no more."""
-    dead = {id(n) for n in gone}
-    reads = _reads(model, [n for n in nodes if id(n) not in dead])
+    dead = set[int]()
+    reads = _reads(model, nodes)
     makers = {o: n for n in nodes for o in n.output if o}
-    todo = [*lost, *(name for n in gone for name in needs(n))]
+    todo = list(lost)
+    for lost_node in gone:
+        todo += _given_up(lost_node, dead, reads)
     while todo:
         name = todo.pop()
         if reads[name]:
@@ -25,11 +27,22 @@ def unneeded(model: Model, nodes: Sequence[NodeProto], gone: Sequence[NodeProto]
         if node is None:
             model.weights.pop(name, None)
         elif id(node) not in dead and not any(reads[o] for o in node.output):
-            dead.add(id(node))
-            names = list(needs(node))
-            reads.subtract(names)
-            todo += names
+            todo += _given_up(node, dead, reads)
     return dead
+
+
+def _given_up(node: NodeProto, dead: set[int], reads: Counter[str]) -> list[str]:
+    """What a node and its bodies read and read no more; they count among the dead from now on."""
+    if id(node) in dead:
+        return []
+    dead.add(id(node))
+    names = list(needs(node))
+    reads.subtract(names)
+    for _, body in bodies(node):
+        reads.subtract(v.name for v in (*body.output, *body.input))
+        for inner in body.node:
+            names += _given_up(inner, dead, reads)
+    return names
 
 
 def _reads(model: Model, nodes: Sequence[NodeProto]) -> Counter[str]:

@@ -116,6 +116,10 @@ RULES: dict[str, Rule] = dict.fromkeys(traits.BROADCASTING, _broadcast) | {
 """By operator of the default domain; asked only where something is no number."""
 
 
+ATTENDING = frozenset({"MultiHeadAttention", "DecoderMaskedMultiHeadAttention"})
+"""Operators of com.microsoft that take queries, keys and values first."""
+
+
 def needs(view: View) -> list[Need]:
     """What has to hold for a node to run whose shapes others infer."""
     if view.node.op_type == "GroupQueryAttention":
@@ -124,10 +128,28 @@ def needs(view: View) -> list[Need]:
     return view.needs
 
 
+def _attended(v: View) -> SymbolicDims | None:
+    """What attention of com.microsoft gives, by the layouts of its query, keys and values that have their batch first:
+    [batch, steps, width], heads apart, or packed together."""
+    query, key, value = v.dims(0), v.dims(1), v.dims(2)
+    if query is None:
+        return None
+    if len(query) == 5:  # [batch, steps, heads, 3, size]
+        return (*query[:2], None if query[2] is None or query[4] is None else query[2] * query[4])
+    if key is not None and len(key) == 5:  # [batch, length, heads, 2, size]
+        return query
+    if value is not None and len(value) == 4:  # [batch, heads, length, size]
+        return (*query[:2], None if value[1] is None or value[3] is None else value[1] * value[3])
+    return None if value is None or len(value) != 3 else (*query[:2], value[2])
+
+
 def with_presents(view: View, out: ValueTypes | None) -> ValueTypes | None:
-    """The types of the outputs of an operator of com.microsoft, with the present keys and values, where not even their
-    rank came out: as the past ones, but for how long they are."""
+    """The types of the outputs of an operator of com.microsoft, with what attention gives and the present keys and
+    values, where these did not come out: present ones are as the past ones, but for how long they are."""
     found = list(out or ())
+    if found and found[0] is not None and view.node.op_type in ATTENDING and None in (dims_of(found[0]) or (None,)):
+        with suppress(Lost):
+            found[0] = view.element(0), _attended(view)
     for i, o in traits.REMEMBERING.get(f"{view.node.domain}::{view.node.op_type}", {}).items():
         dims = view.dims(i)
         if out is None or dims is None or o >= len(view.node.output):
@@ -135,7 +157,7 @@ def with_presents(view: View, out: ValueTypes | None) -> ValueTypes | None:
         found += [None] * (o + 1 - len(found))
         if dims_of(found[o]) is None:
             found[o] = view.element(i), (*dims[:-2], None, dims[-1])
-    return out if out is None else found
+    return found or out
 
 
 def infer(view: View) -> ValueTypes | None:

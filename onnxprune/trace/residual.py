@@ -1,12 +1,15 @@
 """Residual branches: sums x + f(x), and the nodes that only f(x) needs, which a network can do without.
 
 A branch is a unit of its own kind: one id, which every product inside it carries, so that costs, plans and masks know
-it like any other. Knows nodes, tensors and sizes, no importance.
+it like any other. Where whole heads of caches may go, the cache of an attention goes with it. Knows nodes, tensors and
+sizes, no importance.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from onnxprune.model import FLOATS, Topology
 from onnxprune.trace.labels import Ids
@@ -22,13 +25,15 @@ HANDING_ON = frozenset({"Add", "Cast", "Identity", "Dropout", "QuantizeLinear", 
 class Branch:
     """A branch f(x) of a sum. name: the first tensor that the sum makes, which names it everywhere. node: the sum, by
     number; operand: which of its inputs is f(x), stream: which is x. nodes: those that nobody but the branch needs, by
-    number. ids: [1], the id that stands for it."""
+    number. caches: inputs and outputs of the graph that hold what it remembers, and go with it. ids: [1], the id that
+    stands for it."""
 
     name: str
     node: int
     operand: int
     stream: int
     nodes: frozenset[int]
+    caches: frozenset[str]
     ids: Ids = field(compare=False)
 
 
@@ -42,15 +47,14 @@ def enter_branches(trace: Trace) -> None:
 
 
 def _found(trace: Trace, graph: Topology) -> list[Branch]:
-    outputs = {o.name for o in trace.model.skeleton.graph.output}
-    found = []
+    search, found = _Search(trace, graph), []
     for k, node in enumerate(graph.nodes):
         for stream, operand in _ways(trace, graph, k):
-            nodes = _only_for(graph, k, node.input[operand], outputs)
+            nodes, caches = search.only_for(k, node.input[operand], node.input[stream])
             works = any(j in trace.macs for j in nodes)
-            if works and not any(trace.excluded(graph.nodes[j]) for j in (k, *nodes)):
+            if works and not any(trace.excluded(trace.nodes[j]) for j in (k, *nodes)):
                 ids = trace.labels.fresh(("branch", node.output[0]), (1,))
-                found.append(Branch(node.output[0], k, operand, stream, frozenset(nodes), ids))
+                found.append(Branch(node.output[0], k, operand, stream, nodes, caches, ids))
                 break
     return found
 
@@ -94,15 +98,53 @@ def _reads_what_was(graph: Topology, branch: str, stream: set[str]) -> bool:
     return any(stream & graph.reads[k] for k in behind if graph.nodes[k].op_type != "Shape")
 
 
-def _only_for(graph: Topology, total: int, branch: str, outputs: set[str]) -> set[int]:
-    """The nodes of which nobody needs anything once the sum `total` no longer reads `branch`."""
-    needed = outputs | (graph.reads[total] - {branch})
-    gone, todo = {total}, [branch]
-    while todo:
-        k = graph.made_by.get(todo.pop())
-        if k is None or k in gone:
-            continue
-        if not any(o in needed or graph.readers[o] - gone for o in graph.nodes[k].output if o):
-            gone.add(k)
-            todo += graph.reads[k]
-    return gone - {total}
+@dataclass(frozen=True)
+class _Search:
+    """What only a branch needs: nodes, and where whole heads of caches may go, its caches."""
+
+    trace: Trace
+    graph: Topology
+
+    @cached_property
+    def _outputs(self) -> set[str]:
+        return {o.name for o in self.trace.model.skeleton.graph.output}
+
+    def only_for(self, total: int, branch: str, stream: str) -> tuple[frozenset[int], frozenset[str]]:
+        """The nodes of which nobody needs anything once the sum `total` no longer adds `branch` to `stream`, and the
+        caches that only they use."""
+        caches = self._read_by(branch, stream)
+        while True:
+            held = {name for outputs in caches.values() for name in outputs}
+            nodes = self._without(total, branch, held)
+            whole = {past: outs for past, outs in caches.items() if self._is_whole(past, outs, nodes)}
+            if whole == caches:
+                for scope in self.trace.scopes:
+                    nodes |= {*scope.numbers} if scope.owner in nodes else set()
+                return frozenset(nodes), frozenset({*caches, *held})
+            caches = whole
+
+    def _read_by(self, branch: str, stream: str) -> dict[str, list[str]]:
+        """The caches that a branch reads."""
+        if not self.trace.caches:
+            return {}
+        behind = self.graph.ancestors([branch], {stream})
+        read = {name for k in behind for name in self.graph.reads[k]}
+        return {past: outs for past, outs in self.trace.caches.items() if past in read}
+
+    def _is_whole(self, past: str, outs: Sequence[str], nodes: set[int]) -> bool:
+        """Whether a cache is read and made by these nodes only."""
+        return self.graph.readers[past] <= nodes and {self.graph.made_by.get(name, -1) for name in outs} <= nodes
+
+    def _without(self, total: int, branch: str, held: set[str]) -> set[int]:
+        """The nodes of which nobody needs anything without a branch and these outputs."""
+        graph = self.graph
+        needed = (self._outputs - held) | (graph.reads[total] - {branch})
+        gone, todo = {total}, [branch, *sorted(held)]
+        while todo:
+            k = graph.made_by.get(todo.pop())
+            if k is None or k in gone:
+                continue
+            if not any(o in needed or graph.readers[o] - gone for o in graph.nodes[k].output if o):
+                gone.add(k)
+                todo += graph.reads[k]
+        return gone - {total}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxprune.model import Taken
 from onnxprune.trace.caches import Settled, along, caches
 from onnxprune.trace.labels import Block, Ids, Mask, Reason
 
@@ -60,11 +61,11 @@ def _let_go(trace: Trace, name: str, block: Block, outs: list[str]) -> None:
                 trace.resized[out, twin.axes] = block.axes[0]
 
 
-def left(trace: Trace, kept: Mask) -> dict[str, dict[int, Ids]]:
-    """By input and output of which something goes, and by axis, the positions that are kept."""
+def left(trace: Trace, kept: Mask) -> Taken:
+    """Of every input and output of which something goes, what is kept."""
     found: dict[str, dict[int, Ids]] = {}
     for (name, axes), axis in sorted(trace.resized.items()):
         for block in (b for b in trace.of(name) if b.axes == axes and not kept[b.ids].all()):
             others = tuple(k for k, a in enumerate(axes) if a != axis)
             found.setdefault(name, {})[axis] = np.flatnonzero(kept[block.ids].any(others))
-    return found
+    return found | dict.fromkeys(sorted(trace.caches_dropped(kept)))

@@ -20,6 +20,7 @@ from onnxprune.model import Model, Scope, bodies, defined, every_node, needs, sc
 from onnxprune.shapes import Shapes, misfit
 from onnxprune.trace import resizing
 from onnxprune.trace.births import Axes, Demands, born
+from onnxprune.trace.caches import caches
 from onnxprune.trace.cells import Cells
 from onnxprune.trace.labels import Block, Ids, Labels, Mask, Reason
 
@@ -86,7 +87,8 @@ class Trace:
     passed: nodes that another one's rule has dealt with; fixed: tensors that depend on no input.
     repeats: how often the nodes of the graph that is being traced run, as far as that is known.
     branches: the residual branches that it can do without (see `enter_branches`).
-    kv_heads: whether whole heads of caches may go. cached: by input that is a cache, the outputs that hold it, too;
+    kv_heads: whether whole heads of caches may go, and the caches of branches that go. cached: by input that is a cache
+    of known sizes, the outputs that hold it, too;
     resized: inputs and outputs of which heads may go, the axes of their blocks, and the axis of heads."""
 
     model: Model
@@ -117,6 +119,15 @@ class Trace:
     def dropped(self, kept: Mask) -> list[Branch]:
         """The residual branches that go where only the ids of `kept` stay."""
         return [branch for branch in self.branches if not kept[branch.ids].all()]
+
+    def caches_dropped(self, kept: Mask) -> set[str]:
+        """The inputs and outputs of the graph that go with these branches."""
+        return {name for branch in self.dropped(kept) for name in branch.caches}
+
+    @cached_property
+    def caches(self) -> dict[str, list[str]]:
+        """Inputs that are caches, with the outputs that hold them, where these may change."""
+        return caches(self.scopes, self.nodes) if self.kv_heads else {}
 
     @cached_property
     def readers(self) -> dict[str, list[int]]:
