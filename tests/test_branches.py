@@ -121,6 +121,33 @@ def test_what_repeats_the_last_thing_done_to_the_stream_goes() -> None:
     np.testing.assert_allclose(run(after, feeds)[0], run(silenced(model, "wpb"), feeds)[0], atol=1e-6)
 
 
+IDLE = [
+    ("a pool of what is not negative", "r0 = Relu(s) r = Max(r0)", "v = Relu(t)", True),
+    ("within the same limits", "r0 = Clip(s, none, six) r = Identity(r0)", "v = Clip(t, none, six)", True),
+    ("within wider limits", "r = Sigmoid(s)", "v = Clip(t, none, six)", True),
+    ("linear above zero", "r0 = Relu(s) r1 = Sigmoid(s) r = Mul(r0, r1)", "v = LeakyRelu(t)", True),
+    ("a stream that is a sum", "r0 = Relu(s) r1 = Abs(s) r = Add(r0, r1)", "v = Abs(t)", True),
+    ("narrower limits", "r0 = Clip(s, none, six) r = Identity(r0)", "v = Clip(t, none, one)", False),
+    ("an average may be larger than its largest", "r1 = Clip(s, none, six) r = Mean(r1, r1)", "v = Clip(t, none, six)", False),
+    ("what may be negative", "r = LeakyRelu(s)", "v = Relu(t)", False),
+    ("times a weight, which may change", "r0 = Relu(s) r = Mul(r0, one)", "v = Relu(t)", False),
+    ("limits that are computed", "m = ReduceMax<keepdims = 0>(s) r = Clip(s, none, m)", "v = Clip(t, none, six)", False),
+    ("what bends above zero", "r = Relu(s)", "v = Selu(t)", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "activation", "goes"), [row[1:] for row in IDLE], ids=[row[0] for row in IDLE])
+def test_an_activation_that_does_nothing_to_what_is_left_goes(before: str, activation: str, goes: bool) -> None:
+    limits = {"none": np.float32(0), "six": np.float32(6), "one": np.float32(1)}
+    body = f"{before} {BLOCK.format('p', 'r')} t = Add(r, pf) {activation}"
+    model = stack(body, last="v", **{n: np.array(x) for n, x in limits.items() if f"{n})" in body or f"{n}," in body})
+    after = without(groups_of(model), "t").to_proto()
+    kind = activation.split(" = ")[1].split("(")[0]
+    assert sum(n.op_type == kind for n in after.graph.node) == body.count(f" {kind}(") - body.count(f"pb = {kind}(") - goes
+    feeds = inputs(model, 4)
+    np.testing.assert_allclose(run(after, feeds)[0], run(silenced(model, "wpb"), feeds)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"])
 def test_a_fused_sum_and_norm(kind: str) -> None:
     """The stream goes on from the fourth output, as after ONNX Runtime's own fusions."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from onnx import NodeProto, helper
 
 from onnxprune.model import Model, bodies, every_node, needs, rearranged
+from onnxprune.rewrite.bounds import Ranges
 from onnxprune.rewrite.unneeded import unneeded
 from onnxprune.trace import Branch
 
@@ -50,6 +51,7 @@ class _Dropping:
             for name in {*needs(node)}:
                 self.readers[name].append(node)
         self.outputs = {o.name for o in self.model.skeleton.graph.output}
+        self.ranges = Ranges(self.model, self.makers, self.now)
 
     def drop(self, branch: Branch) -> None:
         """Let whoever reads the sum at the end of a branch read the stream that goes into it. Its caches go with it."""
@@ -74,13 +76,14 @@ class _Dropping:
         self.lost += sorted(caches)
 
     def _replace(self, node: NodeProto, stream: str) -> None:
-        """A node goes, and with it what would only repeat the last thing that was done to the stream."""
+        """A node goes, and with it activations that do nothing to what the stream is now."""
         out = node.output[0]
         self.gone.append(node)
         self._stand_for(out, stream)
         last = self.makers.get(self.now[out])
         for reader in list(self.readers[out]):
-            if last is not None and reader.op_type in IDEMPOTENT and _alike(reader, last):
+            repeats = last is not None and reader.op_type in IDEMPOTENT and _alike(reader, last)
+            if repeats or (reader.input[0] == out and self.ranges.idle(reader, out)):
                 self._replace(reader, out)
 
     def _stand_for(self, name: str, stream: str) -> None:
