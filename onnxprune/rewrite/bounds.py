@@ -1,7 +1,8 @@
 """Between what a tensor's values lie whatever the inputs are, and which activations do nothing there.
 
 Only what holds exactly in floating point is said: a mean of what is not negative is not negative, but it may be more
-than the largest of them by its rounding. Nothing is said of weights, which a refit changes. Knows nodes and weights, no ids and no importance.
+than the largest of them by its rounding. Nothing is said of weights, which a refit changes.
+Knows nodes and the limits that weights hold, no ids and no importance.
 """
 
 from __future__ import annotations
