@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto, helper
 
-from onnxprune.model import Model, every_node, forget_shapes, rearranged
+from onnxprune.model import Model, every_node, forget_shapes, needs, rearranged, scopes
 from onnxprune.rewrite.branches import drop
 from onnxprune.rewrite.parameters import Slicer
 from onnxprune.rewrite.unneeded import unneeded
@@ -31,6 +31,7 @@ def rewrite(trace: Trace, kept: Mask) -> Rewritten:
     aliases = Slicer(trace, kept, model).sliced()
     _patch(trace, kept, model)
     drop(model, trace.dropped(kept))
+    _forget_unread(trace, model)
     _forget_shapes(trace, kept, model)
     model.taken = left(trace, kept)
     _declare(model)
@@ -55,6 +56,15 @@ def _patch(trace: Trace, kept: Mask, model: Model) -> None:
         ordered = [n for k, node in enumerate(nodes) for n in (*before[k], node, *after[k])]
         dead = unneeded(model, ordered, [nodes[k] for k in gone])
     rearranged(model.skeleton.graph, before, after, lambda node: id(node) in dead)
+
+
+def _forget_unread(trace: Trace, model: Model) -> None:
+    """Weights that nobody reads any more, as the sizes that an edit wrote anew, are dropped: a runtime warns of them."""
+    graph = model.skeleton.graph
+    read = {name for node in every_node(graph) for name in needs(node)}
+    read |= {o.name for scope in scopes(graph) for o in scope.graph.output}
+    for name in model.weights.keys() & trace.readers.keys() - read:
+        del model.weights[name]
 
 
 def _forget_shapes(trace: Trace, kept: Mask, model: Model) -> None:
