@@ -59,7 +59,7 @@ def _patch(trace: Trace, kept: Mask, model: Model) -> None:
 
 
 def _forget_unread(trace: Trace, model: Model) -> None:
-    """Weights that nobody reads any more, as the sizes that an edit wrote anew, are dropped: a runtime warns of them."""
+    """Drop weights that nobody reads any more, as sizes that an edit wrote anew: a runtime warns of them."""
     graph = model.skeleton.graph
     read = {name for node in every_node(graph) for name in needs(node)}
     read |= {o.name for scope in scopes(graph) for o in scope.graph.output}
