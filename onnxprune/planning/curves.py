@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from onnxprune.fit import Site, WeightValues
 from onnxprune.options import Options, Progress
 from onnxprune.planning import branches, criteria
-from onnxprune.planning.allocation import Choice, Costs, allocate, uniform
+from onnxprune.planning.allocation import Choice, allocate, on_stairs, uniform
 from onnxprune.planning.buckets import LinkedBuckets
+from onnxprune.planning.costs import Costs
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.limits import FLOOR, most_of, share_above_floor
 from onnxprune.planning.named import NOTHING, Asked
@@ -150,17 +151,20 @@ def shares(
     dead = ~groups.alive(groups.kept_ids(gone))
     free = [c for c in curve_set.curves if c.part.name not in asked]
     choices = [Choice(c.part.members, c.losses * (1.0 if c.factor is None else max(c.factor, 1e-9))) for c in free]
+    total = costs.sum_of(budget)
     if trust < 1 and choices:
-        even = uniform(choices, costs, dead, budget)
+        even = uniform(choices, costs, dead, total)
         most = even + max(0.0, 1 - FLOOR - even) * trust
         for choice in choices:
             levels = len(choice.losses) - 1
             choice.losses[np.arange(levels + 1) > np.ceil(most * levels)] = np.inf
     for curve, choice in zip(free, choices, strict=True):
         choice.losses[~reachable(curve.part, len(choice.losses), options)] = np.inf
+    if costs.stairs and options.round_to == 1:
+        choices = on_stairs(choices, [c.part.steps for c in free], costs, dead)
     whole = curve_set.branches if options.blocks or (options.blocks is None and trust > UNKNOWN) else {}
     choices += [Choice([unit], np.array([0.0, loss])) for unit, loss in whole.items()]
-    taken = allocate(choices, costs, dead, budget)
+    taken = allocate(choices, costs, dead, total)
     return dict(zip((*(c.part.name for c in free), *whole), taken, strict=True))
 
 
