@@ -107,6 +107,16 @@ def proof_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def latency_flag(parser: argparse._ActionsContainer) -> None:
+    """How long a run may take, from which the ratio follows."""
+    parser.add_argument(
+        "--max-latency",
+        type=take.option("max_latency"),
+        metavar="5ms",
+        help="the smallest cut that takes no longer, as measured; a number alone is milliseconds (default: no bound)",
+    )
+
+
 def timing_flags(parser: argparse._ActionsContainer) -> None:
     """How time is measured."""
     parser.add_argument(

@@ -104,11 +104,11 @@ def benchmark(
     return Benchmark(first, second, (len(taken[0]), len(taken[1])), shapes, count, threads, cores(), used)
 
 
-def timed(before: Model, after: Model, options: Options) -> Benchmark:
+def timed(before: Model, after: Model, options: Options, seconds: float | None = None) -> Benchmark:
     """`benchmark` as the options say."""
     return benchmark(
         before, after, batch=options.batch, threads=options.threads, providers=options.providers,
-        input_shapes=options.input_shapes, seed=options.seed,
+        input_shapes=options.input_shapes, seconds=seconds, seed=options.seed,
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Seconds of segments in ONNX Runtime, kept in a file of the machine's cache.
 
 The runtime's own profiler says how long the kernels of a segment take. What is timed together is timed in turns, so
-that whatever else the machine does meets all alike. Times are kept by processor, runtime, provider, threads, operators and
-shapes. Knows segments, sessions and clocks, not what a unit is worth.
+that whatever else the machine does meets all alike. Times are kept by processor, runtime, provider, threads, operators
+and shapes. Knows segments, sessions and clocks, not what a unit is worth.
 """
 
 from __future__ import annotations
