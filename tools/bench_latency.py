@@ -8,10 +8,10 @@ A bound is a share of the dense model's time: ONNX Runtime, one thread, one samp
 the size at which models with open sizes are run). Ways: `macs`, where the budget counts multiply-adds, `latency`, where
 it is measured time, both without residual branches (--no-blocks), and `latency+blocks` and `macs+blocks` with them.
 Each searches the smallest cut that is fast enough, as --max-latency does, calibrated on unlabelled samples of the
-training side. Files go into CACHE/latency; afterwards all of a network are timed beside the dense one in turns, of which
-the lower quartile counts, as other programs may run. Rows in RESULTS are not made again.
+training side. Files go into CACHE/latency; afterwards all of a network are timed beside the dense one in turns, of
+which the lower quartile counts, as other programs may run. Rows in RESULTS are not made again.
 
-`--predict` says instead how far the predicted times of some plain cuts and of every file are from the measured ones.
+`--predict` says instead how far the predicted times of some plain cuts are from the measured ones.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +53,8 @@ TASKS = ("fashion_folded", "cifar_resnet", "cifar_mobile", "minilm_l3")
 SAMPLES = 256
 TURNS, TURN = 30, 0.05
 """How often, and for how long at a time, every file runs."""
-PLAIN = (0.3, 0.5)
-"""Shares of all units without which --predict times a network, besides half of its branches."""
+PLAIN = (0.2, 0.4, 0.6)
+"""Shares of all units, to multiples of 4, without which --predict times a network; then half of its branches."""
 Row = dict[str, Any]
 
 
@@ -123,7 +122,6 @@ def made(net: Net, way: str, bounds: list[float], out: Path) -> list[Row]:
             "bound": share, "ratio": chosen.ratio, "macs": report.after.macs / report.before.macs,
             "branches": sum(branch.gone for branch in report.branches), "of": len(report.branches),
             "metric": net.metric(path), "cpu": time.process_time() - start,
-            "error_of_outputs": (report.reconstruction or {}).get("refitted"),
         })  # fmt: skip
         start = time.process_time()
     return rows
@@ -143,7 +141,7 @@ def timed(dense: Path, files: list[Path]) -> list[float]:
     return [1e3 * float(np.percentile(own, 25)) for own in taken]
 
 
-def predicted(net: Net, files: dict[str, Path]) -> Iterator[tuple[str, float, float]]:
+def predicted(net: Net) -> Iterator[tuple[str, float, float]]:
     """What was cut, its share of the dense model's time as predicted and as measured: plain cuts to multiples that
     kernels like, and half of the branches."""
     options = onnxprune.Options(of="latency", threads=1).resolved()
@@ -152,17 +150,18 @@ def predicted(net: Net, files: dict[str, Path]) -> Iterator[tuple[str, float, fl
     priced = costs(groups, options)
     print(f"timing took {time.monotonic() - begun:.1f} s, {time.process_time() - start:.1f} CPU s")
     none = np.zeros(len(groups.prunable))
-    cuts = {f"{r:g} of all units": select(groups, none, onnxprune.Options(ratio=r, scope="local", round_to=16))
-            for r in PLAIN}  # fmt: skip
+    plain = onnxprune.Options(scope="local", round_to=4)
+    cuts = {f"{r:g} of all units": select(groups, none, replace(plain, ratio=r)) for r in PLAIN}
     if groups.branches:
         cuts["every other branch"] = np.isin(np.arange(len(none)), [*groups.branches][::2])
     models = [rewrite(groups.trace, groups.kept_ids(cut)).model for cut in cuts.values()]
     sessions = [deployed(m, ("cpu",), 1) for m in (groups.trace.model, *models)]
     feed = runnable(sessions[0], groups.trace.model, groups.trace.shapes, 1, {}, 0)
     taken: list[list[float]] = [[] for _ in sessions]
+    runs = [bound(session, feed) for session in sessions]
     for _ in range(TURNS):
-        for session, own in zip(sessions, taken, strict=True):
-            own += turn(bound(session, feed), TURN)
+        for one, own in zip(runs, taken, strict=True):
+            own += turn(one, TURN)
     dense, *each = (float(np.percentile(own, 25)) for own in taken)
     for (what, cut), seconds in zip(cuts.items(), each, strict=True):
         yield what, priced.total(groups.alive(groups.kept_ids(cut))) / priced.whole, seconds / dense
@@ -204,8 +203,9 @@ def main() -> int:
     for name in args.nets or there:
         net, folder = there[name], args.cache / "latency" / name
         if args.predict:
-            for what, expected, measured in predicted(net, {}):
-                print(f"{name:14} {what:20} predicted {expected:.3f} measured {measured:.3f} {expected / measured - 1:+.1%}")
+            for what, expected, measured in predicted(net):
+                off = f"{expected / measured - 1:+.1%}"
+                print(f"{name:14} {what:20} predicted {expected:.3f} measured {measured:.3f} {off}", flush=True)
             continue
         for way in args.ways:
             new = [b for b in args.bounds if not any((r["net"], r["way"], r["bound"]) == (name, way, b) for r in rows)]

@@ -13,7 +13,7 @@ from onnxprune.cli import arguments as take
 
 MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}
 """How a flag is declared that takes several values and may be given more than once."""
-PROVIDERS = "cpu, cuda, tensorrt"
+PROVIDERS = "cpu, cuda, tensorrt, openvino, dnnl, xnnpack"
 
 
 def calibration_flags(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,8 @@ NOISE = 0.02
 """Relative error of a time, about: a sum that is no further off needs no stairs."""
 BETTER = 0.5
 """Stairs are found where they leave at most so much of the squared error."""
+ALIKE = 1.3
+"""Of stairs whose squared errors differ by less, those without a liked multiple are the simpler ones."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +89,26 @@ def fitted(points: Sequence[Point]) -> Kernel:
     stairs = [Stair()] * count
     found, off = _sum(stairs, widths, seconds)
     for k in range(count):
-        if off <= NOISE**2 * len(points):
-            break
-        for of, liked in product(AT_ONCE, AT_ONCE):
-            trial = [*stairs[:k], Stair(of, liked), *stairs[k + 1 :]]
-            trial[k] = replace(trial[k], factor=_factor(trial, k, widths, seconds))
-            other, left = _sum(trial, widths, seconds)
-            if left < (BETTER if stairs[k] == Stair() else 0.9) * off:
-                stairs, found, off = trial, other, left
+        trials = [_with(stairs, k, of, liked, widths, seconds) for of, liked in product(AT_ONCE, AT_ONCE)]
+        sums = [(_sum(trial, widths, seconds), trial) for trial in trials]
+        least = min(left for (_, left), _ in sums)
+        if off <= NOISE**2 * len(points) or least > BETTER * off:
+            continue
+        near = [one for one in sums if one[0][1] <= ALIKE * least + (NOISE / 4) ** 2 * len(points)]
+        (found, off), stairs = min(near, key=lambda one: (one[1][k].factor > 1, one[0][1]))
     whole = float(_terms(stairs, widths[:1], sizes)[0] @ found)
     found = found * (seconds[0] / whole)
     lines = tuple(map(float, found[2:])) if count == 2 else (0.0,) * count
     return Kernel(float(found[0]), lines, float(found[1]), tuple(stairs))
+
+
+def _with(
+    stairs: Sequence[Stair], k: int, of: int, liked: int, widths: NDArray[np.int64], seconds: Array
+) -> list[Stair]:  # fmt: skip
+    """The stairs with others of the k-th block, whose factor follows."""
+    trial = [*stairs[:k], Stair(of, liked), *stairs[k + 1 :]]
+    trial[k] = replace(trial[k], factor=_factor(trial, k, widths, seconds))
+    return trial
 
 
 def _factor(stairs: Sequence[Stair], k: int, widths: NDArray[np.int64], seconds: Array) -> float:

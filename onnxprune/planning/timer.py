@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from onnxprune.data import random_inputs
@@ -40,6 +41,7 @@ TURN, TURNS = 0.06, 10
 PIECE, PIECES = 0.002, 5
 """Seconds, and how often, that a segment runs; at least as often as `LEAST`."""
 LEAST = 3
+LEAST_SECONDS = 1e-7
 TOGETHER = 1 << 28
 """Bytes of weights that are timed in turns at once, beyond the first two segments."""
 LAYOUT = {"ReorderInput", "ReorderOutput"}
@@ -152,9 +154,25 @@ def _together(pieces: Mapping[str, Alone]) -> Iterator[dict[str, Alone]]:
 
 
 def measured(pieces: Sequence[Alone], options: Options) -> list[float | None]:
-    """Seconds of one run of each piece, in turns: of its kernels, where the profiler can tell, else with all that
-    surrounds them. None of one that does not run."""
+    """Seconds of one run of each piece: of its kernels, where the profiler can tell, else beyond what a run takes that
+    does nothing. None of one that does not run."""
     profiled = all(PROVIDERS.get(p.lower(), p) == PROVIDERS["cpu"] for p in options.providers)
+    if profiled:
+        return _in_turns(pieces, options, profiled)
+    nothing, *taken = _in_turns([_nothing(), *pieces], options, profiled)
+    return [None if t is None else max(t - (nothing or 0.0), LEAST_SECONDS) for t in taken]
+
+
+def _nothing() -> Alone:
+    """A model that does next to nothing, which shows what a run takes by itself."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> nothing (float[1] x) => (float[1] y) { y = Relu(x) }'
+    )
+    return Model.load(model).normalised(), {"x": (1,)}
+
+
+def _in_turns(pieces: Sequence[Alone], options: Options, profiled: bool) -> list[float | None]:
+    """Seconds of one run of each piece, in turns."""
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         runs: list[tuple[Any, Any, list[float]] | None] = []
         for k, (model, sizes) in enumerate(pieces):

@@ -22,8 +22,14 @@ from onnxprune.model import Array, Model, Taken, fitted, needs, retain
 from onnxprune.run.installed import how_to_get, onnx_runtime
 from onnxprune.validation import near
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider", "dnnl": "DnnlExecutionProvider", "xnnpack": "XnnpackExecutionProvider",
+}  # fmt: skip
 """Short names of ONNX Runtime's execution providers."""
+THREADS = {PROVIDERS["openvino"]: "num_of_threads", PROVIDERS["xnnpack"]: "intra_op_num_threads"}
+"""How providers with threads of their own are told how many; others take those of the session, or heed
+OMP_NUM_THREADS."""
 SHARED = (np.float32, np.float64, np.float16, np.int8, np.uint8)
 """Types of the weights that a session reads where they are."""
 SMALL = 1024
@@ -103,9 +109,12 @@ def watched() -> Any:
 
 def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
     options.log_severity_level = 4
+    count = options.intra_op_num_threads
+    own = [{THREADS[name]: str(count)} if count and name in THREADS else {} for name in wanted]
+    named = dict(zip(wanted, own, strict=True)) | ({} if PROVIDERS["cpu"] in wanted else {PROVIDERS["cpu"]: {}})
     try:
         with guard.bounded("loading the model into ONNX Runtime"):
-            session = watched()(source, options, providers=list(dict.fromkeys((*wanted, PROVIDERS["cpu"]))))
+            session = watched()(source, options, providers=[*named.items()])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         said = f"ONNX Runtime cannot load the model: {first_line(error)}"
         raise RuntimeFailure(f"{said}; export it again, or try another version of onnxruntime") from error
@@ -116,7 +125,7 @@ def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
 def _refuse(missing: Sequence[str], built_in: bool) -> None:
     if missing:
         names, where = ", ".join(missing), "cannot be used here" if built_in else "is not in the installed ONNX Runtime"
-        raise RuntimeFailure(f"{names} {where}; {how_to_get(built_in)}, or use --providers cpu")
+        raise RuntimeFailure(f"{names} {where}; {how_to_get(built_in, missing)}, or use --providers cpu")
 
 
 def threads() -> int:
