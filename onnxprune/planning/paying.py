@@ -58,12 +58,8 @@ class Blocks:
             inside[list(units)] = True
             for j, (_, b) in enumerate(terms):
                 held[p, j] = inside[b].mean()
-        stairs = [s for row in costs.stairs for s in row] or [None] * len(terms)
-        size = np.array([0 if s is None else len(s) - 1 for s in stairs], np.int64)
-        joined = np.concatenate([np.zeros(1), *(np.zeros(0) if s is None else s for s in stairs)])
-        begin = 1 + np.concatenate([[0], np.cumsum(size + (size > 0))[:-1]]) if terms else size
         owner = np.array([i for i, _ in terms], np.int64)
-        return Blocks(owner, full, base, held, costs.fixed, size, joined, begin)
+        return Blocks(owner, full, base, held, costs.fixed, *_side_by_side(costs, len(terms)))
 
     def counts(self, kept: Array, which: Ids | slice = slice(None)) -> Array:
         """What the kept shares [..., blocks] of these blocks count for."""
@@ -111,3 +107,11 @@ class Blocks:
         counted = self.counts(left, own)
         mine, first = np.unique(self.owner[own], return_index=True)
         return np.asarray(np.multiply.reduceat(counted, first, axis=1) @ rest[mine])
+
+
+def _side_by_side(costs: Costs, count: int) -> tuple[Ids, Array, Ids]:
+    """Of so many blocks the positions where they have stairs, the stairs one behind the other, and where each begins."""
+    stairs = [s for row in costs.stairs for s in row] or [None] * count
+    size = np.array([0 if s is None else len(s) - 1 for s in stairs], np.int64)
+    joined = np.concatenate([np.zeros(1), *(s for s in stairs if s is not None)])
+    return size, joined, 1 + np.cumsum(size + (size > 0)) - size - (size > 0)

@@ -82,13 +82,14 @@ def kernel(timer: Timer, segment: Segment) -> Kernel:
 def _lost(timer: Timer, segment: Segment) -> Iterator[Lost]:
     """What goes for each time of a segment: nothing, then of each block alone, then of two together."""
     families = {sets: block for sets, block in zip(timer.cuts(segment), segment.blocks, strict=True) if sets}
-    each = [[_steps(timer, sets, block, w) for w in targets(block.size)] for sets, block in families.items()]
-    both = [[_steps(timer, sets, block, rounded(s * block.size)) for s in SHARES] for sets, block in families.items()]
-    found = [Lost(), *(lost for rows in each for lost in rows)]
-    if len(families) == 2:
-        found += [one | other for one, other in product(*both)]
-    elif len(families) > 2:
-        found += [{k: n for lost in row for k, n in lost.items()} for row in zip(*both, strict=True)]
+    found = [Lost()]
+    for sets, block in families.items():
+        found += [_steps(timer, sets, block, width) for width in targets(block.size)]
+    if len(families) > 1:
+        for parts in product(SHARES, repeat=2) if len(families) == 2 else ([s] * len(families) for s in SHARES):
+            found.append(Lost())
+            for (sets, block), part in zip(families.items(), parts, strict=True):
+                found[-1] |= _steps(timer, sets, block, rounded(part * block.size))
     yield from {tuple(sorted((k, n) for k, n in lost.items() if n)): lost for lost in found}.values()
 
 
@@ -114,18 +115,23 @@ def _costs(groups: Groups, parts: Sequence[tuple[Segment, Kernel]]) -> Costs:
     for segment, k in parts:
         inside = [u for u, b in groups.branches.items() if segment.nodes[0] in b.nodes]
         whole = [u for u in inside if {*groups.branches[u].nodes, groups.branches[u].node}.issuperset(segment.nodes)]
-        branch, all_of_it = (tuple(np.array([u]) for u in units) for units in (inside, whole))
-        plain = (Stair(),) * len(branch)
-        terms.append(_Term(k.product, (*segment.blocks, *branch), (*k.stairs, *plain)))
-        each = zip(k.lines, segment.blocks, k.stairs, strict=True)
-        terms += [_Term(x, (b, *branch), (s, *plain)) for x, b, s in each if x]
-        if all_of_it:
-            terms.append(_Term(k.always, all_of_it, (Stair(),) * len(all_of_it)))
+        terms += _terms(segment, k, tuple(np.array([u]) for u in inside))
+        if whole:
+            terms.append(_Term(k.always, tuple(np.array([u]) for u in whole), (Stair(),) * len(whole)))
         else:
             fixed += k.always
-    terms = [term for term in terms if term.seconds]
     stairs = [[_table(b, s) for b, s in zip(t.blocks, t.stairs, strict=True)] for t in terms]
     return Costs(np.array([t.seconds for t in terms]), [t.blocks for t in terms], fixed, stairs)
+
+
+def _terms(segment: Segment, k: Kernel, branches: tuple[Ids, ...]) -> Iterator[_Term]:
+    """What moves with the widths of a segment: the product of its blocks, and each. branches: those that it is in."""
+    plain = (Stair(),) * len(branches)
+    if k.product:
+        yield _Term(k.product, (*segment.blocks, *branches), (*k.stairs, *plain))
+    for seconds, block, stair in zip(k.lines, segment.blocks, k.stairs, strict=True):
+        if seconds:
+            yield _Term(seconds, (block, *branches), (stair, *plain))
 
 
 def _table(block: Ids, stair: Stair) -> Array | None:
