@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,19 @@ def test_benchmark_of_two_models_says_what_was_run(tiny: ModelProto) -> None:
     for timing in (found.before, found.after):
         assert 0 < timing.low <= timing.median <= timing.high
     assert found.speedup == found.before.median / found.after.median
+
+
+@pytest.mark.parametrize(
+    ("providers", "count", "asked", "clock"),
+    [(["cpu"], 1, "", time.thread_time), (["CPUExecutionProvider"], 1, "", time.thread_time),
+     (["cpu"], 0, "1", time.thread_time), (["cpu"], 2, "1", time.perf_counter), (["cpu"], 0, "", time.perf_counter),
+     (["cuda", "cpu"], 1, "", time.perf_counter), (["openvino"], 1, "1", time.perf_counter)],
+)  # fmt: skip
+def test_a_single_thread_is_timed_by_what_it_works(
+    providers: list[str], count: int, asked: str, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert latency.clock_of(providers, count) is clock
 
 
 def test_a_model_of_a_tenth_of_the_work_is_faster() -> None:

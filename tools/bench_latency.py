@@ -9,7 +9,8 @@ the size at which models with open sizes are run). Ways: `macs`, where the budge
 it is measured time, both without residual branches (--no-blocks), and `latency+blocks` and `macs+blocks` with them.
 Each searches the smallest cut that is fast enough, as --max-latency does, calibrated on unlabelled samples of the
 training side. Files go into CACHE/latency; afterwards all of a network are timed beside the dense one in turns, of
-which the lower quartile counts, as other programs may run. Rows in RESULTS are not made again.
+which the lower quartile counts, by the time that the thread works, as other programs may run. Rows in RESULTS are not
+made again.
 
 `--predict` says instead how far the predicted times of some plain cuts are from the measured ones.
 """
@@ -30,7 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import onnxprune
-from onnxprune.measure import bound, runnable, turn
+from onnxprune.measure import bound, clock_of, runnable, turn
 from onnxprune.model import Model
 from onnxprune.planning import select
 from onnxprune.planning.timings import costs
@@ -51,6 +52,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 TASKS = ("fashion_folded", "cifar_resnet", "cifar_mobile", "minilm_l3")
 SAMPLES = 256
+CLOCK = clock_of(("cpu",), 1)
 TURNS, TURN = 30, 0.05
 """How often, and for how long at a time, every file runs."""
 PLAIN = (0.2, 0.4, 0.6)
@@ -137,7 +139,7 @@ def timed(dense: Path, files: list[Path]) -> list[float]:
     taken: list[list[float]] = [[] for _ in runs]
     for k in range(TURNS + 1):
         for one, own in zip(runs, taken, strict=True):
-            own += turn(one, TURN)[: None if k else 0]
+            own += turn(one, TURN, clock=CLOCK)[: None if k else 0]
     return [1e3 * float(np.percentile(own, 25)) for own in taken]
 
 
@@ -161,7 +163,7 @@ def predicted(net: Net) -> Iterator[tuple[str, float, float]]:
     runs = [bound(session, feed) for session in sessions]
     for _ in range(TURNS):
         for one, own in zip(runs, taken, strict=True):
-            own += turn(one, TURN)
+            own += turn(one, TURN, clock=CLOCK)
     dense, *each = (float(np.percentile(own, 25)) for own in taken)
     for (what, cut), seconds in zip(cuts.items(), each, strict=True):
         yield what, priced.total(groups.alive(groups.kept_ids(cut))) / priced.whole, seconds / dense

@@ -110,7 +110,7 @@ class Blocks:
 
 
 def _side_by_side(costs: Costs, count: int) -> tuple[Ids, Array, Ids]:
-    """Of so many blocks the positions where they have stairs, the stairs one behind the other, and where each begins."""
+    """Of so many blocks the positions where they have stairs, the stairs in a row, and where each begins."""
     stairs = [s for row in costs.stairs for s in row] or [None] * count
     size = np.array([0 if s is None else len(s) - 1 for s in stairs], np.int64)
     joined = np.concatenate([np.zeros(1), *(s for s in stairs if s is not None)])

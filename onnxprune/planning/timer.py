@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnxprune.data import random_inputs
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import write_texts
-from onnxprune.measure import bound, cores, runnable, turn
+from onnxprune.measure import bound, clock_of, cores, runnable, turn
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.planning.buckets import LinkedBuckets
@@ -72,11 +72,12 @@ class Timer:
         """Seconds of the whole model without these units, in turns."""
         models = [rewrite(self.groups.trace, self.groups.kept_ids(mask)).model for mask in removed]
         o = self.options
+        clock = clock_of(o.providers, o.threads)
         runs = [bound(deployed(model, o.providers, o.threads), self.feed) for model in models]
         taken: list[list[float]] = [[] for _ in runs]
         for k in range(TURNS + 1):
             for run, own in zip(runs, taken, strict=True):
-                own += turn(run, TURN)[: None if k else 0]  # the first one warms up
+                own += turn(run, TURN, clock=clock)[: None if k else 0]  # the first one warms up
         return [float(np.percentile(own, 10)) for own in taken]  # what else the machine does only adds
 
     @cached_property
