@@ -157,8 +157,8 @@ def bound(session: Any, feed: Feed) -> Run:
 
 
 def clock_of(providers: Sequence[str], count: int) -> Clock:
-    """What tells how long a run takes on `count` threads (0: the runtime's choice). A single one on the processor is the
-    one that calls: the time that it works is what it takes where nothing else runs. Else the wall clock."""
+    """What tells how long a run takes on `count` threads (0: the runtime's choice). A single one on the processor is
+    the one that calls: the time that it works is what it takes where nothing else runs. Else the wall clock."""
     alone = all(PROVIDERS.get(name.lower(), name) == PROVIDERS["cpu"] for name in providers)
     return time.thread_time if alone and (count or thread_count()) == 1 else time.perf_counter
 
