@@ -106,15 +106,19 @@ def coded(node: NodeProto, i: int) -> Coded | None:
 @dataclass(frozen=True)
 class Numbers:
     """What an operand stands for, a few rows at a time: float32, along the axes that its units go by. Of a MatMulNBits
-    they are [outputs, blocks, block size] with zeros where the last block is not full."""
+    they are [outputs, blocks, block size] with zeros where the last block is not full, or [outputs, inputs] if
+    `singly`."""
 
     table: Coded
     model: Model
+    singly: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As an array has it."""
         shape = self.table.shape(self.model)
+        if self.singly:
+            return shape[0], int(attribute(self.table.node, "K"))
         each = self.table.each
         return (shape[0], shape[1] // each, each) if self.table.node.op_type == "MatMulNBits" else shape
 
@@ -123,12 +127,19 @@ class Numbers:
 
     def __getitem__(self, rows: slice) -> Array:
         found = self.table.numbers(self.model, rows)
+        if self.singly:
+            return found[:, : self.shape[1]]
         if self.table.node.op_type == "MatMulNBits":
             found[:, int(attribute(self.table.node, "K")) :] = 0
         return found.reshape(len(found), *self.shape[1:])
 
 
-def numbers(node: NodeProto, i: int, model: Model) -> Numbers | None:
-    """What operand `i` of a node stands for; None where it is no table of codes, or is computed."""
+def numbers(node: NodeProto, i: int, model: Model, singly: bool = False) -> Numbers | None:
+    """What operand `i` of a node stands for; None where it is no table of codes, or is computed. singly: of a
+    MatMulNBits, without the axis of its blocks."""
     table = coded(node, i)
-    return Numbers(table, model) if table is not None and table.known(model) else None
+    return (
+        Numbers(table, model, singly and node.op_type == "MatMulNBits")
+        if table is not None and table.known(model)
+        else None
+    )

@@ -15,6 +15,7 @@ from onnxprune.prove.comparison import Comparison, Shown
 from onnxprune.prove.finiteness import check_finite, ordinary_inputs
 from onnxprune.prove.pair import Findings
 from onnxprune.prove.places import Places
+from onnxprune.prove.regrouped import alike
 from onnxprune.prove.relabel import Kept
 from onnxprune.prove.slices import Compared, compared
 from onnxprune.results import Proof
@@ -40,6 +41,7 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
     """Everything that can be shown without the ids of the rewritten graph: its parameters are slices of the original's,
     and it computes what the masked original does, with these and with other weights, at all sizes. CheckFailed where it
     does not; RuntimeFailure where not even the original runs."""
+    trace, after = alike(trace, kept, after)
     account = compared(trace, kept, after)
     for name in (*account.differing, *account.added):
         source = account.sources.get(name)

@@ -1,0 +1,85 @@
+"""The columns of a MatMulNBits that lose their neighbours: blocks are made anew of those that are left.
+
+What was in one block may have two scales then, so that the numbers become codes again, by scales of their own; a block
+that is left as it was keeps its codes. A rule knows one `Op`, not the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxprune.model import Array, Weight, attribute
+from onnxprune.trace.cells import Cells
+from onnxprune.trace.editor import Editor
+from onnxprune.trace.labels import Ids
+from onnxprune.trace.op import Op
+from onnxprune.trace.rules.inputs import NBits
+from onnxprune.trace.steps import Steps, codes_of
+
+SLAB = 1 << 20
+"""Numbers that are quantised at a time."""
+TABLE = (NBits.B, NBits.SCALES, NBits.ZEROS)
+
+
+def possible(op: Op) -> bool:
+    """Whether codes, scales and zero points are parameters that nobody else reads, in blocks one after the other."""
+    own = [i for i in TABLE if op.has(i)]
+    alone = all(op.is_parameter(i) and op.trace.readers[op.inputs[i]] == [op.index] for i in own)
+    return alone and len(op.dims(NBits.B)) == 3 and in_order(op)
+
+
+def in_order(op: Op) -> bool:
+    """Whether every input has the scale of the block that it lies in."""
+    if not op.has(NBits.GROUPS):
+        return True
+    groups, each = op.table(NBits.GROUPS), int(op.attr("block_size", 0))
+    return groups is not None and np.array_equal(groups, np.arange(groups.size) // each)
+
+
+def table(op: Op) -> dict[int, Cells]:
+    """How numbers [outputs, inputs] lie in the operands that hold codes, scales and zero points."""
+    outputs, inputs, each = (int(op.attr(name, 0)) for name in ("N", "K", "block_size"))
+    shape, bits = (outputs, inputs), int(op.attr("bits", 4))
+    found = {NBits.B: Cells(shape, bits, each=each)}
+    for i in (i for i in TABLE[1:] if op.has(i)):
+        whole = op.trace.shapes.dtype(op.inputs[i]) == TensorProto.UINT8
+        found[i] = Cells(shape, bits if whole else 0, len(op.dims(i)) == 1, run=each)
+    return found
+
+
+def regroup(e: Editor, table: Mapping[int, Cells], rows: Ids, columns: Ids) -> None:
+    """Codes, scales and zero points of the rewritten node, from the numbers of the columns that are left."""
+    kept, alive = e.kept(rows), e.kept(columns)
+    if not table[NBits.SCALES].parted(alive):
+        return
+    held = {i: e.model.weights[e.node.input[i]] for i in table}
+    stored = {i: e.trace.model.weights[e.original.input[i]].array().reshape(rows.size, -1) for i in table}
+    steps = Steps(int(attribute(e.original, "bits", 4)), NBits.ZEROS in table, held[NBits.SCALES].dtype)
+    where, made = np.flatnonzero(kept), {i: list[Array]() for i in table}
+    for some in np.array_split(where, -(-where.size * alive.size // SLAB) or 1):
+        part = {i: its.sized((some.size, columns.size)).of(stored[i][some])[:, alive] for i, its in table.items()}
+        for i, found in _regrouped(part, steps, table[NBits.SCALES].run).items():
+            made[i].append(found)
+    for i, parts in made.items():
+        fresh = table[i].sized((where.size, int(alive.sum()))).stored(np.concatenate(parts).astype(held[i].dtype))
+        e.model.weights[e.node.input[i]] = Weight.of(fresh.reshape(held[i].shape), held[i].onnx_type)
+
+
+def _regrouped(part: Mapping[int, Array], steps: Steps, each: int) -> dict[int, Array]:
+    """Codes, scales and zero points [rows, columns] of new blocks, of those that the columns had."""
+    codes, scale = part[NBits.B].astype(np.float64), part[NBits.SCALES].astype(np.float64)
+    zero = part[NBits.ZEROS].astype(np.float64) if NBits.ZEROS in part else np.full(codes.shape, float(steps.middle))
+    numbers = (codes - zero) * scale
+    for start in range(0, codes.shape[1], each):
+        at = slice(start, start + each)
+        first = scale[:, start], zero[:, start]
+        alike = (scale[:, at] == first[0][:, None]).all(1) & (zero[:, at] == first[1][:, None]).all(1)
+        own, point = steps.chosen(numbers[:, at], np.ones(numbers[:, at].shape[1]), first)
+        own, point = np.where(alike, first[0], own), np.where(alike, first[1], point)
+        fresh = codes_of(numbers[:, at], own[:, None], point[:, None], steps.top)
+        codes[:, at] = np.where(alike[:, None], codes[:, at], fresh)
+        scale[:, at], zero[:, at] = own[:, None], point[:, None]
+    return {i: found for i, found in zip(TABLE, (codes, scale, zero), strict=True) if i in part}
