@@ -12,6 +12,7 @@ from math import prod
 import numpy as np
 from onnx import NodeProto
 
+from onnxprune.fit.expressions import Grid
 from onnxprune.model import Array, Model, attribute
 from onnxprune.trace import Cells
 
@@ -101,6 +102,50 @@ def coded(node: NodeProto, i: int) -> Coded | None:
             each = int(attribute(node, "block_size", 0)) or 1 << 31
             return Coded(node, weight, scale, zero, 2, each, int(attribute(node, "expert_weight_bits", 4)))
     return None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The weight [experts, outputs, inputs] of few bits that `table` holds, as a parameter."""
+
+    table: Coded
+
+    @property
+    def root(self) -> str:
+        """The initializer that holds the codes."""
+        return str(self.table.node.input[self.table.weight])
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The same: its scales stay."""
+        return (self.root,)
+
+    def shape(self, model: Model) -> tuple[int, ...]:
+        """[experts, outputs, inputs], without reading it."""
+        return self.table.shape(model)
+
+    def read(self, model: Model) -> Array:
+        """Its numbers, float64."""
+        return self.table.numbers(model).astype(np.float64)
+
+    def grid(self, model: Model) -> Grid:
+        """The values that can be stored."""
+        scale, zero = self._spread(model)
+        return Grid(scale, -zero * scale, ((1 << self.table.bits) - 1 - zero) * scale)
+
+    def write(self, model: Model, value: Array, root: str | None = None) -> None:
+        """Store the nearest codes, by the scales that it has."""
+        scale, zero = self._spread(model)
+        steps = np.divide(value, scale, out=np.zeros(value.shape), where=scale != 0)
+        codes = np.clip(np.rint(steps + zero), 0, (1 << self.table.bits) - 1).astype(np.uint8)
+        model.put(self.root, Cells(codes.shape, self.table.bits).stored(codes))
+
+    def _spread(self, model: Model) -> tuple[Array, Array]:
+        """Scales and zero points, one for each number."""
+        shape = self.shape(model)
+        places = np.arange(shape[-1]) // self.table.each
+        scale, zero = self.table.grids(model)
+        return scale.take(places, -1).astype(np.float64), zero.take(places, -1).astype(np.float64)
 
 
 @dataclass(frozen=True)

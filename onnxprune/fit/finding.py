@@ -17,6 +17,7 @@ from onnx import NodeProto
 
 from onnxprune.fit.codes import CODES, MADE, decoded, given, operand
 from onnxprune.fit.contractions import einsum, stacked
+from onnxprune.fit.experts import experts
 from onnxprune.fit.expressions import Parameter, parameter
 from onnxprune.fit.linear import Linear, Unsolvable
 from onnxprune.fit.packed import packed
@@ -188,11 +189,15 @@ def _attention(index: int, node: NodeProto, graph: Topology, made_by: Nodes, ran
     return packed(index, node, parameter(node.input[1], graph.model, made_by), graph.model)
 
 
+def _experts(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Linear | None:
+    return experts(index, node, graph.model)
+
+
 HANDLES: dict[str, Handle] = {
     "Conv": _convolution, "ConvTranspose": _convolution, "FusedConv": _convolution, "Gemm": _gemm, "FusedGemm": _gemm,
     "MatMul": _matmul, "FusedMatMul": _scaled_matmul, "MatMulNBits": _nbits, "Einsum": _einsum, "Attention": _attention,
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), _quantised),
-    **dict.fromkeys(("ConvInteger", "MatMulInteger"), _integer),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger"), _integer), **dict.fromkeys(("MoE", "QMoE"), _experts),
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Grid, Parameter
+from onnxprune.fit.few_bits import Stack
 from onnxprune.fit.linear import RESHAPED, DimsOf, Extent, Shift, Unsolvable, restricted
 from onnxprune.fit.requantised import FewBits
 from onnxprune.fit.unclipped import unclipped
@@ -76,7 +77,7 @@ class Layer:
     index: int
     node: NodeProto
     data: str
-    weight: Parameter | FewBits
+    weight: Parameter | FewBits | Stack
     matrix: Callable[[Array], Array] = field(repr=False)
     restore: Callable[[Array, tuple[int, ...]], Array] = field(repr=False)
     groups: int = 1
