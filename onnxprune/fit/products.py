@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import chain, product
 from math import prod
 
 import numpy as np
@@ -150,10 +150,11 @@ class Layer:
         """The tensor `name` of every batch at the kept positions; Unsolvable where the cut changed more of it."""
         if trace.shapes.static(name) is None:
             raise Unsolvable("its output is new in the pruned graph")
-        values = unclipped(walk, name)
-        if restricted(trace, kept, name, values[0]).shape[self.y_axis] != outputs * self.groups:
+        values = (restricted(trace, kept, name, y) for y in unclipped(walk, name))
+        first = next(values)
+        if first.shape[self.y_axis] != outputs * self.groups:
             raise Unsolvable(RESHAPED)
-        return (restricted(trace, kept, name, y) for y in values)
+        return chain([first], values)
 
     def units(self, reductions: Sequence[Reduction], rank: Callable[[str], int | None]) -> Ids | None:
         """[groups, channels]: the ids of the axis that the node itself sums over."""

@@ -4,7 +4,7 @@ tells how far beyond the limits it was. Knows operators that give integers, no u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
@@ -22,15 +22,15 @@ FORMS: Mapping[str, tuple[str, int | None]] = {
 """By operator: the one of real numbers that computes the same, and where it has its bias."""
 
 
-def unclipped(walk: Walk, name: str) -> list[Array]:
+def unclipped(walk: Walk, name: str) -> Iterable[Array]:
     """A tensor in every batch as its node would give it in real numbers; where that is no node that gives integers, as
-    it is."""
+    it is. To be gone through once."""
     node = walk.nodes[walk.made_by[name]] if name in walk.made_by else None
     if node is not None and node.op_type == "QLinearAdd":
         return [a + b for a, b in zip(walk.real(node.input[0]), walk.real(node.input[3]), strict=True)]
     model = _in_floats(node, walk) if node is not None and node.op_type in FORMS else None
     if node is None or model is None:
-        return walk.real(name)
+        return walk.once(name)
     session = open_session(model, walk.providers)
     return [session.run(["y"], {"x": x})[0] for x in walk.real(node.input[0])]
 

@@ -6,7 +6,7 @@ running once per batch however many layers are looked at on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -61,6 +61,23 @@ class Walk(Topology):
         if name not in self.values:
             self._run([name])
         return self.values[name]
+
+    def once(self, name: str) -> Iterable[Array]:
+        """As `real`; what no node reads (the scores of a language model, which are large) is made batch by batch, and
+        nothing of it is kept."""
+        if name in self.values or name not in self.made_by or self.readers[name] or name in self.codes:
+            return self.real(name)
+        return self._one_by_one(self.made_by[name], name)
+
+    def _one_by_one(self, index: int, name: str) -> Iterator[Array]:
+        ins = sorted(n for n in self.reads[index] if n not in self.model.weights)
+        given = {n: self.value(n) for n in ins}
+        session = open_session(self._piece([index], ins, [name]), self.providers)
+        for b in range(self.batches):
+            try:
+                yield session.run([name], {n: values[b] for n, values in given.items()})[0]
+            except Exception as error:
+                raise RuntimeFailure(f"ONNX Runtime failed on calibration batch {b}: {first_line(error)}") from error
 
     @cached_property
     def codes(self) -> dict[str, tuple[str, str]]:
