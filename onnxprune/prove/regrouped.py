@@ -20,8 +20,9 @@ from onnxprune.model import Array, Derived, Model, Weight, attribute, every_node
 from onnxprune.prove.slices import DIFFERS, Source, cells_of, kept_of
 from onnxprune.trace import Cells, Mask, Slice, Trace
 
-FAR = 0.7
-"""Of the numbers that were kept, how far those in their place may be off; those of other columns are by 1.4."""
+FAR, STEPS = 0.7, 8
+"""How far the numbers in the place of those that were kept may be off, relative to these: by so many steps of a code's
+range, and never so far; numbers of other columns are off by 1.4."""
 
 
 def alike(trace: Trace, kept: Mask, after: Model) -> tuple[Trace, Model]:
@@ -90,8 +91,9 @@ def _check_near(node: NodeProto, table: Mapping[int, Slice], kept: Mask, before:
         held = cells_of(before.weights[source.parameter].array(), source.cells)
         theirs.append(kept_of(held, source.blocks, kept).reshape(dims))
     middle = 1 << (int(attribute(node, "bits", 4)) - 1)
+    far = min(FAR, STEPS / (2 * middle))
     made, wanted = _numbers(own, middle), _numbers(theirs, middle)
-    if not np.linalg.norm(made - wanted) <= FAR * np.linalg.norm(wanted):
+    if not np.linalg.norm(made - wanted) <= far * np.linalg.norm(wanted):
         raise CheckFailed(
             f"{DIFFERS}: the numbers of '{node.input[1]}' are not those that are kept of '{sources[1].parameter}'"
         )
