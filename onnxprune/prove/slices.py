@@ -117,7 +117,10 @@ class _Reads:
                     was = before.input[i] if before is not None and i < len(before.input) else ""
                     blocks, cells = uses.get((index, i), (everywhere.get(was, ()), None))
                     cut = tuple(b for b in blocks if not kept[b.ids].all())
-                    found._read(node, name, Source(was, cut, cells if cut else None), before is None)
+                    own = (
+                        Source(was, cut) if cells is None or not cut else Source(was, *cells.together(cut, kept)[::-1])
+                    )
+                    found._read(node, name, own, before is None)
         for scope in scopes(model.skeleton.graph):
             for out in scope.graph.output:
                 if out.name in model.weights and out.name in trace.model.weights:

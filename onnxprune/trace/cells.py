@@ -1,7 +1,7 @@
-"""How numbers of a few bits, or of a matrix written as one row, lie in a parameter. Knows arrays, no ids.
+"""How numbers of a few bits, or of a matrix written as one row, lie in a parameter.
 
 Ids go by cells: one number each, along the axes that the operator has in mind. The parameter holds several of them in a
-byte, or all of them along one axis.
+byte, or all of them along one axis, or one for several neighbours. Knows arrays and blocks, no operator.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from math import prod
 import numpy as np
 
 from onnxprune.model import Array
+from onnxprune.trace.labels import Block, Mask
 
 BYTE = 8
 
@@ -71,3 +72,14 @@ class Cells:
         step = max(self.run, self.each)
         first = kept[::step].repeat(step)[: kept.size] if step > 1 else kept
         return not np.array_equal(first, kept)
+
+    def together(self, blocks: Sequence[Block], kept: Mask) -> tuple[Cells | None, tuple[Block, ...]]:
+        """The same with one cell for what shares a number or a block, where all of that goes or stays together: of a
+        large parameter less is to be unpacked so. cells None: elements."""
+        step, last = max(self.run, self.each), len(self.shape) - 1
+        own = next((b for b in blocks if b.axes == (last,)), None)
+        if step == 1 or any(last in b.axes for b in blocks if b is not own) or (own and self.parted(kept[own.ids])):
+            return self, tuple(blocks)
+        runs = replace(self, shape=(*self.shape[:-1], -(-self.shape[-1] // step)), run=1)
+        coarse = (Block(b.axes, b.ids[::step]) if b is own else b for b in blocks)
+        return None if self.each else runs, tuple(coarse)
