@@ -137,8 +137,8 @@ class Layer:
         return None if self.bias is None else Shift(self.node, self.bias, np.full(outputs, self.scale))
 
     def inputs(self, walk: Walk) -> list[Array]:
-        """What it reads in every batch."""
-        return walk.real(self.data)
+        """What it reads in every batch, of a convolution with channels behind the batch."""
+        return [np.moveaxis(x, self.x_axis, 1) if self.window else x for x in walk.real(self.data)]
 
     def sample(self, x: Array, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Positions of a convolution's output, which every sample of the batch has; rows of a matrix product."""
@@ -210,7 +210,8 @@ class Layer:
         sample."""
         if self.window is None:
             return np.moveaxis(y, self.y_axis, -1).reshape(-1, y.shape[self.y_axis])[at].T[None]
-        return y.reshape(*y.shape[:2], -1)[..., at]
+        first = np.moveaxis(y, self.y_axis, 1)
+        return first.reshape(*first.shape[:2], -1)[..., at]
 
     def split(self, picked: Array) -> Array:
         """[groups, rows, outputs] of what was `picked`, sample-major."""

@@ -32,14 +32,16 @@ def unclipped(walk: Walk, name: str) -> Iterable[Array]:
     if node is None or model is None:
         return walk.once(name)
     session = open_session(model, walk.providers)
-    return [session.run(["y"], {"x": x})[0] for x in walk.real(node.input[0])]
+    axis = -1 if attribute(node, "channels_last", 0) else 1
+    first = (np.moveaxis(x, axis, 1) for x in walk.real(node.input[0]))
+    return [np.moveaxis(session.run(["y"], {"x": x})[0], 1, axis) for x in first]
 
 
 def _in_floats(node: NodeProto, walk: Walk) -> Model | None:
-    """A model of the node alone, from `x` to `y`; None where its weights are computed, or its channels last."""
+    """A model of the node alone, from `x` to `y`, channels first; None where its weights are computed."""
     kind, bias = FORMS[node.op_type]
     parts = [operand(node, k, walk.model, walk.makers) for k in (3, bias) if k and given(node, k)]
-    if None in parts or attribute(node, "channels_last", 0):
+    if None in parts:
         return None
     weights = {x: Weight.of(p.read(walk.model).astype(np.float32)) for x, p in zip("wb", parts, strict=False) if p}
     attrs = attributes(node, "channels_last")

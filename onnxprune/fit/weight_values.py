@@ -29,6 +29,7 @@ NO_WEIGHTS: Mapping[str, frozenset[int]] = {
         ("ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "GatherBlockQuantized"), frozenset({2, 3})
     ),
     "MatMulNBits": frozenset({2, 3, 4}),
+    "QAttention": frozenset({3, 4, 6, 7}),
     "QMoE": frozenset({3, 6, 9, 11, 12, 13}),
     "MatMulIntegerToFloat": frozenset({2, 3, 4, 5}),
 }
