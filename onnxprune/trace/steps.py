@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,13 @@ class Steps:
         """The code that is zero where there are no zero points."""
         return 1 << (self.bits - 1)
 
-    def chosen(self, part: Numbers, weigh: Numbers, own: tuple[Numbers, Numbers]) -> tuple[Numbers, Numbers]:
+    def chosen(
+        self, part: Numbers, weigh: Numbers, own: tuple[Numbers, Numbers], shares: Sequence[float] = SHRUNK
+    ) -> tuple[Numbers, Numbers]:
         """Scale and zero point [rows] for numbers [rows, block] that count as `weigh` [block] says: those that are
-        there, or that part of the range which moves what is summed least."""
+        there, or that share of the range which moves what is summed least."""
         best, least = own, _moved(part, weigh, *own, self.top)
-        for share in SHRUNK:
+        for share in shares:
             tried = self._spread(share * part.min(1), share * part.max(1))
             moved = _moved(part, weigh, *tried, self.top)
             better = moved < least

@@ -21,6 +21,8 @@ from onnxprune.trace.steps import Steps, codes_of
 
 SLAB = 1 << 20
 """Numbers that are quantised at a time."""
+WHOLE = (1.0,)
+"""Codes reach as far as the numbers do; a refit, which knows what counts, looks closer."""
 TABLE = (NBits.B, NBits.SCALES, NBits.ZEROS)
 
 
@@ -68,18 +70,19 @@ def regroup(e: Editor, table: Mapping[int, Cells], rows: Ids, columns: Ids) -> N
         e.model.weights[e.node.input[i]] = Weight.of(fresh.reshape(held[i].shape), held[i].onnx_type)
 
 
-def _regrouped(part: Mapping[int, Array], steps: Steps, each: int) -> dict[int, Array]:
+def _regrouped(held: Mapping[int, Array], steps: Steps, each: int) -> dict[int, Array]:
     """Codes, scales and zero points [rows, columns] of new blocks, of those that the columns had."""
-    codes, scale = part[NBits.B].astype(np.float64), part[NBits.SCALES].astype(np.float64)
-    zero = part[NBits.ZEROS].astype(np.float64) if NBits.ZEROS in part else np.full(codes.shape, float(steps.middle))
+    codes, scale = held[NBits.B].astype(np.float64), held[NBits.SCALES].astype(np.float64)
+    zero = held[NBits.ZEROS].astype(np.float64) if NBits.ZEROS in held else np.full(codes.shape, float(steps.middle))
     numbers = (codes - zero) * scale
     for start in range(0, codes.shape[1], each):
         at = slice(start, start + each)
-        first = scale[:, start], zero[:, start]
-        alike = (scale[:, at] == first[0][:, None]).all(1) & (zero[:, at] == first[1][:, None]).all(1)
-        own, point = steps.chosen(numbers[:, at], np.ones(numbers[:, at].shape[1]), first)
-        own, point = np.where(alike, first[0], own), np.where(alike, first[1], point)
-        fresh = codes_of(numbers[:, at], own[:, None], point[:, None], steps.top)
-        codes[:, at] = np.where(alike[:, None], codes[:, at], fresh)
+        own, point = scale[:, start].copy(), zero[:, start].copy()
+        mixed = np.flatnonzero((scale[:, at] != own[:, None]).any(1) | (zero[:, at] != point[:, None]).any(1))
+        if not mixed.size:
+            continue
+        part = numbers[mixed, at]
+        own[mixed], point[mixed] = steps.chosen(part, np.ones(part.shape[1]), (own[mixed], point[mixed]), WHOLE)
+        codes[mixed, at] = codes_of(part, own[mixed, None], point[mixed, None], steps.top)
         scale[:, at], zero[:, at] = own[:, None], point[:, None]
-    return {i: found for i, found in zip(TABLE, (codes, scale, zero), strict=True) if i in part}
+    return {i: found for i, found in zip(TABLE, (codes, scale, zero), strict=True) if i in held}
