@@ -103,6 +103,7 @@ def test_a_plan_of_single_inputs_is_followed_and_verified() -> None:
     """By whoever refits and whoever only slices, and its file is what the plan says."""
     model = gated(64, 160, bits=4, block=32, zeros="packed").model()
     result = api.prune(model, ratio=0.3, calib=inputs())
+    assert any("new blocks" in note for note in result.report.proof.notes)
     assert result.model.weights["d_B"].shape[1] * 32 - 32 < result.model.weights["u_B"].shape[0]
     proof = api.verify(model, result.model.to_proto(), result.plan, calib=inputs())
     assert "d_B" in proof.refitted

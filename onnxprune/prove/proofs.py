@@ -15,7 +15,7 @@ from onnxprune.prove.comparison import Comparison, Shown
 from onnxprune.prove.finiteness import check_finite, ordinary_inputs
 from onnxprune.prove.pair import Findings
 from onnxprune.prove.places import Places
-from onnxprune.prove.regrouped import alike
+from onnxprune.prove.regrouped import alike, told
 from onnxprune.prove.relabel import Kept
 from onnxprune.prove.slices import Compared, compared
 from onnxprune.results import Proof
@@ -68,7 +68,7 @@ def _proof(places: Places, account: Compared, real: Shown, drawn: Shown, options
     """The findings in one; CheckFailed where nothing was compared, NothingToPrune where nothing could be: what went is
     seen by no output."""
     found = [*real.found, *drawn.found]
-    said = real.note, drawn.note, _stood_in(places.trace, options)
+    said = real.note, drawn.note, told(places.trace, places.kept), _stood_in(places.trace, options)
     notes = tuple(dict.fromkeys(text for text in said if text))
     seen = set().union(*(f.seen for f in found)) & places.reached
     tensors = set().union(*(f.tensors for f in found))
