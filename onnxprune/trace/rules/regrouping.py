@@ -29,8 +29,9 @@ TABLE = (NBits.B, NBits.SCALES, NBits.ZEROS)
 def possible(op: Op) -> bool:
     """Whether codes, scales and zero points are parameters that nobody else reads, in blocks one after the other."""
     own = [i for i in TABLE if op.has(i)]
-    alone = all(op.is_parameter(i) and op.trace.readers[op.inputs[i]] == [op.index] for i in own)
-    return alone and len(op.dims(NBits.B)) == 3 and in_order(op)
+    if not all(op.is_parameter(i) and op.trace.readers[op.inputs[i]] == [op.index] for i in own):
+        return False
+    return in_order(op) and all(its.stored_shape(its.shape) == tuple(op.dims(i)) for i, its in table(op).items())
 
 
 def in_order(op: Op) -> bool:
