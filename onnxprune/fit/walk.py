@@ -62,17 +62,21 @@ class Walk(Topology):
             self._run([name])
         return self.values[name]
 
+    def behind(self, name: str) -> list[str]:
+        """What has to be at hand for `once`: the tensor, or what it is made of where no node reads it."""
+        if not name or name in self.values or name not in self.made_by or self.readers[name] or name in self.codes:
+            return [name]
+        return sorted(n for n in self.reads[self.made_by[name]] if n not in self.model.weights)
+
     def once(self, name: str) -> Iterable[Array]:
         """As `real`; what no node reads (the scores of a language model, which are large) is made batch by batch, and
         nothing of it is kept."""
-        if name in self.values or name not in self.made_by or self.readers[name] or name in self.codes:
-            return self.real(name)
-        return self._one_by_one(self.made_by[name], name)
+        behind = self.behind(name)
+        return self.real(name) if behind == [name] else self._one_by_one(name, {n: self.value(n) for n in behind})
 
-    def _one_by_one(self, index: int, name: str) -> Iterator[Array]:
-        ins = sorted(n for n in self.reads[index] if n not in self.model.weights)
-        given = {n: self.value(n) for n in ins}
-        session = open_session(self._piece([index], ins, [name]), self.providers)
+    def _one_by_one(self, name: str, given: Mapping[str, list[Array]]) -> Iterator[Array]:
+        piece = self._piece([self.made_by[name]], [*given], [name])
+        session = open_session(piece, self.providers)
         for b in range(self.batches):
             try:
                 yield session.run([name], {n: values[b] for n, values in given.items()})[0]
