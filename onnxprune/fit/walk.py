@@ -108,7 +108,7 @@ class Walk(Topology):
 
     def release(self, keep: Iterable[str] = ()) -> None:
         """Let go of what no node that is still to run will read."""
-        wanted = {*keep, *self.outputs, *self.inputs}
+        wanted = {*keep, *self.inputs}
         for name in list(self.values):
             if name not in wanted and self.readers[name] <= self.done:
                 del self.values[name]
@@ -118,7 +118,7 @@ class Walk(Topology):
         inside = set(piece)
         made = {o for k in piece for o in self.makes(k)}
         ins = sorted({n for k in piece for n in self.reads[k]} & (self.values.keys() - made))
-        crossing = {o for o in made if self.readers[o] - inside - self.done or o in self.outputs}
+        crossing = {o for o in made if self.readers[o] - inside - self.done}
         outs = sorted({n for n in (*names, *crossing) if n not in self.values})
         self.values |= self._computed(piece, ins, outs)
         self.done |= inside
