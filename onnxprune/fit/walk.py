@@ -15,6 +15,7 @@ from onnx import helper
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit.codes import tensors
+from onnxprune.fit.expressions import parameter
 from onnxprune.model import Array, Model, Topology, fitted, traits
 from onnxprune.run import first_line, open_session
 
@@ -66,7 +67,8 @@ class Walk(Topology):
         """What has to be at hand for `once`: the tensor, or what it is made of where no node reads it."""
         if not name or name in self.values or name not in self.made_by or self.readers[name] or name in self.codes:
             return [name]
-        return sorted(n for n in self.reads[self.made_by[name]] if n not in self.model.weights)
+        makers = self.makers
+        return sorted(n for n in self.reads[self.made_by[name]] if parameter(n, self.model, makers) is None)
 
     def once(self, name: str) -> Iterable[Array]:
         """As `real`; what no node reads (the scores of a language model, which are large) is made batch by batch, and
@@ -75,7 +77,7 @@ class Walk(Topology):
         return self.real(name) if behind == [name] else self._one_by_one(name, {n: self.value(n) for n in behind})
 
     def _one_by_one(self, name: str, given: Mapping[str, list[Array]]) -> Iterator[Array]:
-        piece = self._piece([self.made_by[name]], [*given], [name])
+        piece = self._piece(sorted(self.ancestors([name], given)), [*given], [name])
         session = open_session(piece, self.providers)
         for b in range(self.batches):
             try:
