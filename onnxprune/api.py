@@ -85,7 +85,7 @@ def prune(
         raise UsageError("`gates` need data: give it with `validate`")
     comparison = None if validate is None else compared(model, validate, options, metric, gates=gates)
     clock = Clock()
-    pruner = Pruner(model, options, clock)
+    pruner = Pruner(model, options, clock, plan is not None)
     options = pruner.options
     if plan is None and options.max_latency is not None:
         result = Result(*searching.fast_enough(pruner, model, clock))
@@ -216,7 +216,7 @@ def apply(
     **keywords: Unpack[OptionKeywords],
 ) -> Model:  # fmt: skip
     """`model` without what `plan` removes. Unproven: `verify` proves it, `prune(plan=...)` does both."""
-    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), runs=False)
+    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), False, True)
     return rewrite(groups.trace, groups.kept_ids(removed_by(groups, plan, force_plan))).model
 
 
@@ -229,7 +229,7 @@ def completed(
     and with how many heads and groups that leaves.
 
     Raises UsageError where it is not a plan of `model`."""
-    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), runs=False)
+    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), False, True)
     found = plan_of(groups, groups.kept_ids(removed_by(groups, plan, force_plan)), Options(), rows=True)
     return groups.trace.model, replace(plan, groups=found.groups, fingerprint=found.fingerprint)
 
@@ -244,7 +244,7 @@ def verify(
     `refitted`: whether weights may have other values than those of `model`; None: if the run that made the plan
     refitted them. Then their shapes and the graph are proven, and what they are worth is measured."""
     options = _planned(_asked(options, keywords), plan)
-    groups = analysed(Model.load(model), options, Clock())
+    groups = analysed(Model.load(model), options, Clock(), planned=True)
     kept = groups.kept_ids(removed_by(groups, plan, force_plan))
     small = pruned if isinstance(pruned, Model) else Model.load(pruned)
     free = plan.refits if refitted is None else refitted

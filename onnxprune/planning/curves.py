@@ -204,7 +204,7 @@ def pq(groups: Groups, scores: Array, options: Options, asked: Asked = NOTHING) 
     count = np.zeros(len(scores))
     values = WeightValues(groups.trace.nodes, groups.trace.model)
     for s, axes, ids in groups.blocks:
-        value = values.of(s.parameter)
+        value = values.of(s.parameter, s.cells)
         if value is None:
             continue
         weight = np.abs(value.astype(np.float64))

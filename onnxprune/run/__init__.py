@@ -17,10 +17,13 @@ from onnxprune.run.runtime import (
     threads,
     usable,
     watched,
+    without_kernel,
 )
+from onnxprune.run.stand_ins import with_stand_ins
 from onnxprune.run.whole import entire, in_one
 
 __all__ = [
     "PROVIDERS", "SMALL", "Chain", "Session", "deployed", "entire", "first_line", "in_one", "onnx_runtime",
     "open_session", "opened", "runtime_version", "threads", "usable", "watched",
+    "with_stand_ins", "without_kernel",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from onnxprune import guard
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model, Taken, fitted, needs, retain
 from onnxprune.run.installed import how_to_get, onnx_runtime
+from onnxprune.run.stand_ins import lacked, with_stand_ins
 from onnxprune.validation import near
 
 PROVIDERS = {
@@ -55,7 +56,7 @@ def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy works between the runs
     proto, held = shared(model)
     options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
-    session = _made(proto.SerializeToString(), options, wanted)
+    session = with_stand_ins(proto, wanted, lambda source: _made(source, options, wanted))
     session.held_weights = held  # the session reads them where they are
     session.taken = model.taken
     return session
@@ -105,6 +106,11 @@ def watched() -> Any:
                 return super().run(names, fitted(self.taken, feeds), *args, **kw)
 
     return Watched
+
+
+def without_kernel(providers: Sequence[str]) -> frozenset[str]:
+    """The operators of which it turned out that none of `providers` has a kernel, and that something stood in for."""
+    return lacked(usable(providers))
 
 
 def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
@@ -170,7 +176,7 @@ class Session:
         self._held = {n: a for n, a in held.items() if n not in self._fed}
         values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._held.values()]
         options.add_external_initializers(list(self._held), values)
-        self._session = _made(proto.SerializeToString(), options, self._wanted)
+        self._session = with_stand_ins(proto, self._wanted, lambda source: _made(source, options, self._wanted))
         self._session.taken = self.model.taken
 
     def holds(self, names: Collection[str]) -> bool:
