@@ -139,8 +139,8 @@ class Trace:
             own = defined(scope.graph)
             for o in scope.graph.output:
                 out.setdefault(o.name, []).append(len(self.nodes))
-            for index, node in zip(scope.numbers, scope.graph.node, strict=True):
-                for name in set(needs(node)):
+            for index in scope.numbers:
+                for name in set(self.reads[index]):
                     if scope.owner < 0 or name in own:
                         out.setdefault(name, []).append(index)
         return out
@@ -154,6 +154,11 @@ class Trace:
     def nodes(self) -> list[NodeProto]:
         """All nodes, those of bodies after those of the main graph: everything that counts nodes counts like this."""
         return every_node(self.model.skeleton.graph)
+
+    @cached_property
+    def reads(self) -> list[tuple[str, ...]]:
+        """What each node reads, with what its bodies take from outside."""
+        return [tuple(needs(node)) for node in self.nodes]
 
     def scope(self, owner: int, attribute: str) -> Scope | None:
         """A body of a node."""
@@ -194,13 +199,13 @@ class Trace:
         rule = self.rules.get(op.type)
         if rule is not None:
             self._apply(rule, op)
-        elif next(bodies(node), None) is not None:
+        elif bodies(node):
             op.freeze("its body sees the whole tensor")
         else:
             op.freeze("no rule for this operator")
         if self.excluded(node):
             op.freeze("excluded by the user", outputs=True)
-        if all(i in self.fixed or i in self.model.weights for i in needs(node)):
+        if all(i in self.fixed or i in self.model.weights for i in self.reads[index]):
             self.fixed.update(node.output)
             del self.labels.normed[normed:]  # a weight that is standardised is no stream that is normalised
 
