@@ -99,6 +99,11 @@ GATES: Mapping[str, int] = {"LSTM": 4, "GRU": 3, "RNN": 1}
 CONTROL = frozenset({"If", "Loop", "Scan"})
 """They have bodies, which are graphs."""
 
+OF_WHAT_COMES_IN = (
+    (MOVING - {"Identity", "Tile", "Expand"}) | SIZES | ARITHMETIC | COMPARING | LOGICAL | {"Cast", "Where"}
+)  # fmt: skip
+"""They make up nothing: where what comes in may not change, nor may what comes out."""
+
 # ---- what decides, draws or rounds
 
 JUMPING = frozenset({"Hardmax", "Sign", "Floor", "Ceil", "Round"})

@@ -16,7 +16,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from onnxprune.errors import RuleFailed
-from onnxprune.model import Model, Scope, bodies, defined, every_node, needs, scopes
+from onnxprune.model import Model, Scope, bodies, defined, every_node, needs, scopes, traits
 from onnxprune.shapes import Shapes, misfit
 from onnxprune.trace import resizing
 from onnxprune.trace.births import Axes, Demands, born
@@ -140,9 +140,8 @@ class Trace:
             for o in scope.graph.output:
                 out.setdefault(o.name, []).append(len(self.nodes))
             for index in scope.numbers:
-                for name in set(self.reads[index]):
-                    if scope.owner < 0 or name in own:
-                        out.setdefault(name, []).append(index)
+                for name in {n for n in self.reads[index] if scope.owner < 0 or n in own}:
+                    out.setdefault(name, []).append(index)
         return out
 
     @cached_property
@@ -191,11 +190,13 @@ class Trace:
         from onnxprune.trace.op import Op
         from onnxprune.trace.shuffle import shuffle
 
-        node = self.nodes[index]
+        node, normed = self.nodes[index], len(self.labels.normed)
+        if not node.domain and node.op_type in traits.OF_WHAT_COMES_IN and not any(map(self._may_change, node.input)):
+            self._note_fixed(index)
+            return
         op = Op(self, index, node)
         if index in self.passed or shuffle(op):
             return
-        normed = len(self.labels.normed)
         rule = self.rules.get(op.type)
         if rule is not None:
             self._apply(rule, op)
@@ -205,9 +206,19 @@ class Trace:
             op.freeze("no rule for this operator")
         if self.excluded(node):
             op.freeze("excluded by the user", outputs=True)
-        if all(i in self.fixed or i in self.model.weights for i in self.reads[index]):
-            self.fixed.update(node.output)
+        if self._note_fixed(index):
             del self.labels.normed[normed:]  # a weight that is standardised is no stream that is normalised
+
+    def _may_change(self, name: str) -> bool:
+        """Whether a tensor has blocks, or is a parameter that would get some."""
+        weight = self.model.weights.get(name)
+        return bool(self.blocks.get(name)) if weight is None else weight.onnx_type in LABELLED
+
+    def _note_fixed(self, index: int) -> bool:
+        """Whether a node depends on no input of the graph."""
+        found = all(i in self.fixed or i in self.model.weights for i in self.reads[index])
+        self.fixed.update(self.nodes[index].output if found else ())
+        return found
 
     def _apply(self, rule: Callable[[Op], None], op: Op) -> None:
         """A node that its rule does not take is held with all that reaches it, and with what the rule made until then.
