@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from onnx import NodeProto
+
 # ---- what moves values
 
 SAME_ORDER = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
@@ -132,3 +134,8 @@ ROUNDING_INSIDE = frozenset({"DynamicQuantizeLSTM", "QEmbedLayerNormalization"})
 
 INTEGER_BIASED = frozenset({"QLinearConv", "QGemm", "DequantizeLinear"})
 """They read a bias of 32 bits, in steps of the product of two scales."""
+
+
+def makes_nothing_up(node: NodeProto) -> bool:
+    """Whether a node is one of `OF_WHAT_COMES_IN`."""
+    return not node.domain and node.op_type in OF_WHAT_COMES_IN

@@ -158,11 +158,10 @@ class Equation:
 
     def _in_letters(self, block: Block, index: int, operand: Operand) -> Lettered | None:
         """A block with one axis per letter, those of size one left out; None where nothing of it has a letter."""
-        if len(block.axes) == 1 and not block.coarse and len(spelled := operand.spelling[block.axes[0]]) <= 1:
-            letter = split_axis(self.sizes, spelled, block.ids.size, operand.dims[block.axes[0]])
-            return Lettered((spelled,), block.ids, index) if letter and block.ids.size > 1 else None
-        axes = [split_axis(self.sizes, operand.spelling[axis], n, operand.dims[axis])
-                for axis, n in zip(block.axes, block.ids.shape, strict=True)]  # fmt: skip
+        axes = [
+            split_axis(self.sizes, operand.spelling[axis], n, operand.dims[axis])
+            for axis, n in zip(block.axes, block.ids.shape, strict=True)
+        ]
         coarse = block.coarse and len(operand.spelling[block.axes[0]]) == 1
         if coarse or not all(axes):
             return self._inside_runs(block, index, operand)

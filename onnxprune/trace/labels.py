@@ -173,7 +173,7 @@ class Labels:
         """Row ids of a block whose innermost axis disappears: [.., n] -> [..]."""
         flat = ids.reshape(-1, ids.shape[-1])
         out: Ids = flat.min(axis=1)  # where something always stays, the row does; where all is one, it is that
-        in_order: Mask = np.asarray((flat[:, 1:] > flat[:, :-1]).all(axis=1))
+        in_order: Mask = np.asarray((flat[:, 1:] > flat[:, :-1]).all(axis=1))  # each once: mostly so
         for i in np.flatnonzero((out != KEPT) & (out != flat.max(axis=1))).tolist():
             members = flat[i] if in_order[i] else np.unique(flat[i])
             key = members.tobytes()

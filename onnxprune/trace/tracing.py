@@ -191,7 +191,7 @@ class Trace:
         from onnxprune.trace.shuffle import shuffle
 
         node, normed = self.nodes[index], len(self.labels.normed)
-        if not node.domain and node.op_type in traits.OF_WHAT_COMES_IN and not any(map(self._may_change, node.input)):
+        if traits.makes_nothing_up(node) and not any(map(self._may_change, node.input)):
             self._note_fixed(index)
             return
         op = Op(self, index, node)
