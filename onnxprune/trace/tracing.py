@@ -81,7 +81,7 @@ class Trace:
 
     structures: axes of parameters that are born as one block, by key; `demands`: those that this trace asks for.
     aliases, retraced, original: of a rewritten graph, what its new parameters were called, that it is one, and the keys
-    that the parameters of the graph before had.
+    of the parameters before.
     blocks: of tensors, by name; slices: of parameters, by key; owned: of uses that know better than the parameter.
     edits: by node, what to change in it; macs: by node, its multiply-accumulates, a product of sizes each.
     passed: nodes that another one's rule has dealt with; fixed: tensors that depend on no input.
@@ -89,8 +89,8 @@ class Trace:
     branches: the residual branches that it can do without (see `enter_branches`).
     whole_blocks: whether what shares a scale goes together, though blocks could be made anew of what is left.
     kv_heads: whether whole heads of caches may go, and the caches of branches that go. cached: by input that is a cache
-    of known sizes, the outputs that hold it, too;
-    resized: inputs and outputs of which heads may go, the axes of their blocks, and the axis of heads."""
+    of known sizes, the outputs that hold it, too; resized: inputs and outputs of which heads may go, the axes of their
+    blocks, and the axis of heads."""
 
     model: Model
     shapes: Shapes
@@ -165,8 +165,7 @@ class Trace:
 
     def rank(self, name: str) -> int | None:
         """Axes of a tensor; None where that is not known."""
-        dims = self.shapes.static(name)
-        return None if dims is None else len(dims)
+        return None if (dims := self.shapes.static(name)) is None else len(dims)
 
     def run(self, rules: Mapping[str, Callable[[Op], None]]) -> None:
         """Trace the whole graph; `rules`: by operator type. What the graph gives out keeps its shape."""
@@ -216,8 +215,8 @@ class Trace:
 
     def _note_fixed(self, index: int) -> bool:
         """Whether a node depends on no input of the graph."""
-        found = all(i in self.fixed or i in self.model.weights for i in self.reads[index])
-        self.fixed.update(self.nodes[index].output if found else ())
+        if found := all(i in self.fixed or i in self.model.weights for i in self.reads[index]):
+            self.fixed.update(self.nodes[index].output)
         return found
 
     def _apply(self, rule: Callable[[Op], None], op: Op) -> None:
@@ -290,8 +289,7 @@ class Trace:
 
     def own(self, use: Use, blocks: tuple[Block, ...], cells: Cells | None = None) -> None:
         """Give one use of a parameter its blocks, where the operator knows better than one birth per axis."""
-        node = self.nodes[use[0]]
-        name = node.input[use[1]]
+        name = (node := self.nodes[use[0]]).input[use[1]]
         key = (self.aliases.get(name, name), node.name, use[1], "own")
         self.slices[key] = Slice(name, key, blocks, (use,), cells)
         self.owned[use] = blocks if cells is None else ()
