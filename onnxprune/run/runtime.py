@@ -44,15 +44,24 @@ computes in every run, so that it goes after its last use, as everything does.""
 def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
     """An InferenceSession that really uses all of `providers`, or a RuntimeFailure that says how to mend it."""
     ort, wanted = onnx_runtime(), usable(providers)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy works between the runs
+    options = _own_options()
     proto, held = shared(model)
     options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
     session = _made(proto.SerializeToString(), options, wanted)
     session.held_weights = held  # the session reads them where they are
     session.taken = model.taken
     return session
+
+
+def _own_options() -> Any:
+    """Of sessions that work for a stage here. No buffer is planned to take another's place: among sizes that are open
+    and have no name ONNX Runtime compares each with all that are free, 8 s for 5,000 nodes, and what is freed after
+    its last use is as good."""
+    options = onnx_runtime().SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.enable_mem_reuse = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy works between the runs
+    return options
 
 
 def deployed(model: Model, providers: Sequence[str] = ("cpu",), count: int = 0, profile: str = "") -> Any:
@@ -146,12 +155,10 @@ class Session:
 
     def _open(self, large: int) -> None:
         ort = onnx_runtime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads()
+        options = _own_options()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED))
         proto, held = shared(self.model)
         self._fed = {n: a for n, a in held.items() if large and (a.nbytes > large or n in self._free)}
