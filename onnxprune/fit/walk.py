@@ -81,14 +81,17 @@ class Walk(Topology):
         each = zip(values, scales, zeros, strict=True)
         return [np.asarray((x.astype(np.float32) - np.float32(z)) * np.float32(s)) for x, s, z in each]
 
-    def forget(self, nodes: Iterable[int]) -> set[int]:
-        """What these nodes and all that follow them made is stale: their weights changed. Gives all of these."""
-        stale = self.followers(nodes)
-        for k in stale:
-            for o in self.makes(k):
-                self.values.pop(o, None)
-        self.done -= stale
-        return stale
+    def forget(self, nodes: Iterable[int]) -> None:
+        """What these nodes and all that follow them made is stale: their weights changed. What follows a node that was
+        not run was not run, either."""
+        todo = list(nodes)
+        while todo:
+            k = todo.pop()
+            if k in self.done:
+                self.done.discard(k)
+                for o in self.makes(k):
+                    self.values.pop(o, None)
+                    todo += self.readers[o]
 
     def release(self, keep: Iterable[str] = ()) -> None:
         """Let go of what no node that is still to run will read."""
