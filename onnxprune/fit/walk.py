@@ -6,7 +6,7 @@ running once per batch however many layers are looked at on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -81,9 +81,9 @@ class Walk(Topology):
         each = zip(values, scales, zeros, strict=True)
         return [np.asarray((x.astype(np.float32) - np.float32(z)) * np.float32(s)) for x, s, z in each]
 
-    def forget(self, nodes: Iterable[int]) -> None:
-        """What these nodes and all that follow them made is stale: their weights changed. What follows a node that was
-        not run was not run, either."""
+    def forget(self, nodes: Sequence[int], known: Container[int] = ()) -> set[int]:
+        """What these nodes and all that follow them made is stale: their weights changed. Gives all of these that are
+        not `known`. What follows a node that was not run was not run, either."""
         todo = list(nodes)
         while todo:
             k = todo.pop()
@@ -92,6 +92,7 @@ class Walk(Topology):
                 for o in self.makes(k):
                     self.values.pop(o, None)
                     todo += self.readers[o]
+        return self.followers(nodes, known)
 
     def release(self, keep: Iterable[str] = ()) -> None:
         """Let go of what no node that is still to run will read."""

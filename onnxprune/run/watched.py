@@ -1,6 +1,6 @@
 """Sessions whose runs are bounded in time, where a process is guarded, and whose tensors may stay where they are made.
 
-Knows ONNX Runtime's sessions, no model.
+Knows sessions; of a model what it takes of its feeds.
 """
 
 from __future__ import annotations
