@@ -13,7 +13,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from onnxprune import unread
+from onnxprune import searching, unread
 from onnxprune.auditing import audited
 from onnxprune.blame import blame_model
 from onnxprune.errors import CheckFailed, UsageError
@@ -85,13 +85,15 @@ def prune(
         raise UsageError("`gates` need data: give it with `validate`")
     comparison = None if validate is None else compared(model, validate, options, metric, gates=gates)
     clock = Clock()
-    pruner = Pruner(model, options, clock)
+    pruner = Pruner(model, options, clock, plan is not None)
     options = pruner.options
-    if plan is None:
-        decision = pruner.planner.decide(options)
+    if plan is None and options.max_latency is not None:
+        result = Result(*searching.fast_enough(pruner, model, clock))
+    elif plan is None:
+        result = Result(*pruner.carried_out(pruner.planner.decide(options), options, clock))
     else:
         decision = replayed(pruner.groups, removed_by(pruner.groups, plan, force_plan), options)
-    result = Result(*pruner.carried_out(decision, options, clock, plan))
+        result = Result(*pruner.carried_out(decision, options, clock, plan))
     if comparison is None:
         return result
     quality = comparison.judged(result.model, gates, options.seed)
@@ -107,6 +109,8 @@ def largest(
     tells; what does not depend on the ratio is worked out once. CheckFailed where no cut is small enough."""
     options = _asked(options, keywords)
     _refuse_unread(options, keywords)
+    if options.max_latency is not None:
+        raise UsageError("max_latency asks for the smallest cut, not for the largest: give it to `prune`")
     clock = Clock()
     pruner = Pruner(model, options, clock)
     low, high, best, tried, stages = 0.0, 1.0, None, list[dict[str, Any]](), clock.progress
@@ -147,12 +151,14 @@ def _refuse_unread(options: Options, keywords: OptionKeywords, data: Any = None,
     """UsageError for a keyword of this call that nobody would read. An Options may serve several calls: what it holds
     is not asked."""
     asked = unread.differing({**keywords})
-    times = options.of == "latency" or options.round_to == 0
+    bounded = options.max_latency is not None
+    times = bounded or options.of == "latency" or options.round_to == 0
     measured = options.resolved().scope == "sensitivity"
     inputs = uses_inputs(options.resolved()) or bool(options.finetune)
     texts, made_up = any(map(is_text, (options.calib, data))), inputs and options.calib is None
     run = unread.Run(
-        inputs, data is not None, times, plan, fast=options.fast, measured=measured, texts=texts, made_up=made_up
+        inputs, data is not None, times, plan, fast=options.fast, measured=measured, texts=texts, made_up=made_up,
+        bounded=bounded,
     )  # fmt: skip
     unread.check(asked, run)
 
@@ -195,6 +201,10 @@ def plan(model: Any, options: Options | None = None, **keywords: Unpack[OptionKe
     """The plan that `prune` would apply."""
     options = _asked(options, keywords)
     _refuse_unread(options, keywords)
+    if options.max_latency is not None:
+        pruner = Pruner(model, options, Clock())
+        decision, options = searching.decided(pruner, model)
+        return plan_of(pruner.groups, pruner.groups.kept_ids(decision.removed), options)
     groups = analysed(Model.load(model), options, Clock(), runs=uses_inputs(options.resolved()))
     options = settled(groups, options)
     return plan_of(groups, groups.kept_ids(Planner(groups, options).decide(options).removed), options)
@@ -206,7 +216,7 @@ def apply(
     **keywords: Unpack[OptionKeywords],
 ) -> Model:  # fmt: skip
     """`model` without what `plan` removes. Unproven: `verify` proves it, `prune(plan=...)` does both."""
-    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), runs=False)
+    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), False, True)
     return rewrite(groups.trace, groups.kept_ids(removed_by(groups, plan, force_plan))).model
 
 
@@ -219,7 +229,7 @@ def completed(
     and with how many heads and groups that leaves.
 
     Raises UsageError where it is not a plan of `model`."""
-    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), runs=False)
+    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), False, True)
     found = plan_of(groups, groups.kept_ids(removed_by(groups, plan, force_plan)), Options(), rows=True)
     return groups.trace.model, replace(plan, groups=found.groups, fingerprint=found.fingerprint)
 
@@ -234,7 +244,7 @@ def verify(
     `refitted`: whether weights may have other values than those of `model`; None: if the run that made the plan
     refitted them. Then their shapes and the graph are proven, and what they are worth is measured."""
     options = _planned(_asked(options, keywords), plan)
-    groups = analysed(Model.load(model), options, Clock())
+    groups = analysed(Model.load(model), options, Clock(), planned=True)
     kept = groups.kept_ids(removed_by(groups, plan, force_plan))
     small = pruned if isinstance(pruned, Model) else Model.load(pruned)
     free = plan.refits if refitted is None else refitted

@@ -42,7 +42,10 @@ class Options:
     the scope are; names as for nodes_to_exclude. A full name goes before patterns, of patterns the last one counts.
     max_ratio: at most this share of any group, in every scope.
     round_to: kept counts are rounded to the nearest multiple of this; "auto" (0): of what wastes no time in this
-    runtime on this machine, as measured. With `of` "latency" this is so unless the multiple is 2 or more.
+    runtime on this machine, as measured. With `of` "latency" this is so where shares do not follow from what was
+    measured (there, what every width takes is known), unless the multiple is 2 or more.
+    max_latency: the ratio is the smallest by which one run takes no longer, as measured: milliseconds, or a time such
+    as "5ms" or "2s". The budget is spent in seconds, then, unless `of` is "macs" or "params". None: it is given.
     threads, batch: what time is measured with: threads inside an operator (0: the runtime's default) and samples.
     finetune: train what is left on the dense model's answers: True, a number of steps, or a time such as "90s" or "5m";
     None does not. It takes torch.
@@ -84,6 +87,7 @@ class Options:
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     seed: int = 0
     providers: Sequence[str] = ("cpu",)
+    max_latency: float | str | None = None
     threads: int = 0
     batch: int = 1
     check_rtol: float | None = None
@@ -97,10 +101,11 @@ class Options:
     def resolved(self) -> Options:
         """With every default that depends on `fast` written out."""
         criterion, scope, reconstruct = ("l2", "local", "none") if self.fast else ("obs", "sensitivity", "ls")
+        of = "latency" if self.max_latency is not None and self.of == "units" else self.of
+        blind = of == "latency" and self.round_to == 1 and (self.scope or scope) != "sensitivity"
         chosen: dict[str, Any] = {
-            "criterion": self.criterion or criterion, "scope": self.scope or scope,
-            "reconstruct": self.reconstruct or reconstruct,
-            "round_to": 0 if self.of == "latency" and self.round_to == 1 else self.round_to,
+            "of": of, "criterion": self.criterion or criterion, "scope": self.scope or scope,
+            "reconstruct": self.reconstruct or reconstruct, "round_to": 0 if blind else self.round_to,
         }  # fmt: skip
         return replace(self, **chosen)
 
@@ -158,6 +163,7 @@ class OptionKeywords(TypedDict, total=False):
     input_shapes: Mapping[str, Sequence[int]]
     seed: int
     providers: Sequence[str]
+    max_latency: float | str | None
     threads: int
     batch: int
     check_rtol: float | None

@@ -72,9 +72,10 @@ def _check_inputs(model: Model) -> None:
             )
 
 
-def analysed(source: Model, options: Options, clock: Clock, runs: bool = True) -> Groups:
+def analysed(source: Model, options: Options, clock: Clock, runs: bool = True, planned: bool = False) -> Groups:
     """The groups of a model, which has been tried by a helper before anything here looks into it by native code. runs:
-    whether what comes of them is run; then a runtime or a provider that is missing is said before any work. Data to
+    whether what comes of them is run; then a runtime or a provider that is missing is said before any work. planned:
+    whether a plan says what goes; else weights that share a scale go together where none are solved for. Data to
     calibrate on is looked at before, whether or not it will be used."""
     unread(options.calib, source)
     _check_inputs(source)
@@ -90,7 +91,8 @@ def analysed(source: Model, options: Options, clock: Clock, runs: bool = True) -
         footprint.check(working, shapes.passes[0], options.memory_limit)
         hazards.check(working, shapes.passes[0])
         clock("trace")
-        traced = _traced(working, shapes, alone, options.kv_heads)
+        whole = not planned and options.resolved().reconstruct != "ls"
+        traced = _traced(working, shapes, alone, options.kv_heads, whole)
         enter_branches(traced)
         guard.wait_for(profile.macs(traced), sum(w.nbytes for w in working.weights.values()))
         clock("group")
@@ -111,10 +113,12 @@ def _log_frozen(groups: Groups) -> None:
             log.debug("%s: %d units stay: %s (%s '%s')", where, info.units, info.reason, info.op_type, info.node)
 
 
-def _traced(working: Model, shapes: Shapes, alone: Callable[[onnx.NodeProto], bool], kv_heads: bool) -> Trace:
+def _traced(
+    working: Model, shapes: Shapes, alone: Callable[[onnx.NodeProto], bool], kv_heads: bool, whole: bool
+) -> Trace:
     structures: dict[Any, Any] = {}
     for _ in range(ROUNDS):
-        traced = Trace(working, shapes, Labels(), structures, excluded=alone, kv_heads=kv_heads)
+        traced = Trace(working, shapes, Labels(), structures, excluded=alone, kv_heads=kv_heads, whole_blocks=whole)
         traced.run(RULES)
         more = {
             k: [*structures.get(k, []), *(a for a in v if a not in structures.get(k, []))]

@@ -30,3 +30,8 @@ def _signed(difference: float, unit: str) -> str:
     """A number with its sign; what rounds to nothing has none."""
     text = f"{100 * difference:+.2f}" if unit == SHARE else f"{difference:+.3g}"
     return text[1:] if float(text) == 0 else text
+
+
+def duration(ms: float) -> str:
+    """Milliseconds as they are written."""
+    return f"{ms / 1e3:.3g} s" if ms >= 1e3 else f"{ms:.3g} ms"

@@ -19,7 +19,8 @@ class Run:
     """What a run does, as far as it decides who reads what. inputs: activations are looked at, on inputs that are given
     or made up. data: quality is measured on data of the user's. times: time is measured. plan: a plan says what goes.
     gates: something must hold of the quality. fast: weights alone decide. measured: shares follow from what cuts do to
-    the outputs. texts: a text file is read. made_up: inputs are."""
+    the outputs. texts: a text file is read. made_up: inputs are. bounded: the
+    ratio follows from a bound of the time."""
 
     inputs: bool = False
     data: bool = False
@@ -30,10 +31,12 @@ class Run:
     measured: bool = False
     texts: bool = False
     made_up: bool = False
+    bounded: bool = False
 
 
 DECIDING = (
     "ratio",
+    "max_latency",
     "ratio_of",
     "of",
     "scope",
@@ -49,8 +52,10 @@ INPUTS = ("calib", "calib_samples")
 READING = ("calib_batch", "mean", "std", "scale", "tokenizer", "text_length")
 QUALITY = ("metric", "validate_samples", "max_drop", "min_agreement", "min_cosine")
 GATED = ("keep_on_fail", "gate")
+SEARCHED = ("ratio",)
 ROWS: tuple[tuple[tuple[str, ...], Callable[[Run], bool], str], ...] = (
     (DECIDING, lambda run: not run.plan, "--plan already says what goes; leave out {flag}"),
+    (SEARCHED, lambda run: not run.bounded, "--max-latency finds the ratio; leave out {flag}, or --max-latency"),
     (("force_plan",), lambda run: run.plan, "{flag} is about a plan; give one with --plan"),
     (INPUTS, lambda run: run.inputs or not run.fast, "{flag} is not used with --fast; leave one of them out"),
     (INPUTS, lambda run: run.inputs, "{flag} is not used: nothing here looks at inputs"),
@@ -67,7 +72,8 @@ ROWS: tuple[tuple[tuple[str, ...], Callable[[Run], bool], str], ...] = (
     ),
     (
         ("threads", "batch"), lambda run: run.times,
-        "{flag} says how time is measured, and none is; add --benchmark, --of latency or --round-to auto",
+        "{flag} says how time is measured, and none is; add --benchmark, --max-latency, --of latency or "
+        "--round-to auto",
     ),
     (QUALITY, lambda run: run.data, "{flag} needs data; give it with --validate"),
     (GATED, lambda run: run.gates, "{flag} needs a gate; give --max-drop, --min-agreement or --min-cosine"),

@@ -66,6 +66,18 @@ def training_length(asked: Any) -> tuple[int, float] | None:
     return (int(found[3]), 0.0) if found[3] else (0, float(found[1]) * SECONDS[found[2]])
 
 
+MILLISECONDS = {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3, "m": 6e4}
+
+
+def milliseconds(asked: Any) -> float | None:
+    """Of a time such as 5ms, 0.8ms or 2s, or of a number of them; None where it is none above 0."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(?:e-?\d+)?\s*(ms|us|s|m|)", str(asked).strip())
+    if found is None or isinstance(asked, bool) or not isinstance(asked, Real | str):
+        return None
+    value = float(str(asked).strip().removesuffix(found[2])) * MILLISECONDS[found[2]]
+    return value if 0 < value < math.inf else None
+
+
 NAMES = ("nodes_to_exclude", "op_types_to_exclude", "providers")
 Rule = tuple[str, Callable[[Any], bool], str]
 RULES: tuple[Rule, ...] = (
@@ -87,6 +99,7 @@ RULES: tuple[Rule, ...] = (
     ("check_rtol", lambda x: 0 <= x < math.inf, "is not from 0 on"),
     ("check_atol", lambda x: 0 <= x < math.inf, "is not from 0 on"),
     ("blocks", lambda x: isinstance(x, bool), "is not True, False or None"),
+    ("max_latency", lambda x: milliseconds(x) is not None, "is not a time above 0; write 5ms, 0.8ms or 2s"),
     ("finetune", lambda x: training_length(x) is not None, f"is not {LENGTHS}"),
     *((name, names, "is not a name or a list of names") for name in NAMES),
     ("input_shapes", sizes, "is not names of inputs with their sizes, such as {'image': [1, 3, 224, 224]}"),
@@ -141,6 +154,7 @@ def validated(options: Options) -> Options:
     of them cannot be what it is; whoever comes by the command line has been told before, as the flags are read."""
     plain: dict[str, Any] = {n: (x,) for n in NAMES if isinstance(x := getattr(options, n), str)}
     plain |= {"round_to": 0} if options.round_to == AUTO else {}
+    plain |= {"max_latency": ms} if (ms := milliseconds(options.max_latency)) is not None else {}
     options = replace(options, **plain)
     for name in (f.name for f in fields(options)):
         value = getattr(options, name)

@@ -19,6 +19,7 @@ from onnxprune.fit.rounding import rounded
 from onnxprune.fit.unclipped import unclipped
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Model
+from onnxprune.run import open_session
 from onnxprune.shapes import infer
 
 RNG = np.random.default_rng(3)
@@ -43,6 +44,11 @@ CONV = {"w": integers(4, 6, 3, 3), "w_s": per(4), "w_z": np.zeros(4, np.int8)}
 TABLE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "QLinearConv": (IMAGE, f"{Q} o = QLinearConv<pads = [1, 0, 1, 2], strides = [2, 1]>(q, {OF_W}){BACK}", CONV),
     "QLinearConv with a bias": (IMAGE, f"{Q} o = QLinearConv(q, {OF_W}, b){BACK}", CONV | {"b": integers(4, kind=np.int32, most=900)}),
+    "QLinearConv, channels last": (
+        "(float[2, 5, 7, 6] x) => (float[k] y)",
+        f"{Q} o = com.microsoft.QLinearConv<pads = [1, 0, 1, 2], strides = [2, 1], channels_last = 1>(q, {OF_W}, b){BACK}",
+        CONV | {"b": integers(4, kind=np.int32, most=900)},
+    ),
     "QLinearConv by groups": (
         IMAGE, f"{Q} o = QLinearConv<group = 2>(q, {OF_W}){BACK}",
         {"w": integers(4, 3, 2, 2).view(np.uint8), "w_s": np.float32(0.01), "w_z": np.uint8(131)},
@@ -90,7 +96,8 @@ def test_a_layer_of_integers_is_one_of_real_numbers(signature: str, body: str, w
     assert (its.low, its.high) == (pytest.approx((-117 * 0.04, 138 * 0.04)) if whole else (-np.inf, np.inf))
     error = np.abs(np.clip(ours, its.low, its.high) - layer.targets(y, at)).max()
     assert error <= (0.0201 if whole else 1e-4)
-    np.testing.assert_allclose(layer.targets(unclipped(walk, layer.out)[0], at), ours, atol=2e-4)
+    (real,) = unclipped(walk, layer.out)
+    np.testing.assert_allclose(layer.targets(real, at), ours, atol=2e-4)
     np.testing.assert_allclose(layer.grid(walk.model).nearest(matrix), matrix, rtol=1e-6)  # type: ignore[union-attr]
     before = walk.model.weights["w"].array()
     layer.write(walk.model, matrix)
@@ -219,3 +226,71 @@ def test_integers_that_would_be_worse_are_not_written(quantised: dict[tuple[str,
     sliced = api.prune(source, plan=result.plan, reconstruct="none").model.to_proto()
     after = {t.name: numpy_helper.to_array(t) for t in result.model.to_proto().graph.initializer}
     assert all((after[t.name] == numpy_helper.to_array(t)).all() for t in sliced.graph.initializer)
+
+
+def _attended(kind: str, per_column: bool) -> ModelProto:
+    """Tokens through a layer whose units may go, and attention that holds the weight of query, key and value."""
+    rng = np.random.default_rng(0)
+    columns = 96 if per_column else 1
+    body = """h = MatMul(x, w0) r = Relu(h) q, s1, z1 = DynamicQuantizeLinear(r)
+        a = com.microsoft.QAttention<num_heads = 4>(q, w, b, s1, w_s, , z1, w_z) y = MatMul(a, w2)"""
+    return graph(
+        "(float[N, 6, 12] x) => (float[N, 6, 5] y)", body if kind == "QAttention" else "",
+        w0=(rng.standard_normal((12, 24)) / 4).astype(np.float32), w=rng.integers(-90, 90, (24, 96)).astype(np.int8),
+        b=(rng.standard_normal(96) / 9).astype(np.float32), w2=(rng.standard_normal((32, 5)) / 6).astype(np.float32),
+        w_s=rng.uniform(0.002, 0.006, columns).astype(np.float32), w_z=np.zeros(columns, np.int8),
+    )  # fmt: skip
+
+
+def _channels_last(op_type: str) -> ModelProto:
+    """Two convolutions with channels last, between which channels may go."""
+    rng = np.random.default_rng(0)
+    if op_type == "NhwcConv":
+        body = """a = com.microsoft.NhwcConv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, wa, ba) r = Relu(a)
+            c = com.microsoft.NhwcConv<kernel_shape = [3, 3]>(r, wc, bc) y = ReduceMean<axes = [1, 2], keepdims = 0>(c)"""
+        weights: dict[str, Any] = {"wa": (24, 3, 3, 3), "ba": (24,), "wc": (5, 24, 3, 3), "bc": (5,)}
+    else:
+        body = """q = QuantizeLinear(x, s, z)
+            a = com.microsoft.QLinearConv<pads = [1, 1, 1, 1], channels_last = 1>(q, s, z, wa, wa_s, wz, t, z, ba)
+            c = com.microsoft.QLinearConv<channels_last = 1>(a, t, z, wc, wc_s, cz, t, z, bc)
+            d = DequantizeLinear(c, t, z) y = ReduceMean<axes = [1, 2], keepdims = 0>(d)"""
+        weights = {
+            "wa": rng.integers(-90, 90, (24, 3, 3, 3)).astype(np.int8), "wa_s": np.full(24, 0.004, np.float32),
+            "wz": np.zeros(24, np.int8), "ba": rng.integers(-900, 900, 24).astype(np.int32),
+            "wc": rng.integers(-90, 90, (5, 24, 3, 3)).astype(np.int8), "wc_s": np.full(5, 0.002, np.float32),
+            "cz": np.zeros(5, np.int8), "bc": rng.integers(-900, 900, 5).astype(np.int32),
+            "s": np.float32(0.03), "z": np.uint8(128), "t": np.float32(0.04),
+        }  # fmt: skip
+    return graph("(float[N, 8, 8, 3] x) => (float[N, 5] y)", body, **weights)
+
+
+OTHERS = {
+    "QAttention": (_attended("QAttention", False), (6, 12)), "QAttention, by columns": (_attended("QAttention", True), (6, 12)),
+    "QLinearConv, channels last": (_channels_last("QLinearConv"), (8, 8, 3)),
+    "NhwcConv": (_channels_last("NhwcConv"), (8, 8, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_refit_of_them_loses_less_on_inputs_that_it_has_not_seen(kind: str) -> None:
+    model, dims = OTHERS[kind]
+    mix = np.random.default_rng(5).standard_normal((4, dims[-1]))
+
+    def batches(seed: int, count: int) -> list[dict[str, Any]]:
+        rng = np.random.default_rng(seed)
+        return [{"x": (rng.standard_normal((16, *dims[:-1], 4)) @ mix / 2).astype(np.float32)} for _ in range(count)]
+
+    sliced = api.prune(model, ratio=0.4, scope="local", calib=batches(0, 24), reconstruct="none")
+    fitted = api.prune(model, calib=batches(0, 24), plan=sliced.plan)
+    assert fitted.report.reconstruction is not None
+    named = {"QAttention": "QAttention", "NhwcConv": "NhwcConv"}.get(kind.split(",")[0], "QLinearConv")
+    node = [n for n in fitted.model.skeleton.graph.node if n.op_type == named][-1]
+    layer = next(r for r in fitted.report.reconstruction["layers"] if r["layer"] == node.name)
+    assert layer["after"] < layer["before"]
+    dense = open_session(Model.load(model))
+
+    def error(result: Any) -> float:
+        own = open_session(result.model)
+        return sum(float(np.square(own.run(None, f)[0] - dense.run(None, f)[0]).sum()) for f in batches(1, 4))
+
+    assert error(fitted) < 0.8 * error(sliced)

@@ -11,6 +11,11 @@ from graphs import run
 from onnx import ModelProto, numpy_helper, parser
 
 from onnxprune import api
+from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.planning import OutputError, sensitivity
+from onnxprune.run import open_session
+from onnxprune.stages import Clock, analysed
 
 MODELS = Path(__file__).parent.parent / "models"
 IMAGES = np.load(MODELS / "fashion_test.npz")["image"].astype(np.float32)
@@ -63,3 +68,20 @@ def test_the_error_that_is_told_is_that_on_fresh_inputs(model: ModelProto, sampl
     found = np.array([told_and_fresh(model, inputs, samples, seed) for seed in range(3)])
     told, fresh = found.mean(0)
     assert 1 / FACTOR < fresh / told < FACTOR
+
+
+@pytest.mark.parametrize("held", [1 << 28, 0])
+def test_outputs_are_judged_batch_by_batch(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same whether the dense outputs are kept or made again beside each model: squared errors by the variance."""
+    monkeypatch.setattr(sensitivity, "HELD", held)
+    groups = analysed(Model.load(LAYERS), Options().resolved(), Clock())
+    feeds = [{"x": IMAGES[k : k + 50].reshape(50, 784)} for k in range(0, 200, 50)]
+    judge = OutputError(groups, feeds, ("cpu",))
+    assert bool(judge.dense) == bool(held)
+    other = api.prune(LAYERS, ratio=0.3, fast=True).model
+    dense, made = (
+        np.concatenate([open_session(m).run(None, f)[0] for f in feeds]).astype(np.float64) for m in (Model.load(LAYERS), other)
+    )
+    wanted = np.square(dense - made).sum() / np.square(dense - dense.mean()).sum()
+    assert judge.error(other) == pytest.approx(wanted, rel=1e-9)
+    assert judge.error(groups.trace.model) == 0

@@ -203,3 +203,12 @@ def test_contradictions_are_said() -> None:
     plan = prune(model, fast=True, ratio=0.5, kv_heads=True).plan
     with pytest.raises(UsageError, match="already says what goes"):
         prune(model, plan=plan, kv_heads=True)
+
+
+def test_lengths_that_are_inputs_fit_the_past_at_every_size() -> None:
+    """Several sequences go on by one step only; a text goes on in one sequence: all six sizes are run."""
+    proof = prune(network("GroupQueryAttention"), kv_heads=True, fast=True, ratio=0.5).report.proof
+    sizes = [dict(part.split("=") for part in text.split()) for text in proof.sizes]
+    assert len(sizes) == 6
+    assert any(int(s["S"]) > 1 and int(s["P"]) > 1 for s in sizes)
+    assert any(int(s["N"]) > 1 and int(s["P"]) > 1 for s in sizes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,22 @@ import pytest
 from graphs import graph, pruned
 from onnx import ModelProto
 
-from onnxprune import api
+from onnxprune import api, searching
 from onnxprune.cli import main
-from onnxprune.errors import RuntimeFailure, UsageError
+from onnxprune.errors import CheckFailed, NothingToPrune, RuntimeFailure, UsageError
 from onnxprune.measure import latency
 from onnxprune.model import Model
-from onnxprune.options import Options
-from onnxprune.planning import Costs, by_weights, settled, timings
-from onnxprune.planning.allocation import Choice, allocate, uniform
+from onnxprune.options import Gates, Options
+from onnxprune.planning import Costs, by_weights, settled, timer, timings
+from onnxprune.planning.allocation import Choice, allocate, on_stairs, uniform
+from onnxprune.planning.kernels import Point, Stair, fitted, targets
 from onnxprune.planning.segments import Segments, signature
 from onnxprune.planning.selection import parts, reachable
 from onnxprune.rewrite import rewrite
 from onnxprune.shapes import infer
 from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Groups
+from onnxprune.validation import milliseconds
 
 MODELS = Path(__file__).parents[1] / "models"
 sys.path.insert(0, str(MODELS.parent))
@@ -38,7 +41,7 @@ from tools import gpu_check  # noqa: E402
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of the test's own, and short measurements."""
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "cache"))
-    for module, name, value in ((timings, "SECONDS", 0.0), (timings, "TURN", 0.0), (latency, "SECONDS", 0.0)):
+    for module, name, value in ((timer, "PIECE", 0.0), (timer, "TURN", 0.0), (latency, "SECONDS", 0.0)):
         monkeypatch.setattr(module, name, value)
 
 
@@ -79,6 +82,19 @@ def test_benchmark_of_two_models_says_what_was_run(tiny: ModelProto) -> None:
     assert found.speedup == found.before.median / found.after.median
 
 
+@pytest.mark.parametrize(
+    ("providers", "count", "asked", "clock"),
+    [(["cpu"], 1, "", time.thread_time), (["CPUExecutionProvider"], 1, "", time.thread_time),
+     (["cpu"], 0, "1", time.thread_time), (["cpu"], 2, "1", time.perf_counter), (["cpu"], 0, "", time.perf_counter),
+     (["cuda", "cpu"], 1, "", time.perf_counter), (["openvino"], 1, "1", time.perf_counter)],
+)  # fmt: skip
+def test_a_single_thread_is_timed_by_what_it_works(
+    providers: list[str], count: int, asked: str, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert latency.clock_of(providers, count) is clock
+
+
 def test_a_model_of_a_tenth_of_the_work_is_faster() -> None:
     found = latency.benchmark(Model.load(wide(192)), Model.load(wide(32)), threads=1)
     assert found.speedup > 3
@@ -105,10 +121,12 @@ def test_every_node_is_in_one_segment_and_a_sum_is_in_that_of_a_convolution() ->
 @pytest.mark.parametrize("name", ["tiny_conv", "tiny_attention"])
 def test_segments_of_carried_models_are_all_timed(name: str) -> None:
     groups = grouped(MODELS / f"{name}.onnx")
-    timer = timings.Timer(groups, Options(threads=1))
-    nodes = [n for s in timer.segments.found for n in s.nodes]
+    times = timer.Timer(groups, Options(threads=1))
+    nodes = [n for s in times.segments.found for n in s.nodes]
     assert len(nodes) == len(set(nodes))
-    assert all(timer.at(s, [None] * len(s.blocks)) is not None for s in timer.segments.found)
+    cut = [times.alone(s, {}) for s in times.segments.found]
+    assert all(taken is not None for taken in times.seconds([piece for _, piece in filter(None, cut)]))
+    assert None not in cut
 
 
 def test_a_cut_segment_has_the_sizes_of_the_rewritten_model() -> None:
@@ -122,7 +140,7 @@ def test_a_cut_segment_has_the_sizes_of_the_rewritten_model() -> None:
     whole = rewrite(groups.trace, kept).model
     assert {n: w.shape for n, w in model.weights.items()} == {n: whole.weights[n].shape for n in ("w2", "b2")}
     assert 48 in (next(iter(sizes.values()))[1], model.weights["w2"].shape[0])
-    assert timings.measured(model, sizes, Options(threads=1)) > 0
+    assert (timer.measured([(model, sizes)], Options(threads=1))[0] or 0) > 0
 
 
 def test_the_signature_tells_shapes_and_attributes_apart_but_no_names() -> None:
@@ -141,8 +159,9 @@ def test_the_signature_tells_shapes_and_attributes_apart_but_no_names() -> None:
 # -- costs --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_cost_is_a_sum_of_what_stays_lines_and_a_product() -> None:
-    costs = Costs(np.array([8.0]), [(np.array([0, 1]), np.array([2, 3, 4, 5]))], [[2.0, 4.0]], 10.0)
+def test_a_cost_is_a_sum_of_what_stays_and_products() -> None:
+    two, four = np.array([0, 1]), np.array([2, 3, 4, 5])
+    costs = Costs(np.array([8.0, 2.0, 4.0]), [(two, four), (two,), (four,)], 10.0)
     kept = np.array([True, False, True, True, True, False])
     assert costs.whole == 24
     assert costs.total(np.ones(6, bool)) == 24
@@ -151,7 +170,7 @@ def test_a_cost_is_a_sum_of_what_stays_lines_and_a_product() -> None:
 
 def test_the_budget_is_met_by_what_can_go() -> None:
     units = np.arange(4)
-    costs = Costs(np.array([0.0]), [(units,)], [[8.0]], 10.0)
+    costs = Costs(np.array([8.0]), [(units,)], 10.0)
     choice, none = Choice(units.tolist(), np.arange(5.0)), np.zeros(4, bool)
     assert allocate([choice], costs, none, 14.0) == [0.5]
     assert allocate([choice], costs, none, 1.0) == [1.0]
@@ -168,11 +187,59 @@ def test_a_coarse_last_step_gives_back_what_it_makes_needless() -> None:
 
 
 def test_fitted_finds_the_sum_that_times_were_made_of() -> None:
-    segment = made(grouped(wide())).found[1]
-    grid = [(x, y) for x in (1.0, 0.65, 0.3) for y in (1.0, 0.65, 0.3)]
-    points = [([x, y], x * y, 5 + 2 * x + 3 * y + 7 * x * y) for x, y in grid]
-    always, lines, product = timings.fitted(segment, points)
-    np.testing.assert_allclose([always, *lines, product], [5, 2, 3, 7], rtol=1e-6)
+    grid = [(x, y) for x in (64, 48, 16) for y in (96, 48, 32)]
+    points = [Point((x, y), 5 + 2 * x / 64 + 3 * y / 96 + 7 * x * y / 64 / 96) for x, y in grid]
+    found = fitted(points)
+    np.testing.assert_allclose([found.always, *found.lines, found.product], [5, 2, 3, 7], rtol=1e-6)
+    assert found.stairs == (Stair(), Stair())
+
+
+@pytest.mark.parametrize("stair", [Stair(16), Stair(8), Stair(1, 4, 2.5), Stair(16, 4, 1.5)])
+def test_fitted_finds_stairs_and_liked_multiples(stair: Stair) -> None:
+    size = 128
+    whole = float(stair.counts(np.array(size)))
+    rng = np.random.default_rng(0)
+    points = [Point((w,), 2 + 20 * float(stair.counts(np.array(w))) / whole * rng.uniform(0.99, 1.01)) for w in targets(size)]
+    found = fitted(points)
+    for width in (33, 66, 100, 112, 124, 127):
+        wanted = 2 + 20 * float(stair.counts(np.array(width))) / whole
+        got = found.always + found.product * float(found.stairs[0].table(size)[width])
+        assert got == pytest.approx(wanted, rel=0.08)
+
+
+def test_stairs_count_for_what_their_last_width_does() -> None:
+    table = Stair(16, 4, 2.0).table(40)  # 40 are as dear as 48
+    assert table[[0, 16, 32, 36, 40]].tolist() == [0, 1 / 3, 2 / 3, 1, 1]
+    assert table[[33, 17, 15]].tolist() == pytest.approx([2.0, 4 / 3, 2 / 3])
+
+
+def test_steps_end_where_stairs_do() -> None:
+    units = np.arange(40)
+    costs = Costs(np.array([30.0]), [(units,)], 1.0, [[Stair(16).table(40)]])
+    choice = Choice(units.tolist(), np.linspace(0, 1, 9) ** 2)
+    (moved,) = on_stairs([choice], [40], costs, np.zeros(40, bool))
+    assert {int(k) for k in np.rint(40 * moved.shares)} >= {0, 8, 24}
+    assert allocate([moved], costs, np.zeros(40, bool), 22.0) == pytest.approx([0.2])  # 32 are left, the last that cost two thirds
+    assert allocate([moved], costs, np.zeros(40, bool), 12.0) == pytest.approx([0.6])
+
+
+def test_what_saves_nothing_is_passed_over() -> None:
+    cheap, dear = np.arange(32), np.arange(32, 64)
+    costs = Costs(np.array([10.0, 10.0]), [(cheap,), (dear,)], 0.0, [[Stair(16).table(32)], [None]])
+    choices = [Choice(cheap.tolist(), np.linspace(0, 1, 33)), Choice(dear.tolist(), np.linspace(0, 8, 33))]
+    assert allocate(choices, costs, np.zeros(64, bool), 15.0) == [0.5, 0.0]
+
+
+def test_a_whole_takes_what_was_measured_of_such_sums() -> None:
+    units = np.arange(4)
+    costs = Costs(np.array([8.0]), [(units,)], 2.0, (), ((0.0, 0.0), (6.0, 9.0), (10.0, 25.0)))
+    assert costs.whole == 25
+    assert costs.total(np.array([True, True, False, False])) == 9
+    assert costs.sum_of(17.0) == 8.0
+
+
+def all_by_columns(pieces: Sequence[Any], options: Options) -> list[float]:
+    return [by_columns(*piece, options) for piece in pieces]
 
 
 def by_columns(model: Model, sizes: Any, options: Options) -> float:
@@ -183,22 +250,22 @@ def by_columns(model: Model, sizes: Any, options: Options) -> float:
 
 def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments take what `by_columns` says, and so does the whole."""
-    monkeypatch.setattr(timings, "measured", by_columns)
+    monkeypatch.setattr(timer, "measured", all_by_columns)
 
-    def wholes(self: timings.Timer, removed: Sequence[Any]) -> list[float]:
+    def wholes(self: timer.Timer, removed: Sequence[Any]) -> list[float]:
         models = [rewrite(self.groups.trace, self.groups.kept_ids(mask)).model for mask in removed]
         return [1e-5 + by_columns(m, {}, self.options) for m in models]
 
-    monkeypatch.setattr(timings.Timer, "wholes", wholes)
+    monkeypatch.setattr(timer.Timer, "wholes", wholes)
 
 
 def test_the_multiple_is_that_of_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
     assert timings.multiple(grouped(wide(128)), Options()) == 16
     monkeypatch.setattr(
-        timings, "measured", lambda model, sizes, options: 1e-9 * sum(w.size for w in model.weights.values())
+        timer, "measured", lambda pieces, _: [1e-9 * sum(w.size for w in m.weights.values()) for m, _ in pieces]
     )
-    monkeypatch.setenv("ONNXPRUNE_CACHE", str(Path(timings.cache_file()).parent / "other"))
+    monkeypatch.setenv("ONNXPRUNE_CACHE", str(Path(timer.cache_file()).parent / "other"))
     assert timings.multiple(grouped(wide(128)), Options()) == 1
 
 
@@ -224,18 +291,18 @@ def test_latency_is_a_target_of_either_way_of_deciding(
     predicted = (result.report.latency or {})["predicted"]
     assert predicted["after"] <= 0.76 * predicted["before"]
     assert all(group.kept % 16 == 0 for group in result.report.groups)
-    assert result.report.options.round_to == 16
+    assert result.report.options.round_to == (16 if options.get("fast") else 1)
 
 
 def test_times_are_kept_and_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[int] = []
 
-    def counted(model: Model, sizes: Any, options: Options) -> float:
-        calls.append(1)
-        return by_columns(model, sizes, options)
+    def counted(pieces: Sequence[Any], options: Options) -> list[float]:
+        calls.extend(1 for _ in pieces)
+        return all_by_columns(pieces, options)
 
     pretend(monkeypatch)
-    monkeypatch.setattr(timings, "measured", counted)
+    monkeypatch.setattr(timer, "measured", counted)
     groups = grouped(wide())
     first = timings.costs(groups, Options())
     done = len(calls)
@@ -266,6 +333,80 @@ def test_only_levels_that_rounding_leaves_are_reachable() -> None:
     found = reachable(linked[0], 65, Options(round_to=16))
     assert np.flatnonzero(found).tolist() == [0, 16, 32, 48]
     assert reachable(linked[0], 65, Options()).all()
+
+
+# -- a bound --------------------------------------------------------------------------------------------------------------
+
+
+def in_proportion(monkeypatch: pytest.MonkeyPatch, fixed: float = 0.0) -> None:
+    """Time is a number of parameters: a millisecond for each thousand, beside what is `fixed`."""
+
+    def timed(before: Model, after: Model, options: Options, seconds: float | None = None) -> latency.Benchmark:
+        taken = [fixed + 1e-3 * sum(w.size for w in m.normalised().weights.values()) for m in (before, after)]
+        first, second = (latency.Timing(t, t, t) for t in taken)
+        return latency.Benchmark(first, second, (1, 1), {}, 1, options.threads, 1, ("CPUExecutionProvider",))
+
+    monkeypatch.setattr(searching, "timed", timed)
+
+
+@pytest.mark.parametrize("of", ["macs", "units"])
+def test_the_smallest_cut_within_a_bound(of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_proportion(monkeypatch)
+    pretend(monkeypatch)
+    model = wide(64)
+    dense = 1e-3 * sum(w.size for w in Model.load(model).normalised().weights.values())
+    bound = 0.6 * dense
+    result = api.prune(model, fast=True, of=of, residual="all", max_latency=f"{bound}ms")
+    search, report = result.report.search or {}, result.report
+    assert report.options.of == ("macs" if of == "macs" else "latency")
+    assert search["max_latency"] == bound
+    measured = (report.latency or {})["measured"]
+    assert 0.5 * bound < measured["after"]["median"] <= bound < measured["before"]["median"]
+    slower = [one for one in search["tried"] if not one["holds"]]
+    assert all(one["latency"] > bound and one["ratio"] < search["ratio"] for one in slower)
+    again = api.plan(model, fast=True, of=of, residual="all", max_latency=bound)
+    assert again.groups == result.plan.groups
+
+
+def test_a_bound_that_nothing_holds_says_what_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_proportion(monkeypatch, fixed=5.0)
+    with pytest.raises(CheckFailed, match=r"max_latency=4 ms: the least that was reached is 5\.\d+ ms, at ratio=0\."):
+        api.prune(wide(64), fast=True, of="macs", max_latency=4)
+
+
+def test_a_bound_that_holds_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_proportion(monkeypatch)
+    with pytest.raises(NothingToPrune, match=r"the model takes .* as it is, within max_latency=2 s"):
+        api.prune(wide(64), fast=True, max_latency="2s")
+
+
+def test_a_gate_has_to_hold_beside_the_bound(tiny: ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_proportion(monkeypatch)
+    data = {"image": np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32)}
+    dense = 1e-3 * sum(w.size for w in Model.load(tiny).normalised().weights.values())
+    with pytest.raises(CheckFailed, match="agreement with the dense model"):
+        api.prune(tiny, fast=True, of="macs", max_latency=0.3 * dense, validate=[data], gates=Gates(min_agreement=1.0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"), [("5ms", 5.0), ("5", 5.0), (5, 5.0), ("0.8ms", 0.8), ("2s", 2e3), ("300 us", 0.3), (True, None),
+                          (0, None), ("0ms", None), ("-1ms", None), ("5min", None), ("soon", None), (None, None)]
+)  # fmt: skip
+def test_what_a_time_is(asked: Any, wanted: float | None) -> None:
+    assert milliseconds(asked) == (wanted if wanted is None else pytest.approx(wanted))
+
+
+def test_the_command_that_makes_it_again_has_no_bound(tiny_path: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    in_proportion(monkeypatch)
+    report, out = tmp_path / "report.json", tmp_path / "out.onnx"
+    flags = ["--fast", "--of", "macs", "--max-latency=0.9ms", "--report", str(report)]
+    dense = 1e-3 * sum(w.size for w in Model.load(tiny_path).normalised().weights.values())
+    flags[3] = f"--max-latency={0.7 * dense}"
+    assert main([str(tiny_path), str(out), *flags]) == 0
+    search = json.loads(report.read_text())["search"]
+    assert "max-latency" not in search["command"]
+    assert f"--ratio {search['ratio']}" in search["command"]
+    assert "is the smallest of" in capsys.readouterr().out
 
 
 # -- the command line and the tool --------------------------------------------------------------------------------------

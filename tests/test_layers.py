@@ -27,9 +27,10 @@ HOUSE = [
     ("sweeping", "blame errors files measure model options planning progress pruner report results stages", HEAVY),
     ("frameworks", "api data errors files model planning rewrite run shapes trace", {"onnx", "onnxruntime"}),
     (
-        "api", "auditing blame errors files measure model options planning progress pruner refit report results rewrite stages trace unread validation",
+        "api", "auditing blame errors files measure model options planning progress pruner refit report results rewrite searching stages trace unread validation",
         {"onnx", "onnxruntime"},
     ),
+    ("searching", "errors measure model options planning progress pruner rewrite stages units", {"onnx", "onnxruntime", "numpy"}),
     ("pruner", "data errors model options planning progress refit report results rewrite stages trace tuning", {"onnx", "onnxruntime", "numpy"}),
     ("tuning", "blame data errors finetuning measure model options progress rewrite stages trace validation", HEAVY),
     ("auditing", "errors fit model options planning progress results rewrite stages trace", {"onnxruntime"}),

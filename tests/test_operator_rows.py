@@ -10,6 +10,7 @@ import pytest
 import test_heads_of_ml
 import test_more_rows
 import test_rules
+import test_stand_ins
 from graphs import array, replace
 from test_rules import HALF, TOKENS, build, check, conv, rows
 
@@ -572,8 +573,9 @@ def test_every_operator_of_the_registry_is_in_a_row() -> None:
     texts += [(r[1], 18) for r in test_rules.TABLE] + [(r[2], r[0]) for r in test_rules.LATER]
     texts += [(r[2], 18) for r in test_rules.RECURRENT]
     texts += [(text, opset) for text, _, opset in test_more_rows.TABLE.values()]
+    others = [test_stand_ins.STEP, *test_stand_ins.ATTENTION.values(), *(m for m, _ in test_stand_ins.CASES.values())]
     seen = set()
-    for model in (*(build(*t) for t in texts), *map(test_heads_of_ml.network, test_heads_of_ml.HEADS)):
+    for model in (*(build(*t) for t in texts), *map(test_heads_of_ml.network, test_heads_of_ml.HEADS), *others):
         for node in model.graph.node:
             seen.add(node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}")
     assert sorted(RULES.keys() - seen) == []

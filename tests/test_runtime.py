@@ -23,7 +23,8 @@ from packaging.requirements import Requirement
 from onnxprune import run
 from onnxprune.cli import COMMANDS, main
 from onnxprune.errors import RuntimeFailure
-from onnxprune.run import installed
+from onnxprune.model import Model
+from onnxprune.run import installed, runtime
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -198,6 +199,35 @@ def test_how_a_missing_provider_is_got(
 ) -> None:
     monkeypatch.setattr(installed, "builds", lambda: names)
     assert installed.how_to_get(built_in).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("openvino", "install onnxruntime-openvino,"), ("xnnpack", "a build with XNNPACK"), ("dnnl", "with oneDNN")],
+)
+def test_which_build_has_a_provider(name: str, says: str) -> None:
+    if run.PROVIDERS[name] in run.onnx_runtime().get_available_providers():
+        pytest.skip("it is here")
+    with pytest.raises(RuntimeFailure, match=re.escape(says)):
+        run.usable([name])
+
+
+def test_a_provider_with_threads_of_its_own_is_told_how_many(tiny: ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    class Session:
+        def __init__(self, source: Any, options: Any, providers: Any) -> None:
+            told.append(providers)
+
+        def get_providers(self) -> list[str]:
+            return [name for name, _ in told[-1]]
+
+    monkeypatch.setattr(runtime, "watched", lambda: Session)
+    monkeypatch.setattr(runtime, "usable", lambda names: [run.PROVIDERS[name] for name in names])
+    run.deployed(Model.load(tiny), ["openvino"], 3)
+    run.deployed(Model.load(tiny), ["cpu"], 3)
+    cpu = ("CPUExecutionProvider", {})
+    assert told == [[("OpenVINOExecutionProvider", {"num_of_threads": "3"}), cpu], [cpu]]
 
 
 # Another build is installed

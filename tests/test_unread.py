@@ -38,10 +38,12 @@ UNREAD = [
         for flag in (
             "--ratio 0.3", "--of macs", "--scope local", "--criterion l2", "--min-channels 2", "--round-to 8",
             "--max-ratio 0.5", "--residual", "--blocks", "--kv-heads", "--ratio-of conv1_weight=0.5",
+            "--max-latency 5ms",
         )
     ),
     ("m.onnx out.onnx --plan p.json --no-residual", "leave out --residual"),
     ("m.onnx out.onnx --plan p.json --allocation uniform", "leave out --scope"),
+    ("m.onnx out.onnx --max-latency 5ms --ratio 0.3", "--max-latency finds the ratio; leave out --ratio"),
     ("m.onnx out.onnx --force-plan", "--force-plan is about a plan"),
     ("m.onnx out.onnx --metric top-1", "--metric needs data"),
     ("m.onnx out.onnx --validate-samples 5", "--validate-samples needs data"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from graphs import graph
 from onnx import ModelProto
@@ -38,6 +39,16 @@ def test_every_weight_that_is_written_is_read(kind: str) -> None:
     result = prune(model, ratio=0.5, fast=True)
     assert result.report.after.parameters < result.report.before.parameters
     assert unread(result.model.to_proto()) == set()
+
+
+def test_what_is_listed_as_an_input_is_so_no_more() -> None:
+    body, weights = SHAPES["sizes of a Split"]
+    model = graph("(float[N, 6] x) => (float[N, 3] y)", f"h = MatMul(x, w1) {body}", **weights)
+    for t in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+    small = prune(model, ratio=0.5, fast=True).model.to_proto()
+    assert {i.name for i in small.graph.input} <= {"x", *(t.name for t in small.graph.initializer)}
+    assert unread(small) == set()
 
 
 def test_what_the_original_never_read_stays() -> None:

@@ -262,6 +262,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "memory": _bytes,
     "round_to": lambda text: 0 if text == "auto" else int(text),
     "finetune": str,
+    "max_latency": str,
     "ratio_of": _named_share,
 }
 """How options are read that are more than a number; ValueError where a text is nothing of the kind."""

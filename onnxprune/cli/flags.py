@@ -222,11 +222,14 @@ def refuse_unread(
     asked |= vars(args).keys() & Options.__dataclass_fields__.keys()
     gated = not asked.isdisjoint(("max_drop", "min_agreement", "min_cosine"))
     measured = options.resolved().scope == "sensitivity"
-    times = times or options.of == "latency" or options.round_to == 0
+    bounded = options.max_latency is not None
+    if bounded and vars(args).get("of") == "units":
+        raise UsageError("--max-latency spends the budget in seconds; leave --of units out, or say macs or params")
+    times = times or bounded or options.of == "latency" or options.round_to == 0
     given = (options.calib, vars(args).get("validate"), vars(args).get("data"))
     run = unread.Run(
         inputs, data or "validate" in asked, times, "plan" in asked, gated, options.fast, measured,
-        texts=any(map(is_text, given)), made_up=inputs and options.calib is None,
+        texts=any(map(is_text, given)), made_up=inputs and options.calib is None, bounded=bounded,
     )  # fmt: skip
     unread.check(asked, run)
 

@@ -13,7 +13,7 @@ from onnxprune.cli import arguments as take
 
 MANY: dict[str, Any] = {"nargs": "+", "action": "extend"}
 """How a flag is declared that takes several values and may be given more than once."""
-PROVIDERS = "cpu, cuda, tensorrt"
+PROVIDERS = "cpu, cuda, tensorrt, openvino, dnnl, xnnpack"
 
 
 def calibration_flags(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +104,16 @@ def proof_flags(parser: argparse.ArgumentParser) -> None:
     )
     proof.add_argument(
         "--check-atol", type=take.option("check_atol"), metavar="X", help="allowed absolute error on top of that"
+    )
+
+
+def latency_flag(parser: argparse._ActionsContainer) -> None:
+    """How long a run may take, from which the ratio follows."""
+    parser.add_argument(
+        "--max-latency",
+        type=take.option("max_latency"),
+        metavar="5ms",
+        help="the smallest cut that takes no longer, as measured; a number alone is milliseconds (default: no bound)",
     )
 
 

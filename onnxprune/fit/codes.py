@@ -35,6 +35,7 @@ CODES: Mapping[str, Mapping[int, Code]] = {
     "MatMulInteger": {0: Code(None, 2, -2), 1: Code(None, 3, -1)},
     "MatMulIntegerToFloat": {0: Code(2, 4, -2), 1: Code(3, 5, -1)},
     "DynamicQuantizeMatMul": {1: Code(2, 3, -1)},
+    "QAttention": {1: Code(4, 7, -1)},
 }
 """Parameters, by operator and operand. DequantizeLinear, whose scales may be of blocks, is not among them. A bias has
 the scales of the weight, times the one of the input."""
@@ -42,7 +43,7 @@ the scales of the weight, times the one of the input."""
 _BOTH = ((0, 1, 2), (3, 4, 5))
 READ: Mapping[str, tuple[tuple[int, int, int], ...]] = {
     "QLinearConv": ((0, 1, 2),), "QGemm": ((0, 1, 2),), "DequantizeLinear": ((0, 1, 2),), "QLinearMatMul": _BOTH,
-    "QLinearAdd": _BOTH, "QLinearMul": _BOTH,
+    "QLinearAdd": _BOTH, "QLinearMul": _BOTH, "QAttention": ((0, 3, 6),),
 }  # fmt: skip
 """(tensor, its scale, its zero point) among the inputs of operators."""
 MADE: Mapping[str, tuple[int, int]] = {

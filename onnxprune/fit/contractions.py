@@ -151,7 +151,7 @@ class Contraction:
         """The tensor `name` of every batch at the kept positions; Unsolvable where the cut changed more of it."""
         if trace.shapes.static(name) is None:
             raise Unsolvable("its output is new in the pruned graph")
-        return (restricted(trace, kept, name, y) for y in walk.value(name))
+        return (restricted(trace, kept, name, y) for y in walk.once(name))
 
     def units(self, reductions: Sequence[Reduction], rank: Rank) -> Ids | None:
         """[groups, channels]: the ids of the axes that the node sums over, where one block holds them all."""

@@ -5,9 +5,11 @@ Knows layers and what follows them, no graph and no walk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import numpy as np
 
 from onnxprune.fit.expressions import Grid
 from onnxprune.fit.least_squares import RIDGES, Problem, Solution, solve
@@ -16,6 +18,13 @@ from onnxprune.fit.normal import Moments
 from onnxprune.fit.rounding import rounded
 from onnxprune.fit.tails import Tail
 from onnxprune.model import Array
+
+
+def joined(parts: Sequence[Array]) -> Array:
+    """[rows, numbers] one after the other, float32; where all rows are the same one, it is held once."""
+    if all(part.strides[0] == 0 and np.array_equal(part[:1], parts[0][:1]) for part in parts):
+        return np.broadcast_to(parts[0][:1].astype(np.float32), (sum(map(len, parts)), parts[0].shape[1]))
+    return np.concatenate(parts).astype(np.float32, copy=False)
 
 
 class Light(NamedTuple):

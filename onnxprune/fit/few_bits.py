@@ -12,6 +12,7 @@ from math import prod
 import numpy as np
 from onnx import NodeProto
 
+from onnxprune.fit.expressions import Grid
 from onnxprune.model import Array, Model, attribute
 from onnxprune.trace import Cells
 
@@ -104,17 +105,65 @@ def coded(node: NodeProto, i: int) -> Coded | None:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """The weight [experts, outputs, inputs] of few bits that `table` holds, as a parameter."""
+
+    table: Coded
+
+    @property
+    def root(self) -> str:
+        """The initializer that holds the codes."""
+        return str(self.table.node.input[self.table.weight])
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The same: its scales stay."""
+        return (self.root,)
+
+    def shape(self, model: Model) -> tuple[int, ...]:
+        """[experts, outputs, inputs], without reading it."""
+        return self.table.shape(model)
+
+    def read(self, model: Model) -> Array:
+        """Its numbers, float64."""
+        return self.table.numbers(model).astype(np.float64)
+
+    def grid(self, model: Model) -> Grid:
+        """The values that can be stored."""
+        scale, zero = self._spread(model)
+        return Grid(scale, -zero * scale, ((1 << self.table.bits) - 1 - zero) * scale)
+
+    def write(self, model: Model, value: Array, root: str | None = None) -> None:
+        """Store the nearest codes, by the scales that it has."""
+        scale, zero = self._spread(model)
+        steps = np.divide(value, scale, out=np.zeros(value.shape), where=scale != 0)
+        codes = np.clip(np.rint(steps + zero), 0, (1 << self.table.bits) - 1).astype(np.uint8)
+        model.put(self.root, Cells(codes.shape, self.table.bits).stored(codes))
+
+    def _spread(self, model: Model) -> tuple[Array, Array]:
+        """Scales and zero points, one for each number."""
+        shape = self.shape(model)
+        places = np.arange(shape[-1]) // self.table.each
+        scale, zero = self.table.grids(model)
+        return scale.take(places, -1).astype(np.float64), zero.take(places, -1).astype(np.float64)
+
+
+@dataclass(frozen=True)
 class Numbers:
     """What an operand stands for, a few rows at a time: float32, along the axes that its units go by. Of a MatMulNBits
-    they are [outputs, blocks, block size] with zeros where the last block is not full."""
+    they are [outputs, blocks, block size] with zeros where the last block is not full, or [outputs, inputs] if
+    `singly`."""
 
     table: Coded
     model: Model
+    singly: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As an array has it."""
         shape = self.table.shape(self.model)
+        if self.singly:
+            return shape[0], int(attribute(self.table.node, "K"))
         each = self.table.each
         return (shape[0], shape[1] // each, each) if self.table.node.op_type == "MatMulNBits" else shape
 
@@ -123,12 +172,19 @@ class Numbers:
 
     def __getitem__(self, rows: slice) -> Array:
         found = self.table.numbers(self.model, rows)
+        if self.singly:
+            return found[:, : self.shape[1]]
         if self.table.node.op_type == "MatMulNBits":
             found[:, int(attribute(self.table.node, "K")) :] = 0
         return found.reshape(len(found), *self.shape[1:])
 
 
-def numbers(node: NodeProto, i: int, model: Model) -> Numbers | None:
-    """What operand `i` of a node stands for; None where it is no table of codes, or is computed."""
+def numbers(node: NodeProto, i: int, model: Model, singly: bool = False) -> Numbers | None:
+    """What operand `i` of a node stands for; None where it is no table of codes, or is computed. singly: of a
+    MatMulNBits, without the axis of its blocks."""
     table = coded(node, i)
-    return Numbers(table, model) if table is not None and table.known(model) else None
+    return (
+        Numbers(table, model, singly and node.op_type == "MatMulNBits")
+        if table is not None and table.known(model)
+        else None
+    )

@@ -17,6 +17,7 @@ from onnx import NodeProto
 
 from onnxprune.fit.codes import CODES, MADE, decoded, given, operand
 from onnxprune.fit.contractions import einsum, stacked
+from onnxprune.fit.experts import experts
 from onnxprune.fit.expressions import Parameter, parameter
 from onnxprune.fit.linear import Linear, Unsolvable
 from onnxprune.fit.packed import packed
@@ -71,7 +72,8 @@ def _window(
             flipped = m.reshape(groups, to[0] // groups, -1, to[1]).transpose(0, 1, 3, 2)
             return np.flip(flipped.reshape(to), turn)
 
-    return Layer(index, node, node.input[0], weight, matrix, restore, groups, window, 1, 1, bias, end=end)
+    axis = -1 if attribute(node, "channels_last", 0) or node.op_type.startswith("Nhwc") else 1
+    return Layer(index, node, node.input[0], weight, matrix, restore, groups, window, axis, axis, bias, end=end)
 
 
 def _gemm(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Layer | None:
@@ -125,7 +127,7 @@ def _quantised(index: int, node: NodeProto, graph: Topology, made_by: Nodes, ran
     if weight is None or any(s not in model.weights or model.weights[s].size != 1 for s in scales):
         return None
     if node.op_type == "QLinearConv":
-        return None if attribute(node, "channels_last", 0) else _window(index, node, model, weight, 8)
+        return _window(index, node, model, weight, 8)
     if node.op_type == "QGemm":
         alpha = float(attribute(node, "alpha", 1.0))
         return _product(index, node, weight, 6, alpha, alpha) if alpha else None
@@ -185,14 +187,20 @@ def _einsum(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: 
 def _attention(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Linear | None:
     if node.domain != "com.microsoft" or len(node.input) < 2:
         return None  # that of ONNX has no weights of its own
-    return packed(index, node, parameter(node.input[1], graph.model, made_by), graph.model)
+    return packed(index, node, operand(node, 1, graph.model, made_by), graph.model)
 
 
+def _experts(index: int, node: NodeProto, graph: Topology, made_by: Nodes, rank: Any) -> Linear | None:
+    return experts(index, node, graph.model)
+
+
+CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv")
 HANDLES: dict[str, Handle] = {
-    "Conv": _convolution, "ConvTranspose": _convolution, "FusedConv": _convolution, "Gemm": _gemm, "FusedGemm": _gemm,
-    "MatMul": _matmul, "FusedMatMul": _scaled_matmul, "MatMulNBits": _nbits, "Einsum": _einsum, "Attention": _attention,
+    **dict.fromkeys(CONVOLUTIONS, _convolution), "Gemm": _gemm, "FusedGemm": _gemm,
+    "MatMul": _matmul, "FusedMatMul": _scaled_matmul, "MatMulNBits": _nbits, "Einsum": _einsum,
+    **dict.fromkeys(("Attention", "QAttention"), _attention),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), _quantised),
-    **dict.fromkeys(("ConvInteger", "MatMulInteger"), _integer),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger"), _integer), **dict.fromkeys(("MoE", "QMoE"), _experts),
 }  # fmt: skip
 
 

@@ -43,7 +43,7 @@ class Problem:
     def predicted(self, matrix: Array, bias: Array) -> Rows:
         """The compared tensor before the clip."""
         y = self.rows @ matrix.astype(np.float32) + bias.astype(np.float32)
-        return np.asarray(y * self.scale.astype(np.float32) + self.offset.astype(np.float32), np.float32)
+        return np.asarray(y * self.scale.astype(np.float32) + self.offset.astype(np.float32, copy=False), np.float32)
 
     def error(self, matrix: Array, bias: Array) -> float:
         """Sum of squares of what is seen after the clip."""

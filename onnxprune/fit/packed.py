@@ -1,7 +1,7 @@
-"""The weight of query, key and value side by side inside com.microsoft Attention: what it makes is no tensor of the
-graph, but it is x @ W + b, and x is.
+"""The weight of query, key and value side by side inside com.microsoft Attention or QAttention: what it makes is no
+tensor of the graph, but it is x @ W + b, and x is.
 
-Knows one operator and its weight, no units.
+Knows two operators and their weight, no units.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import NodeProto
 
-from onnxprune.fit.expressions import Parameter, parameter
+from onnxprune.fit.codes import operand
+from onnxprune.fit.expressions import Parameter
 from onnxprune.fit.linear import RESHAPED, DimsOf, Extent, Unsolvable
 from onnxprune.fit.products import Layer
 from onnxprune.fit.walk import Walk
@@ -41,14 +42,14 @@ class Packed(Layer):
             raise Unsolvable("its output is new in the pruned graph")
         k = walk.made_by[known]
         twin = walk.nodes[k]
-        weight = parameter(twin.input[WEIGHT], walk.model, walk.makers)
+        weight = operand(twin, WEIGHT, walk.model, walk.makers)
         columns = next((b for b in trace.of(twin.input[WEIGHT], (walk.first + k, WEIGHT)) if b.axes == (1,)), None)
         if weight is None or columns is None or kept[columns.ids].sum() != outputs:
             raise Unsolvable(RESHAPED)
         alive = np.flatnonzero(kept[columns.ids])
         matrix = weight.read(walk.model)[:, alive].astype(np.float32)
         bias = walk.model.weights[twin.input[BIAS]].array()[alive] if any(twin.input[BIAS:3]) else np.float32(0)
-        return (np.asarray(x.astype(np.float32) @ matrix + bias) for x in walk.value(twin.input[X]))
+        return (np.asarray(x.astype(np.float32) @ matrix + bias) for x in walk.real(twin.input[X]))
 
     def extent(self, dims: DimsOf) -> Extent | None:
         """See `linear.Linear`."""
@@ -64,7 +65,7 @@ class Packed(Layer):
 
 
 def packed(index: int, node: NodeProto, weight: Parameter | None, model: Model) -> Packed | None:
-    """The layer in a com.microsoft Attention; None where its weight is computed, or the bias is."""
+    """The layer in a com.microsoft Attention or QAttention; None where its weight is computed, or the bias is."""
     if weight is None or (any(node.input[BIAS:3]) and node.input[BIAS] not in model.weights):
         return None
     rows, columns = weight.shape(model)

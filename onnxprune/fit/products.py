@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import chain, product
 from math import prod
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.expressions import Grid, Parameter
+from onnxprune.fit.few_bits import Stack
 from onnxprune.fit.linear import RESHAPED, DimsOf, Extent, Shift, Unsolvable, restricted
 from onnxprune.fit.requantised import FewBits
 from onnxprune.fit.unclipped import unclipped
@@ -76,7 +77,7 @@ class Layer:
     index: int
     node: NodeProto
     data: str
-    weight: Parameter | FewBits
+    weight: Parameter | FewBits | Stack
     matrix: Callable[[Array], Array] = field(repr=False)
     restore: Callable[[Array, tuple[int, ...]], Array] = field(repr=False)
     groups: int = 1
@@ -136,8 +137,8 @@ class Layer:
         return None if self.bias is None else Shift(self.node, self.bias, np.full(outputs, self.scale))
 
     def inputs(self, walk: Walk) -> list[Array]:
-        """What it reads in every batch."""
-        return walk.real(self.data)
+        """What it reads in every batch, of a convolution with channels behind the batch."""
+        return [np.moveaxis(x, self.x_axis, 1) if self.window else x for x in walk.real(self.data)]
 
     def sample(self, x: Array, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Positions of a convolution's output, which every sample of the batch has; rows of a matrix product."""
@@ -149,10 +150,11 @@ class Layer:
         """The tensor `name` of every batch at the kept positions; Unsolvable where the cut changed more of it."""
         if trace.shapes.static(name) is None:
             raise Unsolvable("its output is new in the pruned graph")
-        values = unclipped(walk, name)
-        if restricted(trace, kept, name, values[0]).shape[self.y_axis] != outputs * self.groups:
+        values = (restricted(trace, kept, name, y) for y in unclipped(walk, name))
+        first = next(values)
+        if first.shape[self.y_axis] != outputs * self.groups:
             raise Unsolvable(RESHAPED)
-        return (restricted(trace, kept, name, y) for y in values)
+        return chain([first], values)
 
     def units(self, reductions: Sequence[Reduction], rank: Callable[[str], int | None]) -> Ids | None:
         """[groups, channels]: the ids of the axis that the node itself sums over."""
@@ -208,7 +210,8 @@ class Layer:
         sample."""
         if self.window is None:
             return np.moveaxis(y, self.y_axis, -1).reshape(-1, y.shape[self.y_axis])[at].T[None]
-        return y.reshape(*y.shape[:2], -1)[..., at]
+        first = np.moveaxis(y, self.y_axis, 1)
+        return first.reshape(*first.shape[:2], -1)[..., at]
 
     def split(self, picked: Array) -> Array:
         """[groups, rows, outputs] of what was `picked`, sample-major."""

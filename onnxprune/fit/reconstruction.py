@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit.compared import Dense
-from onnxprune.fit.equations import Equations, Light, Refit, Refits
+from onnxprune.fit.equations import Equations, Light, Refit, Refits, joined
 from onnxprune.fit.finding import layers, owners, passed, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.inside import EXACT, Owner, Part
@@ -291,7 +291,4 @@ class Reconstruction:
                     offset = offset + layer.targets(np.broadcast_to(z, y.shape), at)
                 parts[batch].append((rows, wanted, offset))
         flat = [p for batch in parts for p in batch]
-        return [
-            (*(np.concatenate([p[k][g] for p in flat]).astype(np.float32, copy=False) for k in range(3)),)
-            for g in range(groups)
-        ]
+        return [(*(joined([p[k][g] for p in flat]) for k in range(3)),) for g in range(groups)]

@@ -4,7 +4,7 @@ tells how far beyond the limits it was. Knows operators that give integers, no u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
@@ -22,24 +22,26 @@ FORMS: Mapping[str, tuple[str, int | None]] = {
 """By operator: the one of real numbers that computes the same, and where it has its bias."""
 
 
-def unclipped(walk: Walk, name: str) -> list[Array]:
+def unclipped(walk: Walk, name: str) -> Iterable[Array]:
     """A tensor in every batch as its node would give it in real numbers; where that is no node that gives integers, as
-    it is."""
+    it is. To be gone through once."""
     node = walk.nodes[walk.made_by[name]] if name in walk.made_by else None
     if node is not None and node.op_type == "QLinearAdd":
         return [a + b for a, b in zip(walk.real(node.input[0]), walk.real(node.input[3]), strict=True)]
     model = _in_floats(node, walk) if node is not None and node.op_type in FORMS else None
     if node is None or model is None:
-        return walk.real(name)
+        return walk.once(name)
     session = open_session(model, walk.providers)
-    return [session.run(["y"], {"x": x})[0] for x in walk.real(node.input[0])]
+    axis = -1 if attribute(node, "channels_last", 0) else 1
+    first = (np.moveaxis(x, axis, 1) for x in walk.real(node.input[0]))
+    return [np.moveaxis(session.run(["y"], {"x": x})[0], 1, axis) for x in first]
 
 
 def _in_floats(node: NodeProto, walk: Walk) -> Model | None:
-    """A model of the node alone, from `x` to `y`; None where its weights are computed, or its channels last."""
+    """A model of the node alone, from `x` to `y`, channels first; None where its weights are computed."""
     kind, bias = FORMS[node.op_type]
     parts = [operand(node, k, walk.model, walk.makers) for k in (3, bias) if k and given(node, k)]
-    if None in parts or attribute(node, "channels_last", 0):
+    if None in parts:
         return None
     weights = {x: Weight.of(p.read(walk.model).astype(np.float32)) for x, p in zip("wb", parts, strict=False) if p}
     attrs = attributes(node, "channels_last")

@@ -6,7 +6,7 @@ running once per batch however many layers are looked at on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from onnx import helper
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit.codes import tensors
+from onnxprune.fit.expressions import parameter
 from onnxprune.model import Array, Model, Topology, fitted, traits
 from onnxprune.run import first_line, on_host, open_session
 
@@ -67,6 +68,28 @@ class Walk(Topology):
             self._run([name])
         return self.values[name]
 
+    def behind(self, name: str) -> list[str]:
+        """What has to be at hand for `once`: the tensor, or what it is made of where no node reads it."""
+        if not name or name in self.values or name not in self.made_by or self.readers[name] or name in self.codes:
+            return [name]
+        makers = self.makers
+        return sorted(n for n in self.reads[self.made_by[name]] if parameter(n, self.model, makers) is None)
+
+    def once(self, name: str) -> Iterable[Array]:
+        """As `real`; what no node reads (the scores of a language model, which are large) is made batch by batch, and
+        nothing of it is kept."""
+        behind = self.behind(name)
+        return self.real(name) if behind == [name] else self._one_by_one(name, {n: self.value(n) for n in behind})
+
+    def _one_by_one(self, name: str, given: Mapping[str, list[Array]]) -> Iterator[Array]:
+        piece = self._piece(sorted(self.ancestors([name], given)), [*given], [name])
+        session = open_session(piece, self.providers)
+        for b in range(self.batches):
+            try:
+                yield session.run([name], {n: values[b] for n, values in given.items()})[0]
+            except Exception as error:
+                raise RuntimeFailure(f"ONNX Runtime failed on calibration batch {b}: {first_line(error)}") from error
+
     @cached_property
     def codes(self) -> dict[str, tuple[str, str]]:
         """Of tensors of integers, the names of the scale and the zero point that say what they stand for."""
@@ -96,7 +119,7 @@ class Walk(Topology):
 
     def release(self, keep: Iterable[str] = ()) -> None:
         """Let go of what no node that is still to run will read."""
-        wanted = {*keep, *self.outputs, *self.inputs}
+        wanted = {*keep, *self.inputs}
         for name in list(self.values):
             if name not in wanted and self.readers[name] <= self.done:
                 del self.values[name]
@@ -106,7 +129,7 @@ class Walk(Topology):
         inside = set(piece)
         made = {o for k in piece for o in self.makes(k)}
         ins = sorted({n for k in piece for n in self.reads[k]} & (self.values.keys() - made))
-        crossing = {o for o in made if self.readers[o] - inside - self.done or o in self.outputs}
+        crossing = {o for o in made if self.readers[o] - inside - self.done}
         outs = sorted({n for n in (*names, *crossing) if n not in self.values})
         self.values |= self._computed(piece, ins, outs)
         self.done |= inside

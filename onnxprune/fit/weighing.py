@@ -74,7 +74,7 @@ def weigh(trace: Trace, dims: DimsOf, refit: bool) -> Iterator[Held]:
             continue
         if refit:
             its = tail(layer, dense, extent.groups * extent.outputs, trace.rank(layer.out))
-            most = dense.reached([its.compared] if its.compared else _read(layer, dense)) + cut.held
+            most = dense.reached(dense.behind(its.compared) if its.compared else _read(layer, dense)) + cut.held
             if not layer.feeds_back:
                 dense.release([its.compared])
             most = max(most, dense.held + cut.reached([*_read(layer, cut), its.other]))

@@ -18,6 +18,7 @@ from onnxprune.fit.codes import CODES, Code
 from onnxprune.fit.expressions import Parameter, transposed_back
 from onnxprune.fit.few_bits import Numbers, numbers
 from onnxprune.model import Array, Model, attribute, traits
+from onnxprune.trace import Cells
 
 NO_WEIGHTS: Mapping[str, frozenset[int]] = {
     "BatchNormalization": frozenset({3, 4}),
@@ -28,6 +29,7 @@ NO_WEIGHTS: Mapping[str, frozenset[int]] = {
         ("ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "GatherBlockQuantized"), frozenset({2, 3})
     ),
     "MatMulNBits": frozenset({2, 3, 4}),
+    "QAttention": frozenset({3, 4, 6, 7}),
     "QMoE": frozenset({3, 6, 9, 11, 12, 13}),
     "MatMulIntegerToFloat": frozenset({2, 3, 4, 5}),
 }
@@ -44,14 +46,15 @@ class WeightValues:
             for i, name in enumerate(node.input):
                 self.uses[name].append((node, i))
 
-    def by_rows(self, name: str) -> NDArray[np.generic] | Numbers | None:
+    def by_rows(self, name: str, cells: Cells | None = None) -> NDArray[np.generic] | Numbers | None:
         """As `of`; what has to be worked out for every number is so when rows of it are asked for."""
-        found = (numbers(node, i, self.model) for node, i in self.uses[name])
+        found = (numbers(node, i, self.model, bool(cells and cells.each)) for node, i in self.uses[name])
         lazy = next((each for each in found if each is not None and each.table.axis), None)
-        return self.of(name) if lazy is None else lazy
+        return self.of(name, cells) if lazy is None else lazy
 
-    def of(self, name: str) -> NDArray[np.generic] | None:
-        """The values that a parameter stands for, in its own layout; None where it is no weight."""
+    def of(self, name: str, cells: Cells | None = None) -> NDArray[np.generic] | None:
+        """The values that a parameter stands for, in its own layout, or in that of its `cells` where blocks of these
+        are an axis there; None where it is no weight."""
         uses = self.uses[name]
         if uses and all(i in NO_WEIGHTS.get(node.op_type, ()) for node, i in uses):
             return None
@@ -62,7 +65,7 @@ class WeightValues:
             value = transposed_back(dequantised.path, dequantised.read(self.model))
             return np.asarray(value, np.float32)
         for node, i in uses:
-            if (found := numbers(node, i, self.model)) is not None:
+            if (found := numbers(node, i, self.model, bool(cells and cells.each))) is not None:
                 return found[:]
             if (code := CODES.get(node.op_type, {}).get(i)) is not None:
                 return self._decoded(weight.array(), node, code)

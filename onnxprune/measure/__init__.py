@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from onnxprune.measure.gates import Quality, refuse
-from onnxprune.measure.latency import benchmark, bound, cores, runnable, timed, turn
+from onnxprune.measure.latency import Benchmark, benchmark, bound, clock_of, cores, runnable, timed, turn
 from onnxprune.measure.quality import Comparison, compared
 from onnxprune.options import Gates
 
 __all__ = [
-    "Comparison", "Gates", "Quality", "benchmark", "bound", "compared", "cores", "refuse", "runnable", "timed", "turn",
+    "Benchmark", "Comparison", "Gates", "Quality", "benchmark", "bound", "clock_of", "compared", "cores", "refuse",
+    "runnable", "timed", "turn",
 ]  # fmt: skip

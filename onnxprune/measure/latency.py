@@ -20,10 +20,12 @@ from onnxprune.model import Model, fitted
 from onnxprune.options import Options
 from onnxprune.progress import now
 from onnxprune.run import PROVIDERS, deployed, first_line, onnx_runtime
+from onnxprune.run import threads as thread_count
 from onnxprune.shapes import Shapes, infer
 
 Feed = dict[str, NDArray[Any]]
 Run = Callable[[], Any]
+Clock = Callable[[], float]
 SECONDS = 4.0
 """What a comparison of two models takes, apart from warming up, unless they are slow."""
 TURN = 0.02
@@ -38,7 +40,7 @@ DEVICES = {PROVIDERS["cuda"]: "cuda", PROVIDERS["tensorrt"]: "cuda"}
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one run: the median, and the quartiles below and above it."""
+    """Milliseconds of one run: the median, and the quartiles below and above it (see `clock_of`)."""
 
     median: float
     low: float
@@ -88,14 +90,14 @@ def benchmark(
     sessions = [deployed(model, providers, threads) for model in (before, after)]
     working = before.normalised()
     feed = runnable(sessions[0], working, infer(working, input_shapes), batch, input_shapes or {}, seed)
-    runs = [bound(session, feed) for session in sessions]
+    runs, clock = [bound(session, feed) for session in sessions], clock_of(providers, threads)
     taken: list[list[float]] = [[], []]
     for run in runs:
         turn(run)  # warms up
     end, turns = time.perf_counter() + (SECONDS if seconds is None else seconds), 0
     while turns < TURNS or time.perf_counter() < end:
         for run, own in zip(runs, taken, strict=True):
-            own += turn(run)
+            own += turn(run, clock=clock)
         turns += 1
     first, second = map(Timing.of, taken)
     shapes = {name: x.shape for name, x in feed.items()}
@@ -104,11 +106,11 @@ def benchmark(
     return Benchmark(first, second, (len(taken[0]), len(taken[1])), shapes, count, threads, cores(), used)
 
 
-def timed(before: Model, after: Model, options: Options) -> Benchmark:
+def timed(before: Model, after: Model, options: Options, seconds: float | None = None) -> Benchmark:
     """`benchmark` as the options say."""
     return benchmark(
         before, after, batch=options.batch, threads=options.threads, providers=options.providers,
-        input_shapes=options.input_shapes, seed=options.seed,
+        input_shapes=options.input_shapes, seconds=seconds, seed=options.seed,
     )  # fmt: skip
 
 
@@ -154,14 +156,21 @@ def bound(session: Any, feed: Feed) -> Run:
     return run
 
 
-def turn(run: Run, seconds: float = TURN, least: int = 2) -> list[float]:
-    """Seconds of each run of one turn, without those at its beginning."""
+def clock_of(providers: Sequence[str], count: int) -> Clock:
+    """What tells how long a run takes on `count` threads (0: the runtime's choice). A single one on the processor is
+    the one that calls: the time that it works is what it takes where nothing else runs. Else the wall clock."""
+    alone = all(PROVIDERS.get(name.lower(), name) == PROVIDERS["cpu"] for name in providers)
+    return time.thread_time if alone and (count or thread_count()) == 1 else time.perf_counter
+
+
+def turn(run: Run, seconds: float = TURN, least: int = 2, clock: Clock = time.perf_counter) -> list[float]:
+    """Seconds of each run of one turn by the `clock`, without those at its beginning."""
     taken: list[float] = []
     begin = time.perf_counter()
     while len(taken) < least or time.perf_counter() < begin + seconds:
-        start = time.perf_counter()
+        start = clock()
         run()
-        taken.append(time.perf_counter() - start)
+        taken.append(clock() - start)
     return taken[max(1, int(SETTLE * len(taken))) :]
 
 

@@ -5,7 +5,7 @@ Knows groups and statistics, no rule and no edit.
 
 from __future__ import annotations
 
-from onnxprune.planning.allocation import Costs
+from onnxprune.planning.costs import Costs
 from onnxprune.planning.decision import (
     Decision,
     Planner,

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from onnxprune.fit import Site, WeightValues
 from onnxprune.options import Options, Progress
 from onnxprune.planning import branches, criteria
-from onnxprune.planning.allocation import Choice, Costs, allocate, uniform
+from onnxprune.planning.allocation import Choice, allocate, on_stairs, uniform
 from onnxprune.planning.buckets import LinkedBuckets
+from onnxprune.planning.costs import Costs
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.limits import FLOOR, most_of, share_above_floor
 from onnxprune.planning.named import NOTHING, Asked
@@ -171,19 +172,34 @@ def shares(
     gone = select(groups, curve_set.scores, options, {}, asked)
     dead = ~groups.alive(groups.kept_ids(gone))
     free = [c for c in curve_set.curves if c.part.name not in asked]
-    choices = [Choice(c.part.members, c.losses * (1.0 if c.factor is None else max(c.factor, 1e-9))) for c in free]
-    if trust < 1 and choices:
-        even = uniform(choices, costs, dead, budget)
-        most = even + max(0.0, 1 - FLOOR - even) * trust
-        for choice in choices:
-            levels = len(choice.losses) - 1
-            choice.losses[np.arange(levels + 1) > np.ceil(most * levels)] = np.inf
-    for curve, choice in zip(free, choices, strict=True):
-        choice.losses[~reachable(curve.part, len(choice.losses), options)] = np.inf
+    total = costs.sum_of(budget)
+    choices = _choices(free, options, costs, dead, total, trust)
     whole = curve_set.branches if options.blocks or (options.blocks is None and trust > UNKNOWN) else {}
     choices += [Choice([unit], np.array([0.0, loss])) for unit, loss in whole.items()]
-    taken = allocate(choices, costs, dead, budget)
+    taken = allocate(choices, costs, dead, total)
     return dict(zip((*(c.part.name for c in free), *whole), taken, strict=True))
+
+
+def _choices(
+    free: Sequence[Curve], options: Options, costs: Costs, dead: Mask, total: float, trust: float
+) -> list[Choice]:  # fmt: skip
+    """What may be taken along each curve, and what that loses."""
+    choices = [Choice(c.part.members, c.losses * (1.0 if c.factor is None else max(c.factor, 1e-9))) for c in free]
+    if trust < 1 and choices:
+        _bound(choices, uniform(choices, costs, dead, total), trust)
+    for curve, choice in zip(free, choices, strict=True):
+        choice.losses[~reachable(curve.part, len(choice.losses), options)] = np.inf
+    if costs.stairs and options.round_to == 1:
+        return on_stairs(choices, [c.part.steps for c in free], costs, dead)
+    return choices
+
+
+def _bound(choices: Sequence[Choice], even: float, trust: float) -> None:
+    """Forbid what is further from the `even` share than inputs that are worth `trust` can say."""
+    most = even + max(0.0, 1 - FLOOR - even) * trust
+    for choice in choices:
+        levels = len(choice.losses) - 1
+        choice.losses[np.arange(levels + 1) > np.ceil(most * levels)] = np.inf
 
 
 def curve_infos(groups: Groups, curve_set: CurveSet, kept: Mask) -> tuple[CurveInfo, ...]:
@@ -210,7 +226,7 @@ def pq(groups: Groups, scores: Array, options: Options, asked: Asked = NOTHING) 
     count = np.zeros(len(scores))
     values = WeightValues(groups.trace.nodes, groups.trace.model)
     for s, axes, ids in groups.blocks:
-        value = values.of(s.parameter)
+        value = values.of(s.parameter, s.cells)
         if value is None:
             continue
         weight = np.abs(value.astype(np.float64))

@@ -17,7 +17,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.fit import normalisations, re_estimated
 from onnxprune.options import Options, Progress
 from onnxprune.planning import criteria, curves, timings
-from onnxprune.planning.allocation import Costs
+from onnxprune.planning.costs import Costs
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.limits import FLOOR
 from onnxprune.planning.memory import checked

@@ -16,7 +16,7 @@ from onnxprune.fit import WeightValues
 from onnxprune.model import Model
 from onnxprune.planning.criteria import ELEMENTWISE, Criterion
 from onnxprune.results import Cost
-from onnxprune.trace import LABELLED, Groups, Ids, Mask, Trace
+from onnxprune.trace import LABELLED, Cells, Groups, Ids, Mask, Trace
 
 Place = tuple[tuple[int, ...], tuple[int, ...]]
 """Axes of a parameter, and the numbers of ids along them."""
@@ -62,13 +62,15 @@ def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.fl
     rng = np.random.default_rng(seed)
     scores = np.zeros(len(groups.prunable))
     blocks: dict[str, list[tuple[tuple[int, ...], Ids]]] = defaultdict(list)
+    cells: dict[str, Cells | None] = {}
     for s, axes, ids in groups.blocks:
         units = groups.classes[ids]
         if (groups.prunable[units] | groups.derived[units]).any():
             blocks[s.parameter].append((axes, ids))
+            cells[s.parameter] = s.cells
     values = WeightValues(groups.trace.nodes, groups.trace.model)
     for name, places in blocks.items():
-        weight = values.by_rows(name)
+        weight = values.by_rows(name, cells[name])
         if weight is None:
             continue
         with np.errstate(over="ignore", invalid="ignore"):

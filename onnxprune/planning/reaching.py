@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.errors import UsageError
 from onnxprune.options import Options
-from onnxprune.planning.allocation import Costs
+from onnxprune.planning.costs import Costs
 from onnxprune.planning.named import asked
 from onnxprune.planning.selection import select
 from onnxprune.trace import Groups

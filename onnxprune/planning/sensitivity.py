@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,11 @@ from onnxprune.prove import Places, with_outputs
 from onnxprune.run import entire, first_line
 from onnxprune.trace import Groups
 
-Feeds = Sequence[Mapping[str, NDArray[Any]]]
+Array = NDArray[Any]
+Feeds = Sequence[Mapping[str, Array]]
+HELD = 1 << 28
+"""Bytes of the dense model's outputs that are kept from one model to the next; where there are more of them (the scores
+of a language model) it is run again beside each, batch by batch."""
 
 
 class OutputError:
@@ -35,34 +40,64 @@ class OutputError:
         others = [o.name for o in trace.model.skeleton.graph.output if o.name not in covered]
         told = [*self.taps, *others]
         self.names = [name for name in told if name not in caches] or told
-        self.dense = self._outputs(trace.model)
+        self.dense = self._held()
 
     def error(self, model: Model) -> float:
-        """Mean over the outputs of squared error by variance."""
-        errors = []
-        for name, theirs in self._outputs(model).items():
-            ours = [taken_from(model.taken, name, a) for a in self.dense[name]]
-            lost = sum(float(np.square(_wide(a) - _wide(b)).sum()) for a, b in zip(ours, theirs, strict=True))
-            mean = sum(_wide(a).sum() for a in ours) / max(sum(a.size for a in ours), 1)
-            energy = sum(float(np.square(_wide(a) - mean).sum()) for a in ours)
-            errors.append(lost / energy if energy else 0.0)
-        return float(np.mean(errors)) if errors else 0.0
+        """Mean over the outputs of squared error by variance. What one batch makes is let go of before the next."""
+        sums: dict[str, _Sums] = {}
+        for ours, theirs in zip(self.dense or self._runs(self.groups.trace.model), self._runs(model), strict=True):
+            for name, other in theirs.items():
+                sums.setdefault(name, _Sums()).add(taken_from(model.taken, name, ours[name]), other)
+        return float(np.mean([found.error for found in sums.values()])) if sums else 0.0
 
-    def _outputs(self, model: Model) -> dict[str, list[NDArray[Any]]]:
+    def _held(self) -> list[dict[str, Array]]:
+        """What the dense model gives, by batch; nothing where that is too much to keep."""
+        found, held = [], 0
+        for outputs in self._runs(self.groups.trace.model):
+            held += sum(array.nbytes for array in outputs.values())
+            if held > HELD:
+                return []
+            found.append(outputs)
+        return found
+
+    def _runs(self, model: Model) -> Iterator[dict[str, Array]]:
+        """The floats that a model gives, batch by batch."""
         types = self.groups.trace.shapes.dtype
         names = [name for name in self.names if not gone(model.taken, name)]
         session = entire(with_outputs(types, model, self.taps), self.providers, types)
-        try:
-            runs = [session.run(names, dict(feed)) for feed in self.feeds]
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise RuntimeFailure(f"ONNX Runtime failed on calibration inputs: {first_line(error)}") from error
-        return {
-            name: [np.asarray(r[k]) for r in runs]
-            for k, name in enumerate(names)
-            if isinstance(runs[0][k], np.ndarray) and runs[0][k].dtype.kind == "f"
-        }
+        for feed in self.feeds:
+            try:
+                got = session.run(names, dict(feed))
+            except Exception as error:  # ONNX Runtime's exceptions share no base class
+                raise RuntimeFailure(f"ONNX Runtime failed on calibration inputs: {first_line(error)}") from error
+            floats = ((n, y) for n, y in zip(names, got, strict=True) if isinstance(y, np.ndarray))
+            yield {name: y for name, y in floats if y.dtype.kind == "f"}
 
 
-def _wide(array: NDArray[Any]) -> NDArray[np.float64]:
-    """One batch in float64: all of a language model's scores would take much memory."""
-    return np.asarray(array, np.float64)
+@dataclass
+class _Sums:
+    """Over all batches of one output: squared errors, and what the variance of the dense one is made of. Numbers are
+    counted from the first one, so that what never changes has a variance of exactly zero."""
+
+    lost: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+    count: int = 0
+    origin: float | None = None
+
+    def add(self, dense: Array, other: Array) -> None:
+        """One more batch."""
+        ours = np.asarray(dense, np.float64)  # one batch of it: all of a language model's scores would take much memory
+        self.lost += float(np.square(ours - np.asarray(other, np.float64)).sum())
+        if self.origin is None and ours.size:
+            self.origin = float(ours.flat[0])
+        ours = ours - (self.origin or 0.0)
+        self.total += float(ours.sum())
+        self.squares += float(np.square(ours).sum())
+        self.count += ours.size
+
+    @property
+    def error(self) -> float:
+        """Squared errors by variance; nothing is lost of what never changes."""
+        energy = self.squares - self.total**2 / max(self.count, 1)
+        return self.lost / energy if energy > 0 or np.isnan(energy) else 0.0

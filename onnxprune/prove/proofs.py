@@ -15,10 +15,12 @@ from onnxprune.prove.comparison import Comparison, Shown
 from onnxprune.prove.finiteness import check_finite, ordinary_inputs
 from onnxprune.prove.pair import Findings
 from onnxprune.prove.places import Places
+from onnxprune.prove.regrouped import alike, told
 from onnxprune.prove.relabel import Kept
 from onnxprune.prove.slices import Compared, compared
 from onnxprune.results import Proof
 from onnxprune.rewrite import Rewritten
+from onnxprune.run import without_kernel
 from onnxprune.shapes import Shapes
 from onnxprune.trace import Groups, Mask, Trace
 from onnxprune.trace.rules import RULES
@@ -40,6 +42,7 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
     """Everything that can be shown without the ids of the rewritten graph: its parameters are slices of the original's,
     and it computes what the masked original does, with these and with other weights, at all sizes. CheckFailed where it
     does not; RuntimeFailure where not even the original runs."""
+    trace, after = alike(trace, kept, after)
     account = compared(trace, kept, after)
     for name in (*account.differing, *account.added):
         source = account.sources.get(name)
@@ -52,14 +55,21 @@ def equivalence(trace: Trace, kept: Mask, after: Model, options: Options) -> Pro
     plain = comparison.as_it_rounds
     feeds = ordinary_inputs(trace.model, {n: x.shape for n, x in run.feeds.items()}, options.seed)
     check_finite(plain.pruned, after, trace.model, feeds, options, plain.types)
-    return _proof(comparison.places, account, real, comparison.on_drawn_weights(pair, run))
+    return _proof(comparison.places, account, real, comparison.on_drawn_weights(pair, run), options)
 
 
-def _proof(places: Places, account: Compared, real: Shown, drawn: Shown) -> Proof:
+def _stood_in(trace: Trace, options: Options) -> str:
+    """Which operators were run as functions of others, in words; "" for none."""
+    found = sorted(without_kernel(options.providers) & {node.op_type for node in trace.nodes})
+    return f"no kernel for {', '.join(found)} here: functions of other operators ran in their place" if found else ""
+
+
+def _proof(places: Places, account: Compared, real: Shown, drawn: Shown, options: Options) -> Proof:
     """The findings in one; CheckFailed where nothing was compared, NothingToPrune where nothing could be: what went is
     seen by no output."""
     found = [*real.found, *drawn.found]
-    notes = tuple(dict.fromkeys(text for text in (real.note, drawn.note) if text))
+    said = real.note, drawn.note, told(places.trace, places.kept), _stood_in(places.trace, options)
+    notes = tuple(dict.fromkeys(text for text in said if text))
     seen = set().union(*(f.seen for f in found)) & places.reached
     tensors = set().union(*(f.tensors for f in found))
     missing = _uncompared(places, found, seen)

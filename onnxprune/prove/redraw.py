@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from onnxprune.model import FLOATS, Derived, Model, Weight, attribute, every_node, traits
+from onnxprune.prove.regrouped import evening
 from onnxprune.prove.rounding import POOL
 from onnxprune.prove.slices import Source
 from onnxprune.trace import Mask, Trace
@@ -98,11 +99,16 @@ def redrawn(
     def shape_of(name: str) -> Shape:
         return trace.model.weights[name].shape if name in trace.model.weights else ()
 
+    even = evening(trace, kept)
     for name in {s.parameter for s in trace.slices.values() if s.blocks}:
         weight = trace.model.weights[name]
         how = Drawing(weight, uses[name], zlib.crc32(name.encode(), seed), gain, quantised, shape_of).drawn()
         if how is not None:
-            original.weights[name] = Weight(weight.onnx_type, weight.shape, Derived(weight, how.instead))
+            fresh = Weight(weight.onnx_type, weight.shape, Derived(weight, how.instead))
+            same = name in even
+            original.weights[name] = (
+                Weight(weight.onnx_type, weight.shape, Derived(fresh, even[name])) if same else fresh
+            )
     for name, weight in after.weights.items():
         source = sources.get(name)
         if source is None:  # sizes or positions, which an edit wrote

@@ -49,7 +49,7 @@ class Source:
     def of(self, array: NDArray[Any], kept: Mask) -> NDArray[Any]:
         """What is kept of the values of the parameter, as a file has it."""
         dims = self.dims(array.shape, kept)
-        found = kept_of(_read(array, self.cells), self.blocks, kept).reshape(dims)
+        found = kept_of(cells_of(array, self.cells), self.blocks, kept).reshape(dims)
         return found if self.cells is None else self.cells.stored(found)
 
 
@@ -117,7 +117,10 @@ class _Reads:
                     was = before.input[i] if before is not None and i < len(before.input) else ""
                     blocks, cells = uses.get((index, i), (everywhere.get(was, ()), None))
                     cut = tuple(b for b in blocks if not kept[b.ids].all())
-                    found._read(node, name, Source(was, cut, cells if cut else None), before is None)
+                    own = (
+                        Source(was, cut) if cells is None or not cut else Source(was, *cells.together(cut, kept)[::-1])
+                    )
+                    found._read(node, name, own, before is None)
         for scope in scopes(model.skeleton.graph):
             for out in scope.graph.output:
                 if out.name in model.weights and out.name in trace.model.weights:
@@ -197,7 +200,7 @@ def _check_shape(name: str, weight: Weight, own: Weight, source: Source, kept: M
 def _equal(weight: Weight, own: Weight, source: Source, kept: Mask) -> bool:
     """Byte by byte, and a few rows at a time; what was read of files is let go of."""
     cells = None if source.cells is None else source.cells.sized(source.dims(own.shape, kept))
-    ours, theirs = _read(weight.array(), cells).reshape(-1), _read(own.array(), source.cells)
+    ours, theirs = cells_of(weight.array(), cells).reshape(-1), cells_of(own.array(), source.cells)
     at, equal = 0, True
     for part in kept_slabs(theirs, source.blocks, kept):
         mine = ours[at : at + part.size]
@@ -211,14 +214,15 @@ def _equal(weight: Weight, own: Weight, source: Source, kept: Mask) -> bool:
     return equal and at == ours.size
 
 
-def _read(array: NDArray[Any], cells: Cells | None) -> NDArray[Any]:
+def cells_of(array: NDArray[Any], cells: Cells | None) -> NDArray[Any]:
     """The elements of a parameter, or its cells, which are read bit by bit here."""
     if cells is None:
         return array
+    rows, places = array.reshape(*cells.shape[:-1], -1), np.arange(cells.shape[-1]) // cells.run
     if not cells.bits:
-        return array.reshape(cells.shape)
-    rows = np.unpackbits(array.reshape(*cells.shape[:-1], -1), axis=-1, bitorder="little")
-    each = rows.reshape(*rows.shape[:-1], -1, cells.bits)[..., : cells.shape[-1], :]
+        return rows.take(places, -1)
+    single = np.unpackbits(rows, axis=-1, bitorder="little")
+    each = single.reshape(*single.shape[:-1], -1, cells.bits).take(places, -2)
     return np.packbits(each, axis=-1, bitorder="little")[..., 0]
 
 

@@ -22,8 +22,9 @@ class Report:
     that were given for "model", "pruned", "plan", "calib" and "validate", as far as they are files. latency: in
     milliseconds, "predicted" (before, after) where the plan was made for it, "measured" (see
     `measure.latency.Benchmark`) where a benchmark was asked for. finetune: see `finetuning.finetuned`. search: where
-    the largest cut that holds a gate was looked for, its "ratio", the ratios "tried" and, from the command line, the
-    "command" that makes it without a search. warnings: what is wrong with the inputs that were given; those of the data
+    the largest cut that holds a gate, or the smallest that is fast enough ("max_latency", milliseconds), was looked
+    for, its "ratio", the ratios "tried" and, from the command line, the "command" that makes it without a search.
+    warnings: what is wrong with the inputs that were given; those of the data
     that quality is measured on are in `validation`."""
 
     before: Cost

@@ -22,7 +22,7 @@ from onnxprune.results import (
     SweepPoint,
     Verified,
 )
-from onnxprune.units import changed, written
+from onnxprune.units import changed, duration, written
 
 
 def print_report(report: Report, console: Console, verbose: bool = False) -> None:
@@ -58,8 +58,18 @@ def _print_search(search: Mapping[str, Any] | None, console: Console) -> None:
     if not search:
         return
     failed, tried = [one["ratio"] for one in search["tried"] if not one["holds"]], len(search["tried"])
-    larger = f" ({min(failed):g} does not)" if failed else ""
-    console.print(f"search: --ratio {search['ratio']:g} is the largest of {tried} tried that holds the gates{larger}")
+    if "max_latency" in search:
+        bound = duration(search["max_latency"])
+        smaller = f" ({max(failed):g} is not)" if failed else ""
+        console.print(
+            f"search: --ratio {search['ratio']:g} is the smallest of {tried} tried that is within --max-latency "
+            f"{bound}{smaller}"
+        )
+    else:
+        larger = f" ({min(failed):g} does not)" if failed else ""
+        console.print(
+            f"search: --ratio {search['ratio']:g} is the largest of {tried} tried that holds the gates{larger}"
+        )
     if "command" in search:
         console.print(f"again, without the search: {search['command']}", soft_wrap=True)
 

@@ -63,8 +63,11 @@ def _forget_unread(trace: Trace, model: Model) -> None:
     graph = model.skeleton.graph
     read = {name for node in every_node(graph) for name in needs(node)}
     read |= {o.name for scope in scopes(graph) for o in scope.graph.output}
-    for name in model.weights.keys() & trace.readers.keys() - read:
+    unread = model.weights.keys() & trace.readers.keys() - read
+    for name in unread:
         del model.weights[name]
+    for info in [info for info in graph.input if info.name in unread]:  # where weights are listed as inputs
+        graph.input.remove(info)
 
 
 def _forget_shapes(trace: Trace, kept: Mask, model: Model) -> None:

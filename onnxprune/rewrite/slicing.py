@@ -23,6 +23,8 @@ def take(weight: Weight, blocks: Sequence[Block], kept: Mask, cells: Cells | Non
     """The kept positions of a parameter, along all of its blocks at once: now, or of a large one when its values are
     asked for. cells: what the blocks count, where it is not elements."""
     cut: Callable[[Array], Array]
+    if cells is not None:
+        cells, blocks = cells.together(blocks, kept)
     shape = weight.shape if cells is None else cells.shape
     if all(b.ids.ndim == 1 and b.ids.size == shape[b.axes[0]] for b in blocks):
         masks = ((b.axes[0], kept[b.ids]) for b in blocks)

@@ -7,6 +7,7 @@ what is there is used. Knows distributions and imports, no model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -15,6 +16,12 @@ from onnxprune.errors import RuntimeFailure
 NAME = "onnxruntime"
 CHOICE = "run pip install 'onnxprune[gpu]' ([cpu] is smaller, [cuda] brings CUDA), or install any other build of it"
 """What to do where there is no ONNX Runtime."""
+BUILDS = {
+    "OpenVINOExecutionProvider": "onnxruntime-openvino",
+    "DnnlExecutionProvider": "a build with oneDNN, of which PyPI has none",
+    "XnnpackExecutionProvider": "a build with XNNPACK, of which PyPI has none",
+}
+"""Which build has a provider that the usual ones lack."""
 
 
 def onnx_runtime() -> Any:
@@ -51,9 +58,12 @@ def runtime_version() -> tuple[str, str]:
     return getattr(runtime, "package_name", NAME), runtime.__version__
 
 
-def how_to_get(built_in: bool) -> str:
-    """What to do where a provider is missing. built_in: whether the build has it, but not what it needs."""
+def how_to_get(built_in: bool, missing: Sequence[str] = ()) -> str:
+    """What to do where providers are missing. built_in: whether the build has them, but not what they need."""
     names = builds()
     if built_in and len(names) <= 1:
         return "install what it needs ('onnxprune[cuda]' brings CUDA and cuDNN) on a machine with a supported device"
-    return f"{_removed(names)}install a build that has it, such as 'onnxprune[cuda]' for CUDA"
+    build = next(
+        (BUILDS[name] for name in missing if name in BUILDS), "a build that has it, such as 'onnxprune[cuda]' for CUDA"
+    )
+    return f"{_removed(names)}install {build}"

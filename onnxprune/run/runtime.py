@@ -19,16 +19,23 @@ from onnxprune import guard
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model, needs, retain
 from onnxprune.run.installed import how_to_get, onnx_runtime
+from onnxprune.run.stand_ins import lacked, with_stand_ins
 from onnxprune.run.tensors import on_host
 from onnxprune.run.watched import watched
 from onnxprune.validation import near
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider", "dnnl": "DnnlExecutionProvider", "xnnpack": "XnnpackExecutionProvider",
+}  # fmt: skip
 """Short names of ONNX Runtime's execution providers."""
 EXACT = {"CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}}
 """Settings of a provider in sessions that work for a stage here. Floats of 32 bits are multiplied as such, not rounded
 to 10 bits (TF32) as CUDA does unless it is told otherwise, and kernels are chosen by rule, not by which was quickest
 today: a proof allows no more than on a processor, and two runs are alike."""
+THREADS = {PROVIDERS["openvino"]: "num_of_threads", PROVIDERS["xnnpack"]: "intra_op_num_threads"}
+"""How providers with threads of their own are told how many; others take those of the session, or heed
+OMP_NUM_THREADS."""
 SHARED = (np.float32, np.float64, np.float16, np.int8, np.uint8)
 """Types of the weights that a session reads where they are."""
 SMALL = 1024
@@ -50,7 +57,7 @@ def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
     options = _own_options()
     proto, held = shared(model)
     options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
-    session = _made(proto.SerializeToString(), options, wanted, EXACT)
+    session = with_stand_ins(proto, wanted, lambda source: _made(source, options, wanted, EXACT))
     session.held_weights = held  # the session reads them where they are
     session.taken = model.taken
     return session
@@ -98,12 +105,19 @@ def usable(providers: Sequence[str]) -> list[str]:
     return wanted
 
 
+def without_kernel(providers: Sequence[str]) -> frozenset[str]:
+    """The operators of which it turned out that none of `providers` has a kernel, and that something stood in for."""
+    return lacked(usable(providers))
+
+
 def _made(source: bytes | str, options: Any, wanted: Sequence[str], settings: Mapping[str, Mapping[str, str]]) -> Any:
-    providers = [(name, dict(settings.get(name, {}))) for name in dict.fromkeys((*wanted, PROVIDERS["cpu"]))]
     options.log_severity_level = 4
+    given = {name: dict(settings.get(name, {})) for name in dict.fromkeys((*wanted, PROVIDERS["cpu"]))}
+    for name in given.keys() & THREADS.keys() if options.intra_op_num_threads else ():
+        given[name][THREADS[name]] = str(options.intra_op_num_threads)
     try:
         with guard.bounded("loading the model into ONNX Runtime"):
-            session = watched()(source, options, providers=providers)
+            session = watched()(source, options, providers=[*given.items()])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         said = f"ONNX Runtime cannot load the model: {first_line(error)}"
         raise RuntimeFailure(f"{said}; export it again, or try another version of onnxruntime") from error
@@ -114,7 +128,7 @@ def _made(source: bytes | str, options: Any, wanted: Sequence[str], settings: Ma
 def _refuse(missing: Sequence[str], built_in: bool) -> None:
     if missing:
         names, where = ", ".join(missing), "cannot be used here" if built_in else "is not in the installed ONNX Runtime"
-        raise RuntimeFailure(f"{names} {where}; {how_to_get(built_in)}, or use --providers cpu")
+        raise RuntimeFailure(f"{names} {where}; {how_to_get(built_in, missing)}, or use --providers cpu")
 
 
 def threads() -> int:
@@ -157,7 +171,7 @@ class Session:
         self._held = {n: a for n, a in held.items() if n not in self._fed}
         values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._held.values()]
         options.add_external_initializers(list(self._held), values)
-        self._session = _made(proto.SerializeToString(), options, self._wanted, EXACT)
+        self._session = with_stand_ins(proto, self._wanted, lambda source: _made(source, options, self._wanted, EXACT))
         self._session.taken = self.model.taken
         self._fed = {n: self._session.placed(a) for n, a in self._fed.items()}  # once, not in every run
 

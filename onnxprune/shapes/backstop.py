@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TypeProto, helper
 
-from onnxprune.run import onnx_runtime, watched
+from onnxprune.run import onnx_runtime, watched, with_stand_ins
 
 Named = tuple[int | str | None, ...]
 """Dims: numbers, names of sizes that are handed on, None for unknown ones."""
@@ -75,7 +75,8 @@ def _session(node: LoneNode, ort: Any) -> Any:
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return watched()(node.model().SerializeToString(), options, providers=["CPUExecutionProvider"])
+    processor = ["CPUExecutionProvider"]
+    return with_stand_ins(node.model(), processor, lambda source: watched()(source, options, providers=processor))
 
 
 def _element(argument: Any) -> int | None:

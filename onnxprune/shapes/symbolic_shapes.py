@@ -100,8 +100,15 @@ def _past_of_shared_keys(v: View) -> None:
         v.need("is", past[1], shared)
         if width is not None and isinstance(width[-1], int):
             v.need("is", past[3], width[-1] // parts)
-        if total and query is not None and query[1] is not None and past[2] is not None:
-            v.need("same", total[0], past[2] + query[1])
+        if query is None or query[1] is None or past[2] is None:
+            continue
+        steps, cosines = past[2] + query[1], v.dims(7)
+        if total:
+            v.need("same", total[0], steps)
+        if cosines is not None:
+            v.need("holds", cosines[0], steps)
+        if query[0] is not None:  # several sequences with a past go on by one step only
+            v.need("holds", 0, (query[0] - 1) * (query[1] - 1) * past[2])
 
 
 RULES: dict[str, Rule] = dict.fromkeys(traits.BROADCASTING, _broadcast) | {

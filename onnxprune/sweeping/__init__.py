@@ -181,6 +181,8 @@ def _check(ratios: Sequence[float], names: Sequence[str], options: Options) -> N
     """UsageError where a grid cannot be made of these, before any work."""
     if not ratios or not all(0 < ratio < 1 for ratio in ratios):
         raise UsageError("a sweep needs ratios between 0 and 1, such as 0.2 0.4")
+    if options.max_latency is not None:
+        raise UsageError("a sweep takes the ratios that it is given; leave out max_latency")
     checked(options)
     for name in names:
         criteria.check(name)

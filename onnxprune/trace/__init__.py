@@ -18,10 +18,11 @@ from onnxprune.trace.node_editor import new_dims
 from onnxprune.trace.operands import Dims
 from onnxprune.trace.residual import Branch, enter_branches
 from onnxprune.trace.resizing import left
+from onnxprune.trace.steps import Steps, codes_of
 from onnxprune.trace.tracing import LABELLED, Reduction, Slice, Trace
 
 __all__ = [
     "KEPT", "LABELLED", "Block", "Branch", "Cells", "Dims", "Editor", "Groups", "Ids", "Labels", "Layers", "Mask",
-    "Reason", "Reduction", "Slice", "Trace", "build", "dependencies", "enter_branches", "joined", "kept_shape",
-    "left", "new_dims", "positions", "take_kept",
+    "Reason", "Reduction", "Slice", "Steps", "Trace", "build", "codes_of", "dependencies", "enter_branches", "joined",
+    "kept_shape", "left", "new_dims", "positions", "take_kept",
 ]  # fmt: skip

@@ -87,6 +87,7 @@ class Trace:
     passed: nodes that another one's rule has dealt with; fixed: tensors that depend on no input.
     repeats: how often the nodes of the graph that is being traced run, as far as that is known.
     branches: the residual branches that it can do without (see `enter_branches`).
+    whole_blocks: whether what shares a scale goes together, though blocks could be made anew of what is left.
     kv_heads: whether whole heads of caches may go, and the caches of branches that go. cached: by input that is a cache
     of known sizes, the outputs that hold it, too;
     resized: inputs and outputs of which heads may go, the axes of their blocks, and the axis of heads."""
@@ -113,6 +114,7 @@ class Trace:
     fixed: set[str] = field(default_factory=set)
     branches: tuple[Branch, ...] = ()
     kv_heads: bool = False
+    whole_blocks: bool = False
     cached: dict[str, list[str]] = field(default_factory=dict)
     resized: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
 

@@ -58,7 +58,8 @@ def parser() -> arguments.Parser:
     )
     gating.quality_flags(quality)
     gating.keep_flag(quality)
-    time = made.add_argument_group("time (--benchmark and --of latency)")
+    time = made.add_argument_group("time (--benchmark, --max-latency and --of latency)")
+    running.latency_flag(time)
     time.add_argument("--benchmark", action="store_true", default=False, help="measure the latency before and after")
     running.timing_flags(time)
     out = made.add_argument_group("output")
@@ -149,7 +150,7 @@ def pruned(args: argparse.Namespace, options: Options, comparison: Comparison | 
     from onnxprune.planning import read_plan
 
     gates = gating.gates(args)
-    if comparison is None or not gates or hasattr(args, "ratio") or args.plan:
+    if comparison is None or not gates or hasattr(args, "ratio") or args.plan or options.max_latency is not None:
         plan = read_plan(args.plan) if args.plan else None
         result = api.prune(args.IN, options, plan=plan, force_plan=args.force_plan)
         return result, None if comparison is None else comparison.measure(result.model, gates, options.seed)
@@ -164,7 +165,7 @@ def pruned(args: argparse.Namespace, options: Options, comparison: Comparison | 
 def report_of(args: argparse.Namespace, options: Options, result: Result, quality: Quality | None) -> Report:
     """The report of the run, with what was measured besides."""
     report = result.report if quality is None else replace(result.report, validation=asdict(quality))
-    if args.benchmark:
+    if args.benchmark and "measured" not in (report.latency or {}):
         report = replace(report, latency={**(report.latency or {}), "measured": _measured(args, options, result)})
     return report
 
@@ -173,8 +174,18 @@ def _searched(report: Report, argv: Sequence[str]) -> Report:
     """The report with the command that makes the same model without a search, where there was one."""
     if not report.search:
         return report
-    command = shlex.join(["onnxprune", "--ratio", str(report.search["ratio"]), *argv])
+    words, found = [*argv], ["--ratio", str(report.search["ratio"])]
+    if "max_latency" in report.search:
+        words = _without(words, "--max-latency")
+        found += ["--of", report.options.of] if "--of" not in words else []
+    command = shlex.join(["onnxprune", *found, *words])
     return replace(report, search={**report.search, "command": command})
+
+
+def _without(words: Sequence[str], flag: str) -> list[str]:
+    """The words without a flag and its value."""
+    at = next((k for k, word in enumerate(words) if word.partition("=")[0] == flag), len(words))
+    return [*words[:at], *words[at + (1 if "=" in "".join(words[at : at + 1]) else 2) :]]
 
 
 def _write(args: argparse.Namespace, result: Result, report: Report, path: Path | None) -> list[Path]:

@@ -93,7 +93,7 @@ class CriterionInputs:
 
         values = WeightValues(self.groups.trace.nodes, self.groups.trace.model)
         for s, axes, ids in self.groups.blocks:
-            weight = values.of(s.parameter)
+            weight = values.of(s.parameter, s.cells)
             if weight is None or weight.ndim < 2 or weight.dtype.kind != "f" or any(
                 weight.shape[a] != n for a, n in zip(axes, ids.shape, strict=True)
             ):  # fmt: skip

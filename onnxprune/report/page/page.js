@@ -112,7 +112,7 @@ function showReport() {
     ...origin(),
     ["Measured on", validation && `${whole(validation.samples)} samples of ${validation.data}`],
     ["Proof", proven(proof)], ...story(data),
-    ["Search", data.search && `--ratio ${exact(data.search.ratio)} is the largest of ${data.search.tried.length} tried that holds${data.search.command ? `; without the search: ${data.search.command}` : ""}`],
+    ["Search", data.search && `--ratio ${exact(data.search.ratio)} is the ${data.search.max_latency ? "smallest" : "largest"} of ${data.search.tried.length} tried that ${data.search.max_latency ? `takes at most ${exact(data.search.max_latency)} ms` : "holds"}${data.search.command ? `; without the search: ${data.search.command}` : ""}`],
     ...data.notes.map((note) => ["Note", note]),
   ]));
   if (groups.length) section("Widths", "Every group is one width that all its layers share: how many of its units (channels, neurons, heads) are left, and how many it had.",

@@ -13,7 +13,13 @@ import numpy as np
 from onnxprune.trace.labels import KEPT, Block, Ids
 from onnxprune.trace.op import Op
 from onnxprune.trace.rules.base import ranks_known, spell
-from onnxprune.trace.rules.inputs import Attention, DecoderMasked, GroupQueryAttention, MultiHeadAttention
+from onnxprune.trace.rules.inputs import (
+    Attention,
+    DecoderMasked,
+    GroupQueryAttention,
+    MultiHeadAttention,
+    PackedMultiHead,
+)
 
 QUERY, KEY, VALUE = range(3)
 FIXED = "attention whose other side stays"
@@ -118,6 +124,27 @@ def _multi_head(op: Op, which: type[MultiHeadAttention | DecoderMasked]) -> None
         _count_heads(op, "num_heads", q)
 
 
+def packed_multi_head(op: Op) -> None:
+    """com.microsoft PackedMultiHeadAttention: the tokens of all sequences one after the other."""
+    sides, which = [QUERY, KEY, VALUE], PackedMultiHead
+    if not ranks_known(op, sides) or any(not op.has(i) or len(op.dims(i)) != 2 for i in sides):
+        return op.freeze("packed query, key and value")
+    heads, widths = int(op.attr("num_heads")), [op.dims(i)[1] for i in sides]
+    if None in widths:
+        return op.freeze("the head size is not known")
+    sizes = {"h": heads, "d": int(widths[KEY] or 0) // heads, "e": int(widths[VALUE] or 0) // heads}
+    ins = {QUERY: ["s", "hd"], KEY: ["t", "hd"], VALUE: ["t", "he"]}
+    ins[which.SCORE_BIAS] = spell(op.dims(which.SCORE_BIAS), ["b", "h", "p", "q"])
+    if op.has(which.BIAS):
+        _meet_bias(op, which.BIAS, (heads * sizes["d"], heads * sizes["d"], heads * sizes["e"]))
+    op.eq(ins, {0: ["s", "he"]}, sizes=sizes, pinned="stpq", macs="hdst hste", summed={"d": QUERY}, text=FIXED)
+    keep_scale(op, sizes["d"])
+    q = heads_in_last(op, QUERY, (heads, sizes["d"]))
+    if q is not None:
+        op.note_maps(q)
+        _count_heads(op, "num_heads", q)
+
+
 def _shared_sizes(op: Op, heads: int) -> dict[str, int] | None:
     """Heads (h), and the sizes of one of keys (d) and of values (e); None where they are not known."""
     found = {"h": heads}
@@ -146,7 +173,7 @@ def _meet_bias(op: Op, i: int, sizes: tuple[int, ...]) -> None:
     parts = [op.fresh(f"bias{k}", (n,)) for k, n in enumerate(sizes)]
     op.own(i, Block((0,), np.concatenate(parts)))
     for side, ids in zip((QUERY, KEY, VALUE), parts, strict=True):
-        op.meet(side, ["", "", "x"], ["x"], [Block((0,), ids)], "a bias of fixed size")
+        op.meet(side, [*[""] * (len(op.dims(side)) - 1), "x"], ["x"], [Block((0,), ids)], "a bias of fixed size")
     op.note_sum(i, Block((0,), only(parts, QUERY)))
 
 
@@ -218,7 +245,7 @@ def keep_scale(op: Op, depth: int) -> None:
 
 def heads_in_last(op: Op, i: int, sizes: tuple[int, int]) -> Ids | None:
     """The ids of an input's last axis as [heads, head size]; None where it is not labelled, or not alone."""
-    block = next((b for b in op.blocks(i) if b.axes == (2,)), None)
+    block = next((b for b in op.blocks(i) if b.axes == (len(op.dims(i)) - 1,)), None)
     return None if block is None else block.ids.reshape(sizes)
 
 

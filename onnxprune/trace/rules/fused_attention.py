@@ -17,13 +17,20 @@ from onnxprune.trace.rules.inputs import FusedAttention, QAttention
 
 
 def fused(op: Op) -> None:
-    """com.microsoft Attention: one weight for query, key and value."""
+    """com.microsoft Attention and DecoderMaskedSelfAttention: one weight for query, key and value."""
     parts = _packed(op)
     if parts is not None:
         _, k, v = parts
         _meet_score_bias(op, v)
         if op.has(FusedAttention.PAST) or op.has_output(1):
             _meet_cache(op, k, v)
+
+
+def without_padding(op: Op) -> None:
+    """com.microsoft PackedAttention: as Attention, of the tokens of all sequences one after the other."""
+    parts = _packed(op)
+    if parts is not None:
+        _meet_score_bias(op, parts[VALUE])
 
 
 def quantised(op: Op) -> None:
@@ -55,8 +62,9 @@ def _packed(op: Op, zero: int | None = None) -> list[Ids] | None:
     if widths[0] == widths[2]:
         op.labels.rectangle(np.stack(parts))
     _own_packed(op, parts, inputs, zero)
-    op.meet(0, ["b", "s", "c"], ["", "", "c"], [Block((2,), inputs.ids)], "attention reads an axis of fixed size")
-    op.set(0, [Block((2,), v.ravel())])
+    last = len(op.dims(FusedAttention.X)) - 1
+    op.meet(0, [*"bs"[-last:], "c"], ["c"], [Block((0,), inputs.ids)], "attention reads an axis of fixed size")
+    op.set(0, [Block((last,), v.ravel())])
     _note_packed_macs(op, parts, inputs)
     keep_scale(op, widths[0] // heads)
     count_heads_left(op, "num_heads", v)
@@ -67,7 +75,7 @@ def _packed(op: Op, zero: int | None = None) -> list[Ids] | None:
 
 def _note_packed_macs(op: Op, parts: Sequence[Ids], inputs: Block) -> None:
     """Three projections, the scores of every place with every other, and what these weigh."""
-    steps = float((op.first_dims(FusedAttention.X) or (1, 1))[1] or 1)
+    steps = float((op.first_dims(FusedAttention.X) or (1, 1))[-2] or 1)
     projected = [(steps * inputs.ids.size * p.size, (inputs.ids, p.ravel())) for p in parts]
     op.note_macs([*projected, *((steps**2 * parts[k].size, (parts[k].ravel(),)) for k in (QUERY, VALUE))])
 

@@ -113,6 +113,12 @@ class MultiHeadAttention:
     QUERY, KEY, VALUE, BIAS, MASK, SCORE_BIAS, PAST_KEY, PAST_VALUE = range(8)
 
 
+class PackedMultiHead:
+    """com.microsoft PackedMultiHeadAttention."""
+
+    QUERY, KEY, VALUE, BIAS, OFFSET, ENDS, SCORE_BIAS = range(7)
+
+
 class DecoderMasked:
     """com.microsoft DecoderMaskedMultiHeadAttention."""
 

@@ -16,33 +16,29 @@ from onnxprune.trace.cells import Cells
 from onnxprune.trace.editor import Editor
 from onnxprune.trace.labels import Block, Ids
 from onnxprune.trace.op import Misfit, Op
+from onnxprune.trace.rules import regrouping
 from onnxprune.trace.rules.base import LETTERS, ranks_known, spell
 from onnxprune.trace.rules.inputs import Blocks, NBits
 
 FIXED = "a matrix product whose other side stays"
+ONE_BLOCK = "its inputs are one block, or in blocks of an order of their own"
 
 
 def matmul_nbits(op: Op) -> None:
-    """com.microsoft MatMulNBits: rows of B (outputs) go one by one, its columns (inputs) by whole blocks."""
+    """com.microsoft MatMulNBits: rows of B (outputs) go one by one; so do its columns (inputs) where blocks can be made
+    of those that are left (see `regrouping`), else by whole blocks."""
     if not ranks_known(op, [NBits.A, NBits.B]):
         return
     outputs, inputs, each = (int(op.attr(name, 0)) for name in ("N", "K", "block_size"))
     if min(outputs, inputs, each) < 1:
         raise Misfit("it does not say its sizes N, K and block_size")
-    count = -(-inputs // each)
-    rows, blocks = op.fresh("rows", (outputs,)), op.fresh("blocks", (count,))
-    if count == 1 or not _in_order(op, each):
-        op.freeze_ids(blocks, "its inputs are one block, or in blocks of an order of their own")
+    rows = op.fresh("rows", (outputs,))
     if outputs == 1:
         op.freeze_ids(rows, "one output")
-    grid = [Block((0,), rows), Block((1,), blocks)]
-    op.meet(NBits.B, ["N", "P", "Z"], ["N", "P"], grid, FIXED, pinned="Z", silent="Z")
-    whole = op.has(NBits.ZEROS) and op.trace.shapes.dtype(op.inputs[NBits.ZEROS]) == TensorProto.UINT8
-    _beside(op, NBits.SCALES, grid, 0)
-    _beside(op, NBits.ZEROS, grid, int(op.attr("bits", 4)) if whole else 0)
+    singly = regrouping.possible(op)
+    columns = _single_columns(op, rows, inputs, each) if singly else _whole_blocks(op, rows, inputs, each)
     if op.has(NBits.BIAS):
-        op.meet(NBits.BIAS, ["N"], ["N"], grid[:1], FIXED)
-    columns = np.repeat(blocks, each)[:inputs]
+        op.meet(NBits.BIAS, ["N"], ["N"], [Block((0,), rows)], FIXED)
     batch = spell(op.dims(NBits.A)[:-1])
     op.meet(NBits.A, [*batch, "K"], ["K"], [Block((0,), columns)], FIXED)
     op.eq({NBits.A: [*batch, "K"]}, {0: [*batch, ""]}, text=FIXED)
@@ -52,23 +48,43 @@ def matmul_nbits(op: Op) -> None:
     op.edit(lambda e: e.attr("N", int(e.kept(rows).sum())))
     op.edit(lambda e: e.attr("K", int(e.kept(columns).sum())))
     if op.has(NBits.GROUPS):
-        op.edit(partial(_renumbered, blocks=blocks, columns=columns, each=each))
+        op.edit(partial(_renumbered, columns=columns, each=each))
+    if singly:
+        op.edit(partial(regrouping.regroup, table=regrouping.table(op), rows=rows, columns=columns))
 
 
-def _in_order(op: Op, each: int) -> bool:
-    """Whether every input has the scale of the block that it lies in."""
-    if not op.has(NBits.GROUPS):
-        return True
-    groups = op.table(NBits.GROUPS)
-    return groups is not None and np.array_equal(groups, np.arange(groups.size) // each)
+def _single_columns(op: Op, rows: Ids, inputs: int, each: int) -> Ids:
+    """The ids of the inputs [inputs], one each; those of a block are tied where nothing is to be quantised again."""
+    columns = op.fresh("columns", (inputs,))
+    if op.trace.whole_blocks and inputs <= each:
+        op.freeze_ids(columns, ONE_BLOCK)
+    elif op.trace.whole_blocks:
+        op.couple(np.repeat(columns[::each], each)[:inputs], columns)
+    for i, cells in regrouping.table(op).items():
+        op.own(i, Block((0,), rows), Block((1,), columns), cells=cells)
+    return columns
 
 
-def _renumbered(e: Editor, blocks: Ids, columns: Ids, each: int) -> None:
+def _whole_blocks(op: Op, rows: Ids, inputs: int, each: int) -> Ids:
+    """The ids of the inputs [inputs], alike in a block."""
+    count = -(-inputs // each)
+    blocks = op.fresh("blocks", (count,))
+    if count == 1 or not regrouping.in_order(op):
+        op.freeze_ids(blocks, ONE_BLOCK)
+    grid = [Block((0,), rows), Block((1,), blocks)]
+    op.meet(NBits.B, ["N", "P", "Z"], ["N", "P"], grid, FIXED, pinned="Z", silent="Z")
+    whole = op.has(NBits.ZEROS) and op.trace.shapes.dtype(op.inputs[NBits.ZEROS]) == TensorProto.UINT8
+    _beside(op, NBits.SCALES, grid, 0)
+    _beside(op, NBits.ZEROS, grid, int(op.attr("bits", 4)) if whole else 0)
+    return np.repeat(blocks, each)[:inputs]
+
+
+def _renumbered(e: Editor, columns: Ids, each: int) -> None:
     """Which block every input that is left lies in, be it that the last block is written out in full or not."""
-    kept = e.kept(blocks)
+    kept = e.kept(columns)
     if not kept.all():
         full = e.dims(e.original.input[NBits.GROUPS]) != [columns.size]
-        length = int(kept.sum()) * each if full else int(e.kept(columns).sum())
+        length = -(-int(kept.sum()) // each) * each if full else int(kept.sum())
         e.const(NBits.GROUPS, (np.arange(length) // each).astype(np.int32))
 
 

@@ -170,14 +170,20 @@ def trilu(op: Op) -> None:
         op.eq({0: spelled}, {0: out}, pinned=pinned, text="rows and columns are told apart")
 
 
-def reduce(op: Op) -> None:
-    """ReduceSum and its kind; a sum of whatever sign is no normaliser, all else may be."""
+def qlinear_reduce(op: Op) -> None:
+    """com.microsoft QLinearReduceMean, whose axes are an attribute."""
+    reduce(op, len(op.inputs))
+
+
+def reduce(op: Op, listed: int = 1) -> None:
+    """ReduceSum and its kind; a sum of whatever sign is no normaliser, all else may be. listed: the input that may list
+    the axes."""
     if not ranks_known(op, [0]):
         return None
     spelled = spell(op.dims(0))
     rank = len(spelled)
-    axes = axes_of(op, rank)
-    if axes is None and op.has(1):
+    axes = axes_of(op, rank, listed)
+    if axes is None and op.has(listed):
         return op.freeze("the axes are computed at run time")
     if not axes:  # not given, or given as none
         axes = [] if op.attr("noop_with_empty_axes", 0) else list(range(rank))

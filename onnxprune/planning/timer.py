@@ -1,0 +1,236 @@
+"""Seconds of segments in ONNX Runtime, kept in a file of the machine's cache.
+
+The runtime's own profiler says how long the kernels of a segment take. What is timed together is timed in turns, so
+that whatever else the machine does meets all alike. Times are kept by processor, runtime, provider, threads, operators
+and shapes. Knows segments, sessions and clocks, not what a unit is worth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.data import random_inputs
+from onnxprune.errors import OnnxPruneError
+from onnxprune.files import write_texts
+from onnxprune.measure import bound, clock_of, cores, runnable, turn
+from onnxprune.model import Model
+from onnxprune.options import Options
+from onnxprune.planning.buckets import LinkedBuckets
+from onnxprune.planning.segments import Segment, Segments, signature
+from onnxprune.planning.selection import parts
+from onnxprune.rewrite import rewrite
+from onnxprune.run import PROVIDERS, deployed, runtime_version
+from onnxprune.shapes import Inputs, infer
+from onnxprune.trace import Groups, Mask
+
+TURN, TURNS = 0.06, 10
+"""Seconds, and how often, that the whole model runs."""
+PIECE, PIECES = 0.002, 5
+"""Seconds, and how often, that a segment runs; at least as often as `LEAST`."""
+LEAST = 3
+LEAST_SECONDS = 1e-7
+TOGETHER = 1 << 28
+"""Bytes of weights that are timed in turns at once, beyond the first two segments."""
+LAYOUT = {"ReorderInput", "ReorderOutput"}
+"""Kernels that only change the layout of tensors: alone, a segment needs them at both ends; in the model hardly."""
+Alone = tuple[Model, Inputs]
+
+
+@dataclass
+class Timer:
+    """Seconds of segments of one model; of what was timed before on this machine, from a file."""
+
+    groups: Groups
+    options: Options
+    known: dict[str, float] = field(default_factory=dict)
+    fresh: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.known = _read(cache_file())
+
+    @cached_property
+    def feed(self) -> dict[str, NDArray[Any]]:
+        """Inputs that the whole model runs on."""
+        model, o = self.groups.trace.model, self.options
+        session = deployed(model, o.providers, o.threads)
+        return runnable(session, model, self.groups.trace.shapes, o.batch, o.input_shapes, o.seed)
+
+    def wholes(self, removed: Sequence[Mask]) -> list[float]:
+        """Seconds of the whole model without these units, in turns."""
+        models = [rewrite(self.groups.trace, self.groups.kept_ids(mask)).model for mask in removed]
+        o = self.options
+        clock = clock_of(o.providers, o.threads)
+        runs = [bound(deployed(model, o.providers, o.threads), self.feed) for model in models]
+        taken: list[list[float]] = [[] for _ in runs]
+        for k in range(TURNS + 1):
+            for run, own in zip(runs, taken, strict=True):
+                own += turn(run, TURN, clock=clock)[: None if k else 0]  # the first one warms up
+        return [float(np.percentile(own, 10)) for own in taken]  # what else the machine does only adds
+
+    @cached_property
+    def segments(self) -> Segments:
+        """The segments of the model, at the sizes of its `feed`."""
+        at = {name: x.shape for name, x in self.feed.items()}
+        return Segments(self.groups, infer(self.groups.trace.model, at))
+
+    @cached_property
+    def sets(self) -> list[LinkedBuckets]:
+        """The sets of units that lose alike, of which a segment is cut like the whole model: heads keep their widths
+        equal."""
+        none = np.zeros(len(self.groups.prunable))
+        return parts(self.groups, none, Options(heads=False, residual="all"))[1]
+
+    def cuts(self, segment: Segment) -> list[tuple[int, ...]]:
+        """By block, the sets (by number) that have units in it."""
+        inside = [np.unique(block) for block in segment.blocks]
+        return [tuple(k for k, s in enumerate(self.sets) if np.isin(s.members, own).any()) for own in inside]
+
+    @cached_property
+    def machine(self) -> list[Any]:
+        """What a time depends on besides the model: runtime, providers, threads, cores, processor."""
+        return [runtime_version()[1], list(self.options.providers), self.options.threads, cores(), processor()]
+
+    def alone(self, segment: Segment, lost: Mapping[int, int]) -> tuple[Mask, Alone] | None:
+        """Classes that are left where these sets (by number) lose so many steps, and the segment with nothing else;
+        None where it cannot be cut like that."""
+        removed = np.zeros(len(self.groups.prunable), bool)
+        for k, steps in lost.items():
+            removed[self.sets[k].units(steps)] = True
+        kept = self.groups.kept_ids(removed)
+        try:
+            return self.groups.alive(kept), self.segments.cut(segment, kept)
+        except (OnnxPruneError, ArithmeticError, LookupError, TypeError, ValueError, AssertionError):
+            return None  # no rectangle is left, or a size is known to the whole graph only
+
+    def seconds(self, pieces: Sequence[Alone]) -> list[float | None]:
+        """Seconds of one run of each, measured in turns unless they were before; None of what does not run alone."""
+        texts = [json.dumps([self.machine, signature(*piece)]) for piece in pieces]
+        keys = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
+        new = {key: piece for key, piece in zip(keys, pieces, strict=True) if key not in self.known}
+        for some in _together(new):
+            found = {k: s for k, s in zip(some, measured([*some.values()], self.options), strict=True) if s is not None}
+            self.known |= found
+            self.fresh |= found
+        return [self.known.get(key) for key in keys]
+
+    def save(self) -> None:
+        """Adds what is new to the file; a machine that cannot keep it times again."""
+        if not self.fresh:
+            return
+        path = cache_file()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_texts({path: json.dumps(_read(path) | self.fresh)})
+        except (OSError, OnnxPruneError):
+            return
+        self.fresh.clear()
+
+
+def _together(pieces: Mapping[str, Alone]) -> Iterator[dict[str, Alone]]:
+    """The pieces in parts whose weights fit into memory together."""
+    some: dict[str, Alone] = {}
+    held = 0
+    for key, (model, sizes) in pieces.items():
+        size = sum(w.nbytes for w in model.weights.values())
+        if len(some) > 1 and held + size > TOGETHER:
+            yield some
+            some, held = {}, 0
+        some[key] = (model, sizes)
+        held += size
+    if some:
+        yield some
+
+
+def measured(pieces: Sequence[Alone], options: Options) -> list[float | None]:
+    """Seconds of one run of each piece: of its kernels, where the profiler can tell, else beyond what a run takes that
+    does nothing. None of one that does not run."""
+    profiled = all(PROVIDERS.get(p.lower(), p) == PROVIDERS["cpu"] for p in options.providers)
+    if profiled:
+        return _in_turns(pieces, options, profiled)
+    nothing, *taken = _in_turns([_nothing(), *pieces], options, profiled)
+    return [None if t is None else max(t - (nothing or 0.0), LEAST_SECONDS) for t in taken]
+
+
+def _nothing() -> Alone:
+    """A model that does next to nothing, which shows what a run takes by itself."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> nothing (float[1] x) => (float[1] y) { y = Relu(x) }'
+    )
+    return Model.load(model).normalised(), {"x": (1,)}
+
+
+def _in_turns(pieces: Sequence[Alone], options: Options, profiled: bool) -> list[float | None]:
+    """Seconds of one run of each piece, in turns."""
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        runs: list[tuple[Any, Any, list[float]] | None] = []
+        for k, (model, sizes) in enumerate(pieces):
+            try:
+                session = deployed(model, options.providers, options.threads, f"{folder}/{k}" if profiled else "")
+                run = bound(session, random_inputs(model, sizes, options.seed, 1))
+                run()
+            except Exception:  # ONNX Runtime's exceptions share no base class
+                runs.append(None)
+                continue
+            runs.append((session, run, []))
+        for _ in range(PIECES):
+            for _, run, own in filter(None, runs):
+                own += turn(run, PIECE, LEAST)
+        return [None if r is None else _quick(_kernels(r[0]) if profiled else r[2]) for r in runs]
+
+
+def _quick(seconds: Sequence[float]) -> float:
+    """Of many runs the time of a quick one: what else the machine does only adds."""
+    some = np.sort(seconds[len(seconds) // 4 :])
+    return float(some[: max(1, len(some) // 2)].mean())
+
+
+def _kernels(session: Any) -> list[float]:
+    """Seconds that the kernels of each run took, but for those that only change layouts."""
+    events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+    runs, spent = [], 0.0
+    for event in events:
+        kernel = event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        if kernel and event["args"].get("op_name") not in LAYOUT:
+            spent += event["dur"] * 1e-6
+        elif event["name"] == "model_run":
+            runs.append(spent)
+            spent = 0.0
+    return runs
+
+
+def processor() -> str:
+    """The model of the processor, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "flags"))]
+    return " ".join(dict.fromkeys(named)) or platform.processor() or platform.machine()
+
+
+def cache_file() -> Path:
+    """Where times are kept: $ONNXPRUNE_CACHE, or the user's cache folder."""
+    folder = os.environ.get("ONNXPRUNE_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxprune"
+    return (Path(folder) if folder else base) / "timings.json"
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {k: float(v) for k, v in value.items()} if isinstance(value, dict) else {}
