@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from onnxprune.measure.intervals import Floats, at_least, at_most
 from onnxprune.measure.metrics import IGNORED, Array, Outputs, predicted, scores
@@ -140,7 +140,7 @@ class _Case:
         table = np.zeros((len(names), len(classes)))
         np.add.at(table, (rows[seen], columns[seen]), self.weights[seen])
         table[np.arange(len(names)), np.searchsorted(classes, names)] += 0.5 * self.weights.min()
-        _, best = linear_sum_assignment(table, maximize=True)
+        _, best = scipy.optimize.linear_sum_assignment(table, maximize=True)
         found: Ints = classes[best][rows[wanted]]
         return found
 

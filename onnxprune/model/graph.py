@@ -14,6 +14,9 @@ from typing import Any
 
 from onnx import AttributeProto, GraphProto, NodeProto, helper
 
+_MAY_HOLD_GRAPHS = frozenset({AttributeProto.GRAPH, AttributeProto.GRAPHS, AttributeProto.UNDEFINED})
+"""Types of attributes; the last one is that of files older than the field."""
+
 
 @dataclass(frozen=True)
 class Scope:
@@ -25,10 +28,10 @@ class Scope:
     attribute: str = ""
 
 
-def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
+def bodies(node: NodeProto) -> list[tuple[str, GraphProto]]:
     """The graphs in a node's attributes, by attribute."""
-    for a in node.attribute:
-        yield from ((a.name, g) for g in graphs(a))
+    holding = [a for a in node.attribute if a.type in _MAY_HOLD_GRAPHS]  # mostly none: asked of every node, again
+    return [(a.name, g) for a in holding for g in graphs(a)]
 
 
 def graphs(a: AttributeProto) -> Sequence[GraphProto]:

@@ -27,13 +27,13 @@ class Topology:
                 self.readers[name].add(k)
         self.outputs = [o.name for o in model.skeleton.graph.output]
 
-    def ancestors(self, names: Sequence[str], stop: Container[str] = ()) -> set[int]:
-        """Indices of all nodes that the tensors depend on; `stop` tensors are not looked behind."""
+    def ancestors(self, names: Sequence[str], stop: Container[str] = (), first: int = 0) -> set[int]:
+        """Indices of all nodes, from `first` on, that the tensors depend on; `stop` tensors are not looked behind."""
         found, todo = set[int](), list(names)
         while todo:
             name = todo.pop()
             k = self.made_by.get(name)
-            if k is not None and name not in stop and k not in found:
+            if k is not None and k >= first and name not in stop and k not in found:
                 found.add(k)
                 todo += self.reads[k]
         return found

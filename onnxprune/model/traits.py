@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from onnx import NodeProto
+
 # ---- what moves values
 
 SAME_ORDER = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
@@ -99,6 +101,11 @@ GATES: Mapping[str, int] = {"LSTM": 4, "GRU": 3, "RNN": 1}
 CONTROL = frozenset({"If", "Loop", "Scan"})
 """They have bodies, which are graphs."""
 
+OF_WHAT_COMES_IN = (
+    (MOVING - {"Identity", "Tile", "Expand"}) | SIZES | ARITHMETIC | COMPARING | LOGICAL | {"Cast", "Where"}
+)  # fmt: skip
+"""They make up nothing: where what comes in may not change, nor may what comes out."""
+
 # ---- what decides, draws or rounds
 
 JUMPING = frozenset({"Hardmax", "Sign", "Floor", "Ceil", "Round"})
@@ -127,3 +134,8 @@ ROUNDING_INSIDE = frozenset({"DynamicQuantizeLSTM", "QEmbedLayerNormalization"})
 
 INTEGER_BIASED = frozenset({"QLinearConv", "QGemm", "DequantizeLinear"})
 """They read a bias of 32 bits, in steps of the product of two scales."""
+
+
+def makes_nothing_up(node: NodeProto) -> bool:
+    """Whether a node is one of `OF_WHAT_COMES_IN`."""
+    return not node.domain and node.op_type in OF_WHAT_COMES_IN

@@ -55,6 +55,7 @@ def share(blocks: Sequence[Ids], kept: Mask) -> float:
     return left / float(kept[rows[0]].any(1).mean()) ** (len(rows) - 1) if left and rows else left
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.float64]:
     """Group-level importance (SPA, eq. 4): the saliencies of a unit's slices summed, each slice tensor divided by its
     own mean so that a 3x3 kernel cannot outvote a 1x1. Weights count by what they stand for (`fit.WeightValues`). One
@@ -73,8 +74,7 @@ def importance(groups: Groups, criterion: Criterion, seed: int) -> NDArray[np.fl
         weight = values.by_rows(name, cells[name])
         if weight is None:
             continue
-        with np.errstate(over="ignore", invalid="ignore"):
-            sums = _sums(weight, {(axes, ids.shape) for axes, ids in places}, criterion, rng)
+        sums = _sums(weight, {(axes, ids.shape) for axes, ids in places}, criterion, rng)
         groups.trace.model.weights[name].release()
         for axes, ids in places:
             found = sums[axes, ids.shape]
@@ -121,7 +121,8 @@ def summed(saliency: NDArray[Any], axes: tuple[int, ...], counts: Sequence[int])
             gone = saliency.ndim - summed.ndim
             summed = summed.sum(axis=tuple(range(start - gone, axis - gone)))
         start = axis + 1
-    return np.asarray(summed.transpose(np.argsort(np.argsort(axes))), np.float64)
+    turned = summed if len(axes) == 1 else summed.transpose(np.argsort(np.argsort(axes)))
+    return np.asarray(turned, np.float64)
 
 
 def of_units(groups: Groups) -> NDArray[np.float64]:

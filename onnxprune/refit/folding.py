@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
 
 from onnxprune.fit import Fitted, Layer, layers, shared, sums_by_node, tail, units_made, units_of
 from onnxprune.model import Model, Topology, Weight
@@ -203,7 +203,7 @@ def kmeans(rows: Array, first: Ids, rounds: int = ROUNDS) -> Ids:
     would be keeps the row that it began with."""
     centres, label = rows[first].copy(), np.zeros(len(rows), np.int64)
     for _ in range(rounds):
-        new = cdist(rows, centres, "sqeuclidean").argmin(1)
+        new = scipy.spatial.distance.cdist(rows, centres, "sqeuclidean").argmin(1)
         for k in np.setdiff1d(np.arange(len(first)), new):
             new[first[k]] = k
         if (new == label).all():

@@ -6,13 +6,14 @@ Knows the graph as data and computes none of it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from onnxprune.errors import UsageError
 from onnxprune.files import json_text
 from onnxprune.report.page import GRAPH, render
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 FORMS = (".dot", ".gv", ".json", ".html", ".htm")
 
@@ -25,6 +26,8 @@ def check_graph_file(path: Path) -> None:
 
 def graph_text(path: Path, graph: nx.Graph, title: str) -> str:
     """The dependency graph (see `onnxprune.trace.dependencies`) in the form that the ending of `path` asks for."""
+    import networkx as nx
+
     data = {**nx.node_link_data(graph, edges="edges"), "title": title}
     match path.suffix.lower():
         case ".json":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto, helper
 
-from onnxprune.model import Model, every_node, forget_shapes, needs, rearranged, scopes
+from onnxprune.model import Model, every_node, forget_shapes, needs, rearranged, retain, scopes
 from onnxprune.rewrite.branches import drop
 from onnxprune.rewrite.parameters import Slicer
 from onnxprune.rewrite.unneeded import unneeded
@@ -32,6 +32,8 @@ def rewrite(trace: Trace, kept: Mask) -> Rewritten:
     _patch(trace, kept, model)
     drop(model, trace.dropped(kept))
     _forget_unread(trace, model)
+    lost = trace.model.weights.keys() - model.weights.keys()
+    retain(model.skeleton.graph.input, lambda i: i.name not in lost)  # which may list initializers, too
     _forget_shapes(trace, kept, model)
     model.taken = left(trace, kept)
     _declare(model)

@@ -30,7 +30,7 @@ class Pass:
     def dims(self, name: str) -> Dims | None:
         """The dims that are numbers, None for the others; None where not even the rank is known."""
         sizes = self.sizes(name)
-        return None if sizes is None else tuple(None if isinstance(d, Size) else d for d in sizes)
+        return None if sizes is None else tuple([None if isinstance(d, Size) else d for d in sizes])
 
     def give(self, name: str, value_type: ValueType) -> None:
         """What is not known of a tensor gets a name, so that it can be compared with itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from math import gcd
 
 from onnxprune.shapes.symbols import MOST_TERMS, Atom, Dim, Monomial, atom_of, lower, summed, terms_of
@@ -14,6 +15,7 @@ def content(x: Dim) -> int:
     return gcd(*(c for _, c in terms_of(x)))
 
 
+@lru_cache(1 << 12)
 def quotient(p: Dim, q: Dim) -> Dim | None:
     """p / q where q divides p for all sizes, by division of polynomials; None where the form does not show it."""
     if q == 0:

@@ -6,7 +6,7 @@ Knows one node and ONNX's definitions.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 from onnx import NodeProto
@@ -15,36 +15,61 @@ from onnx.defs import OpSchema
 
 def misfit(node: NodeProto, opset: int) -> str:
     """What a node lacks of that which ONNX says of its operator, or ""; an operator that ONNX does not know fits."""
-    schema = schema_of(node.op_type, "" if node.domain == "ai.onnx" else node.domain, opset)
-    found = "" if schema is None else _miscounted(node, schema) or _missing(node, schema) or _mistyped(node, schema)
+    asked = _asked(node.op_type, "" if node.domain == "ai.onnx" else node.domain, opset)
+    found = "" if asked is None else _miscounted(node, asked) or _missing(node, asked) or _mistyped(node, asked)
     return f"does not fit its operator: {found}" if found else ""
 
 
-def _miscounted(node: NodeProto, schema: Any) -> str:
-    for kind, names, least, most in (
-        ("inputs", node.input, schema.min_input, schema.max_input),
-        ("outputs", node.output, schema.min_output, schema.max_output),
-    ):
+class _Asked(NamedTuple):
+    """What a definition asks of a node, read once: every look at a schema copies it.
+
+    inputs, outputs: the least and the most. names: of the inputs, "" for those that may be left out. required:
+    attributes that have to be there; types: of all attributes."""
+
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    names: tuple[str, ...]
+    required: tuple[str, ...]
+    types: dict[str, int]
+
+
+@cache
+def _asked(op_type: str, domain: str, opset: int) -> _Asked | None:
+    schema = schema_of(op_type, domain, opset)
+    if schema is None:
+        return None
+    single, attributes = OpSchema.FormalParameterOption.Single, schema.attributes
+    return _Asked(
+        (schema.min_input, schema.max_input),
+        (schema.min_output, schema.max_output),
+        tuple(formal.name if formal.option == single else "" for formal in schema.inputs),
+        tuple(name for name, a in attributes.items() if a.required),
+        {name: int(a.type) for name, a in attributes.items()},
+    )
+
+
+def _miscounted(node: NodeProto, asked: _Asked) -> str:
+    for kind, names, (least, most) in (
+        ("inputs", node.input, asked.inputs), ("outputs", node.output, asked.outputs),
+    ):  # fmt: skip
         if not least <= len(names) <= most:
             return f"it has {len(names)} {kind}, not {least} to {most}"
     return ""
 
 
-def _missing(node: NodeProto, schema: Any) -> str:
+def _missing(node: NodeProto, asked: _Asked) -> str:
     """Inputs and attributes that have to be there and are not."""
-    single = OpSchema.FormalParameterOption.Single
-    needed = zip(node.input, schema.inputs, strict=False)
-    missing = [formal.name for name, formal in needed if not name and formal.option == single]
-    given = {a.name for a in node.attribute}
-    missing += [name for name, a in schema.attributes.items() if a.required and name not in given]
+    missing = [formal for name, formal in zip(node.input, asked.names, strict=False) if formal and not name]
+    if asked.required:
+        given = {a.name for a in node.attribute}
+        missing += [name for name in asked.required if name not in given]
     return f"it lacks {', '.join(missing)}" if missing else ""
 
 
-def _mistyped(node: NodeProto, schema: Any) -> str:
+def _mistyped(node: NodeProto, asked: _Asked) -> str:
     """Attributes that are of another type than the operator's."""
-    kinds = {a.name: (a.type, int(schema.attributes[a.name].type)) for a in node.attribute
-             if a.name in schema.attributes}  # fmt: skip
-    wrong = [n for n, (has, wants) in kinds.items() if has not in (0, wants)]  # 0: files older than the field
+    kinds = ((a.name, a.type) for a in node.attribute)
+    wrong = [n for n, has in kinds if has not in (0, asked.types.get(n, has))]  # 0: files older than the field
     return f"{', '.join(wrong)} is of another type" if wrong else ""
 
 

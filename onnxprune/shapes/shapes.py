@@ -134,6 +134,9 @@ class Shapes:
         return self._where(name, {s: shape[k] for shape, symbols in open_axes for k, s in symbols.items()})
 
     def _where(self, name: str, sizes: Assignment) -> Dims | None:
+        static = self.static(name)
+        if static is not None and None not in static:
+            return static
         dims = self.sizes(name)
         if dims is None:
             return self.probe[0].get(name)

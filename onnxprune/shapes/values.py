@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import NodeProto
-from onnx.reference import ReferenceEvaluator
 
 from onnxprune.shapes.symbolic_values import LIMIT, Array, Value, followed
 
@@ -48,6 +47,12 @@ def _gather(a: Attributes, xs: Sequence[Array | None]) -> Sequence[Array]:
     if i.size and (i.min() < -x.shape[axis] or i.max() >= x.shape[axis]):
         raise ValueError("index out of range")
     return [np.asarray(np.take(x, i, axis=axis), dtype=x.dtype)]
+
+
+def _gather_elements(a: Attributes, xs: Sequence[Array | None]) -> Sequence[Array]:
+    x, i = _need(xs[0]), _need(xs[1])
+    axis = a.get("axis", 0) % x.ndim
+    return [np.take_along_axis(x[tuple(slice(None if k == axis else n) for k, n in enumerate(i.shape))], i, axis)]
 
 
 def _concat(a: Attributes, xs: Sequence[Array | None]) -> Sequence[Array]:
@@ -180,14 +185,10 @@ def _transpose(a: Attributes, xs: Sequence[Array | None]) -> Sequence[Array]:
     return [np.transpose(_need(xs[0]), a.get("perm"))]
 
 
-def _identity(a: Attributes, xs: Sequence[Array | None]) -> Sequence[Array]:
-    return [_need(xs[0])]
-
-
 MOVEMENT: dict[str, Kernel] = {
     "Gather": _gather, "Concat": _concat, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Slice": _slice,
     "Reshape": _reshape, "Flatten": _flatten, "Split": _split, "Tile": _tile, "Expand": _expand,
-    "Transpose": _transpose, "Identity": _identity,
+    "Transpose": _transpose, "Identity": lambda _, xs: [_need(xs[0])],
 }  # fmt: skip
 """Operators that only move elements: run on the mask of known entries as well."""
 
@@ -204,11 +205,10 @@ OTHERS: dict[str, Kernel] = {
     "Cast": _cast, "Mod": _mod, "Clip": _clip, "Range": _range, "ConstantOfShape": _constant_of_shape,
     "NonZero": _nonzero, "Constant": _constant, "ReduceSum": _reduce(np.sum), "ReduceProd": _reduce(np.prod),
     "ReduceMin": _reduce(np.min), "ReduceMax": _reduce(np.max), "ReduceMean": _reduce(np.mean, floats_only=True),
+    "GatherElements": _gather_elements,
 }  # fmt: skip
 
-REFERENCE = frozenset(
-    ["ScatterND", "ScatterElements", "GatherND", "GatherElements", "CumSum", "Trilu", "OneHot", "Pad", "Sum"]
-)
+REFERENCE = frozenset(["ScatterND", "ScatterElements", "GatherND", "CumSum", "Trilu", "OneHot", "Pad", "Sum"])
 """Rarer operators, run by `onnx.reference`."""
 
 
@@ -271,6 +271,8 @@ def _moved(op: str, a: Attributes, inputs: Sequence[Value | None]) -> list[Value
 
 def _by_reference(node: NodeProto, a: Attributes, xs: Sequence[Array | None], opset: int) -> list[Value]:
     _bounded(_reference_size(node.op_type, a, xs))
+    from onnx.reference import ReferenceEvaluator  # brings two hundred modules
+
     named = {n: _need(x) for n, x in zip(node.input, xs, strict=True) if n}
     found: Any = ReferenceEvaluator(node, opsets={"": opset}).run(None, named)
     return [Value.of(np.asarray(x)) for x in found]

@@ -44,7 +44,7 @@ def born(
     if UNLABELLED in joint:
         return ()
     covered = {axis for axes in joint for axis, count in axes if count == WHOLE}
-    alone: list[Axes] = [((axis, WHOLE),) for axis in range(len(dims)) if axis not in covered]
+    alone: list[Axes] = [((axis, WHOLE),) for axis, n in enumerate(dims) if n != 1 and axis not in covered]
     blocks = (_born(labels, Birth(key, axes), dims, retraced) for axes in (*joint, *alone))
     return tuple(b for b in blocks if b is not None)
 

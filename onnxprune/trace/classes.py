@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 Ids = NDArray[np.int64]
 
@@ -20,8 +22,5 @@ def joined(n: int, a: Ids, b: Ids) -> Ids:
     """The class of each of `n` things of which a[i] and b[i] are one."""
     if not a.size:
         return np.arange(n)
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(n, n))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)

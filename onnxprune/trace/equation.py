@@ -62,6 +62,8 @@ class Equation:
     def _one_block_per_axis(self, blocks: list[Lettered], spelling: Sequence[str]) -> list[Lettered]:
         """Of two blocks that meet on a split axis one is made; where that cannot be, the smaller is reduced to what it
         shares."""
+        if len(blocks) < 2:
+            return blocks
         axis = {x: k for k, letters in enumerate(spelling) for x in letters}
         out: list[Lettered] = []
         place = {x: k for k, x in enumerate(x for letters in spelling for x in letters)}

@@ -1,4 +1,4 @@
-"""From the ids of a trace to its groups: classes, what may go of them, and the graph whose components groups are.
+"""From the ids of a trace to its groups: classes, and what may go of them.
 
 Knows ids, slices and rectangles, no operator and no ONNX.
 """
@@ -6,9 +6,8 @@ Knows ids, slices and rectangles, no operator and no ONNX.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,7 +23,7 @@ def build(trace: Trace, heads: bool = True) -> Groups:
     """heads: whether whole rows may go; where they may not, or cannot, tables are tied to one row."""
     tables = trace.labels.tables
     while True:
-        groups = _without_graph(trace)
+        groups = _grouped(trace)
         gone = {key: np.unique(groups.classes[rows]).tolist() for key, (_, rows, _, _) in tables.items()}
         stuck = [
             key
@@ -32,13 +31,12 @@ def build(trace: Trace, heads: bool = True) -> Groups:
             if not heads or not all(r in groups.rows or groups.prunable[r] for r in rows)
         ]
         if not stuck:
-            groups.graph = _graph(groups)
             return groups
         trace.labels.flatten(stuck)
 
 
-def _without_graph(trace: Trace) -> Groups:
-    """Classes and what is known of each; the graph of them comes once it is settled which rows may go."""
+def _grouped(trace: Trace) -> Groups:
+    """Classes and what is known of each, with the rows that may go by what is known so far."""
     labels = trace.labels
     classes, reasons = labels.solve()
     reason: list[Reason | None] = list(reasons)
@@ -133,41 +131,3 @@ def _rows(groups: Groups) -> dict[int, frozenset[int]]:
             if units and groups.prunable[list(units)].all():
                 out[c] = frozenset(units)
     return out
-
-
-def _graph(groups: Groups) -> nx.Graph:
-    """Nodes: slice blocks (by index), with parameter and axes. Edges: the operator that couples them."""
-    graph: nx.Graph = nx.Graph()
-    home: dict[Hashable, int] = {}
-    labels = groups.trace.labels
-    first = np.full(len(groups.prunable), -1)
-    place = np.empty(len(groups.blocks), np.int64)
-    for k, (s, axes, ids) in enumerate(groups.blocks):
-        graph.add_node(k, parameter=s.parameter, axes=axes)
-        for key in {labels.born_in(int(i)) for i in (ids.flat[0], ids.flat[-1])}:
-            home.setdefault(key, k)
-        units = groups.classes[ids.ravel()]
-        earlier = first[units]
-        first[units[earlier < 0]] = k
-        first[groups.classes[0]] = -1  # what always stays couples nothing
-        others = _once(earlier[earlier >= 0], place)
-        graph.add_edges_from(((other, k) for other in others.tolist()), operator="")
-    for one, two, why in _joined_births(labels, home):
-        u, v = home.get(one), home.get(two)
-        if u is not None and v is not None and u != v:
-            graph.add_edge(u, v, operator=f"{why.op_type} {why.node}")
-    return graph
-
-
-def _joined_births(labels: Labels, home: dict[Hashable, int]) -> list[tuple[Hashable, Hashable, Reason]]:
-    """Births of which ids are coupled, and by what. Those that no parameter holds (what an operator makes of two
-    blocks) get the home of one that they are coupled with, so that what meets in them hangs together."""
-    pairs = [(labels.born_in(int(a[0])), labels.born_in(int(b[0])), why) for a, b, why in labels.pairs]
-    count = -1
-    while count != len(home):
-        count = len(home)
-        for one, two, _ in pairs:
-            for homeless, other in ((one, two), (two, one)):
-                if homeless not in home and other in home:
-                    home[homeless] = home[other]
-    return pairs

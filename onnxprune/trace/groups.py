@@ -1,7 +1,7 @@
 """Units and groups: what the ids of a trace amount to. Knows ids, slices and rectangles, no operator and no ONNX.
 
 unit: a class of coupled ids. row unit: a class of derived ids (heads, convolution groups), removed with all it holds.
-group: a connected component of the networkx graph whose nodes are (parameter, axes) and whose edges are couplings.
+group: a connected component of the graph whose nodes are (parameter, axes) and whose edges are couplings.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.trace.classes import side_by_side
+from onnxprune.trace.components import components
 from onnxprune.trace.kept import kept_shape
 from onnxprune.trace.labels import Ids, Mask, Reason
 from onnxprune.trace.layers import Layers, layers
@@ -54,7 +54,6 @@ class Groups:
     grid_columns: Mask
     grid_blocks: list[Ids]
     inside: dict[int, list[int]] = field(default_factory=dict)
-    graph: nx.Graph = field(default_factory=nx.Graph)
 
     def kept_ids(self, removed: Mask) -> Mask:
         """Which ids are kept when the units of `removed` (a mask over classes) go. A row goes with all it holds."""
@@ -143,8 +142,11 @@ class Groups:
 
     def components(self) -> Iterator[list[int]]:
         """Indices of slice blocks, a list for each group."""
-        for nodes in nx.connected_components(self.graph):
-            yield sorted(nodes)
+        yield from self._components
+
+    @cached_property
+    def _components(self) -> list[list[int]]:
+        return components(self.trace.labels, self.classes, [ids for _, _, ids in self.blocks])
 
     def name(self, component: Sequence[int]) -> str:
         """What a group is called everywhere, in tables and plans: after its first block, one that is its parameter's

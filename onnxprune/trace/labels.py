@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,8 +173,9 @@ class Labels:
         """Row ids of a block whose innermost axis disappears: [.., n] -> [..]."""
         flat = ids.reshape(-1, ids.shape[-1])
         out: Ids = flat.min(axis=1)  # where something always stays, the row does; where all is one, it is that
+        in_order: Mask = np.asarray((flat[:, 1:] > flat[:, :-1]).all(axis=1))  # each once: mostly so
         for i in np.flatnonzero((out != KEPT) & (out != flat.max(axis=1))).tolist():
-            members = np.unique(flat[i])
+            members = flat[i] if in_order[i] else np.unique(flat[i])
             key = members.tobytes()
             if key not in self._rows:
                 self._rows[key] = self._derived(members)
@@ -189,11 +191,11 @@ class Labels:
 
     def couple_along(self, ids: Ids, axis: int, why: Reason) -> Ids:
         """Positions along `axis` are removed together; returns the ids without that axis."""
-        first: Ids = np.take(ids, 0, axis)
-        if ids.shape[axis] > 1:
-            rest = np.delete(ids, 0, axis)
-            self.couple(np.broadcast_to(np.expand_dims(first, axis), rest.shape), rest, why)
-        return first
+        front: tuple[Any, ...] = (slice(None),) * axis
+        rest = ids[(*front, slice(1, None))]
+        if rest.size:
+            self.couple(np.broadcast_to(ids[(*front, slice(1))], rest.shape), rest, why)
+        return np.asarray(ids[(*front, 0)])
 
     def rectangle(self, ids: Ids) -> None:
         """After pruning, `ids` is a full rectangle again: every kept row keeps the same number, and one at least."""

@@ -94,8 +94,8 @@ def _handed_on(graph: Topology, x: str) -> set[str]:
 
 def _reads_what_was(graph: Topology, branch: str, stream: set[str]) -> bool:
     """Whether a branch depends on what its stream was before."""
-    behind = graph.ancestors([branch], stream)
-    return any(stream & graph.reads[k] for k in behind if graph.nodes[k].op_type != "Shape")
+    readers = {k for x in stream for k in graph.readers[x] if graph.nodes[k].op_type != "Shape"}
+    return bool(readers) and not readers.isdisjoint(graph.ancestors([branch], stream, min(readers)))
 
 
 @dataclass(frozen=True)

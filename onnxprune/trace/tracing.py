@@ -16,7 +16,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from onnxprune.errors import RuleFailed
-from onnxprune.model import Model, Scope, bodies, defined, every_node, needs, scopes
+from onnxprune.model import Model, Scope, bodies, defined, every_node, needs, scopes, traits
 from onnxprune.shapes import Shapes, misfit
 from onnxprune.trace import resizing
 from onnxprune.trace.births import Axes, Demands, born
@@ -81,7 +81,7 @@ class Trace:
 
     structures: axes of parameters that are born as one block, by key; `demands`: those that this trace asks for.
     aliases, retraced, original: of a rewritten graph, what its new parameters were called, that it is one, and the keys
-    that the parameters of the graph before had.
+    of the parameters before.
     blocks: of tensors, by name; slices: of parameters, by key; owned: of uses that know better than the parameter.
     edits: by node, what to change in it; macs: by node, its multiply-accumulates, a product of sizes each.
     passed: nodes that another one's rule has dealt with; fixed: tensors that depend on no input.
@@ -89,8 +89,8 @@ class Trace:
     branches: the residual branches that it can do without (see `enter_branches`).
     whole_blocks: whether what shares a scale goes together, though blocks could be made anew of what is left.
     kv_heads: whether whole heads of caches may go, and the caches of branches that go. cached: by input that is a cache
-    of known sizes, the outputs that hold it, too;
-    resized: inputs and outputs of which heads may go, the axes of their blocks, and the axis of heads."""
+    of known sizes, the outputs that hold it, too; resized: inputs and outputs of which heads may go, the axes of their
+    blocks, and the axis of heads."""
 
     model: Model
     shapes: Shapes
@@ -139,10 +139,9 @@ class Trace:
             own = defined(scope.graph)
             for o in scope.graph.output:
                 out.setdefault(o.name, []).append(len(self.nodes))
-            for index, node in zip(scope.numbers, scope.graph.node, strict=True):
-                for name in set(needs(node)):
-                    if scope.owner < 0 or name in own:
-                        out.setdefault(name, []).append(index)
+            for index in scope.numbers:
+                for name in {n for n in self.reads[index] if scope.owner < 0 or n in own}:
+                    out.setdefault(name, []).append(index)
         return out
 
     @cached_property
@@ -155,14 +154,18 @@ class Trace:
         """All nodes, those of bodies after those of the main graph: everything that counts nodes counts like this."""
         return every_node(self.model.skeleton.graph)
 
+    @cached_property
+    def reads(self) -> list[tuple[str, ...]]:
+        """What each node reads, with what its bodies take from outside."""
+        return [tuple(needs(node)) for node in self.nodes]
+
     def scope(self, owner: int, attribute: str) -> Scope | None:
         """A body of a node."""
         return next((s for s in self.scopes if s.owner == owner and s.attribute == attribute), None)
 
     def rank(self, name: str) -> int | None:
         """Axes of a tensor; None where that is not known."""
-        dims = self.shapes.static(name)
-        return None if dims is None else len(dims)
+        return None if (dims := self.shapes.static(name)) is None else len(dims)
 
     def run(self, rules: Mapping[str, Callable[[Op], None]]) -> None:
         """Trace the whole graph; `rules`: by operator type. What the graph gives out keeps its shape."""
@@ -186,23 +189,35 @@ class Trace:
         from onnxprune.trace.op import Op
         from onnxprune.trace.shuffle import shuffle
 
-        node = self.nodes[index]
+        node, normed = self.nodes[index], len(self.labels.normed)
+        if traits.makes_nothing_up(node) and not any(map(self._may_change, node.input)):
+            self._note_fixed(index)
+            return
         op = Op(self, index, node)
         if index in self.passed or shuffle(op):
             return
-        normed = len(self.labels.normed)
         rule = self.rules.get(op.type)
         if rule is not None:
             self._apply(rule, op)
-        elif next(bodies(node), None) is not None:
+        elif bodies(node):
             op.freeze("its body sees the whole tensor")
         else:
             op.freeze("no rule for this operator")
         if self.excluded(node):
             op.freeze("excluded by the user", outputs=True)
-        if all(i in self.fixed or i in self.model.weights for i in needs(node)):
-            self.fixed.update(node.output)
+        if self._note_fixed(index):
             del self.labels.normed[normed:]  # a weight that is standardised is no stream that is normalised
+
+    def _may_change(self, name: str) -> bool:
+        """Whether a tensor has blocks, or is a parameter that would get some."""
+        weight = self.model.weights.get(name)
+        return bool(self.blocks.get(name)) if weight is None else weight.onnx_type in LABELLED
+
+    def _note_fixed(self, index: int) -> bool:
+        """Whether a node depends on no input of the graph."""
+        if found := all(i in self.fixed or i in self.model.weights for i in self.reads[index]):
+            self.fixed.update(self.nodes[index].output)
+        return found
 
     def _apply(self, rule: Callable[[Op], None], op: Op) -> None:
         """A node that its rule does not take is held with all that reaches it, and with what the rule made until then.
@@ -274,8 +289,7 @@ class Trace:
 
     def own(self, use: Use, blocks: tuple[Block, ...], cells: Cells | None = None) -> None:
         """Give one use of a parameter its blocks, where the operator knows better than one birth per axis."""
-        node = self.nodes[use[0]]
-        name = node.input[use[1]]
+        name = (node := self.nodes[use[0]]).input[use[1]]
         key = (self.aliases.get(name, name), node.name, use[1], "own")
         self.slices[key] = Slice(name, key, blocks, (use,), cells)
         self.owned[use] = blocks if cells is None else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from math import prod
 from operator import mul
@@ -16,7 +17,7 @@ from onnxprune.trace.op import Op
 from onnxprune.trace.product import common_front, product
 from onnxprune.trace.tracing import MAX_BLOCK_IDS
 
-Shape = Sequence[Dim]
+Shape = tuple[Dim, ...]
 Segment = tuple[range, range]
 """Axes of the input and of the output that hold the same elements in the same order."""
 
@@ -40,6 +41,7 @@ def reshape(op: Op) -> None:
         op.edit(lambda e: e.sizes(1, 0))
 
 
+@lru_cache(1 << 10)  # repeated blocks reshape alike
 def segment(a: Shape, b: Shape) -> list[Segment]:
     """Runs of axes of equal product in a -> b, as small as their sizes show for all values of their symbols."""
     ahead = {n: i for i, n in reversed([*enumerate(accumulate(a, mul, initial=1))])}
@@ -99,7 +101,7 @@ def _layout(touched: Sequence[Segment], a: Shape, b: Shape) -> _Layout | None:
     """None where the sizes do not show which factors both sides have in common."""
     layout = _Layout({}, {}, {})
     for ins, outs in touched:
-        factors = common([a[k] for k in ins], [b[k] for k in outs])
+        factors = common(tuple(a[k] for k in ins), tuple(b[k] for k in outs))
         if factors is None:
             return None
         ours, theirs = factors
@@ -178,6 +180,7 @@ def _period(factors: Sequence[Dim]) -> int:
     return out
 
 
+@lru_cache(1 << 10)
 def common(a: Shape, b: Shape) -> tuple[list[list[Dim]], list[list[Dim]]] | None:
     """The factors that each axis of `a` and of `b` consists of, outermost first, so that both are the same list of
     factors; numbers alone need none. None where the sizes do not show them."""
