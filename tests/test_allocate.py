@@ -22,6 +22,7 @@ from onnxprune.options import Options
 from onnxprune.planning import Costs, by_weights, profile
 from onnxprune.planning.allocation import Choice, allocate
 from onnxprune.planning.decision import budget
+from onnxprune.planning.paying import Blocks
 from onnxprune.rewrite import rewrite
 from onnxprune.stages import Clock, analysed
 
@@ -365,3 +366,16 @@ def test_a_budget_is_a_share_of_the_model(of: str) -> None:
     costs = Costs.of(groups, of)
     whole = profile.macs(groups.trace) if of == "macs" else profile.cost(groups.trace.model, 0).parameters
     assert budget(groups, options, costs) == pytest.approx(0.7 * whole)
+
+
+@pytest.mark.parametrize("sets", [10, 1000])
+def test_what_is_held_grows_with_the_sets_and_not_with_their_square(sets: int) -> None:
+    """A chain of products, each of two sets: what a set has no share of takes neither memory nor time."""
+    units = [list(range(8 * p, 8 * p + 8)) for p in range(sets)]
+    costs = Costs(np.ones(sets - 1), [(np.array(a), np.array(b)) for a, b in pairwise(units)])
+    gone = np.zeros(8 * sets, bool)
+    blocks = Blocks.of(units, costs, gone)
+    assert blocks.held.nnz == 2 * (sets - 1)
+    assert len(blocks.near()[sets // 2]) == 3
+    taken = allocate([Choice(u, np.arange(9.0)) for u in units], costs, gone, 0.7 * costs.whole)
+    assert blocks.paid(np.array(taken)).total <= 0.7 * costs.whole

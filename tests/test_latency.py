@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -446,8 +447,14 @@ def test_gpu_check_compares_a_provider_with_the_processor(capsys: pytest.Capture
     flags = ["--providers", "cpu", "--samples", "8", "--batches", "1", "2"]
     assert gpu_check.main([str(MODELS / "tiny_conv.onnx"), *flags]) == 0
     text = capsys.readouterr().out
-    assert text.count("100.0%") == 2
-    assert "the plans and the outputs agree" in text
+    times, jobs, allowed, verdict = (block.strip().splitlines() for block in re.split(r"\n\s*\n|(?<=most)\n", text))
+    assert [row.split()[:3] for row in times[1:]] == [["tiny_conv", "CPU", batch] for batch in "1122"]
+    found = [row.split() for row in jobs[1:]]
+    assert [row[-2] for row in found] == ["100.0%"] * 2
+    assert found[0][5:9] == found[1][5:9], "what crosses does not hang on where the job runs"
+    assert int(found[0][5].replace(",", "")) > 0
+    assert "80%" in allowed[0]
+    assert verdict == ["the plans and the outputs agree"]
 
 
 def test_the_nets_of_gpu_check_are_of_the_sizes_it_says() -> None:

@@ -1,17 +1,20 @@
-"""The whole job on an accelerator, against the processor: plans, outputs, and time before and after.
+"""The whole job on an accelerator, against the processor: time before and after on both, plans, outputs, copies.
 
     python tools/gpu_check.py [MODEL...] [--providers cuda] [--ratio 0.3] [--samples 64] [--batches 1 32]
 
 Without a MODEL it makes two with random weights: a residual convolutional net of the size of ResNet-50 and a
 transformer encoder of the size of BERT-base. Each is pruned twice with the same options, on the accelerator and on the
-processor; the plans should be nearly the same, and the pruned model should answer alike on both. Exit code 0: it does;
-1: it does not; 4: there is no such accelerator here.
+processor; the plans should be nearly the same, and the pruned model should answer alike on both. The first table has
+the latency of the dense and the pruned model on each; the second what the job took there: its seconds, the proof and
+what it allows, and the tensors that Python read of sessions and gave them (on an accelerator each is a copy). Exit
+code 0: they agree; 1: they do not; 4: there is no such accelerator here.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +32,7 @@ from onnxprune.measure import latency
 from onnxprune.model import Model
 from onnxprune.planning import Plan
 from onnxprune.prove.difference import difference
-from onnxprune.run import deployed
+from onnxprune.run import Crossings, crossings, deployed
 from onnxprune.shapes import infer
 
 PLANS = 0.8
@@ -127,23 +130,58 @@ def in_common(a: Plan, b: Plan) -> float:
     return len(first & second) / max(1, len(first | second))
 
 
-def check(name: str, model: Any, args: argparse.Namespace, table: Table) -> bool:
-    """One row a batch size; whether the two agree."""
-    options: dict[str, Any] = {"ratio": args.ratio, "calib_samples": args.samples, "calib_batch": 8, "fast": args.fast}
-    there = api.prune(model, providers=args.providers, **options)
-    here = api.prune(model, **options)
-    common = in_common(there.plan, here.plan)
-    working = there.model.normalised()
-    sessions = [deployed(there.model, p) for p in (args.providers, ["cpu"])]
+@dataclass
+class Job:
+    """One run of the whole job, what crossed between Python and sessions in it, and how long it took."""
+
+    providers: Sequence[str]
+    result: api.Result
+    crossed: Crossings
+    seconds: float
+
+    @classmethod
+    def of(cls, model: Any, providers: Sequence[str], args: argparse.Namespace) -> Job:
+        start = time.perf_counter()
+        with crossings() as crossed:
+            result = api.prune(
+                model, providers=providers, ratio=args.ratio, calib_samples=args.samples, calib_batch=8, fast=args.fast
+            )
+        return cls(providers, result, crossed, time.perf_counter() - start)
+
+    @property
+    def row(self) -> list[str]:
+        """Where it ran, seconds, the proof, and what crossed."""
+        proof, c = self.result.report.proof, self.crossed
+        return [
+            shown(proof.providers), f"{self.seconds:.1f}", f"{proof.error:.1e}", f"{proof.tolerance:.0e}",
+            f"{c.read:,}", f"{c.read_bytes / 2**20:,.1f}", f"{c.given:,}", f"{c.given_bytes / 2**20:,.1f}",
+        ]  # fmt: skip
+
+
+def shown(providers: Sequence[str]) -> str:
+    """The first provider of a session, which runs what it can."""
+    return providers[0].removesuffix("ExecutionProvider")
+
+
+def check(name: str, model: Any, args: argparse.Namespace, times: Table, jobs: Table) -> bool:
+    """The rows of a model in both tables; whether the two agree."""
+    there, here = (Job.of(model, providers, args) for providers in (args.providers, ["cpu"]))
+    common = in_common(there.result.plan, here.result.plan)
+    pruned = there.result.model
+    working = pruned.normalised()
+    sessions = [deployed(pruned, job.providers) for job in (there, here)]
     feed = latency.runnable(sessions[1], working, infer(working), 2, {})
     error = difference(*(session.run(None, feed) for session in sessions))
+    macs = there.result.report.before.macs / max(1, there.result.report.after.macs)
     for batch in args.batches:
-        found = latency.benchmark(Model.load(model), there.model, batch=batch, providers=args.providers)
-        table.add_row(
-            name, str(found.batch), f"{found.before.median:.3f}", f"{found.after.median:.3f}", f"{found.speedup:.2f}",
-            f"{there.report.before.macs / max(1, there.report.after.macs):.2f}", f"{there.report.proof.error:.1e}",
-            f"{common:.1%}", f"{error:.1e}", found.providers[0].removesuffix("ExecutionProvider"),
-        )  # fmt: skip
+        for job in (there, here):
+            found = latency.benchmark(Model.load(model), pruned, batch=batch, providers=job.providers)
+            times.add_row(
+                name, shown(found.providers), str(found.batch), f"{found.before.median:.3f}",
+                f"{found.after.median:.3f}", f"{found.speedup:.2f}", f"{macs:.2f}",
+            )  # fmt: skip
+    for job in (there, here):
+        jobs.add_row(name, *job.row, f"{common:.1%}", f"{error:.1e}")
     return common >= PLANS and error <= OUTPUTS
 
 
@@ -169,13 +207,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeFailure as error:
         print(f"gpu_check: {error.message}", file=sys.stderr)
         return error.exit_code
-    table = Table(box=None, pad_edge=False)
-    for title in ("model", "batch", "before ms", "after ms", "faster", "MACs fewer", "proof", "plans", "outputs", "on"):
-        table.add_column(title, justify="left" if title in ("model", "on") else "right", no_wrap=True)
-    agree = [check(name, model, args, table) for name, model in nets(args)]
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    times = columns("model", "on", "batch", "dense ms", "pruned ms", "faster", "MACs fewer")
+    jobs = columns(
+        "model", "on", "job s", "proof", "allowed", "read", "MiB", "given", "MiB", "plans in common", "outputs apart"
+    )
+    agree = [check(name, model, args, times, jobs) for name, model in nets(args)]
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(times, "", jobs, "", sep="\n")
+    print(f"allowed: {PLANS:.0%} of the plans in common at least, outputs {OUTPUTS:.0e} apart at most")
     print("the plans and the outputs agree" if all(agree) else "the plans or the outputs do not agree")
     return 0 if all(agree) else 1
+
+
+def columns(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in titles:
+        table.add_column(title, justify="left" if title in ("model", "on") else "right", no_wrap=True)
+    return table
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Array, Model, attribute, bodies, captured, every_node, opset, renamed
+from onnxprune.run import on_host
 
 TURNS = 16
 """Of a batch that are looked at, evenly spread."""
@@ -147,4 +148,5 @@ def _stacked(walk: Walk, index: int, names: Sequence[str]) -> dict[str, list[Arr
         outs.append(f"{n}_turns")
         model.graph.output.add().CopyFrom(helper.make_tensor_value_info(outs[-1], kind, None))
     node.output.extend(outs)
-    return dict(zip(names, walk.through(model, ins, outs).values(), strict=True))
+    made = ([on_host(x) for x in every] for every in walk.through(model, ins, outs).values())
+    return dict(zip(names, made, strict=True))

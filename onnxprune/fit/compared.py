@@ -106,7 +106,7 @@ class SharedDense(Dense):
         made = {o for k in touched for o in current.makes(k)}
         read = {n for k in touched for n in current.reads[k]} - made
         for name in sorted(read & self.ahead.made_by.keys()):
-            current.values[name] = self.ahead.value(name)
+            current.values[name] = self.ahead.unread(name)
         current.done |= set(range(len(current.nodes))) - touched
         self.ahead.release()
 

@@ -118,7 +118,7 @@ class Reconstruction:
                 refits, after = self._parts(own)
                 if not after < error:
                     own.restore(before)
-                    self.touched |= self.current.forget([index])
+                    self.touched |= self.current.forget([index], self.touched)
                     found = replace(found, skipped=found.skipped or refits.skipped or {title: NO_BETTER})
                     break
                 error, found = after, refits
@@ -132,7 +132,7 @@ class Reconstruction:
         """Solve for the layers of all bodies of a node once, and the error then; infinite where that failed."""
         try:
             refits = Refits.of([self._part(part) for part in own.parts(self.others)])
-            self.touched |= self.current.forget([own.index])
+            self.touched |= self.current.forget([own.index], self.touched)
             return refits, own.error
         except (Unsolvable, RuntimeFailure):
             return Refits(), np.inf
@@ -233,7 +233,7 @@ class Reconstruction:
         at.members[0].write(self.after.model, matrix)
         moved = (bias - at.bias).ravel()
         self.fitted.move(at.tails, moved if at.movable else np.zeros_like(moved))
-        self.touched |= self.current.forget(m.index for m in at.members)
+        self.touched |= self.current.forget([m.index for m in at.members], self.touched)
 
     def _equations(self, members: list[Linear], seen: int) -> Equations:
         """What the first `seen` of the layers read and should give; a change is for all of them."""

@@ -6,7 +6,7 @@ running once per batch however many layers are looked at on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,12 +17,13 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.fit.codes import tensors
 from onnxprune.fit.expressions import parameter
 from onnxprune.model import Array, Model, Topology, fitted, traits
-from onnxprune.run import first_line, open_session
+from onnxprune.run import first_line, on_host, open_session
 
 
 class Walk(Topology):
     """`model` over `feeds` (one dict of inputs a batch). `types` gives the ONNX element type of a tensor. first: the
-    number that the trace gives to the first node, that of a body among all nodes."""
+    number that the trace gives to the first node, that of a body among all nodes. values: of every tensor at hand, its
+    value in every batch, which stays where it was made until it is read."""
 
     def __init__(
         self, model: Model, feeds: Sequence[Mapping[str, Array]], types: Callable[[str], int | None],
@@ -34,7 +35,7 @@ class Walk(Topology):
         own = [fitted(model.taken, feed) for feed in feeds]
         self.inputs = {name for feed in own for name in feed}
         self.batches = len(feeds)
-        self.values: dict[str, list[Array]] = {n: [feed[n] for feed in own] for n in self.inputs}
+        self.values: dict[str, list[Any]] = {n: [feed[n] for feed in own] for n in self.inputs}
         self.done: set[int] = set()
         self.taps: dict[int, str] = {}
 
@@ -59,6 +60,10 @@ class Walk(Topology):
         """The tensor's value in every batch, run for where it is not at hand."""
         if name in self.model.weights:
             return [self.model.weights[name].array()] * self.batches
+        return [on_host(x) for x in self.unread(name)]
+
+    def unread(self, name: str) -> list[Any]:
+        """As `value` of a tensor that is no weight, where it was made: for another walk."""
         if name not in self.values:
             self._run([name])
         return self.values[name]
@@ -99,14 +104,18 @@ class Walk(Topology):
         each = zip(values, scales, zeros, strict=True)
         return [np.asarray((x.astype(np.float32) - np.float32(z)) * np.float32(s)) for x, s, z in each]
 
-    def forget(self, nodes: Iterable[int]) -> set[int]:
-        """What these nodes and all that follow them made is stale: their weights changed. Gives all of these."""
-        stale = self.followers(nodes)
-        for k in stale:
-            for o in self.makes(k):
-                self.values.pop(o, None)
-        self.done -= stale
-        return stale
+    def forget(self, nodes: Sequence[int], known: Container[int] = ()) -> set[int]:
+        """What these nodes and all that follow them made is stale: their weights changed. Gives all of these that are
+        not `known`. What follows a node that was not run was not run, either."""
+        todo = list(nodes)
+        while todo:
+            k = todo.pop()
+            if k in self.done:
+                self.done.discard(k)
+                for o in self.makes(k):
+                    self.values.pop(o, None)
+                    todo += self.readers[o]
+        return self.followers(nodes, known)
 
     def release(self, keep: Iterable[str] = ()) -> None:
         """Let go of what no node that is still to run will read."""
@@ -125,17 +134,19 @@ class Walk(Topology):
         self.values |= self._computed(piece, ins, outs)
         self.done |= inside
 
-    def _computed(self, nodes: Sequence[int], ins: Sequence[str], outs: Sequence[str]) -> dict[str, list[Array]]:
+    def _computed(self, nodes: Sequence[int], ins: Sequence[str], outs: Sequence[str]) -> dict[str, list[Any]]:
         """What these nodes make of the tensors `ins`, in every batch."""
         return self.through(self._piece(nodes, ins, outs), ins, outs)
 
-    def through(self, piece: Model, ins: Sequence[str], outs: Sequence[str]) -> dict[str, list[Array]]:
-        """What a piece makes of the tensors `ins`, which are at hand, in every batch."""
+    def through(self, piece: Model, ins: Sequence[str], outs: Sequence[str]) -> dict[str, list[Any]]:
+        """What a piece makes of the tensors `ins`, which are at hand, in every batch, where it makes it."""
         session = open_session(piece, self.providers)
-        kept: dict[str, list[Array]] = {o: [] for o in outs}
+        kept: dict[str, list[Any]] = {o: [] for o in outs}
         for b in range(self.batches):
+            for n in ins:
+                self.values[n][b] = session.placed(self.values[n][b])
             try:
-                results = session.run(outs, {n: self.values[n][b] for n in ins})
+                results = session.made(outs, {n: self.values[n][b] for n in ins})
             except Exception as error:
                 raise RuntimeFailure(f"ONNX Runtime failed on calibration batch {b}: {first_line(error)}") from error
             for o, x in zip(outs, results, strict=True):
@@ -160,8 +171,8 @@ class Walk(Topology):
         kind = self.types(like)
         if kind is None:
             raise RuntimeFailure(f"tensor '{name}' has no known type, so the graph cannot be run piece by piece")
-        values: list[Array] | None = self.values.get(name)  # the body of a Scan must know how many axes there are
-        dims: list[int | None] | None = [None] * values[0].ndim if values else None
+        values = self.values.get(name)  # the body of a Scan must know how many axes there are
+        dims: list[int | None] | None = [None] * len(values[0].shape) if values else None
         if dims and any(self.nodes[k].op_type in traits.ASKING_WIDTHS for k in self.readers[name]):
             dims[-1] = (values or [])[0].shape[-1]  # without it ONNX Runtime makes up the width of what comes out
         return helper.make_tensor_value_info(name, kind, dims)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from onnx import ModelProto, NodeProto
@@ -38,12 +38,12 @@ class Topology:
                 todo += self.reads[k]
         return found
 
-    def followers(self, nodes: Iterable[int]) -> set[int]:
-        """These nodes and all that depend on them."""
+    def followers(self, nodes: Iterable[int], known: Container[int] = ()) -> set[int]:
+        """These nodes and all that depend on them, without those that are `known`, as is what depends on them."""
         todo, found = list(nodes), set[int]()
         while todo:
             k = todo.pop()
-            if k not in found:
+            if k not in found and k not in known:
                 found.add(k)
                 todo += [r for o in self.nodes[k].output for r in self.readers[o]]
         return found
@@ -70,6 +70,23 @@ class Topology:
         return Model(proto, {n: self.model.weights[n] for n in names & self.model.weights.keys()})
 
     @property
-    def makers(self) -> dict[str, NodeProto]:
+    def makers(self) -> Mapping[str, NodeProto]:
         """The node that makes a tensor."""
-        return {o: self.nodes[k] for o, k in self.made_by.items()}
+        return _Makers(self)
+
+
+class _Makers(Mapping[str, NodeProto]):
+    """Looked up when asked: one dict for every layer that asks would be quadratic."""
+
+    def __init__(self, graph: Topology) -> None:
+        self.graph = graph
+
+    def __getitem__(self, name: str) -> NodeProto:
+        node: NodeProto = self.graph.nodes[self.graph.made_by[name]]
+        return node
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.graph.made_by)
+
+    def __len__(self) -> int:
+        return len(self.graph.made_by)

@@ -41,7 +41,7 @@ def allocate(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], b
     what it saves, along the lower convex hull of each curve. `gone`: classes that are removed already."""
     blocks = Blocks.of([c.units for c in choices], costs, gone)
     walk = _Leaps(choices, blocks) if costs.stairs else _Walk(choices, blocks)
-    while (paid := blocks.paid(walk.taken @ blocks.held)).total > budget:
+    while (paid := blocks.paid(walk.taken)).total > budget:
         steps = list(walk.steps(paid, paid.total - budget))
         if not steps:
             break
@@ -85,7 +85,7 @@ def uniform(choices: Sequence[Choice], costs: Costs, gone: NDArray[np.bool_], bu
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2
-        fits = blocks.paid(blocks.held.sum(0) * middle).total <= budget
+        fits = blocks.paid(middle).total <= budget
         low, high = (low, middle) if fits else (middle, high)
     return high
 
@@ -118,6 +118,7 @@ class _Walk:
         self.paths = [self.path(c) for c in choices]
         self.at = [0] * len(choices)
         self.taken = np.zeros(len(choices))
+        self.ahead = np.array([self._ahead(p) for p in range(len(choices))]).reshape(-1, 2)
 
     @staticmethod
     def path(choice: Choice) -> list[tuple[float, float]]:
@@ -128,21 +129,30 @@ class _Walk:
         """To another corner of one path."""
         self.at[p] += by
         self.taken[p] = self.paths[p][self.at[p]][0]
+        self.ahead[p] = self._ahead(p)
+
+    def _ahead(self, p: int) -> tuple[float, float]:
+        """(share, loss) from where a path is to its next corner; no share at its end."""
+        path, at = self.paths[p], self.at[p]
+        return (path[at + 1][0] - path[at][0], path[at + 1][1] - path[at][1]) if at + 1 < len(path) else (0.0, 0.0)
 
     def steps(self, paid: Paid, short: float) -> Iterator[_Step]:
-        """To the next corner of each path, where that saves anything of what is `paid`, which is so much too much."""
-        savings = self.blocks.savings(paid)
-        for p, (path, at) in enumerate(zip(self.paths, self.at, strict=True)):
-            if at + 1 < len(path) and savings[p] > 0:
-                (k0, l0), (k1, l1) = path[at], path[at + 1]
-                saved = savings[p] * (k1 - k0)
-                yield _Step((l1 - l0) / saved, l1 - l0, saved, p)
+        """Of the steps to the next corner of a path, where that saves anything of what is `paid`, those that pay best,
+        and those that lose least of all that save what is `short`."""
+        share, lost = self.ahead.T
+        saved = self.blocks.savings(paid) * share
+        some = np.flatnonzero(saved > 0)
+        rate, enough = lost[some] / saved[some], np.where(saved[some] >= short, lost[some], np.inf)
+        found = (rate <= rate.min(initial=np.inf)) | ((enough <= enough.min(initial=np.inf)) & np.isfinite(enough))
+        for k in np.flatnonzero(found).tolist():
+            p = int(some[k])
+            yield _Step(float(rate[k]), float(lost[p]), float(saved[p]), p)
 
     def undo(self, p: int, budget: float) -> None:
         """Back along one path as far as the budget allows."""
         while self.at[p]:
             self.move(p, -1)
-            if self.blocks.paid(self.taken @ self.blocks.held).total > budget:
+            if self.blocks.paid(self.taken).total > budget:
                 self.move(p, 1)
                 break
 
@@ -158,8 +168,7 @@ class _Leaps(_Walk):
     def __init__(self, choices: Sequence[Choice], blocks: Blocks) -> None:
         super().__init__(choices, blocks)
         self.saved: dict[int, Array] = {}
-        met = blocks.met()
-        self.near = [np.flatnonzero(met[p] @ met.T) for p in range(len(choices))]
+        self.near = blocks.near()
 
     @staticmethod
     def path(choice: Choice) -> list[tuple[float, float]]:
@@ -193,7 +202,7 @@ class _Leaps(_Walk):
     def undo(self, p: int, budget: float) -> None:
         """To the corner with the least loss of those that are passed and within the budget."""
         at = self.at[p]
-        spare = budget - self.blocks.paid(self.taken @ self.blocks.held).total
+        spare = budget - self.blocks.paid(self.taken).total
         fits = np.flatnonzero(self.savings(p)[:at] >= -spare)
         if spare >= 0 and fits.size:
             self.move(p, min(fits.tolist(), key=lambda k: self.paths[p][k][1]) - at)

@@ -5,6 +5,7 @@ Knows curves, statistics and units, no operator.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,7 +27,7 @@ from onnxprune.planning.parting import Parts
 from onnxprune.planning.profile import summed
 from onnxprune.planning.selection import parts, reachable, select
 from onnxprune.planning.steady import each
-from onnxprune.planning.trials import SHARES, Trials, factor
+from onnxprune.planning.trials import SHARES, Trials, factor, most_trials
 from onnxprune.results import CurveInfo
 from onnxprune.trace import Groups, Mask
 
@@ -77,6 +78,10 @@ def observe(
     sites = inputs.sites
     _, linked = parts(groups, importance if given is None else given, options, asked)
     scores = np.zeros(len(groups.prunable)) if given is None else given
+    reading: dict[int, list[int]] = defaultdict(list)
+    for k, site in enumerate(sites):
+        for unit in np.unique(site.units).tolist():
+            reading[unit].append(k)
 
     def eliminated(numbered: tuple[int, LinkedBuckets]) -> tuple[dict[int, float], Array]:
         k, part = numbered
@@ -84,8 +89,7 @@ def observe(
         own = len(part.buckets) == 1 or (part.steps > 8 and not part.step_too_coarse(0.5))
         levels = part.steps if own and part.steps <= LEVELS else LEVELS
         most = most_of(levels, share_above_floor(options))
-        inside = np.isin(np.arange(len(scores)), part.members)
-        near = [s for s in sites if inside[s.units].any()]
+        near = [sites[k] for k in sorted({k for unit in part.members for k in reading.get(int(unit), ())})]
         return eliminate(part.buckets, levels, most, near, importance, given)
 
     curves = []
@@ -102,12 +106,13 @@ def measure(
 ) -> None:  # fmt: skip
     """Find the factor of every curve: what is lost when a large part of that set alone goes and the rest makes up for
     it. Where several parts are tried, the curve is bent to go through all of them. One whose share is `asked` for has
-    none."""
+    none. Of so many sets that to try each takes too long, some are tried, all over the graph."""
     tried = SHARES[options.effort]
     free = [curve for curve in curve_set.curves if curve.part.name not in asked]
     if not free:
         return
-    trials = Trials(groups, curve_set.sites, inputs, options, len(tried) * len(free))
+    some = _spread(free, most_trials(groups.trace, options) // len(tried))
+    trials = Trials(groups, curve_set.sites, inputs, options, len(tried) * len(some))
     plain = replace(options, round_to=1, min_channels=1)
     heads, _ = parts(groups, curve_set.scores, plain, asked)
     given = select(groups, curve_set.scores, plain, {}, asked) & ~heads  # which stay while others are tried
@@ -120,13 +125,21 @@ def measure(
         loss = float(np.interp(share, np.linspace(0, 1, len(curve.losses)), np.nan_to_num(curve.losses, posinf=1.0)))
         return share, factor(trials.lost(removed), loss, base) if share else None
 
-    for k, curve in enumerate(free):
+    for k, curve in enumerate(some):
         if progress:
-            progress("sensitivity", k / len(free))
+            progress("sensitivity", k / len(some))
         found = {s: f for s, f in (measured(curve, wanted) for wanted in tried) if f is not None}
         curve.bend(found)
-    _complete(free)
+    _complete(some)
+    _between(free, {id(curve) for curve in some})
     curve_set.branches = branches.measured(groups, trials, options, asked, progress)
+
+
+def _spread(curves: Sequence[Curve], most: int) -> Sequence[Curve]:
+    """At most so many of them, evenly, with the first and the last."""
+    if len(curves) <= most:
+        return curves
+    return [curves[k] for k in np.unique(np.linspace(0, len(curves) - 1, most).round().astype(int)).tolist()]
 
 
 def _complete(curves: Sequence[Curve]) -> None:
@@ -135,6 +148,15 @@ def _complete(curves: Sequence[Curve]) -> None:
     for curve in curves:
         if curve.factor is None:
             curve.factor = float(np.median(known)) if known else 1.0
+
+
+def _between(curves: Sequence[Curve], tried: set[int]) -> None:
+    """Give those that were not tried, by `id`, what lies between the factors of those before and behind."""
+    at = [k for k, curve in enumerate(curves) if id(curve) in tried]
+    logs = [np.log(curves[k].factor or 1.0) for k in at]
+    for k, curve in enumerate(curves):
+        if id(curve) not in tried:
+            curve.factor = float(np.exp(np.interp(k, at, logs)))
 
 
 def shares(

@@ -10,6 +10,7 @@ elsewhere.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -36,6 +37,13 @@ NONE = (0, Light())
 MOST_WORK = 1.5e12
 """Multiply-adds of all trials together, half a minute or less; beyond that trials are in closed form unless the effort
 is high."""
+LAYER = 2e8
+"""Multiply-adds that take as long as what a layer takes beside its own: two sessions are opened for it."""
+MOST_NODES = 200_000
+"""Nodes that are rewritten and run in all trials together, half a minute or less: of a graph of thousands of nodes not
+every set is tried unless the effort is high."""
+FEWEST = 16
+"""Trials that are made of any graph."""
 
 
 class Trials:
@@ -77,6 +85,11 @@ class Trials:
         return work.model
 
 
+def most_trials(trace: Trace, options: Options) -> int:
+    """How many trials are made at most, so that their time does not grow with the square of a graph."""
+    return sys.maxsize if options.effort == "high" else max(FEWEST, MOST_NODES // max(len(trace.nodes), 1))
+
+
 def _pace(trace: Trace, options: Options, count: int) -> tuple[int, Light]:
     """The samples that each of `count` trials takes, 0 where that would take too long, and how. Half of the layers lie
     behind a cut on average."""
@@ -89,7 +102,8 @@ def _work(trace: Trace, count: int, samples: int, light: Light) -> float:
     """Multiply-adds of so many trials by refits."""
     found = (layer.extent(trace.shapes.of_sample) for layer in layers(trace.model, trace.rank))
     extents = [extent for extent in found if extent is not None]
-    solving = sum(_solving(extent, sample_size(extent.groups, extent.columns) / light.rows) for extent in extents)
+    rows = [sample_size(extent.groups, extent.columns) / light.rows for extent in extents]
+    solving = sum(LAYER + _solving(extent, many) for extent, many in zip(extents, rows, strict=True))
     return count * (solving / 2 + 2.5 * samples * profile.macs(trace))
 
 

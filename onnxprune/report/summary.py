@@ -46,8 +46,11 @@ def infos(groups: Groups, kept: Mask, shares: Mapping[int, float] | None = None)
     alive = groups.alive(kept)
     sizes = profile.of_units(groups)
     gone = {groups.trace.nodes[k].name for branch in groups.trace.dropped(kept) for k in branch.nodes}
-    work = _macs_of_units(groups)
-    out = []
+    work, out = _macs_of_units(groups), []
+    readers: dict[str, list[int]] = defaultdict(list)
+    for index, node in enumerate(groups.trace.nodes):
+        for name in node.input:
+            readers[name].append(index)
     for component in groups.components():
         units = np.unique(np.concatenate([groups.classes[groups.blocks[k][2]].ravel() for k in component]))
         units = units[~groups.derived[units] & (units != groups.classes[0])]
@@ -55,7 +58,8 @@ def infos(groups: Groups, kept: Mask, shares: Mapping[int, float] | None = None)
         if live.size:
             layers = tuple(dict.fromkeys(groups.blocks[k][0].parameter for k in component))
             heads, rows = _rows(groups, frozenset(live.tolist()))
-            nodes = dict.fromkeys(n.name for n in groups.trace.nodes if not set(layers).isdisjoint(n.input))
+            reading = sorted({index for name in layers for index in readers[name]})
+            nodes = dict.fromkeys(groups.trace.nodes[index].name for index in reading)
             left = 0 if gone.issuperset(nodes) else int(alive[units].sum())
             out.append(GroupInfo(
                 groups.name(component), layers, int(units.size), int(live.size), left,

@@ -19,6 +19,7 @@ from onnxprune.model import Array, Model, Topology, Weight, fitted, set_nodes, s
 from onnxprune.options import Options
 from onnxprune.run import repeatable
 from onnxprune.run.runtime import Session
+from onnxprune.run.tensors import on_host
 
 BLOCK = 16 << 20
 """Bytes of weights in a piece, where single nodes do not hold more."""
@@ -45,8 +46,8 @@ class Piece:
 
 @dataclass
 class _Run:
-    """One feed on its way through the pieces. values: the tensors that somebody still waits for; asked: the outputs
-    that are wanted of it; weights: in the place of the model's own."""
+    """One feed on its way through the pieces. values: the tensors that somebody still waits for, which stay where the
+    pieces run; asked: the outputs that are wanted of it; weights: in the place of the model's own."""
 
     values: dict[str, Any]
     asked: Sequence[str]
@@ -59,7 +60,8 @@ class _Run:
             raise RuntimeFailure("an operator takes its weights as constants only")
         outs = [n for n in session.outputs if waiting[n] or n in self.asked]
         if outs:
-            made = session.run({n: self.values[n] for n in piece.ins}, outs, weights)
+            self.values |= {n: session.placed(self.values[n]) for n in piece.ins}
+            made = session.made({n: self.values[n] for n in piece.ins}, outs, weights)
             self.values |= zip(outs, made, strict=True)
 
     def forget(self, waiting: Mapping[str, int]) -> None:
@@ -116,7 +118,7 @@ class Chain:
             weight.release()
 
     def _value(self, name: str, values: Mapping[str, Any]) -> Any:
-        return values[name] if name in values else self.model.weights[name].array()
+        return on_host(values[name]) if name in values else self.model.weights[name].array()
 
     def _cut(self, most: int) -> list[Piece]:
         """Pieces of at most `most` bytes of weights, where everything that crosses can be carried."""

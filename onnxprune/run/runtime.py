@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
-from functools import cache
 from io import StringIO
 from typing import Any
 
@@ -18,9 +17,11 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnxprune import guard
 from onnxprune.errors import RuntimeFailure, UsageError
-from onnxprune.model import Array, Model, Taken, fitted, needs, retain
+from onnxprune.model import Array, Model, needs, retain
 from onnxprune.run.installed import how_to_get, onnx_runtime
 from onnxprune.run.stand_ins import lacked, with_stand_ins
+from onnxprune.run.tensors import on_host
+from onnxprune.run.watched import watched
 from onnxprune.validation import near
 
 PROVIDERS = {
@@ -28,6 +29,10 @@ PROVIDERS = {
     "openvino": "OpenVINOExecutionProvider", "dnnl": "DnnlExecutionProvider", "xnnpack": "XnnpackExecutionProvider",
 }  # fmt: skip
 """Short names of ONNX Runtime's execution providers."""
+EXACT = {"CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}}
+"""Settings of a provider in sessions that work for a stage here. Floats of 32 bits are multiplied as such, not rounded
+to 10 bits (TF32) as CUDA does unless it is told otherwise, and kernels are chosen by rule, not by which was quickest
+today: a proof allows no more than on a processor, and two runs are alike."""
 THREADS = {PROVIDERS["openvino"]: "num_of_threads", PROVIDERS["xnnpack"]: "intra_op_num_threads"}
 """How providers with threads of their own are told how many; others take those of the session, or heed
 OMP_NUM_THREADS."""
@@ -41,8 +46,6 @@ PLACE = re.compile(r"(?<= )/\S+\.(?:h|cc|cpp):\d+ .*?\)(?: const)? (?=[A-Za-z'])
 """Where in the source of ONNX Runtime an error was made: file, line, signature."""
 LARGE = 1 << 16
 """Weights of more bytes are fed to a lean session."""
-WHOLE: Taken = {}
-"""What a session takes of its feeds where nothing else is said: all of it."""
 FOLDED = 1 << 20
 """What a runtime computes once from constants it keeps as long as the session. What has more bytes a lean session
 computes in every run, so that it goes after its last use, as everything does."""
@@ -51,15 +54,25 @@ computes in every run, so that it goes after its last use, as everything does.""
 def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
     """An InferenceSession that really uses all of `providers`, or a RuntimeFailure that says how to mend it."""
     ort, wanted = onnx_runtime(), usable(providers)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy works between the runs
+    options = _own_options()
     proto, held = shared(model)
     options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
-    session = with_stand_ins(proto, wanted, lambda source: _made(source, options, wanted))
+    session = with_stand_ins(proto, wanted, lambda source: _made(source, options, wanted, EXACT))
     session.held_weights = held  # the session reads them where they are
     session.taken = model.taken
     return session
+
+
+def _own_options() -> Any:
+    """Of sessions that work for a stage here. No buffer is planned to take another's place: among sizes that are open
+    and have no name ONNX Runtime compares each with all that are free, 8 s for 5,000 nodes, and what is freed after
+    its last use is as good."""
+    options = onnx_runtime().SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.enable_mem_reuse = False
+    options.use_deterministic_compute = True
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy works between the runs
+    return options
 
 
 def deployed(model: Model, providers: Sequence[str] = ("cpu",), count: int = 0, profile: str = "") -> Any:
@@ -70,7 +83,7 @@ def deployed(model: Model, providers: Sequence[str] = ("cpu",), count: int = 0, 
     options.intra_op_num_threads = count or threads()
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    session = _made(model.session_source(), options, wanted)
+    session = _made(model.session_source(), options, wanted, {})
     session.taken = model.taken
     return session
 
@@ -92,35 +105,19 @@ def usable(providers: Sequence[str]) -> list[str]:
     return wanted
 
 
-@cache
-def watched() -> Any:
-    """The class of sessions whose runs are bounded in time, where a process is guarded. taken: of a graph that takes
-    less than the original, what it takes of the feeds."""
-    session: Any = onnx_runtime().InferenceSession
-
-    class Watched(session):  # type: ignore[misc]
-        taken = WHOLE
-
-        def run(self, names: Any, feeds: Mapping[str, Any], *args: Any, **kw: Any) -> Any:
-            with guard.bounded("running the model in ONNX Runtime"):
-                return super().run(names, fitted(self.taken, feeds), *args, **kw)
-
-    return Watched
-
-
 def without_kernel(providers: Sequence[str]) -> frozenset[str]:
     """The operators of which it turned out that none of `providers` has a kernel, and that something stood in for."""
     return lacked(usable(providers))
 
 
-def _made(source: bytes | str, options: Any, wanted: Sequence[str]) -> Any:
+def _made(source: bytes | str, options: Any, wanted: Sequence[str], settings: Mapping[str, Mapping[str, str]]) -> Any:
     options.log_severity_level = 4
-    count = options.intra_op_num_threads
-    own = [{THREADS[name]: str(count)} if count and name in THREADS else {} for name in wanted]
-    named = dict(zip(wanted, own, strict=True)) | ({} if PROVIDERS["cpu"] in wanted else {PROVIDERS["cpu"]: {}})
+    given = {name: dict(settings.get(name, {})) for name in dict.fromkeys((*wanted, PROVIDERS["cpu"]))}
+    for name in given.keys() & THREADS.keys() if options.intra_op_num_threads else ():
+        given[name][THREADS[name]] = str(options.intra_op_num_threads)
     try:
         with guard.bounded("loading the model into ONNX Runtime"):
-            session = watched()(source, options, providers=[*named.items()])
+            session = watched()(source, options, providers=[*given.items()])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         said = f"ONNX Runtime cannot load the model: {first_line(error)}"
         raise RuntimeFailure(f"{said}; export it again, or try another version of onnxruntime") from error
@@ -150,7 +147,7 @@ class Session:
     def __init__(self, model: Model, providers: Sequence[str], free: Collection[str] = ()) -> None:
         self.model, self._wanted = model, usable(providers)
         self._free = {n for n in free if n in model.weights and model.weights[n].dtype in FED}
-        self._fed: dict[str, Array] = {}
+        self._fed: dict[str, Any] = {}
         try:
             self._open(LARGE)
         except RuntimeFailure:  # a few operators take constants only
@@ -161,12 +158,10 @@ class Session:
 
     def _open(self, large: int) -> None:
         ort = onnx_runtime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads()
+        options = _own_options()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED))
         proto, held = shared(self.model)
         self._fed = {n: a for n, a in held.items() if large and (a.nbytes > large or n in self._free)}
@@ -176,8 +171,9 @@ class Session:
         self._held = {n: a for n, a in held.items() if n not in self._fed}
         values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._held.values()]
         options.add_external_initializers(list(self._held), values)
-        self._session = with_stand_ins(proto, self._wanted, lambda source: _made(source, options, self._wanted))
+        self._session = with_stand_ins(proto, self._wanted, lambda source: _made(source, options, self._wanted, EXACT))
         self._session.taken = self.model.taken
+        self._fed = {n: self._session.placed(a) for n, a in self._fed.items()}  # once, not in every run
 
     def holds(self, names: Collection[str]) -> bool:
         """Whether `run` may be given other weights of these names."""
@@ -188,13 +184,28 @@ class Session:
         weights: Mapping[str, Array] | None = None,
     ) -> list[Any]:  # fmt: skip
         """All outputs, or those of `names`. weights: others, in the place of its own."""
+        return [on_host(value) for value in self.made(feeds, names, weights)]
+
+    def made(
+        self, feeds: Mapping[str, Any], names: Sequence[str] | None = None,
+        weights: Mapping[str, Array] | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """As `run`, but tensors stay on the session's device, and `feeds` may be such."""
         try:
-            return list(self._session.run(names, {**feeds, **self._fed, **(weights or {})}))
+            return self._made({**feeds, **self._fed, **(weights or {})}, names)
         except Exception:
             if not self._fed or weights:
                 raise
             self._open(0)
-            return list(self._session.run(names, dict(feeds)))
+            return self._made(feeds, names)
+
+    def _made(self, feeds: Mapping[str, Any], names: Sequence[str] | None) -> list[Any]:
+        made: list[Any] = self._session.made(names, feeds)
+        return made
+
+    def placed(self, value: Any) -> Any:
+        """What `made` is given, where it is read from: an array is brought there once."""
+        return self._session.placed(value)
 
     def run_all(
         self, feeds: Sequence[Mapping[str, Array]], names: Sequence[Sequence[str]] | None = None

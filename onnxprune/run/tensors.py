@@ -1,0 +1,97 @@
+"""Tensors where sessions have them, on an accelerator or here, until Python reads them: one door for what crosses.
+
+Knows values of ONNX Runtime, no model and no stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.run.installed import onnx_runtime
+
+DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
+"""Where the tensors of a provider are, as ONNX Runtime calls it; of any other they are in the memory of Python."""
+HOST = "cpu"
+
+
+@dataclass
+class Crossings:
+    """Tensors, and their bytes, that Python read of sessions, and that it gave them. On a processor they are not
+    copied, as both sides have the same memory; on an accelerator each is a copy."""
+
+    read: int = 0
+    read_bytes: int = 0
+    given: int = 0
+    given_bytes: int = 0
+
+
+_COUNTED: ContextVar[tuple[Crossings, ...]] = ContextVar("counted", default=())
+_LOCK = Lock()
+
+
+@contextmanager
+def crossings() -> Iterator[Crossings]:
+    """What crosses within it, in the threads that start there, too."""
+    found = Crossings()
+    token = _COUNTED.set((*_COUNTED.get(), found))
+    try:
+        yield found
+    finally:
+        _COUNTED.reset(token)
+
+
+def were_read(values: Iterable[Any]) -> None:
+    """Note what came to Python."""
+    for found in _COUNTED.get():
+        sizes = [getattr(value, "nbytes", 0) for value in values]
+        with _LOCK:
+            found.read, found.read_bytes = found.read + len(sizes), found.read_bytes + sum(sizes)
+
+
+def were_given(values: Iterable[Any]) -> None:
+    """Note what Python gave."""
+    for found in _COUNTED.get():
+        sizes = [getattr(value, "nbytes", 0) for value in values]
+        with _LOCK:
+            found.given, found.given_bytes = found.given + len(sizes), found.given_bytes + sum(sizes)
+
+
+class Tensor:
+    """A tensor where a session has it, as `value`, which ONNX Runtime knows."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes, which are known without its numbers."""
+        return tuple(self.value.shape())
+
+    @cached_property
+    def array(self) -> NDArray[Any]:
+        """Its numbers in the memory of Python: they cross once."""
+        found: NDArray[Any] = self.value.numpy()
+        were_read([found])
+        return found
+
+
+def placed(value: Any, device: str = HOST) -> Any:
+    """An array as a `Tensor` on a device; what is none, or has no numbers, as it is."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        return value
+    were_given([value])
+    return Tensor(onnx_runtime().OrtValue.ortvalue_from_numpy(value, device))
+
+
+def on_host(value: Any) -> Any:
+    """A value as Python has it: the numbers of a `Tensor`, and all else as it is."""
+    return value.array if isinstance(value, Tensor) else value
