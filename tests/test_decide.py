@@ -486,7 +486,7 @@ def test_weights_alone_that_remove_nothing_are_no_rival() -> None:
     result = api.prune(model, **options)
     nothing = np.zeros_like
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onnxprune.refit.judging.by_weights", lambda groups, options, costs: nothing(groups.prunable))
+        patch.setattr("onnxprune.refit.judging.rival", lambda weights, decision, options: nothing(weights.prunable))
         again = api.prune(model, **options)
     assert again.report.after.parameters < again.report.before.parameters
     assert again.plan.groups == result.plan.groups
