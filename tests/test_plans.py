@@ -355,7 +355,7 @@ def test_statistics_have_the_same_bits_with_any_number_of_threads() -> None:
     code = """if True:
         import hashlib
         import numpy as np
-        from onnxprune.planning.steady import steady
+        from onnxprune.steady import steady
         x = np.random.default_rng(0).standard_normal((4000, 300)).astype(np.float32)
         with steady():
             gram = x.T @ x
@@ -370,7 +370,7 @@ def test_statistics_have_the_same_bits_with_any_number_of_threads() -> None:
 
 
 def test_threads_are_given_back() -> None:
-    steady = import_module("onnxprune.planning.steady")
+    steady = import_module("onnxprune.steady")
 
     def counts() -> list[int]:
         return [get() for get, _ in steady._libraries()]
@@ -387,7 +387,7 @@ def test_threads_are_given_back() -> None:
 
 
 def test_each_keeps_the_order() -> None:
-    from onnxprune.planning.steady import each
+    from onnxprune.steady import each
 
     assert each(lambda k: k * k, range(100)) == [k * k for k in range(100)]
 

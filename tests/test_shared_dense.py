@@ -17,6 +17,7 @@ from onnxprune.rewrite import rewrite
 from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Groups
 
+LIGHT = Light(4)
 PADS = "pads=[1,1,1,1]"
 CONVOLUTIONS = graph(
     "(float[N,3,8,8] x) => (float[N,5] y)",
@@ -42,12 +43,12 @@ SEQUENCES = graph(
 
 
 def refitted(
-    groups: Groups, removed: np.ndarray[Any, Any], feeds: list[dict[str, Any]], dense: SharedDense | None
+    groups: Groups, removed: np.ndarray[Any, Any], feeds: list[dict[str, Any]], shared: SharedDense | None
 ) -> Mapping[str, Any]:
     """The weights after a light refit."""
     kept = groups.kept_ids(removed)
     after = rewrite(groups.trace, kept)
-    Reconstruction(groups.trace, kept, after, feeds, 1, light=Light(4), dense=dense).run()
+    Reconstruction(groups.trace, kept, after, feeds, 1, light=LIGHT, dense=shared and shared.trial()).run()
     return {name: weight.array() for name, weight in after.model.weights.items()}
 
 
@@ -56,7 +57,7 @@ def test_the_same_as_alone(model: ModelProto, monkeypatch: pytest.MonkeyPatch) -
     groups = analysed(Model.load(model), Options(residual="all"), Clock())
     feeds = [inputs(model, 16, seed) for seed in range(4)]
     units = np.flatnonzero(groups.prunable)
-    dense = SharedDense(groups.trace, feeds, ("cpu",))
+    dense = SharedDense(groups.trace, feeds, ("cpu",), light=LIGHT)
     computed = []
     run = Walk._computed
     monkeypatch.setattr(Walk, "_computed", lambda walk, nodes, *a: computed.append(len(nodes)) or run(walk, nodes, *a))
@@ -83,7 +84,7 @@ def test_depthwise_layers_stay_in_a_light_refit() -> None:
     after = rewrite(groups.trace, kept)
     before = {name: weight.array().copy() for name, weight in after.model.weights.items()}
     feeds = [inputs(CONVOLUTIONS, 16, seed) for seed in range(4)]
-    Reconstruction(groups.trace, kept, after, feeds, 1, light=Light(4)).run()
+    Reconstruction(groups.trace, kept, after, feeds, 1, light=LIGHT).run()
     changed = {name for name, value in before.items() if not np.array_equal(value, after.model.weights[name].array())}
     assert {"wc", "we"} <= changed
     assert "wd" not in changed

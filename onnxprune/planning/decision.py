@@ -26,8 +26,8 @@ from onnxprune.planning.parting import calibrated, counts, parted
 from onnxprune.planning.reaching import SLACK, check_reachable
 from onnxprune.planning.rows import rows_that_go
 from onnxprune.planning.selection import select
-from onnxprune.planning.steady import steady
 from onnxprune.planning.trials import Trials
+from onnxprune.steady import steady
 from onnxprune.trace import Groups, Mask
 
 FAR = 1.1
@@ -225,7 +225,7 @@ class Informed:
         if _cost(groups, self.costs, without) > SLACK * wanted:
             return removed
         trials = Trials(groups, curve_set.sites, self.parts, options, 2)
-        lost = [trials.lost(plan) for plan in (removed, without)]
+        lost = trials.lost([removed, without])
         return without if lost[1] is not None and (lost[0] is None or lost[1] <= lost[0]) else removed
 
 

@@ -20,9 +20,9 @@ from onnxprune.options import Options
 from onnxprune.planning.limits import movable
 from onnxprune.planning.named import asked
 from onnxprune.planning.selection import parts
-from onnxprune.planning.steady import MOST
 from onnxprune.run import in_one
 from onnxprune.shapes import Inputs
+from onnxprune.steady import MOST
 from onnxprune.trace import Groups, Ids
 
 BASE = 172 << 20

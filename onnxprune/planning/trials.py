@@ -10,10 +10,12 @@ elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError
@@ -25,6 +27,7 @@ from onnxprune.planning.obs import DAMP
 from onnxprune.planning.parting import Parts, lightly
 from onnxprune.planning.sensitivity import OutputError
 from onnxprune.rewrite import rewrite
+from onnxprune.steady import each
 from onnxprune.trace import Groups, Mask, Trace
 
 SHARES = {"low": (0.45,), "normal": (0.45,), "high": (0.25, 0.5, 0.75)}
@@ -49,16 +52,25 @@ class Trials:
         self.some = lightly(groups, inputs, self.samples or PACES[0][0])
         feeds = self.some.judge if self.by_refit else inputs.choose or inputs.fit
         self.judge = OutputError(groups, feeds, options.providers)
-        self.dense = SharedDense(groups.trace, self.some.solved, options.providers)
 
-    def lost(self, removed: Mask) -> float | None:
-        """Output error without the units of `removed`; None where it cannot be run."""
+    def lost(self, cuts: Iterable[Mask]) -> list[float | None]:
+        """Output errors without the units of each cut; None where it cannot be run. Cuts in the order of the graph take
+        the least time."""
+        if not self.by_refit:
+            return [self._error(partial(compensated, self.groups, self.sites, removed)) for removed in cuts]
+        return each(self._error, map(self._begun, cuts))
+
+    def _error(self, model: Callable[[], Model]) -> float | None:
         try:
-            model = self._refitted(removed) if self.by_refit else compensated(self.groups, self.sites, removed)
-            error = self.judge.error(model)
+            error = self.judge.error(model())
         except OnnxPruneError:
             return None
         return error if np.isfinite(error) else None
+
+    @cached_property
+    def dense(self) -> SharedDense:
+        """What refits are compared with."""
+        return SharedDense(self.groups.trace, self.some.solved, self.judge.providers, self.seed, self.light)
 
     def rewind(self) -> None:
         """Begin again with cuts that lie at the front of the graph."""
@@ -69,12 +81,27 @@ class Trials:
         trace, pace = self.groups.trace, (self.samples, self.light)
         return self.by_refit and (self.options.effort == "high" or _work(trace, self.count + more, *pace) <= MOST_WORK)
 
-    def _refitted(self, removed: Mask) -> Model:
-        kept = self.groups.kept_ids(removed)
-        work = rewrite(self.groups.trace, kept)
-        feeds, held, providers = self.some.solved, len(self.some.choose), self.judge.providers
-        Reconstruction(self.groups.trace, kept, work, feeds, held, providers, self.seed, self.light, self.dense).run()
-        return work.model
+    def _begun(self, removed: Mask) -> Callable[[], Model]:
+        """What gives the refitted graph, once what comes before the cut was run; or the error that this ended in."""
+        try:
+            kept = self.groups.kept_ids(removed)
+            work = rewrite(self.groups.trace, kept)
+            feeds, held, providers = self.some.solved, len(self.some.choose), self.judge.providers
+            walk = Reconstruction(
+                self.groups.trace, kept, work, feeds, held, providers, self.seed, self.light, self.dense.trial()
+            )
+        except OnnxPruneError as error:
+            return partial(_raised, error)
+
+        def finished() -> Model:
+            walk.run()
+            return work.model
+
+        return finished
+
+
+def _raised(error: OnnxPruneError) -> Model:
+    raise error
 
 
 def _pace(trace: Trace, options: Options, count: int) -> tuple[int, Light]:
@@ -147,7 +174,9 @@ def _resolved(site: Site, group: int, alive: Mask) -> NDArray[np.float64]:
     if kept.all() or not kept.any():
         return np.asarray(matrix * kept[:, None])
     unit = DAMP * max(float(np.trace(gram)) / len(gram), 1e-30)
-    inner = gram[np.ix_(kept, kept)] + unit * np.eye(int(kept.sum()))
+    inner = gram[np.ix_(kept, kept)]
+    inner.flat[:: len(inner) + 1] += unit
     out: NDArray[np.float64] = np.zeros_like(matrix)
-    out[kept] = matrix[kept] + np.linalg.solve(inner, gram[np.ix_(kept, ~kept)] @ matrix[~kept])
+    moved = gram[np.ix_(kept, ~kept)] @ matrix[~kept]
+    out[kept] = matrix[kept] + scipy.linalg.solve(inner.T, moved, assume_a="pos", overwrite_a=True)
     return out

@@ -14,7 +14,6 @@ from onnxprune.run.runtime import (
     deployed,
     first_line,
     open_session,
-    threads,
     usable,
     watched,
 )
@@ -22,5 +21,5 @@ from onnxprune.run.whole import entire, in_one
 
 __all__ = [
     "PROVIDERS", "SMALL", "Chain", "Session", "deployed", "entire", "first_line", "in_one", "onnx_runtime",
-    "open_session", "opened", "runtime_version", "threads", "usable", "watched",
+    "open_session", "opened", "runtime_version", "usable", "watched",
 ]  # fmt: skip
