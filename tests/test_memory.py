@@ -49,7 +49,7 @@ def residual(end: str = "", size: int = 12) -> ModelProto:
 def moments(*sites: tuple[int, int, int], weights: Sequence[Shape]) -> int:
     """Of sites (groups, columns, outputs), beside what sessions hold of the weights."""
     solved = max(memory.SOLVED * k * k + memory.CROSSED * k * o for _, k, o in sites)
-    held = sum(8 * g * k * (k + o) for g, k, o in sites) + 8 * solved
+    held = sum(g * k * (4 * k + 8 * o) for g, k, o in sites) + 8 * solved
     return held + 2 * 4 * sum(int(np.prod(shape)) for shape in weights)
 
 

@@ -54,8 +54,9 @@ class Site:
     inside: bool = False
 
     @property
-    def gram(self) -> Array:
-        """[groups, K, K]: centred second moments of the columns; raw where no bias can absorb a mean."""
+    def gram(self) -> NDArray[np.floating]:
+        """[groups, K, K]: centred second moments of the columns; raw where no bias can absorb a mean. In float32, which
+        is as exact as the products that were added up."""
         return self.moments.load()
 
     @property
@@ -142,7 +143,8 @@ class _Collection:
         tails = [tail(m, walk, outputs, self.groups.trace.rank(m.out)) for m in members]
         movable = not inside and all(fitted.movable(t.shift) for t in tails) and fitted.bias(layer, outputs) is not None
         gram, mean = _moments(walk, members, matrix.shape[1], self.seed, movable)
-        energy = float(np.einsum("gko,gkl,glo->", matrix, gram, matrix, optimize=True))
+        gram = gram.astype(np.float32)
+        energy = float(((gram @ matrix.astype(np.float32)) * matrix).sum())
         if not 0 < energy < np.inf:
             return None
         large: tuple[Stored, Stored] = Held(gram), Held(matrix)

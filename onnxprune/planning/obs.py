@@ -27,7 +27,7 @@ class Elimination:
     take the places of rows that are gone, and are multiplied out where others are looked at."""
 
     def __init__(self, site: Site, group: int, members: NDArray[np.bool_]) -> None:
-        damped = site.gram[group].copy()
+        damped = site.gram[group].astype(np.float64)
         self.energy = site.energy
         damped.flat[:: len(damped) + 1] += DAMP * max(float(np.trace(damped)) / len(damped), 1e-30)
         self._rows = inverse(damped)  # first the factors, then the rows of the inverse of what is left
@@ -50,7 +50,8 @@ class Elimination:
             places = [k for k, u in enumerate(units) if u in self.columns and u in blocks.at]
             at = [blocks.at[units[k]] for k in places]
             weights = self.matrix[blocks.columns[at]]  # U m O
-            out[places] = np.einsum("umo,umo->u", weights, np.linalg.solve(blocks.inner[at], weights)) / self.energy
+            squares = weights @ weights.transpose(0, 2, 1)
+            out[places] = np.linalg.solve(blocks.inner[at], squares).trace(axis1=1, axis2=2) / self.energy
         return out
 
     def remove(self, units: Sequence[int]) -> None:

@@ -174,7 +174,7 @@ def _resolved(site: Site, group: int, alive: Mask) -> NDArray[np.float64]:
     if kept.all() or not kept.any():
         return np.asarray(matrix * kept[:, None])
     unit = DAMP * max(float(np.trace(gram)) / len(gram), 1e-30)
-    inner = gram[np.ix_(kept, kept)]
+    inner = gram[np.ix_(kept, kept)].astype(np.float64)
     inner.flat[:: len(inner) + 1] += unit
     out: NDArray[np.float64] = np.zeros_like(matrix)
     moved = gram[np.ix_(kept, ~kept)] @ matrix[~kept]
