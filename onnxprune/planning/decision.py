@@ -90,6 +90,10 @@ class Planner:
             check_reachable(self.groups, options, self.costs)
         return decision
 
+    def rest(self) -> None:
+        """Let go of statistics: where no other plan is to be made, they take memory that others need."""
+        self.__dict__.pop("_informed", None)
+
     def _by_weights(self, options: Options) -> Decision:
         return Decision(by_weights(self.groups, options, self.costs, self.weights), self.groups, costs=self.costs)
 
@@ -177,7 +181,7 @@ class Informed:
         if options.criterion == "obs" and options.reconstruct == "none":
             notes = ("the obs score assumes that weights are updated; without reconstruction l2 is the better choice",)
         return Decision(
-            removed, self.groups, self.inputs, curve_set, notes=notes, costs=self.costs
+            removed, self.groups, self.inputs, curve_set and replace(curve_set, sites=[]), notes=notes, costs=self.costs
         )  # fmt: skip
 
     def curve_set(self, options: Options) -> curves.CurveSet:

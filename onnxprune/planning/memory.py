@@ -102,7 +102,8 @@ def _layers(groups: Groups, options: Options) -> tuple[list[_Summing], list[tupl
         solved.append((SOLVED * group + CROSSED * crossed, f"solving for '{layer.title}'"))
         units = units_of(groups, layer, sums[layer.index], wanted)
         if units is not None:
-            summing.append(_Summing(units, extent.groups * group // 2, extent.groups * group, extent.groups * crossed, group))
+            whole = extent.groups * group
+            summing.append(_Summing(units, whole // 2, whole, extent.groups * crossed, group))
     return summing, solved
 
 
