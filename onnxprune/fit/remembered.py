@@ -11,14 +11,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.fit.compared import Answer, Dense
+from onnxprune.fit.compared import Answer, Dense, changed
 from onnxprune.fit.equations import Light
 from onnxprune.fit.linear import RESHAPED, Linear, Unsolvable
 from onnxprune.fit.products import Layer
 from onnxprune.fit.reconstruction import Reconstruction
 from onnxprune.fit.unclipped import unclipped
 from onnxprune.fit.walk import Walk
-from onnxprune.model import Array
+from onnxprune.model import Array, Model
 from onnxprune.rewrite import Rewritten
 from onnxprune.trace import Mask, Trace
 
@@ -46,16 +46,46 @@ class _Seen:
         return self.at, layer.split(np.compress(alive, self.rows, 1))
 
 
-class SharedDense:
-    """The dense network over `feeds`, as `refit`, of nothing that was cut, asks for it. What comes before a cut is
-    computed once, too: cuts are best tried in the order in which they lie in the graph."""
+class Front:
+    """The dense network over `feeds`, as far as cuts leave it alone: it is run once where these are tried in the order
+    in which they lie in the graph."""
+
+    def __init__(self, trace: Trace, feeds: Sequence[Mapping[str, Array]], providers: Sequence[str]) -> None:
+        self.trace, self.feeds, self.providers = trace, feeds, providers
+        self.rewind()
+
+    def walk(self) -> Walk:
+        """Through it from its beginning."""
+        return Walk(self.trace.model, self.feeds, self.trace.shapes.dtype, self.providers)
+
+    def rewind(self) -> None:
+        """Let go of what was computed on the way, so that cuts are tried from the front of the graph once more."""
+        self.ahead = self.walk()
+
+    def before(self, current: Walk, touched: set[int]) -> dict[str, list[Array]]:
+        """What those nodes of a cut graph read that are `touched`, of what others make, in every batch."""
+        made = {o for k in touched for o in current.makes(k)}
+        read = {n for k in touched for n in current.reads[k]} - made
+        found = {name: self.ahead.value(name) for name in sorted(read & self.ahead.made_by.keys())}
+        self.ahead.release()
+        return found
+
+
+    def unchanged(self, model: Model, known: Mapping[str, list[Array]]) -> dict[str, list[Array]]:
+        """Those of its tensors that a graph with other weights gives as well."""
+        walk = Walk(model, (), self.trace.shapes.dtype)
+        stale = walk.followers(changed(self.ahead, walk))
+        return {name: values for name, values in known.items() if walk.made_by.get(name) not in stale}
+
+
+class SharedDense(Front):
+    """The dense network over `feeds`, as a refit of nothing that was cut asks for it."""
 
     def __init__(
         self, trace: Trace, feeds: Sequence[Mapping[str, Array]], providers: Sequence[str], seed: int = 0,
         light: Light | None = None,
     ) -> None:  # fmt: skip
-        self.trace, self.feeds, self.providers = trace, feeds, providers
-        self.ahead = self.walk()
+        super().__init__(trace, feeds, providers)
         self.seen: dict[tuple[str, str], list[_Seen]] = {}
         everything, walk = np.ones(trace.labels.n, bool), self.walk()
         nothing_cut = Reconstruction(
@@ -81,14 +111,6 @@ class SharedDense:
         ]
         walk.release()
 
-    def walk(self) -> Walk:
-        """Through it from its beginning."""
-        return Walk(self.trace.model, self.feeds, self.trace.shapes.dtype, self.providers)
-
-    def rewind(self) -> None:
-        """Let go of what was computed on the way, so that cuts are tried from the front of the graph once more."""
-        self.ahead = self.walk()
-
     def trial(self) -> Dense:
         """What the layers of one cut network are compared with. Several may be solved for side by side, once they have
         started one after the other."""
@@ -104,13 +126,8 @@ class _Trial(Dense):
 
     def start(self, current: Walk, touched: set[int]) -> None:
         """The walk of the cut graph is given what comes before the cut."""
-        ahead = self.shared.ahead
-        made = {o for k in touched for o in current.makes(k)}
-        read = {n for k in touched for n in current.reads[k]} - made
-        for name in sorted(read & ahead.made_by.keys()):
-            current.values[name] = ahead.value(name)
+        current.values |= self.shared.before(current, touched)
         current.done |= set(range(len(current.nodes))) - touched
-        ahead.release()
 
     def answers(self, layer: Linear, name: str, kept: Mask, outputs: int) -> Iterable[Answer]:
         """As for one refit; from memory where the layer allows it and the cut changes nothing but channels."""

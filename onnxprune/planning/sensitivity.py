@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from onnxprune.data import cache_outputs, describe
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model import Model, gone, taken_from
+from onnxprune.fit import Walk
+from onnxprune.model import Model, taken_from
 from onnxprune.prove import Places, with_outputs
-from onnxprune.run import entire, first_line
+from onnxprune.run import entire, first_line, in_one
 from onnxprune.trace import Groups
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
@@ -37,10 +38,11 @@ class OutputError:
         self.names = [name for name in told if name not in caches] or told
         self.dense = self._outputs(trace.model)
 
-    def error(self, model: Model) -> float:
-        """Mean over the outputs of squared error by variance."""
+    def error(self, model: Model, known: Mapping[str, list[NDArray[Any]]] | None = None) -> float:
+        """Mean over the outputs of squared error by variance. known: of every batch, tensors from which on the model is
+        to be run, if not from its inputs."""
         errors = []
-        for name, theirs in self._outputs(model).items():
+        for name, theirs in self._outputs(model, known).items():
             ours = [taken_from(model.taken, name, a) for a in self.dense[name]]
             lost = sum(float(np.square(_wide(a) - _wide(b)).sum()) for a, b in zip(ours, theirs, strict=True))
             mean = sum(_wide(a).sum() for a in ours) / max(sum(a.size for a in ours), 1)
@@ -48,19 +50,40 @@ class OutputError:
             errors.append(lost / energy if energy else 0.0)
         return float(np.mean(errors)) if errors else 0.0
 
-    def _outputs(self, model: Model) -> dict[str, list[NDArray[Any]]]:
+    def _outputs(
+        self, model: Model, known: Mapping[str, list[NDArray[Any]]] | None = None
+    ) -> dict[str, list[NDArray[Any]]]:  # fmt: skip
         types = self.groups.trace.shapes.dtype
         names = [name for name in self.names if not gone(model.taken, name)]
+        if known is not None and in_one(model):
+            walk = Walk(model, self.feeds, types, self.providers)
+            walk.values |= known
+            found = walk.at(names)
+        else:
+            found = self._whole(model, names)
+        return {
+            name: [np.asarray(y) for y in ys]
+            for name, ys in zip(names, found, strict=True)
+            if isinstance(ys[0], np.ndarray) and ys[0].dtype.kind == "f"
+        }
+
+    def _whole(self, model: Model, names: Sequence[str]) -> list[list[Any]]:
+        """What these outputs are in every batch."""
+        types = self.groups.trace.shapes.dtype
         session = entire(with_outputs(types, model, self.taps), self.providers, types)
         try:
             runs = [session.run(names, dict(feed)) for feed in self.feeds]
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise RuntimeFailure(f"ONNX Runtime failed on calibration inputs: {first_line(error)}") from error
+<<<<<<< HEAD
         return {
             name: [np.asarray(r[k]) for r in runs]
             for k, name in enumerate(names)
             if isinstance(runs[0][k], np.ndarray) and runs[0][k].dtype.kind == "f"
         }
+=======
+        return [list(ys) for ys in zip(*runs, strict=True)]
+>>>>>>> 89276da (Judge a trial from its cut on, and mirror no images where that takes long)
 
 
 def _wide(array: NDArray[Any]) -> NDArray[np.float64]:

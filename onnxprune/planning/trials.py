@@ -10,16 +10,31 @@ elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.fit import Extent, Fitted, Light, Linear, Reconstruction, SharedDense, Site, layers, sample_size, tail
+from onnxprune.fit import (
+    Extent,
+    Fitted,
+    Front,
+    Light,
+    Linear,
+    Reconstruction,
+    SharedDense,
+    Site,
+    Walk,
+    changed,
+    layers,
+    sample_size,
+    tail,
+)
 from onnxprune.model import Model, Topology, Weight
 from onnxprune.options import Options
 from onnxprune.planning import profile
@@ -40,6 +55,9 @@ MOST_WORK = 1.5e12
 """Multiply-adds of all trials together, half a minute or less; beyond that trials are in closed form unless the effort
 is high."""
 
+Made = tuple[Model, Mapping[str, list[NDArray[Any]]]]
+"""A cut graph, and what comes before the cut where it is judged: of every batch, the tensors that it reads there."""
+
 
 class Trials:
     """Tries cuts of `groups`, by refits where `count` of them do not take too long. `sites`: for the closed form."""
@@ -52,20 +70,26 @@ class Trials:
         self.some = lightly(groups, inputs, self.samples or PACES[0][0])
         feeds = self.some.judge if self.by_refit else inputs.choose or inputs.fit
         self.judge = OutputError(groups, feeds, options.providers)
+        self.front = Front(groups.trace, feeds, options.providers)
 
     def lost(self, cuts: Iterable[Mask]) -> list[float | None]:
         """Output errors without the units of each cut; None where it cannot be run. Cuts in the order of the graph take
         the least time."""
         if not self.by_refit:
-            return [self._error(partial(compensated, self.groups, self.sites, removed)) for removed in cuts]
+            return [self._error(partial(self._compensated, removed)) for removed in cuts]
         return each(self._error, map(self._begun, cuts))
 
-    def _error(self, model: Callable[[], Model]) -> float | None:
+    def _error(self, made: Callable[[], Made]) -> float | None:
         try:
-            error = self.judge.error(model())
+            error = self.judge.error(*made())
         except OnnxPruneError:
             return None
         return error if np.isfinite(error) else None
+
+    def _compensated(self, removed: Mask) -> Made:
+        model = compensated(self.groups, self.sites, removed)
+        walk = Walk(model, (), self.groups.trace.shapes.dtype)
+        return model, self.front.before(walk, walk.followers(changed(self.front.ahead, walk)))
 
     @cached_property
     def dense(self) -> SharedDense:
@@ -74,14 +98,16 @@ class Trials:
 
     def rewind(self) -> None:
         """Begin again with cuts that lie at the front of the graph."""
-        self.dense.rewind()
+        self.front.rewind()
+        if self.by_refit:
+            self.dense.rewind()
 
     def room(self, more: int) -> bool:
         """Whether so many more of them by refits do not take too long, either."""
         trace, pace = self.groups.trace, (self.samples, self.light)
         return self.by_refit and (self.options.effort == "high" or _work(trace, self.count + more, *pace) <= MOST_WORK)
 
-    def _begun(self, removed: Mask) -> Callable[[], Model]:
+    def _begun(self, removed: Mask) -> Callable[[], Made]:
         """What gives the refitted graph, once what comes before the cut was run; or the error that this ended in."""
         try:
             kept = self.groups.kept_ids(removed)
@@ -90,17 +116,18 @@ class Trials:
             walk = Reconstruction(
                 self.groups.trace, kept, work, feeds, held, providers, self.seed, self.light, self.dense.trial()
             )
+            known = self.front.before(walk.current, walk.touched)
         except OnnxPruneError as error:
             return partial(_raised, error)
 
-        def finished() -> Model:
+        def finished() -> Made:
             walk.run()
-            return work.model
+            return work.model, self.front.unchanged(work.model, known)  # a shortcut is solved for beside the cut
 
         return finished
 
 
-def _raised(error: OnnxPruneError) -> Model:
+def _raised(error: OnnxPruneError) -> Made:
     raise error
 
 
