@@ -87,8 +87,8 @@ def folds(feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[Parts]:
 
 
 def with_mirrors(groups: Groups, parts: Parts, options: Options) -> Parts:
-    """With mirrored images, as many as memory and time allow besides, where the model answers most of them as it answers
-    the images: it does not where writing is read."""
+    """With mirrored images, as many as memory and time allow, where the model answers most of them as it answers the
+    images: it does not where writing is read."""
     turned = mirrored(parts.fit, describe(groups.trace.model, groups.trace.shapes))
     if not turned:
         return parts
