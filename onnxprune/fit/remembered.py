@@ -70,7 +70,6 @@ class Front:
         self.ahead.release()
         return found
 
-
     def unchanged(self, model: Model, known: Mapping[str, list[Array]]) -> dict[str, list[Array]]:
         """Those of its tensors that a graph with other weights gives as well."""
         walk = Walk(model, (), self.trace.shapes.dtype)

@@ -75,15 +75,7 @@ class OutputError:
             runs = [session.run(names, dict(feed)) for feed in self.feeds]
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise RuntimeFailure(f"ONNX Runtime failed on calibration inputs: {first_line(error)}") from error
-<<<<<<< HEAD
-        return {
-            name: [np.asarray(r[k]) for r in runs]
-            for k, name in enumerate(names)
-            if isinstance(runs[0][k], np.ndarray) and runs[0][k].dtype.kind == "f"
-        }
-=======
         return [list(ys) for ys in zip(*runs, strict=True)]
->>>>>>> 89276da (Judge a trial from its cut on, and mirror no images where that takes long)
 
 
 def _wide(array: NDArray[Any]) -> NDArray[np.float64]:
