@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxprune.data import cache_outputs, describe
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit import Walk
-from onnxprune.model import Model, taken_from
+from onnxprune.model import Model, gone, taken_from
 from onnxprune.prove import Places, with_outputs
 from onnxprune.run import entire, first_line, in_one
 from onnxprune.trace import Groups
