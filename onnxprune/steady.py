@@ -74,7 +74,7 @@ def each(function: Callable[[Item], Result], items: Iterable[Item], most: int = 
         return contexts.copy().run(function, item)
 
     results, going = [], deque[Future[Result]]()
-    with ThreadPoolExecutor(count) as pool:
+    with steady(), ThreadPoolExecutor(count) as pool:  # threads of a BLAS beside ours wait for each other
         for item in items:
             going.append(pool.submit(work, item))
             if len(going) > count:  # one waits, for whoever is ready first

@@ -35,7 +35,7 @@ ridge, and what is in the making."""
 CROSSED = 11
 """Moments of its columns with its outputs are held so often, and matrices of that size: the old weights, the best ones
 so far, those that are tried, and as above."""
-MAKING = 3
+MAKING = 1
 """Of the layer whose inverse is in the making its second moments are held so often besides."""
 BATCH = 1.85
 """Activations are held so often: with those of one batch of eight inside the runtime, which doubles its blocks, and
