@@ -148,13 +148,10 @@ class _Calibrator:
         rows = next((dims[s.name][0] for s in self.specs if s.batch == 0), 1)
         want, most = amounts(self.model, self.shapes, dims, rows, self.want)
         if all(s.batch == 0 for s in self.specs) and self.probabilities(first, rows) is not None:
-            pool, say, before = Pool(rng, want), now(), 0
             if any(s.kind == "image" for s in self.specs):
-                tried = self.choose_images(dims, rows, min(want, TRIED, most // SHOWN))
-                for feed, scores in tried:
-                    pool.add(feed, scores)
-                before = len(tried)
-            for k in range(before, batches := math.ceil(most / rows)):
+                self.choose_images(dims, rows, min(want, TRIED, most // SHOWN))
+            pool, say = Pool(rng, want), now()
+            for k in range(batches := math.ceil(most / rows)):
                 say.done(k / batches)
                 feed = self.feed(dims, rng)
                 pool.add(feed, self.scores(feed, rows))
@@ -168,17 +165,15 @@ class _Calibrator:
         samples = min(want, rows * len(feeds))
         return Calibration(tuple(feeds), samples, self.text(dims), True, self.diversity(feeds, samples))
 
-    def choose_images(self, dims: Inputs, rows: int, count: int) -> list[tuple[Feed, Array]]:
+    def choose_images(self, dims: Inputs, rows: int, count: int) -> None:
         """Photographs or made-up images, whichever the classes are more evenly predicted on: a classifier of clothes on
-        plain grounds finds in photographs little that it knows. Gives those that were tried, with their scores."""
-        tried: dict[float, list[tuple[Feed, Array]]] = {}
+        plain grounds finds in photographs little that it knows."""
+        spreads = {}
         for share in (1.0, 0.0):
-            self.images.share, rng = share, np.random.default_rng((self.options.seed, TRIED))
-            feeds = (self.feed(dims, rng) for _ in range(math.ceil(count / rows)))
-            tried[share] = [(feed, self.scores(feed, rows)) for feed in feeds]
-        spreads = {share: synthetic.entropy(np.concatenate([s for _, s in own])) for share, own in tried.items()}
+            self.images.share, rng = share, np.random.default_rng(self.options.seed)
+            answers = [self.scores(self.feed(dims, rng), rows) for _ in range(math.ceil(count / rows))]
+            spreads[share] = synthetic.entropy(np.concatenate(answers))
         self.images.share = max(spreads, key=lambda share: spreads[share])
-        return tried[self.images.share]
 
     def carry_states(self, feeds: list[Feed]) -> None:
         """Recurrent states are what the batch before left behind: at zero, where they begin, little depends on them."""

@@ -41,7 +41,6 @@ WIDE = 2.5
 WRITTEN = 0.8
 CENTRAL = 4
 """At most this many large leaves lie in the centre, as the subject of a photograph does."""
-TINY = 1e-9
 FIELDS = 32
 """Texture fields made for one set; every leaf cuts its own piece out of one of them."""
 
@@ -94,12 +93,6 @@ class _Leaves:
     power: Array
     blur: Array
 
-    def each(self) -> list[tuple[Any, ...]]:
-        """(centre, radius, stretch, angle, power, blur) of every leaf, as plain numbers: arrays of pixels keep their
-        type beside these."""
-        own = (self.centre, self.radius, self.stretch, self.angle, self.power, self.blur)
-        return list(zip(*(x.tolist() for x in own), strict=True))
-
 
 def _scattered(rng: np.random.Generator, height: int, width: int, plain: bool) -> _Leaves:
     """Leaves of all sizes everywhere, a few large ones in the centre; or, for a `plain` background, a few objects."""
@@ -145,16 +138,12 @@ def _paint(rng: np.random.Generator, canvas: Floats, fields: Floats) -> None:
         ink = paper - np.sign(paper.mean() or 1) * rng.uniform(1.2, 3) + 0.3 * colours[:, :1]
         colours[:, :count], grain[:], slope[:] = ink, rng.uniform(0, 0.4), 0
 
-    pieces = rng.random((count + 1, 3))  # where each is cut out, and of which field
-
     def painted(leaf: int, rows: int, columns: int, y: Array, x: Array) -> Array:
         """Colour, texture and shading of a piece; `y` and `x` are its coordinates in units of the leaf."""
-        room = len(fields), fields.shape[2] - rows + 1, fields.shape[3] - columns + 1
-        field, down, right = (int(share * n) for share, n in zip(pieces[leaf], room, strict=True))
-        piece = fields[field, :, down : down + rows, right : right + columns] * grain[leaf]
-        piece += colours[:, leaf, None, None]
-        piece += slope[leaf, 0] * y + slope[leaf, 1] * x
-        return np.asarray(piece)
+        down, right = (int(rng.integers(m - n + 1)) for m, n in zip(fields.shape[2:], (rows, columns), strict=True))
+        piece = fields[rng.integers(len(fields)), :, down : down + rows, right : right + columns] * grain[leaf]
+        shade: Floats = colours[:, leaf, None, None] + (slope[leaf, 0] * y + slope[leaf, 1] * x)
+        return np.asarray(piece + shade)
 
     ys, xs = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)[None]
     if plain:
@@ -163,37 +152,23 @@ def _paint(rng: np.random.Generator, canvas: Floats, fields: Floats) -> None:
             canvas /= CONTRAST  # so that some backgrounds are as black or white as they come
     else:
         canvas[:] = painted(count, height, width, 2 * ys / height - 1, 2 * xs / width - 1)
-    shapes = leaves.each()
     for i in range(count):
-        (cy, cx), r, stretch, angle, power, blur = shapes[i]
-        a, b, cos, sin = r * stretch, r / stretch, math.cos(angle), math.sin(angle)
+        (cy, cx), r, power, blur = leaves.centre[i], float(leaves.radius[i]), leaves.power[i], leaves.blur[i]
+        a, b = r * leaves.stretch[i], r / leaves.stretch[i]
+        cos, sin = math.cos(leaves.angle[i]), math.sin(leaves.angle[i])
         dy, dx = a * abs(sin) + b * abs(cos) + blur + 1, a * abs(cos) + b * abs(sin) + blur + 1
         top, left = max(int(cy - dy), 0), max(int(cx - dx), 0)
         bottom, right = min(int(cy + dy) + 1, height), min(int(cx + dx) + 1, width)
         if bottom <= top or right <= left:
             continue
         y, x = ys[top:bottom] - np.float32(cy), xs[:, left:right] - np.float32(cx)
-        inside = _powered(cos / a * x + sin / a * y, power)
-        inside += _powered(cos / b * y - sin / b * x, power)
+        inside = np.abs((cos * x + sin * y) / a) ** power + np.abs((cos * y - sin * x) / b) ** power
         # Near the edge, (1 - inside) / power is the distance from it in units of the smaller half-axis.
-        sharp = min(a, b) / (power * blur)
-        inside *= -sharp
-        inside += 0.5 + sharp
-        alpha = np.minimum(np.maximum(inside, 0, out=inside), 1, out=inside)
-        part, piece = canvas[:, top:bottom, left:right], painted(i, bottom - top, right - left, y / r, x / r)
-        piece -= part
-        piece *= alpha
-        part += piece
+        alpha = np.clip(0.5 + (1 - inside) * (min(a, b) / (power * blur)), 0, 1).astype(np.float32)
+        part = canvas[:, top:bottom, left:right]
+        part += alpha * (painted(i, bottom - top, right - left, y / r, x / r) - part)
     canvas *= CONTRAST
     np.clip(canvas, *SPAN, out=canvas)
-
-
-def _powered(values: Floats, power: float) -> Floats:
-    """Absolute values to a power; overwrites `values`."""
-    np.maximum(np.abs(values, out=values), TINY, out=values)
-    np.log(values, out=values)
-    values *= power
-    return np.exp(values, out=values)
 
 
 def features(rng: np.random.Generator, shape: tuple[int, ...], clusters: int = 8) -> Floats:
