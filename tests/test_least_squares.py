@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from onnxprune.fit import Problem, solve
+from onnxprune.fit import Problem, Solution, solve
+from onnxprune.fit.least_squares import RIDGES, _lowest
 from onnxprune.fit.normal import CHUNK, Moments, Normal
 
 Array = NDArray[Any]
@@ -208,3 +209,20 @@ def test_moments_in_parts_are_those_of_the_whole(kind: type, intercept: bool) ->
     found, mean = Normal(first, intercept).crossed(rows, other)
     np.testing.assert_allclose(found, a.T @ c, rtol=1e-4, atol=1e-4 * np.abs(found).max())
     np.testing.assert_allclose(mean, other.mean(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("lowest", range(7))
+def test_ridges_are_followed_downhill(lowest: int) -> None:
+    """The best of all where the error falls on one side of it and grows on the other, from half of them on average."""
+    tried: list[float] = []
+
+    def at(ridge: float) -> Solution:
+        tried.append(ridge)
+        error = 1.0 + abs(RIDGES.index(ridge) - lowest)
+        return Solution(np.zeros((1, 1)), np.zeros(1), ridge, error, 9.0)
+
+    assert _lowest(at, RIDGES).ridge == RIDGES[lowest]
+    assert len(tried) == len(set(tried)) <= 6
+    tried.clear()
+    assert _lowest(at, RIDGES[-1:]).ridge == np.inf
+    assert _lowest(at, RIDGES[:1]).ridge == RIDGES[0]
