@@ -21,7 +21,7 @@ from onnxprune.progress import now
 from onnxprune.run import PROVIDERS, deployed, first_line, onnx_runtime
 from onnxprune.run import threads as thread_count
 from onnxprune.shapes import Shapes, infer
-from onnxprune.steady import cores
+from onnxprune.steady import cores, threads
 
 Feed = dict[str, NDArray[Any]]
 Run = Callable[[], Any]
