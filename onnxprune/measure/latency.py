@@ -19,9 +19,9 @@ from onnxprune.model import Model, fitted
 from onnxprune.options import Options
 from onnxprune.progress import now
 from onnxprune.run import PROVIDERS, deployed, first_line, onnx_runtime
-from onnxprune.run import threads as thread_count
 from onnxprune.shapes import Shapes, infer
-from onnxprune.steady import cores, threads
+from onnxprune.steady import cores
+from onnxprune.steady import threads as thread_count
 
 Feed = dict[str, NDArray[Any]]
 Run = Callable[[], Any]
