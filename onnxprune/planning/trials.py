@@ -16,7 +16,6 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError
@@ -205,5 +204,5 @@ def _resolved(site: Site, group: int, alive: Mask) -> NDArray[np.float64]:
     inner.flat[:: len(inner) + 1] += unit
     out: NDArray[np.float64] = np.zeros_like(matrix)
     moved = gram[np.ix_(kept, ~kept)] @ matrix[~kept]
-    out[kept] = matrix[kept] + scipy.linalg.solve(inner.T, moved, assume_a="pos", overwrite_a=True)
+    out[kept] = matrix[kept] + np.linalg.solve(inner, moved)
     return out
