@@ -29,13 +29,13 @@ BASE = 172 << 20
 """Bytes of Python and its libraries; of little memory half is left beside them."""
 MODERATE = 2 << 30
 """Bytes of activations where no memory was asked for: more samples of large images take more time and bring little."""
-SOLVED = 4
+SOLVED = 6
 """Second moments of the layer that is solved for are held so often: as they are added up, centred, a factor for the
-ridge, and what is in the making."""
+ridge, what is in the making of these, and rows that are multiplied."""
 CROSSED = 11
 """Moments of its columns with its outputs are held so often, and matrices of that size: the old weights, the best ones
 so far, those that are tried, and as above."""
-MAKING = 1
+MAKING = 3
 """Of the layer whose inverse is in the making its second moments are held so often besides."""
 BATCH = 1.85
 """Activations are held so often: with those of one batch of eight inside the runtime, which doubles its blocks, and
