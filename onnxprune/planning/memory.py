@@ -29,7 +29,7 @@ BASE = 172 << 20
 """Bytes of Python and its libraries; of little memory half is left beside them."""
 MODERATE = 2 << 30
 """Bytes of activations where no memory was asked for: more samples of large images take more time and bring little."""
-SOLVED = 6
+SOLVED = 8
 """Second moments of the layer that is solved for are held so often: as they are added up, centred, a factor for the
 ridge, what is in the making of these, and rows that are multiplied."""
 CROSSED = 11
