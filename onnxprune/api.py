@@ -90,7 +90,9 @@ def prune(
     if plan is None and options.max_latency is not None:
         result = Result(*searching.fast_enough(pruner, model, clock))
     elif plan is None:
-        result = Result(*pruner.carried_out(pruner.planner.decide(options), options, clock))
+        decision = pruner.planner.decide(options)
+        pruner.planner.rest()
+        result = Result(*pruner.carried_out(decision, options, clock))
     else:
         decision = replayed(pruner.groups, removed_by(pruner.groups, plan, force_plan), options)
         result = Result(*pruner.carried_out(decision, options, clock, plan))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from onnxprune.fit import Problem, solve
+from onnxprune.fit import Problem, Solution, solve
+from onnxprune.fit.least_squares import RIDGES, _lowest
 from onnxprune.fit.normal import CHUNK, Moments, Normal
 
 Array = NDArray[Any]
@@ -195,16 +196,33 @@ def test_moments_in_parts_are_those_of_the_whole(kind: type, intercept: bool) ->
     rows = (random.standard_normal((CHUNK + 700, 5)) * 8 + 30).astype(kind)
     targets = (rows @ random.standard_normal((5, 2)) - 100).astype(np.float32)
     first = Moments.of(rows[:900], targets[:900])
-    both = first + Moments.of(rows[900:], targets[900:], first.shift, first.base)
+    first.add(rows[900:], targets[900:])
     x, t = rows.astype(np.float64), targets.astype(np.float64)
-    np.testing.assert_allclose(both.mean, x.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(both.target_mean, t.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(first.mean, x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(first.target_mean, t.mean(0), rtol=1e-5)
     a, b = (x - x.mean(0), t - t.mean(0)) if intercept else (x, t)
-    gram, cross = both.centred() if intercept else both.raw()
+    gram, cross = first.centred() if intercept else first.raw()
     np.testing.assert_allclose(gram, a.T @ a, rtol=1e-4, atol=1e-4 * np.abs(gram).max())
     np.testing.assert_allclose(cross, a.T @ b, rtol=1e-4, atol=1e-4 * np.abs(cross).max())
     other = targets[:, ::-1] * 3 + 7
     c = other - other.mean(0) if intercept else other
-    found, mean = Normal(both, intercept).crossed(rows, other)
+    found, mean = Normal(first, intercept).crossed(rows, other)
     np.testing.assert_allclose(found, a.T @ c, rtol=1e-4, atol=1e-4 * np.abs(found).max())
     np.testing.assert_allclose(mean, other.mean(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("lowest", range(7))
+def test_ridges_are_followed_downhill(lowest: int) -> None:
+    """The best of all where the error falls on one side of it and grows on the other, from half of them on average."""
+    tried: list[float] = []
+
+    def at(ridge: float) -> Solution:
+        tried.append(ridge)
+        error = 1.0 + abs(RIDGES.index(ridge) - lowest)
+        return Solution(np.zeros((1, 1)), np.zeros(1), ridge, error, 9.0)
+
+    assert _lowest(at, RIDGES).ridge == RIDGES[lowest]
+    assert len(tried) == len(set(tried)) <= 6
+    tried.clear()
+    assert _lowest(at, RIDGES[-1:]).ridge == np.inf
+    assert _lowest(at, RIDGES[:1]).ridge == RIDGES[0]

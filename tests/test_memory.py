@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from onnx import ModelProto
 from test_allocate import attention
 from test_shifted import perceptron
 
-from onnxprune.fit import Walk, compared, layers, reconstruction, weigh
+from onnxprune import pruner
+from onnxprune.api import prune
+from onnxprune.fit import Site, Walk, compared, layers, reconstruction, weigh
 from onnxprune.fit.reconstruction import Reconstruction
 from onnxprune.model import Model
 from onnxprune.options import Options
@@ -49,7 +52,7 @@ def residual(end: str = "", size: int = 12) -> ModelProto:
 def moments(*sites: tuple[int, int, int], weights: Sequence[Shape]) -> int:
     """Of sites (groups, columns, outputs), beside what sessions hold of the weights."""
     solved = max(memory.SOLVED * k * k + memory.CROSSED * k * o for _, k, o in sites)
-    held = sum(8 * g * k * (k + o) for g, k, o in sites) + 8 * solved
+    held = sum(g * k * (4 * k + 8 * o) for g, k, o in sites) + 8 * solved
     return held + 2 * 4 * sum(int(np.prod(shape)) for shape in weights)
 
 
@@ -180,3 +183,19 @@ def test_a_process_takes_most_of_what_it_is_given_and_no_more(end: str, tmp_path
     samples, peak = map(int, done.stdout.split())
     assert samples < 400, "or nothing is bounded here"
     assert 0.6 * given <= peak <= given
+
+
+def test_statistics_are_gone_when_layers_are_solved_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They decide which units go, and nothing asks for them afterwards."""
+    held: list[int] = []
+    begun = pruner.refitted
+
+    def refitted(*given: object) -> object:
+        gc.collect()
+        held.append(sum(isinstance(o, Site) for o in gc.get_objects()))
+        return begun(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pruner, "refitted", refitted)
+    found = prune(residual(), ratio=0.3, of="macs", calib_samples=32)
+    assert found.report.curves
+    assert held == [0]

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -355,11 +356,18 @@ def test_statistics_have_the_same_bits_with_any_number_of_threads() -> None:
     code = """if True:
         import hashlib
         import numpy as np
-        from onnxprune.planning.steady import steady
-        x = np.random.default_rng(0).standard_normal((4000, 300)).astype(np.float32)
+        from onnxprune.fit import Problem, inverse, solve
+        from onnxprune.fit.normal import BLOCK, CHUNK, Moments
+        from onnxprune.steady import steady
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((2 * CHUNK + 1, BLOCK + 90)).astype(np.float32)
+        t = (x[:, :40] + rng.standard_normal((len(x), 40))).astype(np.float32)
         with steady():
-            gram = x.T @ x
-            print(hashlib.sha256(gram.tobytes() + np.linalg.inv(gram).tobytes()).hexdigest())
+            moments = Moments.of(x, t)
+            p = Problem(x, t, np.ones(40), np.zeros(40), low=0.0)
+            found = solve(p, np.zeros((x.shape[1], 40)), np.zeros(40), 900)
+            made = moments.gram, moments.cross, inverse(moments.gram), found.matrix, found.bias
+            print(hashlib.sha256(b"".join(a.tobytes() for a in made)).hexdigest())
     """
     found = {
         subprocess.run([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": threads}, check=True,
@@ -370,7 +378,7 @@ def test_statistics_have_the_same_bits_with_any_number_of_threads() -> None:
 
 
 def test_threads_are_given_back() -> None:
-    steady = import_module("onnxprune.planning.steady")
+    steady = import_module("onnxprune.steady")
 
     def counts() -> list[int]:
         return [get() for get, _ in steady._libraries()]
@@ -387,9 +395,37 @@ def test_threads_are_given_back() -> None:
 
 
 def test_each_keeps_the_order() -> None:
-    from onnxprune.planning.steady import each
+    from onnxprune.steady import each
 
     assert each(lambda k: k * k, range(100)) == [k * k for k in range(100)]
+
+
+def test_each_takes_what_it_is_given_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes the items runs here, one after the other, and not far ahead of those that work on them; within one of
+    these everything goes on one by one."""
+    from onnxprune import steady
+
+    monkeypatch.setattr(steady, "threads", lambda: 1 if steady._BUSY.get() else 3)
+    given, done = list[int](), list[int]()
+
+    def items() -> Iterator[int]:
+        for k in range(40):
+            assert threading.current_thread() is threading.main_thread()
+            assert k - len(done) <= 3 + 1 + 3
+            given.append(k)
+            yield k
+
+    def work(k: int) -> int:
+        assert threading.current_thread() is not threading.main_thread()
+        inside = steady.each(lambda _: threading.current_thread(), range(3))
+        assert inside == [threading.current_thread()] * 3
+        done.append(k)
+        return -k
+
+    assert steady.each(work, items()) == [-k for k in range(40)]
+    assert given == list(range(40))
+    with pytest.raises(ZeroDivisionError):
+        steady.each(lambda k: 1 // (k - 5), range(9))
 
 
 def test_the_integer_program_has_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:

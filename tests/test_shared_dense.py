@@ -10,13 +10,16 @@ import pytest
 from graphs import graph, inputs
 from onnx import ModelProto
 
-from onnxprune.fit import Light, Reconstruction, SharedDense, Walk
+from onnxprune.fit import Front, Light, Reconstruction, SharedDense, Walk, collect
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.planning import OutputError, parted
+from onnxprune.planning.trials import Trials
 from onnxprune.rewrite import rewrite
 from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Groups
 
+LIGHT = Light(4)
 PADS = "pads=[1,1,1,1]"
 CONVOLUTIONS = graph(
     "(float[N,3,8,8] x) => (float[N,5] y)",
@@ -42,12 +45,12 @@ SEQUENCES = graph(
 
 
 def refitted(
-    groups: Groups, removed: np.ndarray[Any, Any], feeds: list[dict[str, Any]], dense: SharedDense | None
+    groups: Groups, removed: np.ndarray[Any, Any], feeds: list[dict[str, Any]], shared: SharedDense | None
 ) -> Mapping[str, Any]:
     """The weights after a light refit."""
     kept = groups.kept_ids(removed)
     after = rewrite(groups.trace, kept)
-    Reconstruction(groups.trace, kept, after, feeds, 1, light=Light(4), dense=dense).run()
+    Reconstruction(groups.trace, kept, after, feeds, 1, light=LIGHT, dense=shared and shared.trial()).run()
     return {name: weight.array() for name, weight in after.model.weights.items()}
 
 
@@ -56,7 +59,7 @@ def test_the_same_as_alone(model: ModelProto, monkeypatch: pytest.MonkeyPatch) -
     groups = analysed(Model.load(model), Options(residual="all"), Clock())
     feeds = [inputs(model, 16, seed) for seed in range(4)]
     units = np.flatnonzero(groups.prunable)
-    dense = SharedDense(groups.trace, feeds, ("cpu",))
+    dense = SharedDense(groups.trace, feeds, ("cpu",), light=LIGHT)
     computed = []
     run = Walk._computed
     monkeypatch.setattr(Walk, "_computed", lambda walk, nodes, *a: computed.append(len(nodes)) or run(walk, nodes, *a))
@@ -83,7 +86,45 @@ def test_depthwise_layers_stay_in_a_light_refit() -> None:
     after = rewrite(groups.trace, kept)
     before = {name: weight.array().copy() for name, weight in after.model.weights.items()}
     feeds = [inputs(CONVOLUTIONS, 16, seed) for seed in range(4)]
-    Reconstruction(groups.trace, kept, after, feeds, 1, light=Light(4)).run()
+    Reconstruction(groups.trace, kept, after, feeds, 1, light=LIGHT).run()
     changed = {name for name, value in before.items() if not np.array_equal(value, after.model.weights[name].array())}
     assert {"wc", "we"} <= changed
     assert "wd" not in changed
+
+
+SHORTCUTS = graph(
+    "(float[N,3,8,8] x) => (float[N,5] y)",
+    f"""
+    a = Conv<{PADS}>(x, wa, ba) r = Relu(a)
+    c = Conv<{PADS}, strides=[2,2]>(r, wc, bc) t = Relu(c) d = Conv<{PADS}>(t, wd, bd)
+    k = Conv<strides=[2,2]>(r, wk, bk) s0 = Add(d, k) s = Relu(s0)
+    p = GlobalAveragePool(s) f = Flatten(p) y = Gemm<transB=1>(f, wo, bo)
+    """,
+    wa=(12, 3, 3, 3), ba=(12,), wc=(10, 12, 3, 3), bc=(10,), wd=(14, 10, 3, 3), bd=(14,), wk=(14, 12, 1, 1), bk=(14,),
+    wo=(5, 14), bo=(5,),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("effort", ["low", "normal"])
+@pytest.mark.parametrize("model", [CONVOLUTIONS, SEQUENCES, SHORTCUTS], ids=["convolutions", "sequences", "shortcuts"])
+def test_a_cut_is_judged_from_where_it_begins(model: ModelProto, effort: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes before it is as in the dense network, unless it was solved for beside the cut, as a shortcut is."""
+    options = Options(residual="all", effort=effort)
+    groups = analysed(Model.load(model), options, Clock())
+    parts = parted([inputs(model, 16, seed) for seed in range(8)])
+    sites = collect(groups, parts.fit, ("cpu",), 0)
+    cuts = []
+    for units in np.array_split(np.flatnonzero(groups.prunable), 4):
+        cuts.append(np.zeros(len(groups.prunable), bool))
+        cuts[-1][units[: len(units) // 2]] = True
+    trials = Trials(groups, sites, parts, options, len(cuts))
+    assert trials.by_refit == (effort == "normal")
+    known = list[int]()
+    before = Front.before
+    monkeypatch.setattr(Front, "before", lambda *given: known.append(len(found := before(*given))) or found)
+    found = trials.lost(cuts)
+    assert sum(known)
+    monkeypatch.setattr(OutputError, "_outputs", lambda self, model, known=None, run=OutputError._outputs: run(self, model))
+    expected = Trials(groups, sites, parts, options, len(cuts)).lost(cuts)
+    assert None not in found
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)

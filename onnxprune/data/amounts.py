@@ -11,8 +11,8 @@ from onnxprune.shapes import Inputs, Shapes
 
 POOL, POOL_LIMIT = 5, 2500
 """To choose from by the predicted classes, as many times the samples wanted are made, and never more than these ..."""
-POOL_MACS = 2e12
-"""... unless that takes more than about a minute to run on two cores."""
+POOL_MACS = 5e11
+"""... unless that takes more than about ten seconds to run on one core."""
 ELEMENTS, MACS, LEAST = 80e6, 6e12, 32
 """Fewer samples than wanted are made where they would take more numbers, or operations to run once, but no fewer than
 these."""

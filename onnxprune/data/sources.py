@@ -39,6 +39,8 @@ CLASSES = 50_000
 """More scores a sample than these are no classes, but a map or letters in a row."""
 TRIED = 256
 """So many photographs and made-up images are shown to a classifier, whose answers then decide between them."""
+SHOWN = 4
+"""No more of each than one in so many of those that are chosen from."""
 STEPS = 4
 """Batches in a row on which a model with a state is tried."""
 PIECES = 32
@@ -147,7 +149,7 @@ class _Calibrator:
         want, most = amounts(self.model, self.shapes, dims, rows, self.want)
         if all(s.batch == 0 for s in self.specs) and self.probabilities(first, rows) is not None:
             if any(s.kind == "image" for s in self.specs):
-                self.choose_images(dims, rows, min(want, TRIED))
+                self.choose_images(dims, rows, min(want, TRIED, most // SHOWN))
             pool, say = Pool(rng, want), now()
             for k in range(batches := math.ceil(most / rows)):
                 say.done(k / batches)

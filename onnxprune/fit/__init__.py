@@ -6,7 +6,7 @@ Knows the trace, no importance and no budget.
 from __future__ import annotations
 
 from onnxprune.fit.bases import turned
-from onnxprune.fit.compared import SharedDense
+from onnxprune.fit.compared import changed
 from onnxprune.fit.equations import Light, Refits
 from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
@@ -15,8 +15,10 @@ from onnxprune.fit.least_squares import Problem, Solution, solve
 from onnxprune.fit.likeness import Likeness, Likenesses
 from onnxprune.fit.linear import Extent, Linear, Unsolvable
 from onnxprune.fit.moments import normalisations, re_estimated, restore
+from onnxprune.fit.normal import inverse
 from onnxprune.fit.products import Layer
 from onnxprune.fit.reconstruction import Reconstruction
+from onnxprune.fit.remembered import Front, SharedDense
 from onnxprune.fit.sites import Site, collect, sample_size, sums_by_node, units_made, units_of
 from onnxprune.fit.tails import Tail, tail
 from onnxprune.fit.walk import Walk
@@ -24,8 +26,8 @@ from onnxprune.fit.weighing import Held, weigh
 from onnxprune.fit.weight_values import WeightValues
 
 __all__ = [
-    "Extent", "Fitted", "Flow", "Held", "Layer", "Light", "Likeness", "Likenesses", "Linear", "Problem",
+    "Extent", "Fitted", "Flow", "Front", "Held", "Layer", "Light", "Likeness", "Likenesses", "Linear", "Problem",
     "Reconstruction", "Refits", "SharedDense", "Site", "Solution", "Tail", "Unsolvable", "Walk", "WeightValues",
-    "collect", "flows", "layers", "normalisations", "re_estimated", "restore", "sample_size", "shared", "solve",
-    "sums_by_node", "tail", "turned", "turns", "units_made", "units_of", "weigh",
+    "changed", "collect", "flows", "inverse", "layers", "normalisations", "re_estimated", "restore", "sample_size",
+    "shared", "solve", "sums_by_node", "tail", "turned", "turns", "units_made", "units_of", "weigh",
 ]  # fmt: skip

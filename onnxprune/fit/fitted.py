@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto
 
 from onnxprune.fit.codes import CODES, decoded, operand
 from onnxprune.fit.expressions import Parameter
-from onnxprune.fit.linear import Linear, Shift
+from onnxprune.fit.linear import Linear, Shift, Unsolvable
 from onnxprune.fit.products import Layer
 from onnxprune.fit.tails import Tail
 from onnxprune.model import Array, Model, Topology, Weight, traits
@@ -90,6 +90,14 @@ class Fitted:
         own = self._own(layer.node, layer.bias or 0)
         value = None if own is None else own.read(self.graph.model)
         return None if value is None else layer.folded(value, outputs)
+
+    def common_bias(self, members: Sequence[Linear], tails: Sequence[Tail], outputs: int) -> Array:
+        """[outputs]: what all layers add; Unsolvable unless it is the same, and they are scaled alike, too."""
+        biases = [b for m in members if (b := self.bias(m, outputs)) is not None]
+        alike = len(biases) == len(members) and all(np.allclose(b, biases[0]) for b in biases)
+        if not alike or not all(np.allclose(t.scale, tails[0].scale) for t in tails):
+            raise Unsolvable("its bias or scale differs from use to use")
+        return biases[0]
 
     def _own(self, node: NodeProto, k: int) -> Parameter | None:
         return operand(node, k, self.graph.model, self.graph.makers)

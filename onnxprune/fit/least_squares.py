@@ -7,13 +7,14 @@ Optimal Brain Surgeon). Where the target is clipped afterwards, what is beyond t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.fit.normal import Moments, Normal
+from onnxprune.fit.normal import CHUNK, Moments, Normal
+from onnxprune.steady import each
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.float32]
@@ -42,8 +43,18 @@ class Problem:
 
     def predicted(self, matrix: Array, bias: Array) -> Rows:
         """The compared tensor before the clip."""
-        y = self.rows @ matrix.astype(np.float32) + bias.astype(np.float32)
-        return np.asarray(y * self.scale.astype(np.float32) + self.offset.astype(np.float32, copy=False), np.float32)
+        offset = np.broadcast_to(self.offset, (len(self.rows), matrix.shape[1]))
+        y = np.empty(offset.shape, np.float32)
+        w, b, scale = (x.astype(np.float32) for x in (matrix, bias, self.scale))
+
+        def part(at: slice) -> None:
+            np.matmul(self.rows[at], w, out=y[at])
+            y[at] += b
+            y[at] *= scale
+            y[at] += offset[at]
+
+        each(part, [slice(k, k + CHUNK) for k in range(0, len(y), CHUNK)])
+        return y
 
     def error(self, matrix: Array, bias: Array) -> float:
         """Sum of squares of what is seen after the clip."""
@@ -88,7 +99,7 @@ def solve(
         found = goal.kept(normal.solve(start, ridge))
         return Solution(*found, ridge, test.error(*found), before)
 
-    best, clipped = min((at(ridge) for ridge in ridges if normal.takes(ridge)), key=_error), None
+    best, clipped = _lowest(at, [ridge for ridge in ridges if normal.takes(ridge)]), None
     if np.isfinite((p.low, p.high)).any():
         found = _clipped(fit, normal, goal, start, best, CLIP_ROUNDS if again else 1)
         clipped = Solution(*found, best.ridge, test.error(*found), before)
@@ -97,14 +108,34 @@ def solve(
         return stays
     if not again:
         return best
-    rest = Moments.of(test.rows, goal.targets(test, test.wanted), first.shift, first.base)
-    normal = Normal(first + rest, p.intercept)
+    del normal  # large ones are not held twice
+    first.add(test.rows, goal.targets(test, test.wanted))
+    normal = Normal(first, p.intercept)
     if not normal.takes(best.ridge):
         return best
     matrix, b = goal.kept(normal.solve(start, best.ridge))
     if best is clipped:
         matrix, b = _clipped(p, normal, goal, start, replace(best, matrix=matrix, bias=b), CLIP_ROUNDS)
     return Solution(matrix, b, best.ridge, best.error, before)
+
+
+def _lowest(at: Callable[[float], Solution], ridges: Sequence[float]) -> Solution:
+    """The best of the solutions `at` these ridges, which grow: from the middle of the finite ones the error is followed
+    downhill, to smaller ridges or else to larger ones. The infinite one costs next to nothing, and is always tried."""
+    finite = [ridge for ridge in ridges if np.isfinite(ridge)]
+    middle = (len(finite) - 1) // 2
+    ends = [at(ridge) for ridge in ridges if np.isinf(ridge)]
+    best = at(finite[middle]) if finite else ends[0]
+    for way in (finite[:middle][::-1], finite[middle + 1 :]):
+        moved = False
+        for ridge in way:
+            tried = at(ridge)
+            if not tried.error < best.error:
+                break
+            best, moved = tried, True
+        if moved:
+            break
+    return min([best, *ends], key=_error)
 
 
 def _error(solution: Solution) -> float:

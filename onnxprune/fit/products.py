@@ -217,3 +217,8 @@ class Layer:
         """[groups, rows, outputs] of what was `picked`, sample-major."""
         n, o, p = picked.shape
         return picked.reshape(n, self.groups, o // self.groups, p).transpose(1, 0, 3, 2).reshape(self.groups, n * p, -1)
+
+
+def depthwise(layer: object, model: Model) -> bool:
+    """Whether each channel of a layer is made of one other, so that it makes up for none that goes elsewhere."""
+    return isinstance(layer, Layer) and layer.groups > 1 and layer.read(model).shape[1] == layer.taps()

@@ -8,21 +8,21 @@ kept, no budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from onnxprune.errors import RuntimeFailure
-from onnxprune.fit.compared import Dense
+from onnxprune.fit.compared import Dense, changed
 from onnxprune.fit.equations import Equations, Light, Refit, Refits, joined
 from onnxprune.fit.finding import layers, owners, passed, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.inside import EXACT, Owner, Part
 from onnxprune.fit.least_squares import Problem
 from onnxprune.fit.linear import Linear, Unsolvable
-from onnxprune.fit.products import Layer
+from onnxprune.fit.products import Layer, depthwise
 from onnxprune.fit.requantised import FewBits
 from onnxprune.fit.sites import sample_size
 from onnxprune.fit.tails import Tail, tail
@@ -64,9 +64,7 @@ class Reconstruction:
 
     def run(self, progress: Callable[[float], None] | None = None) -> Refits:
         """Solve for all layers in order, changing the weights of `after`; `progress` is told the share that is done."""
-        found = layers(self.after.model, self.trace.rank, self.refits.skipped)
-        if self.light:
-            found = [layer for layer in found if not self._depthwise(layer)]
+        found = self._layers()
         todo = {members[0].key: members for members in shared(found)}
         within, before = owners(self.current.nodes), passed(found, self.after.model)
         for k, layer in enumerate(found):
@@ -79,6 +77,28 @@ class Reconstruction:
                 self._release()  # else the node's next layer needs it
         self._enter(within, len(self.current.nodes))
         return self.refits
+
+    def asked(self) -> Iterator[tuple[Linear, str, int]]:
+        """Of every layer, in order, the tensor that it is compared with, and how many rows of a batch are looked at."""
+        found = self._layers()
+        by_key = {members[0].key: members for members in shared(found)}
+        for k, layer in enumerate(found):
+            self.open = {later.index for later in found[k:]}
+            matrix = layer.read(self.after.model)
+            with suppress(Unsolvable):
+                its = self._tail(layer, matrix.shape[0] * matrix.shape[2])
+                yield layer, its.compared, self._rows(matrix, len(by_key[layer.key]))
+
+    def _layers(self) -> list[Linear]:
+        """Those that are solved for, as far as they can be."""
+        found = layers(self.after.model, self.trace.rank, self.refits.skipped)
+        return [layer for layer in found if not depthwise(layer, self.after.model)] if self.light else found
+
+    def _rows(self, matrix: Array, uses: int) -> int:
+        """How many rows of a batch are looked at for each of so many layers that use a matrix."""
+        groups, columns, _ = matrix.shape
+        total = sample_size(groups, columns) // (uses * (self.light.rows if self.light else 1))
+        return -(-total // self.current.batches)
 
     def _solve(self, layer: Linear, todo: dict[Hashable, list[Linear]]) -> None:
         """Solve for a layer, with all that share its matrix when it is the last of them; then they leave `todo`."""
@@ -147,20 +167,9 @@ class Reconstruction:
         part.body.put_back()
         return refits
 
-    def _depthwise(self, layer: Linear) -> bool:
-        """Whether each of its channels is made of one other, so that it makes up for none that goes elsewhere."""
-        return isinstance(layer, Layer) and layer.groups > 1 and layer.read(self.after.model).shape[1] == layer.taps()
-
     def _changed(self) -> list[int]:
         """The nodes that are new, or that read other weights than in the dense graph."""
-        dense, walk, before = self.trace.model.weights, self.current, self.dense.walk
-        other = {name for name, weight in walk.model.weights.items() if weight is not dense.get(name)}
-        other |= {o for o in walk.made_by if o not in before.made_by}
-        then = {o: before.nodes[k] for o, k in before.made_by.items()}
-        return [
-            k for k, n in enumerate(walk.nodes)
-            if other & (walk.reads[k] | set(n.output)) or any(then[o] != n for o in n.output if o)
-        ]  # fmt: skip
+        return changed(self.dense.walk, self.current)
 
     def _refit(self, members: list[Linear], seen: int) -> Refit:
         """Solve for one matrix by the first `seen` of the layers that use it; Unsolvable where that cannot be done."""
@@ -245,7 +254,7 @@ class Reconstruction:
         ends = {self.current.made_by.get(t.compared, m.index) for m, t in zip(members, tails, strict=True)}
         if not ends & self.touched:
             raise Unsolvable(NOTHING)
-        bias = self._bias(members, tails, outputs).reshape(groups, -1)
+        bias = self.fitted.common_bias(members, tails, outputs).reshape(groups, -1)
         movable = all(self.fitted.movable(t.shift) for t in tails)
         low, high = min(t.low for t in tails), max(t.high for t in tails)
         scale, gathered = tails[0].scale.reshape(groups, -1), self._gather(members[:seen], tails[:seen], matrix)
@@ -255,14 +264,6 @@ class Reconstruction:
         ]
         held = min(self.held / self.current.batches or HELD, MOST_HELD)
         return Equations(members, tails, matrix, bias, movable, problems, held)
-
-    def _bias(self, members: list[Linear], tails: list[Tail], outputs: int) -> Array:
-        """[outputs]: what all layers add; they must be scaled alike, too."""
-        biases = [b for m in members if (b := self.fitted.bias(m, outputs)) is not None]
-        alike = len(biases) == len(members) and all(np.allclose(b, biases[0]) for b in biases)
-        if not alike or not all(np.allclose(t.scale, tails[0].scale) for t in tails):
-            raise Unsolvable("its bias or scale differs from use to use")
-        return biases[0]
 
     def _tail(self, layer: Linear, outputs: int) -> Tail:
         """What follows the layer; without the sum it goes into where that cannot be the target yet, or is larger."""
@@ -275,8 +276,8 @@ class Reconstruction:
 
     def _gather(self, members: list[Linear], tails: list[Tail], matrix: Array) -> list[tuple[Array, ...]]:
         """Of every group (rows, wanted, offset) of all `members`, held-out batches last."""
-        groups, columns, outputs = matrix.shape
-        total = sample_size(groups, columns) // (len(members) * (self.light.rows if self.light else 1))
+        groups, _, outputs = matrix.shape
+        most = self._rows(matrix, len(members))
         parts: list[list[tuple[Array, Array, Array]]] = [[] for _ in range(self.current.batches)]
         for layer, its in zip(members, tails, strict=True):
             dense = self.dense.answers(layer, its.compared, self.kept, outputs)
@@ -284,7 +285,7 @@ class Reconstruction:
             others = self.current.real(its.other) if its.other else [None] * len(xs)
             rng = np.random.default_rng((self.seed, layer.index))
             for batch, (x, y, z) in enumerate(zip(xs, dense, others, strict=True)):
-                at, wanted = y.targets(layer, x, -(-total // len(xs)), rng)
+                at, wanted = y.targets(layer, x, most, rng)
                 rows = layer.rows(x, at)
                 offset = np.broadcast_to(its.offset.reshape(groups, 1, -1), wanted.shape)
                 if z is not None:

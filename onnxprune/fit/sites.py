@@ -8,7 +8,7 @@ layers and units, no scores.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from onnxprune.fit.bodies import Body, visits
 from onnxprune.fit.finding import layers, owners, passed, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.linear import Linear
-from onnxprune.fit.normal import Moments
+from onnxprune.fit.normal import CHUNK, Moments
 from onnxprune.fit.products import Layer
 from onnxprune.fit.tails import tail
 from onnxprune.fit.walk import Walk
@@ -54,8 +54,9 @@ class Site:
     inside: bool = False
 
     @property
-    def gram(self) -> Array:
-        """[groups, K, K]: centred second moments of the columns; raw where no bias can absorb a mean."""
+    def gram(self) -> NDArray[np.floating]:
+        """[groups, K, K]: centred second moments of the columns; raw where no bias can absorb a mean. In float32, which
+        is as exact as the products that were added up."""
         return self.moments.load()
 
     @property
@@ -142,8 +143,9 @@ class _Collection:
         tails = [tail(m, walk, outputs, self.groups.trace.rank(m.out)) for m in members]
         movable = not inside and all(fitted.movable(t.shift) for t in tails) and fitted.bias(layer, outputs) is not None
         gram, mean = _moments(walk, members, matrix.shape[1], self.seed, movable)
-        energy = float(np.einsum("gko,gkl,glo->", matrix, gram, matrix, optimize=True))
-        if energy <= 0:
+        gram = gram.astype(np.float32)
+        energy = float(((gram @ matrix.astype(np.float32)) * matrix).sum())
+        if not 0 < energy < np.inf:
             return None
         large: tuple[Stored, Stored] = Held(gram), Held(matrix)
         if self.aside is not None:
@@ -192,20 +194,38 @@ def units_made(groups: Groups, layer: Layer) -> Ids | None:
     return None if block is None else np.asarray(groups.classes[block.ids].reshape(layer.groups, -1))
 
 
-def _moments(walk: Walk, members: Sequence[Linear], columns: int, seed: int, centred: bool) -> tuple[Array, Array]:
-    groups = members[0].groups
-    total = sample_size(groups, columns) // len(members)
-    found: list[Moments] = []
+def _rows(walk: Walk, members: Sequence[Linear], total: int, seed: int) -> Iterator[NDArray[Any]]:
+    """[groups, rows, columns] of every batch, for each of the layers so many in all."""
     for layer in members:
         rng = np.random.default_rng((seed, layer.index))
         xs = layer.inputs(walk)
         for x in xs:
-            rows = layer.rows(x, layer.sample(x, -(-total // len(xs)), rng))
-            nothing = np.zeros((rows.shape[1], 0), np.float32)
-            if found:
-                for moments, part in zip(found, rows, strict=True):
-                    moments.add(part, nothing)
-            else:
-                found = [Moments.of(part, nothing) for part in rows]
+            yield layer.rows(x, layer.sample(x, -(-total // len(xs)), rng))
+
+
+def joined(parts: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """The same rows [groups, rows, columns], as many at a time as are multiplied at a time: few rows of many columns
+    take longer to be added up than to be multiplied."""
+    waiting: list[NDArray[Any]] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(x.shape[1] for x in waiting) >= CHUNK:
+            yield np.concatenate(waiting, 1)
+            waiting.clear()
+    if waiting:
+        yield np.concatenate(waiting, 1)
+
+
+def _moments(walk: Walk, members: Sequence[Linear], columns: int, seed: int, centred: bool) -> tuple[Array, Array]:
+    groups = members[0].groups
+    total = sample_size(groups, columns) // len(members)
+    found: list[Moments] = []
+    for rows in joined(_rows(walk, members, total, seed)):
+        nothing = np.zeros((rows.shape[1], 0), np.float32)
+        if found:
+            for moments, part in zip(found, rows, strict=True):
+                moments.add(part, nothing)
+        else:
+            found = [Moments.of(part, nothing) for part in rows]
     gram = np.stack([(m.centred() if centred else m.raw())[0] / m.count for m in found])
     return gram, np.stack([m.mean for m in found])

@@ -90,6 +90,13 @@ class Walk(Topology):
             except Exception as error:
                 raise RuntimeFailure(f"ONNX Runtime failed on calibration batch {b}: {first_line(error)}") from error
 
+    def at(self, names: Sequence[str]) -> list[list[Array]]:
+        """The values of several tensors, run for together."""
+        missing = [name for name in names if name not in self.values and name not in self.model.weights]
+        if missing:
+            self._run(missing)
+        return [self.value(name) for name in names]
+
     @cached_property
     def codes(self) -> dict[str, tuple[str, str]]:
         """Of tensors of integers, the names of the scale and the zero point that say what they stand for."""

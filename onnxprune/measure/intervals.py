@@ -30,7 +30,7 @@ def interval(statistics: Floats, value: Callable[[Floats, Floats], Floats], seed
     count = np.asarray(float(n))
     drawn = (np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64) for _ in range(RESAMPLES))
     found = [float(value(weights @ statistics, count)) for weights in drawn]
-    tail = scipy.stats.norm.cdf(math.sqrt(n / (n - 1)) * scipy.stats.t.ppf((1 - LEVEL) / 2, n - 1))
+    tail = scipy.special.ndtr(math.sqrt(n / (n - 1)) * scipy.special.stdtrit(n - 1, (1 - LEVEL) / 2))
     low, high = np.percentile(found, [100 * tail, 100 * (1 - tail)])
     return float(low), float(high)
 
@@ -38,9 +38,9 @@ def interval(statistics: Floats, value: Callable[[Floats, Floats], Floats], seed
 def at_least(hits: float, trials: float) -> float:
     """The share of hits that there is for certain, of which `hits` of `trials` were seen (Clopper and Pearson 1934);
     means of numbers from 0 to 1 vary less than hits do, so that it holds of their sum, too."""
-    return float(scipy.stats.beta.ppf(1 - CERTAIN, hits, trials - hits + 1)) if hits > 0 else 0.0
+    return float(scipy.special.betaincinv(hits, trials - hits + 1, 1 - CERTAIN)) if hits > 0 else 0.0
 
 
 def at_most(hits: float, trials: float) -> float:
     """The share of hits that there can be; see `at_least`."""
-    return float(scipy.stats.beta.ppf(CERTAIN, hits + 1, trials - hits)) if hits < trials else 1.0
+    return float(scipy.special.betaincinv(hits + 1, trials - hits, CERTAIN)) if hits < trials else 1.0

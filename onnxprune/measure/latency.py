@@ -5,7 +5,6 @@ Knows sessions and clocks, no units.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from onnxprune.model import Model, fitted
 from onnxprune.options import Options
 from onnxprune.progress import now
 from onnxprune.run import PROVIDERS, deployed, first_line, onnx_runtime
-from onnxprune.run import threads as thread_count
 from onnxprune.shapes import Shapes, infer
+from onnxprune.steady import cores
+from onnxprune.steady import threads as thread_count
 
 Feed = dict[str, NDArray[Any]]
 Run = Callable[[], Any]
@@ -172,8 +172,3 @@ def turn(run: Run, seconds: float = TURN, least: int = 2, clock: Clock = time.pe
         run()
         taken.append(clock() - start)
     return taken[max(1, int(SETTLE * len(taken))) :]
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,10 +24,9 @@ from onnxprune.planning.parting import FEW, Parts, calibrated, everything, folds
 from onnxprune.planning.plan import Plan, Removal, read_plan
 from onnxprune.planning.selection import select
 from onnxprune.planning.sensitivity import OutputError
-from onnxprune.planning.steady import steady
 
 __all__ = [
     "FEW", "Costs", "Decision", "Needs", "OutputError", "Parts", "Plan", "Planner", "Removal", "asked", "by_weights",
     "calibrated", "checked", "everything", "folds", "in_spite_of_fast", "movable", "needs", "parted", "plan_of",
-    "read_plan", "removed_by", "rival", "select", "settled", "steady", "uses_inputs", "with_mirrors", "working",
+    "read_plan", "removed_by", "rival", "select", "settled", "uses_inputs", "with_mirrors", "working",
 ]  # fmt: skip

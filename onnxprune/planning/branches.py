@@ -5,12 +5,14 @@ Knows branches and trials, no operator.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from onnxprune.options import Options, Progress
 from onnxprune.planning.named import Asked
 from onnxprune.planning.trials import Trials
-from onnxprune.trace import Groups
+from onnxprune.trace import Groups, Mask
 
 
 def measured(
@@ -21,17 +23,17 @@ def measured(
     may = free(groups, asked)
     if options.blocks is False or not (options.blocks or trials.room(len(may))):
         return {}
-    found = {}
     trials.rewind()
-    for k, unit in enumerate(may):
-        if progress:
-            progress("branches", k / len(may))
-        removed = np.zeros(len(groups.prunable), bool)
-        removed[unit] = True
-        error = trials.lost(removed)
-        if error is not None:
-            found[unit] = error
-    return found
+
+    def cuts() -> Iterator[Mask]:
+        for k, unit in enumerate(may):
+            if progress:
+                progress("branches", k / len(may))
+            removed = np.zeros(len(groups.prunable), bool)
+            removed[unit] = True
+            yield removed
+
+    return {unit: error for unit, error in zip(may, trials.lost(cuts()), strict=True) if error is not None}
 
 
 def free(groups: Groups, asked: Asked) -> list[int]:

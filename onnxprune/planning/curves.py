@@ -6,8 +6,9 @@ Knows curves, statistics and units, no operator.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,9 @@ from onnxprune.planning.obs import eliminate
 from onnxprune.planning.parting import Parts
 from onnxprune.planning.profile import summed
 from onnxprune.planning.selection import parts, reachable, select
-from onnxprune.planning.steady import each
 from onnxprune.planning.trials import SHARES, Trials, factor, most_trials
 from onnxprune.results import CurveInfo
+from onnxprune.steady import each
 from onnxprune.trace import Groups, Mask
 
 Array = NDArray[np.float64]
@@ -45,6 +46,10 @@ class Curve:
     part: LinkedBuckets
     losses: Array
     factor: float | None = None
+
+    def at(self, share: float) -> float:
+        """What is lost where a share of the units goes."""
+        return float(np.interp(share, np.linspace(0, 1, len(self.losses)), np.nan_to_num(self.losses, posinf=1.0)))
 
     def bend(self, found: Mapping[float, float]) -> None:
         """Take what was measured, a factor for each share that was tried; where these are several, let the losses go
@@ -116,20 +121,27 @@ def measure(
     plain = replace(options, round_to=1, min_channels=1)
     heads, _ = parts(groups, curve_set.scores, plain, asked)
     given = select(groups, curve_set.scores, plain, {}, asked) & ~heads  # which stay while others are tried
-    base = (trials.lost(heads) or 0.0) if heads.any() else 0.0
+    base = (trials.lost([heads])[0] or 0.0) if heads.any() else 0.0
+    shares: list[tuple[int, float]] = []
 
-    def measured(curve: Curve, wanted: float) -> tuple[float, float | None]:
-        """The share that goes where `wanted` may, and the factor there."""
-        removed = select(groups, curve_set.scores, plain, {curve.part.name: wanted}, asked) & ~given
-        share = float(removed[curve.part.members].mean()) if removed.any() else 0.0
-        loss = float(np.interp(share, np.linspace(0, 1, len(curve.losses)), np.nan_to_num(curve.losses, posinf=1.0)))
-        return share, factor(trials.lost(removed), loss, base) if share else None
+    def cuts() -> Iterator[Mask]:
+        """What is tried, with the number of its curve and the share that goes where so much may."""
+        for k, (curve, wanted) in enumerate(product(free, tried)):
+            if progress:
+                progress("sensitivity", k / (len(free) * len(tried)))
+            removed = select(groups, curve_set.scores, plain, {curve.part.name: wanted}, asked) & ~given
+            share = float(removed[curve.part.members].mean())
+            if share:
+                shares.append((k // len(tried), share))
+                yield removed
 
-    for k, curve in enumerate(some):
-        if progress:
-            progress("sensitivity", k / len(some))
-        found = {s: f for s, f in (measured(curve, wanted) for wanted in tried) if f is not None}
-        curve.bend(found)
+    found: list[dict[float, float]] = [{} for _ in some]
+    for error, (k, share) in zip(trials.lost(cuts()), shares, strict=True):
+        lost = factor(error, some[k].at(share), base)
+        if lost is not None:
+            found[k][share] = lost
+    for curve, factors in zip(some, found, strict=True):
+        curve.bend(factors)
     _complete(some)
     _between(free, {id(curve) for curve in some})
     curve_set.branches = branches.measured(groups, trials, options, asked, progress)

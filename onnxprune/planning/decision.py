@@ -26,8 +26,8 @@ from onnxprune.planning.parting import calibrated, counts, parted
 from onnxprune.planning.reaching import SLACK, check_reachable
 from onnxprune.planning.rows import rows_that_go
 from onnxprune.planning.selection import select
-from onnxprune.planning.steady import steady
 from onnxprune.planning.trials import Trials
+from onnxprune.steady import steady
 from onnxprune.trace import Groups, Mask
 
 FAR = 1.1
@@ -89,6 +89,10 @@ class Planner:
         if options.ratio_of and options.of != "units":
             check_reachable(self.groups, options, self.costs)
         return decision
+
+    def rest(self) -> None:
+        """Let go of statistics: where no other plan is to be made, they take memory that others need."""
+        self.__dict__.pop("_informed", None)
 
     def _by_weights(self, options: Options) -> Decision:
         return Decision(by_weights(self.groups, options, self.costs, self.weights), self.groups, costs=self.costs)
@@ -177,7 +181,7 @@ class Informed:
         if options.criterion == "obs" and options.reconstruct == "none":
             notes = ("the obs score assumes that weights are updated; without reconstruction l2 is the better choice",)
         return Decision(
-            removed, self.groups, self.inputs, curve_set, notes=notes, costs=self.costs
+            removed, self.groups, self.inputs, curve_set and replace(curve_set, sites=[]), notes=notes, costs=self.costs
         )  # fmt: skip
 
     def curve_set(self, options: Options) -> curves.CurveSet:
@@ -225,7 +229,7 @@ class Informed:
         if _cost(groups, self.costs, without) > SLACK * wanted:
             return removed
         trials = Trials(groups, curve_set.sites, self.parts, options, 2)
-        lost = [trials.lost(plan) for plan in (removed, without)]
+        lost = trials.lost([removed, without])
         return without if lost[1] is not None and (lost[0] is None or lost[1] <= lost[0]) else removed
 
 

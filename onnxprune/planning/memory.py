@@ -20,9 +20,9 @@ from onnxprune.options import Options
 from onnxprune.planning.limits import movable
 from onnxprune.planning.named import asked
 from onnxprune.planning.selection import parts
-from onnxprune.planning.steady import MOST
 from onnxprune.run import in_one
 from onnxprune.shapes import Inputs
+from onnxprune.steady import MOST
 from onnxprune.trace import Groups, Ids
 
 BASE = 172 << 20
@@ -30,8 +30,8 @@ BASE = 172 << 20
 MODERATE = 2 << 30
 """Bytes of activations where no memory was asked for: more samples of large images take more time and bring little."""
 SOLVED = 8
-"""Second moments of the layer that is solved for are held so often: those of the rows that are fitted, of the others
-and of both, each again when centred, a factor for the ridge, and what is in the making."""
+"""Second moments of the layer that is solved for are held so often: as they are added up, centred, a factor for the
+ridge, what is in the making of these, and rows that are multiplied."""
 CROSSED = 11
 """Moments of its columns with its outputs are held so often, and matrices of that size: the old weights, the best ones
 so far, those that are tried, and as above."""
@@ -77,10 +77,12 @@ def needs(groups: Groups, options: Options) -> Needs:
 
 
 class _Summing(NamedTuple):
-    """A layer that sums over `units`: bytes of its second moments and its weights, and of the moments of a group."""
+    """A layer that sums over `units`: bytes of its second moments, of their inverses and its weights, and of the
+    inverse of a group."""
 
     units: Ids
     moments: int
+    inverses: int
     weights: int
     group: int
 
@@ -100,7 +102,8 @@ def _layers(groups: Groups, options: Options) -> tuple[list[_Summing], list[tupl
         solved.append((SOLVED * group + CROSSED * crossed, f"solving for '{layer.title}'"))
         units = units_of(groups, layer, sums[layer.index], wanted)
         if units is not None:
-            summing.append(_Summing(units, extent.groups * group, extent.groups * crossed, group))
+            whole = extent.groups * group
+            summing.append(_Summing(units, whole // 2, whole, extent.groups * crossed, group))
     return summing, solved
 
 
@@ -111,7 +114,7 @@ def _linked(groups: Groups, options: Options, summing: Sequence[_Summing]) -> li
     for part in parts(groups, np.zeros(len(groups.prunable)), options, asked(groups, options))[1]:
         inside = np.isin(np.arange(len(groups.prunable)), part.members)
         near = [site for site in summing if inside[site.units].any()]
-        size = sum(site.moments + site.weights for site in near) + MAKING * max((s.group for s in near), default=0)
+        size = sum(site.inverses + site.weights for site in near) + MAKING * max((s.group for s in near), default=0)
         found.append((size, f"ordering {len(part.members):,} units that {len(near)} layers sum over"))
     return found
 

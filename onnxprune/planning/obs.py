@@ -8,11 +8,13 @@ equals least squares on what is kept. Knows sites and units, no operator.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
-from onnxprune.fit import Site
+from onnxprune.fit import Site, inverse
 from onnxprune.trace import Ids
 
 Array = NDArray[np.float64]
@@ -20,34 +22,36 @@ DAMP = 1e-2
 
 
 class Elimination:
-    """One matrix of a site on the way: `inverse` of its damped Gram, its weights, the columns of every unit."""
+    """One matrix of a site on the way: its weights, the columns of every unit, and the inverse of its damped Gram as it
+    was at first. What every removal takes from the inverse is a product, whose factors (as in a Cholesky decomposition)
+    take the places of rows that are gone, and are multiplied out where others are looked at."""
 
     def __init__(self, site: Site, group: int, members: NDArray[np.bool_]) -> None:
-        gram = site.gram[group]
+        damped = site.gram[group].astype(np.float64)
         self.energy = site.energy
-        damped = gram + DAMP * max(float(np.trace(gram)) / len(gram), 1e-30) * np.eye(len(gram))
-        self.inverse = np.linalg.inv(damped)
+        damped.flat[:: len(damped) + 1] += DAMP * max(float(np.trace(damped)) / len(damped), 1e-30)
+        self._rows = inverse(damped)  # first the factors, then the rows of the inverse of what is left
+        self._order, self._place = np.arange(len(damped)), np.arange(len(damped))
+        self._count = 0
         self.matrix = site.matrix[group].copy()
-        units = np.repeat(site.units[group], len(gram) // site.units.shape[1])
+        units = np.repeat(site.units[group], len(damped) // site.units.shape[1])
         self.columns: dict[int, Ids] = {}
         order = np.argsort(units, kind="stable")
         for u, columns in zip(*_runs(units[order], order), strict=True):
             if members[u]:
                 self.columns[u] = columns
+        self._blocks = [_Blocks.of(self._rows, alike) for alike in _by_size(self.columns)]
         self.error = 0.0
 
     def scores(self, units: Sequence[int]) -> Array:
         """Relative error that each of the units alone would add."""
         out = np.zeros(len(units))
-        by_count: dict[int, list[int]] = {}
-        for k, u in enumerate(units):
-            if u in self.columns:
-                by_count.setdefault(len(self.columns[u]), []).append(k)
-        for places in by_count.values():
-            columns = np.stack([self.columns[units[k]] for k in places])  # U m
-            inner = self.inverse[columns[:, :, None], columns[:, None, :]]
-            weights = self.matrix[columns]  # U m O
-            out[places] = np.einsum("umo,umo->u", weights, np.linalg.solve(inner, weights)) / self.energy
+        for blocks in self._blocks:
+            places = [k for k, u in enumerate(units) if u in self.columns and u in blocks.at]
+            at = [blocks.at[units[k]] for k in places]
+            weights = self.matrix[blocks.columns[at]]  # U m O
+            squares = weights @ weights.transpose(0, 2, 1)
+            out[places] = np.linalg.solve(blocks.inner[at], squares).trace(axis1=1, axis2=2) / self.energy
         return out
 
     def remove(self, units: Sequence[int]) -> None:
@@ -55,16 +59,48 @@ class Elimination:
         gone = [self.columns.pop(u) for u in units if u in self.columns]
         if not gone:
             return
-        p = np.concatenate(gone)
-        strip = self.inverse[:, p]
-        solved = np.linalg.solve(self.inverse[np.ix_(p, p)], np.concatenate([strip.T, self.matrix[p]], axis=1))
-        back, weights = solved[:, : len(strip)], solved[:, len(strip) :]
-        self.error += float(np.einsum("po,po->", self.matrix[p], weights)) / self.energy
-        self.matrix -= strip @ weights
-        self.inverse -= strip @ back
+        p, factors = np.concatenate(gone), self._rows[: self._count]
+        strip = self._rows[self._place[p]] - factors[:, p].T @ factors
+        root = np.linalg.cholesky(strip[:, p])
+        new, weights = (scipy.linalg.solve_triangular(root, part, lower=True) for part in (strip, self.matrix[p]))
+        self.error += float(np.square(weights).sum()) / self.energy
+        self.matrix -= new.T @ weights
         self.matrix[p] = 0
-        self.inverse[p, :] = self.inverse[:, p] = 0
-        self.inverse[p, p] = 1
+        self._put(p, new)
+        for blocks in self._blocks:
+            own = new[:, blocks.columns].transpose(1, 2, 0)  # U m p
+            blocks.inner -= own @ own.transpose(0, 2, 1)
+
+    def _put(self, columns: Ids, factors: Array) -> None:
+        """Let factors take the places of the rows of these columns, behind the other factors."""
+        first = np.arange(self._count, self._count + len(columns))
+        to, others = np.setdiff1d(self._place[columns], first), np.setdiff1d(first, self._place[columns])
+        self._rows[to], self._order[to] = self._rows[others], self._order[others]
+        self._rows[first], self._order[first] = factors, columns
+        self._place[self._order] = np.arange(len(self._order))
+        self._count += len(columns)
+
+
+@dataclass
+class _Blocks:
+    """Units of as many columns each: at, the place of each; columns [units, m]; inner [units, m, m], what the inverse
+    holds there by now."""
+
+    at: dict[int, int]
+    columns: Ids
+    inner: Array
+
+    @classmethod
+    def of(cls, whole: Array, units: dict[int, Ids]) -> _Blocks:
+        """Of these units, by their columns, where nothing was removed."""
+        columns = np.stack([*units.values()])
+        return cls({u: k for k, u in enumerate(units)}, columns, whole[columns[:, :, None], columns[:, None, :]])
+
+
+def _by_size(columns: dict[int, Ids]) -> list[dict[int, Ids]]:
+    """The units with as many columns each, together."""
+    sizes = sorted({len(c) for c in columns.values()})
+    return [{u: c for u, c in columns.items() if len(c) == size} for size in sizes]
 
 
 def _runs(keys: Ids, values: Ids) -> tuple[list[int], list[Ids]]:

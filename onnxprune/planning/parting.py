@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxprune.data import Calibration, calibration, describe, mirrored
 from onnxprune.options import Options, Progress
 from onnxprune.planning.memory import samples_that_fit
+from onnxprune.planning.profile import macs
 from onnxprune.run import entire
 from onnxprune.shapes import Inputs
 from onnxprune.trace import Groups
@@ -26,6 +27,8 @@ BATCHES = 8
 """So many batches are made of few samples, so that each part has some."""
 ALIKE = 2 / 3
 """Of the images, whose class is the same when they are turned left to right: then that says nothing to the model."""
+SOLVED_MACS = 5e11
+"""Of the dense network on all that is fitted, beyond which no mirrored images are added."""
 FEW, FOLDS = 64, 4
 """With fewer samples the verdict is the mean over so many turns, in each of which another part of them judges."""
 
@@ -84,12 +87,13 @@ def folds(feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[Parts]:
 
 
 def with_mirrors(groups: Groups, parts: Parts, options: Options) -> Parts:
-    """With mirrored images, as many as the memory allows besides, where the model answers most of them as it answers
-    the images: it does not where writing is read."""
+    """With mirrored images, as many as memory and time allow, where the model answers most of them as it answers the
+    images: it does not where writing is read."""
     turned = mirrored(parts.fit, describe(groups.trace.model, groups.trace.shapes))
     if not turned:
         return parts
-    room = samples_that_fit(groups, options) - sum(counts(groups, parts.solved))
+    most = min(samples_that_fit(groups, options), SOLVED_MACS / max(macs(groups.trace), 1))
+    room = most - sum(counts(groups, parts.solved))
     turned = turned[: int(np.searchsorted(np.cumsum(counts(groups, turned)), room, "right"))]
     if not turned:
         return parts

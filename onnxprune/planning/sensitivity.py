@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from onnxprune.data import cache_outputs, describe
 from onnxprune.errors import RuntimeFailure
+from onnxprune.fit import Walk
 from onnxprune.model import Model, gone, taken_from
 from onnxprune.prove import Places, with_outputs
-from onnxprune.run import entire, first_line
+from onnxprune.run import entire, first_line, in_one
 from onnxprune.trace import Groups
 
 Array = NDArray[Any]
@@ -42,10 +43,12 @@ class OutputError:
         self.names = [name for name in told if name not in caches] or told
         self.dense = self._held()
 
-    def error(self, model: Model) -> float:
-        """Mean over the outputs of squared error by variance. What one batch makes is let go of before the next."""
+    def error(self, model: Model, known: Mapping[str, list[Any]] | None = None) -> float:
+        """Mean over the outputs of squared error by variance. known: of every batch, tensors from which on the model is
+        to be run, if not from its inputs. What one batch makes is let go of before the next, where it is large."""
         sums: dict[str, _Sums] = {}
-        for ours, theirs in zip(self.dense or self._runs(self.groups.trace.model), self._runs(model), strict=True):
+        dense = self.dense or self._runs(self.groups.trace.model)
+        for ours, theirs in zip(dense, self._runs(model, known), strict=True):
             for name, other in theirs.items():
                 sums.setdefault(name, _Sums()).add(taken_from(model.taken, name, ours[name]), other)
         return float(np.mean([found.error for found in sums.values()])) if sums else 0.0
@@ -60,18 +63,33 @@ class OutputError:
             found.append(outputs)
         return found
 
-    def _runs(self, model: Model) -> Iterator[dict[str, Array]]:
+    def _runs(self, model: Model, known: Mapping[str, list[Any]] | None = None) -> Iterator[dict[str, Array]]:
         """The floats that a model gives, batch by batch."""
-        types = self.groups.trace.shapes.dtype
         names = [name for name in self.names if not gone(model.taken, name)]
+        goes_on = known is not None and in_one(model)
+        runs = self._continued(model, names, known or {}) if goes_on else self._whole(model, names)
+        for got in runs:
+            floats = ((n, y) for n, y in zip(names, got, strict=True) if isinstance(y, np.ndarray))
+            yield {name: y for name, y in floats if y.dtype.kind == "f"}
+
+    def _continued(self, model: Model, names: Sequence[str], known: Mapping[str, list[Any]]) -> Iterable[Sequence[Any]]:
+        """What these outputs are in every batch, run for from what is known: at once, where that is not much."""
+        walk = Walk(model, self.feeds, self.groups.trace.shapes.dtype, self.providers)
+        walk.values |= known
+        if self.dense:
+            return zip(*walk.at(names), strict=True)
+        walk.at(sorted({n for name in names for n in walk.behind(name)} - {""}))
+        return zip(*(walk.once(name) for name in names), strict=True)
+
+    def _whole(self, model: Model, names: Sequence[str]) -> Iterator[Sequence[Any]]:
+        """What these outputs are in every batch, from the inputs on."""
+        types = self.groups.trace.shapes.dtype
         session = entire(with_outputs(types, model, self.taps), self.providers, types)
         for feed in self.feeds:
             try:
-                got = session.run(names, dict(feed))
+                yield session.run(names, dict(feed))
             except Exception as error:  # ONNX Runtime's exceptions share no base class
                 raise RuntimeFailure(f"ONNX Runtime failed on calibration inputs: {first_line(error)}") from error
-            floats = ((n, y) for n, y in zip(names, got, strict=True) if isinstance(y, np.ndarray))
-            yield {name: y for name, y in floats if y.dtype.kind == "f"}
 
 
 @dataclass

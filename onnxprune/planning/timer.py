@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnxprune.data import random_inputs
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import write_texts
-from onnxprune.measure import bound, clock_of, cores, runnable, turn
+from onnxprune.measure import bound, clock_of, runnable, turn
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.planning.buckets import LinkedBuckets
@@ -34,6 +34,7 @@ from onnxprune.planning.selection import parts
 from onnxprune.rewrite import rewrite
 from onnxprune.run import PROVIDERS, deployed, runtime_version
 from onnxprune.shapes import Inputs, infer
+from onnxprune.steady import cores
 from onnxprune.trace import Groups, Mask
 
 TURN, TURNS = 0.06, 10

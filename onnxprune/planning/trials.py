@@ -11,14 +11,30 @@ elsewhere.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.fit import Extent, Fitted, Light, Linear, Reconstruction, SharedDense, Site, layers, sample_size, tail
+from onnxprune.fit import (
+    Extent,
+    Fitted,
+    Front,
+    Light,
+    Linear,
+    Reconstruction,
+    SharedDense,
+    Site,
+    Walk,
+    changed,
+    layers,
+    sample_size,
+    tail,
+)
 from onnxprune.model import Model, Topology, Weight
 from onnxprune.options import Options
 from onnxprune.planning import profile
@@ -26,6 +42,7 @@ from onnxprune.planning.obs import DAMP
 from onnxprune.planning.parting import Parts, lightly
 from onnxprune.planning.sensitivity import OutputError
 from onnxprune.rewrite import rewrite
+from onnxprune.steady import each
 from onnxprune.trace import Groups, Mask, Trace
 
 SHARES = {"low": (0.45,), "normal": (0.45,), "high": (0.25, 0.5, 0.75)}
@@ -45,6 +62,9 @@ every set is tried unless the effort is high."""
 FEWEST = 16
 """Trials that are made of any graph."""
 
+Made = tuple[Model, Mapping[str, list[NDArray[Any]]]]
+"""A cut graph, and what comes before the cut where it is judged: of every batch, the tensors that it reads there."""
+
 
 class Trials:
     """Tries cuts of `groups`, by refits where `count` of them do not take too long. `sites`: for the closed form."""
@@ -57,32 +77,65 @@ class Trials:
         self.some = lightly(groups, inputs, self.samples or PACES[0][0])
         feeds = self.some.judge if self.by_refit else inputs.choose or inputs.fit
         self.judge = OutputError(groups, feeds, options.providers)
-        self.dense = SharedDense(groups.trace, self.some.solved, options.providers)
+        self.front = Front(groups.trace, feeds, options.providers)
 
-    def lost(self, removed: Mask) -> float | None:
-        """Output error without the units of `removed`; None where it cannot be run."""
+    def lost(self, cuts: Iterable[Mask]) -> list[float | None]:
+        """Output errors without the units of each cut; None where it cannot be run. Cuts in the order of the graph take
+        the least time."""
+        if not self.by_refit:
+            return [self._error(partial(self._compensated, removed)) for removed in cuts]
+        return each(self._error, map(self._begun, cuts))
+
+    def _error(self, made: Callable[[], Made]) -> float | None:
         try:
-            model = self._refitted(removed) if self.by_refit else compensated(self.groups, self.sites, removed)
-            error = self.judge.error(model)
+            error = self.judge.error(*made())
         except OnnxPruneError:
             return None
         return error if np.isfinite(error) else None
 
+    def _compensated(self, removed: Mask) -> Made:
+        model = compensated(self.groups, self.sites, removed)
+        walk = Walk(model, (), self.groups.trace.shapes.dtype)
+        return model, self.front.before(walk, walk.followers(changed(self.front.ahead, walk)))
+
+    @cached_property
+    def dense(self) -> SharedDense:
+        """What refits are compared with."""
+        return SharedDense(self.groups.trace, self.some.solved, self.judge.providers, self.seed, self.light)
+
     def rewind(self) -> None:
         """Begin again with cuts that lie at the front of the graph."""
-        self.dense.rewind()
+        self.front.rewind()
+        if self.by_refit:
+            self.dense.rewind()
 
     def room(self, more: int) -> bool:
         """Whether so many more of them by refits do not take too long, either."""
         trace, pace = self.groups.trace, (self.samples, self.light)
         return self.by_refit and (self.options.effort == "high" or _work(trace, self.count + more, *pace) <= MOST_WORK)
 
-    def _refitted(self, removed: Mask) -> Model:
-        kept = self.groups.kept_ids(removed)
-        work = rewrite(self.groups.trace, kept)
-        feeds, held, providers = self.some.solved, len(self.some.choose), self.judge.providers
-        Reconstruction(self.groups.trace, kept, work, feeds, held, providers, self.seed, self.light, self.dense).run()
-        return work.model
+    def _begun(self, removed: Mask) -> Callable[[], Made]:
+        """What gives the refitted graph, once what comes before the cut was run; or the error that this ended in."""
+        try:
+            kept = self.groups.kept_ids(removed)
+            work = rewrite(self.groups.trace, kept)
+            feeds, held, providers = self.some.solved, len(self.some.choose), self.judge.providers
+            walk = Reconstruction(
+                self.groups.trace, kept, work, feeds, held, providers, self.seed, self.light, self.dense.trial()
+            )
+            known = self.front.before(walk.current, walk.touched)
+        except OnnxPruneError as error:
+            return partial(_raised, error)
+
+        def finished() -> Made:
+            walk.run()
+            return work.model, self.front.unchanged(work.model, known)  # a shortcut is solved for beside the cut
+
+        return finished
+
+
+def _raised(error: OnnxPruneError) -> Made:
+    raise error
 
 
 def most_trials(trace: Trace, options: Options) -> int:
@@ -161,7 +214,9 @@ def _resolved(site: Site, group: int, alive: Mask) -> NDArray[np.float64]:
     if kept.all() or not kept.any():
         return np.asarray(matrix * kept[:, None])
     unit = DAMP * max(float(np.trace(gram)) / len(gram), 1e-30)
-    inner = gram[np.ix_(kept, kept)] + unit * np.eye(int(kept.sum()))
+    inner = gram[np.ix_(kept, kept)].astype(np.float64)
+    inner.flat[:: len(inner) + 1] += unit
     out: NDArray[np.float64] = np.zeros_like(matrix)
-    out[kept] = matrix[kept] + np.linalg.solve(inner, gram[np.ix_(kept, ~kept)] @ matrix[~kept])
+    moved = gram[np.ix_(kept, ~kept)] @ matrix[~kept]
+    out[kept] = matrix[kept] + np.linalg.solve(inner, moved)
     return out

@@ -28,13 +28,13 @@ from onnxprune.planning import (
     needs,
     parted,
     rival,
-    steady,
     uses_inputs,
     with_mirrors,
     working,
 )
 from onnxprune.progress import now
 from onnxprune.rewrite import Rewritten, rewrite
+from onnxprune.steady import steady
 from onnxprune.trace import Groups, Mask
 
 log = logging.getLogger(__name__)

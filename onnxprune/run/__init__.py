@@ -14,7 +14,6 @@ from onnxprune.run.runtime import (
     deployed,
     first_line,
     open_session,
-    threads,
     usable,
     without_kernel,
 )
@@ -25,6 +24,6 @@ from onnxprune.run.whole import entire, in_one
 
 __all__ = [
     "PROVIDERS", "SMALL", "Chain", "Crossings", "Session", "Tensor", "crossings", "deployed", "entire", "first_line",
-    "in_one", "on_host", "onnx_runtime", "open_session", "opened", "runtime_version", "threads", "usable", "watched",
+    "in_one", "on_host", "onnx_runtime", "open_session", "opened", "runtime_version", "usable", "watched",
     "with_stand_ins", "without_kernel",
 ]  # fmt: skip

@@ -5,7 +5,6 @@ Knows sessions; of a model its bytes and what goes in and out.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -22,6 +21,7 @@ from onnxprune.run.installed import how_to_get, onnx_runtime
 from onnxprune.run.stand_ins import lacked, with_stand_ins
 from onnxprune.run.tensors import on_host
 from onnxprune.run.watched import watched
+from onnxprune.steady import threads
 from onnxprune.validation import near
 
 PROVIDERS = {
@@ -129,12 +129,6 @@ def _refuse(missing: Sequence[str], built_in: bool) -> None:
     if missing:
         names, where = ", ".join(missing), "cannot be used here" if built_in else "is not in the installed ONNX Runtime"
         raise RuntimeFailure(f"{names} {where}; {how_to_get(built_in, missing)}, or use --providers cpu")
-
-
-def threads() -> int:
-    """What OMP_NUM_THREADS asks for (numpy heeds it, joblib sets it for its processes); 0: one for every core."""
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(asked) if asked.isdigit() else 0
 
 
 class Session:

@@ -9,25 +9,41 @@ outputs, not sums.) Knows threads and the libraries of numpy and scipy, no model
 from __future__ import annotations
 
 import ctypes
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from functools import cache
+from operator import length_hint
 from typing import TypeVar
 
 import numpy as np
 import scipy.linalg
 
-from onnxprune.measure import cores
-from onnxprune.run import threads
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 MOST = 4
 """Threads of our own, at most: each holds the matrices that it works on."""
+_BUSY: ContextVar[bool] = ContextVar("busy", default=False)
+"""Whether this is one of those threads."""
 NAMES = [f"{prefix}openblas_{{}}_num_threads{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", "")]
 """How builds of OpenBLAS name what says and sets the number of threads."""
+
+
+def threads() -> int:
+    """What OMP_NUM_THREADS asks for (numpy heeds it, joblib sets it for its processes); 0: one for every core. One of
+    several threads of ours has itself alone."""
+    if _BUSY.get():
+        return 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(asked) if asked.isdigit() else 0
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -46,14 +62,24 @@ def steady() -> Iterator[None]:
 
 def each(function: Callable[[Item], Result], items: Iterable[Item], most: int = MOST) -> list[Result]:
     """`function` of every item, in order. Several, at most so many, are worked on at a time and must not depend on each
-    other. What is going on here (see `progress.now`) goes on in each of them."""
+    other; what `items` does to give the next one is done here, one after the other. What is going on here (see
+    `progress.now`) goes on in each of them. What one of several starts itself goes on one by one."""
+    count = min(threads() or cores(), most, length_hint(items, most))
+    if count < 2:
+        return [function(item) for item in items]
     contexts = copy_context()
+    contexts.run(_BUSY.set, True)
 
     def work(item: Item) -> Result:
         return contexts.copy().run(function, item)
 
-    with ThreadPoolExecutor(min(threads() or cores(), most)) as pool:
-        return list(pool.map(work, items))
+    results, going = [], deque[Future[Result]]()
+    with steady(), ThreadPoolExecutor(count) as pool:  # threads of a BLAS beside ours wait for each other
+        for item in items:
+            going.append(pool.submit(work, item))
+            if len(going) > count:  # one waits, for whoever is ready first
+                results.append(going.popleft().result())
+        return results + [future.result() for future in going]
 
 
 @cache
