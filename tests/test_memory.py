@@ -24,6 +24,7 @@ from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.planning import calibrated, memory
 from onnxprune.rewrite import rewrite
+from onnxprune.run import on_host
 from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Groups
 
@@ -113,7 +114,7 @@ def test_what_is_weighed_is_what_walks_hold(net: object, monkeypatch: pytest.Mon
 
         def value(self, name: str) -> list[np.ndarray]:
             found = super().value(name)
-            held[-1] = max(held[-1], sum(x.nbytes for w in walks for v in w.values.values() for x in v))
+            held[-1] = max(held[-1], sum(on_host(x).nbytes for w in walks for v in w.values.values() for x in v))
             return found
 
     class Weighed(Reconstruction):

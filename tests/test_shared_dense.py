@@ -124,7 +124,7 @@ def test_a_cut_is_judged_from_where_it_begins(model: ModelProto, effort: str, mo
     monkeypatch.setattr(Front, "before", lambda *given: known.append(len(found := before(*given))) or found)
     found = trials.lost(cuts)
     assert sum(known)
-    monkeypatch.setattr(OutputError, "_outputs", lambda self, model, known=None, run=OutputError._outputs: run(self, model))
+    monkeypatch.setattr(OutputError, "_runs", lambda self, model, known=None, run=OutputError._runs: run(self, model))
     expected = Trials(groups, sites, parts, options, len(cuts)).lost(cuts)
     assert None not in found
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)

@@ -126,9 +126,9 @@ def measure(
 
     def cuts() -> Iterator[Mask]:
         """What is tried, with the number of its curve and the share that goes where so much may."""
-        for k, (curve, wanted) in enumerate(product(free, tried)):
+        for k, (curve, wanted) in enumerate(product(some, tried)):
             if progress:
-                progress("sensitivity", k / (len(free) * len(tried)))
+                progress("sensitivity", k / (len(some) * len(tried)))
             removed = select(groups, curve_set.scores, plain, {curve.part.name: wanted}, asked) & ~given
             share = float(removed[curve.part.members].mean())
             if share:

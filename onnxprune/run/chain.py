@@ -98,11 +98,16 @@ class Chain:
         asked = [self.outputs] * len(feeds) if names is None else names
         runs = [_Run(fitted(self.model.taken, f), n, w) for f, n, w in zip(feeds, asked, others, strict=True)]
         waiting = Counter(name for piece in self.pieces for name in piece.ins)
-        for piece in self.pieces:
-            waiting.subtract(piece.ins)
-            self._pass(piece, runs, waiting)
+        try:
+            for piece in self.pieces:
+                waiting.subtract(piece.ins)
+                self._pass(piece, runs, waiting)
+                for run in runs:
+                    run.forget(waiting)
+        except Exception:
             for run in runs:
-                run.forget(waiting)
+                run.values.clear()  # else they stay as long as somebody holds the error
+            raise
         return [[self._value(name, run.values) for name in run.asked] for run in runs]
 
     def _pass(self, piece: Piece, runs: Sequence[_Run], waiting: Mapping[str, int]) -> None:
