@@ -192,7 +192,7 @@ def compensated(groups: Groups, sites: Sequence[Site], removed: Mask) -> Model:
             fitted.move([tail(m, graph, moved.size, groups.trace.rank(m.out)) for m in own], moved)
             fresh |= dict.fromkeys(model.weights.keys() - before, own[0])
     after = rewrite(replace(groups.trace, model=model), kept).model
-    for name, layer in fresh.items():
+    for name, layer in ((n, x) for n, x in fresh.items() if n in after.weights):  # others are read in copies
         after.weights[name] = _cut(after.weights[name], layer, groups.trace, kept)
     return after
 
