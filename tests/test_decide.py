@@ -503,3 +503,16 @@ def test_rows_and_columns_of_a_made_weight_go_where_there_is_nothing_else() -> N
     )  # fmt: skip
     report = api.prune(model, ratio=0.5, calib_samples=16).report
     assert report.after.macs < 0.6 * report.before.macs
+
+
+def test_a_bias_that_is_cut_in_a_copy_does_not_end_trials_in_closed_form() -> None:
+    """Two steps of a cell share a bias, which is read whole besides: what the trial moved into it is read by nobody."""
+    model = graph(
+        "(float[N, 8] x) => (float[N, 5] y)",
+        """
+        s = MatMul(x, w0) g = Gemm<transB = 1>(s, w, b) h = Tanh(g) k = Gemm<transB = 1>(h, w, b) r = Tanh(k)
+        e = Identity(b) f = Softmax<axis = 0>(e) t = ReduceMax<keepdims = 0>(f) o = MatMul(r, w2) y = Add(o, t)
+        """, 17, w0=(8, 16), w=(16, 16), b=(16,), w2=(16, 5),
+    )  # fmt: skip
+    feeds = [{"x": np.random.default_rng(k).standard_normal((32, 8)).astype(np.float32)} for k in range(6)]
+    assert api.prune(model, ratio=0.4, effort="low", calib=feeds).report.after.parameters < 300
