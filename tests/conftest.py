@@ -79,3 +79,12 @@ def _has_cuda() -> bool:
     except RuntimeFailure:
         return False
     return True
+
+
+@pytest.fixture
+def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of two nodes, every weight is fed."""
+    monkeypatch.setattr("onnxprune.run.chain.NODES", 2)
+    monkeypatch.setattr("onnxprune.run.chain.BLOCK", 1)
+    monkeypatch.setattr("onnxprune.run.runtime.LARGE", 1)
+    monkeypatch.setattr("onnxprune.run.runtime.SMALL", 1)

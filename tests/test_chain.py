@@ -17,20 +17,11 @@ from onnxprune.model import Model, Weight
 from onnxprune.options import Options
 from onnxprune.prove import proofs as verify
 from onnxprune.rewrite import Rewritten
-from onnxprune.run import Session, chain, runtime
+from onnxprune.run import Session, chain
 from onnxprune.shapes import infer
 from tests.graphs import graph, pruned
 
 MODELS = Path(__file__).parents[1] / "models"
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of two nodes, every weight is fed."""
-    monkeypatch.setattr(chain, "NODES", 2)
-    monkeypatch.setattr(chain, "BLOCK", 1)
-    monkeypatch.setattr(runtime, "LARGE", 1)
-    monkeypatch.setattr(runtime, "SMALL", 1)
 
 
 def chained(source: onnx.ModelProto | Path) -> tuple[Model, chain.Chain, list[dict[str, np.ndarray]]]:
@@ -41,7 +32,7 @@ def chained(source: onnx.ModelProto | Path) -> tuple[Model, chain.Chain, list[di
     return model, opened, [random_inputs(model, sizes, 0) for sizes in shapes.inputs]
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("in_pieces")
 @pytest.mark.parametrize("name", ["tiny_conv", "tiny_attention"])
 def test_pieces_compute_what_the_whole_computes(name: str) -> None:
     model, pieces, feeds = chained(MODELS / f"{name}.onnx")
@@ -52,7 +43,7 @@ def test_pieces_compute_what_the_whole_computes(name: str) -> None:
             np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("in_pieces")
 @pytest.mark.parametrize("body", ["{dead} {live}", "{live} {dead}"])
 def test_nodes_that_nothing_uses_have_to_load(body: str) -> None:
     live = "a = MatMul(x, v) b = Relu(a) c = MatMul(b, w) y = Neg(c)"
@@ -63,7 +54,7 @@ def test_nodes_that_nothing_uses_have_to_load(body: str) -> None:
         pieces.run_all(feeds)
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("in_pieces")
 def test_what_crosses_is_carried_as_long_as_it_is_needed() -> None:
     """A skip over many pieces, an input read late, an output made early, a body that reads from outside, and weights
     and inputs that are outputs."""
@@ -80,7 +71,7 @@ def test_what_crosses_is_carried_as_long_as_it_is_needed() -> None:
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("in_pieces")
 def test_what_numpy_has_no_type_for_is_not_cut() -> None:
     """Between the two casts nothing may be cut: a sequence."""
     model = graph(
@@ -103,7 +94,7 @@ def test_the_memory_decides_about_pieces_and_the_report_says_so() -> None:
     assert small.report.proof.blocks > 1
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("in_pieces")
 def test_a_wrong_model_is_caught_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     right = api.rewrite
 
@@ -120,7 +111,7 @@ def test_a_wrong_model_is_caught_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
         api.prune(MODELS / "tiny_conv.onnx", fast=True)
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("in_pieces")
 def test_nodes_need_not_be_in_order() -> None:
     """Masking puts back what a normalisation over several axes gives, the last axis first."""
     model = graph(

@@ -11,7 +11,7 @@ from onnx import ModelProto
 from onnxprune.fit import Walk
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.run import Chain, Session, Tensor, chain, crossings, on_host, open_session, opened, runtime
+from onnxprune.run import Chain, Session, Tensor, crossings, on_host, open_session, opened, runtime
 from onnxprune.shapes import infer
 from tests.graphs import graph
 
@@ -35,16 +35,7 @@ def feeds(count: int) -> list[dict[str, Any]]:
     return [{"x": rng.standard_normal((BATCH, WIDTH)).astype(np.float32)} for _ in range(count)]
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of two nodes, every weight is fed."""
-    monkeypatch.setattr(chain, "NODES", 2)
-    monkeypatch.setattr(chain, "BLOCK", 1)
-    monkeypatch.setattr(runtime, "LARGE", 1)
-    monkeypatch.setattr(runtime, "SMALL", 1)
-
-
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("in_pieces")
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_between_the_pieces_of_a_proof_nothing_crosses(count: int) -> None:
     """An input crosses once for every feed, however many pieces read it, a weight once for all of them, and what comes
@@ -63,7 +54,7 @@ def test_between_the_pieces_of_a_proof_nothing_crosses(count: int) -> None:
             np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("in_pieces")
 def test_only_what_is_asked_for_comes_back() -> None:
     model = Model.load(net()).normalised()
     pieces = opened(model, Options(), infer(model).dtype)

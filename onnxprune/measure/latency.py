@@ -18,7 +18,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model, fitted
 from onnxprune.options import Options
 from onnxprune.progress import now
-from onnxprune.run import PROVIDERS, deployed, first_line, onnx_runtime
+from onnxprune.run import DEVICES, PROVIDERS, deployed, first_line, onnx_runtime
 from onnxprune.shapes import Shapes, infer
 from onnxprune.steady import cores
 from onnxprune.steady import threads as thread_count
@@ -34,8 +34,6 @@ TURNS = 15
 """The least number of turns."""
 SETTLE = 0.3
 """Share of a turn that is not counted: cold caches, and threads of the other session that still spin."""
-DEVICES = {PROVIDERS["cuda"]: "cuda", PROVIDERS["tensorrt"]: "cuda"}
-"""Where a provider's tensors live, if not in the memory of the processor."""
 
 
 @dataclass(frozen=True)

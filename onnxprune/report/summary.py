@@ -89,7 +89,11 @@ def _caches(groups: Groups, units: NDArray[np.int64]) -> tuple[str, ...]:
 
 def caches(trace: Trace, after: Model) -> tuple[CacheInfo, ...]:
     """The inputs and outputs that are caches, as they were and as they are `after`."""
-    names = {name for found in (trace.cached, trace.caches) for name in (*found, *chain(*found.values()))}
+    names = {
+        name
+        for found in (trace.cached, trace.caches if trace.kv_heads else {})
+        for name in (*found, *chain(*found.values()))
+    }
     old, new = trace.model.skeleton.graph, after.skeleton.graph
     sides: tuple[tuple[Literal["input", "output"], Any, Any], ...] = (
         ("input", old.input, new.input), ("output", old.output, new.output),

@@ -125,7 +125,7 @@ class _Search:
 
     def _read_by(self, branch: str, stream: str) -> dict[str, list[str]]:
         """The caches that a branch reads."""
-        if not self.trace.caches:
+        if not self.trace.kv_heads:
             return {}
         behind = self.graph.ancestors([branch], {stream})
         read = {name for k in behind for name in self.graph.reads[k]}

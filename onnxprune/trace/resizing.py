@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.model import Taken
-from onnxprune.trace.caches import Settled, along, caches
+from onnxprune.trace.caches import Settled, along
 from onnxprune.trace.labels import Block, Ids, Mask, Reason
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def begin(trace: Trace) -> None:
     """Give past keys and values ids along each axis that may be of the same size in the present ones. The first axis is
     that of samples."""
     static = trace.shapes.static
-    for name, outs in caches(trace.scopes, trace.nodes).items():
+    for name, outs in trace.caches.items():
         dims, there = static(name), [static(o) for o in outs]
         if dims is None or name in trace.model.weights:
             continue

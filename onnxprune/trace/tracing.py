@@ -128,8 +128,8 @@ class Trace:
 
     @cached_property
     def caches(self) -> dict[str, list[str]]:
-        """Inputs that are caches, with the outputs that hold them, where these may change."""
-        return caches(self.scopes, self.nodes) if self.kv_heads else {}
+        """Inputs that are caches, with the outputs that hold them."""
+        return caches(self.scopes, self.nodes)
 
     @cached_property
     def readers(self) -> dict[str, list[int]]:
