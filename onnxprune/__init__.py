@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from onnxprune.errors import CheckFailed, NothingToPrune, OnnxPruneError, RuntimeFailure, UsageError
     from onnxprune.frameworks import apply_plan, renamed, shrink, sliced
     from onnxprune.options import Gates, Options
+    from onnxprune.pipeline import finetune
     from onnxprune.planning import Plan
     from onnxprune.report import Report
     from onnxprune.sweeping import sweep
-    from onnxprune.tuning import finetune
 
 __all__ = [
     "CheckFailed", "Gates", "NothingToPrune", "OnnxPruneError", "Options", "Plan", "Report", "Result", "RuntimeFailure",
@@ -36,7 +36,7 @@ _HOME = (
         "Report": "report",
         "Plan": "planning",
         "sweep": "sweeping",
-        "finetune": "tuning",
+        "finetune": "pipeline",
     }
     | dict.fromkeys(("CheckFailed", "NothingToPrune", "OnnxPruneError", "RuntimeFailure", "UsageError"), "errors")
     | dict.fromkeys(("Result", "apply", "compare", "inspect", "largest", "plan", "prune", "verify"), "api")

@@ -13,24 +13,20 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from onnxprune import searching, unread
-from onnxprune.auditing import audited
-from onnxprune.blame import blame_model
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.files import is_text
 from onnxprune.measure import Gates, compared, timed
 from onnxprune.model import Model
-from onnxprune.options import OptionKeywords, Options, Progress
+from onnxprune.options import OptionKeywords, Options, Progress, given, unread
+from onnxprune.pipeline import Clock, Pruner, analysed, audited, checked, searching
 from onnxprune.planning import Plan, Planner, criteria, plan_of, profile, removed_by, settled, uses_inputs
 from onnxprune.progress import inside
-from onnxprune.pruner import Pruner
 from onnxprune.refit import replayed
+from onnxprune.rehearsal import blame_model
 from onnxprune.report import Report, branch_infos, frozen, infos, layer_infos, notes, report_html, report_text
 from onnxprune.results import Compared, Inspection, Verified
 from onnxprune.rewrite import rewrite
-from onnxprune.stages import Clock, analysed, checked
 from onnxprune.trace import Trace, dependencies
-from onnxprune.validation import given
 
 STEPS = 6
 """Of the search for the largest cut: each halves what is open."""

@@ -19,12 +19,12 @@ from test_shifted import convolutions, perceptron
 from onnxprune import api
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.planning import Costs, by_weights, profile
 from onnxprune.planning.allocation import Choice, allocate
 from onnxprune.planning.decision import budget
 from onnxprune.planning.paying import Blocks
 from onnxprune.rewrite import rewrite
-from onnxprune.stages import Clock, analysed
 
 Array = NDArray[Any]
 NONE = np.zeros(12, bool)

@@ -16,9 +16,9 @@ import pytest
 
 import onnxprune
 from onnxprune.cli.commands import prune as prune_command
-from onnxprune.options import OptionKeywords, Options
+from onnxprune.options import NUMBERS, OptionKeywords, Options, flag, given, objection
+from onnxprune.options.validation import AUTO, CHOICES, RULES
 from onnxprune.planning import criteria
-from onnxprune.validation import AUTO, CHOICES, NUMBERS, RULES, flag, given, objection
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "models" / "tiny_conv.onnx"

@@ -14,8 +14,8 @@ import onnxprune
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed, proven
 from onnxprune.rewrite import branches as rewriting
-from onnxprune.stages import Clock, analysed, proven
 from onnxprune.trace import Groups
 
 ENDS = "float[N, 6] x) => (float[N, 3] y)"

@@ -105,7 +105,7 @@ def test_a_wrong_model_is_caught_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
         return after
 
     account = verify.compared
-    monkeypatch.setattr("onnxprune.stages.rewrite", wrong)
+    monkeypatch.setattr("onnxprune.pipeline.stages.rewrite", wrong)
     monkeypatch.setattr(verify, "compared", lambda *given: dataclasses.replace(account(*given), differing=()))
     with pytest.raises(CheckFailed, match="differs from the masked original"):
         api.prune(MODELS / "tiny_conv.onnx", fast=True)

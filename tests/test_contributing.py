@@ -16,8 +16,8 @@ from graphs import graph
 from onnxprune.cli import flags
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.planning import criteria
-from onnxprune.stages import Clock, analysed
 
 ROOT = Path(__file__).parents[1]
 SECTION = (ROOT / "CONTRIBUTING.md").read_text("utf-8")

@@ -24,13 +24,13 @@ from onnxprune.errors import UsageError
 from onnxprune.fit import sites
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.planning import Costs, OutputError, criteria, curves, decision, parting, profile, select, trials
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.curves import CurveSet
 from onnxprune.refit import judging
 from onnxprune.report import to_json
 from onnxprune.rewrite import rewrite
-from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Groups, Mask
 
 MODELS = Path(__file__).parent.parent / "models"

@@ -18,8 +18,8 @@ from onnxprune.cli import main
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.report import graph_text
-from onnxprune.stages import Clock, analysed
 from onnxprune.trace import dependencies
 
 MODELS = sorted((Path(__file__).parents[1] / "models").glob("*.onnx"))

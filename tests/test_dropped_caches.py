@@ -22,7 +22,7 @@ from onnxprune.integrations import prune_folder
 from onnxprune.integrations.decoders import NO_BRANCH
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.stages import Clock, analysed, proven
+from onnxprune.pipeline import Clock, analysed, proven
 from onnxprune.trace import Groups
 
 GIVEN = {"input_shapes": {"x": [0, 3, 0]}}

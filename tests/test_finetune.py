@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 import onnxprune
-from onnxprune import tuning
 from onnxprune.cli import main
 from onnxprune.cli.commands import prune
 from onnxprune.errors import NothingToPrune, UsageError
@@ -24,6 +23,7 @@ from onnxprune.finetuning import parted, recipe
 from onnxprune.finetuning.inputs import Bucket, buckets, calib_of, multiplied
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import tuning
 from onnxprune.report import to_json
 from onnxprune.shapes import infer
 
@@ -364,7 +364,7 @@ def test_what_cannot_be_trained_is_refused_before_any_work(torch: Any, monkeypat
     model = graph(
         "(float[N, 3, 3] x) => (float[N] y)", "a = MatMul(x, v) h = MatMul(a, w) y = Det(h)", v=(3, 3), w=(3, 3)
     )
-    monkeypatch.setattr(onnxprune.pruner, "Planner", None)
+    monkeypatch.setattr(onnxprune.pipeline.pruner, "Planner", None)
     with pytest.raises(NothingToPrune, match="cannot be fine-tuned: Det "):
         onnxprune.prune(model, finetune=True, calib=[{"x": np.ones((256, 3, 3), np.float32)}])
 

@@ -17,8 +17,8 @@ from onnxprune.fit.reconstruction import Reconstruction
 from onnxprune.fit.recurrent import Recurrent
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.rewrite import rewrite
-from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Groups
 
 Array = NDArray[Any]

@@ -13,9 +13,9 @@ from onnx import ModelProto, helper
 
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.planning import criteria
 from onnxprune.planning.criteria.inputs import CriterionInputs
-from onnxprune.stages import Clock, analysed
 
 Array = NDArray[Any]
 

@@ -16,8 +16,9 @@ import onnx
 import pytest
 from graphs import graph, shapes
 
-from onnxprune import api, guard, rehearsal
+from onnxprune import api, guard
 from onnxprune.errors import OnnxPruneError, RuntimeFailure
+from onnxprune.rehearsal import helpers as rehearsal
 
 ROOT = Path(__file__).parents[1]
 MLP = "a = MatMul(x, w1) b = Relu(a) y = MatMul(b, w2)"

@@ -19,9 +19,10 @@ import pytest
 from graphs import array, graph, pruned, replace, shapes
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnxprune import api, stages
+from onnxprune import api
 from onnxprune.errors import CheckFailed, NothingToPrune, OnnxPruneError, RuleFailed, RuntimeFailure, UsageError
 from onnxprune.model import Model, Weight
+from onnxprune.pipeline import stages
 from onnxprune.prove import proofs as verify
 from onnxprune.rewrite import Rewritten
 from onnxprune.shapes import infer

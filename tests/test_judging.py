@@ -13,9 +13,9 @@ from onnx import ModelProto, numpy_helper, parser
 from onnxprune import api
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.planning import OutputError, sensitivity
 from onnxprune.run import open_session
-from onnxprune.stages import Clock, analysed
 
 MODELS = Path(__file__).parent.parent / "models"
 IMAGES = np.load(MODELS / "fashion_test.npz")["image"].astype(np.float32)

@@ -15,12 +15,14 @@ import pytest
 from graphs import graph, pruned
 from onnx import ModelProto
 
-from onnxprune import api, searching
+from onnxprune import api
 from onnxprune.cli import main
 from onnxprune.errors import CheckFailed, NothingToPrune, RuntimeFailure, UsageError
 from onnxprune.measure import latency
 from onnxprune.model import Model
 from onnxprune.options import Gates, Options
+from onnxprune.options.validation import milliseconds
+from onnxprune.pipeline import Clock, analysed, searching
 from onnxprune.planning import Costs, by_weights, settled, timer, timings
 from onnxprune.planning.allocation import Choice, allocate, on_stairs, uniform
 from onnxprune.planning.kernels import Point, Stair, fitted, targets
@@ -28,9 +30,7 @@ from onnxprune.planning.segments import Segments, signature
 from onnxprune.planning.selection import parts, reachable
 from onnxprune.rewrite import rewrite
 from onnxprune.shapes import infer
-from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Groups
-from onnxprune.validation import milliseconds
 
 MODELS = Path(__file__).parents[1] / "models"
 sys.path.insert(0, str(MODELS.parent))

@@ -16,16 +16,15 @@ from onnx import ModelProto
 from test_allocate import attention
 from test_shifted import perceptron
 
-from onnxprune import pruner
 from onnxprune.api import prune
 from onnxprune.fit import Site, Walk, compared, layers, reconstruction, weigh
 from onnxprune.fit.reconstruction import Reconstruction
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed, pruner
 from onnxprune.planning import calibrated, memory
 from onnxprune.rewrite import rewrite
 from onnxprune.run import on_host
-from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Groups
 
 SAME = "pads=[1,1,1,1]"

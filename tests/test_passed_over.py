@@ -13,9 +13,9 @@ from graphs import graph, run
 from onnxprune import api
 from onnxprune.model import Model, traits
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed, checked
 from onnxprune.shapes.symbolic_values import Value
 from onnxprune.shapes.values import propagate
-from onnxprune.stages import Clock, analysed, checked
 from onnxprune.trace import Trace
 
 MODELS = sorted((Path(__file__).parents[1] / "models").glob("*.onnx"))[:4]

@@ -14,6 +14,7 @@ from onnxprune import api
 from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.planning import select
 from onnxprune.prove import proofs as verify
 from onnxprune.prove.branches import branch_choices, with_choices_forced
@@ -25,7 +26,6 @@ from onnxprune.prove.redraw import redrawn
 from onnxprune.prove.slices import Source, compared, kept_of
 from onnxprune.rewrite import rewrite
 from onnxprune.run import Session
-from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Block, Mask
 
 IMAGE = "(float[N, 3, 8, 8] x) => "

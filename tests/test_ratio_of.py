@@ -21,8 +21,8 @@ from onnxprune import api
 from onnxprune.cli import main
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.planning import Plan
-from onnxprune.stages import Clock, analysed
 
 Captured = pytest.CaptureFixture[str]
 CALIB = [inputs(net(), 24, 1)]

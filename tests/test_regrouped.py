@@ -18,10 +18,10 @@ from onnxprune.errors import CheckFailed
 from onnxprune.fit.few_bits import numbers
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.planning import profile, select
 from onnxprune.planning.criteria import l2
 from onnxprune.rewrite import rewrite
-from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Cells
 
 Array = NDArray[Any]

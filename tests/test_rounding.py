@@ -12,9 +12,9 @@ from graphs import graph, inputs, pruned, shapes
 from onnx import ModelProto
 
 import onnxprune.api  # noqa: F401
-from onnxprune import stages
 from onnxprune.errors import CheckFailed
 from onnxprune.model import Model, Weight
+from onnxprune.pipeline import stages
 from onnxprune.prove import proofs as verify
 from onnxprune.prove import rounding
 from onnxprune.prove.original import Run

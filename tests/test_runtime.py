@@ -251,7 +251,7 @@ def test_the_build_that_is_here_is_found() -> None:
 
 def test_a_provider_is_missed_before_any_work(tiny_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where weights alone decide and nothing is run until the end."""
-    monkeypatch.setattr("onnxprune.stages.infer", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr("onnxprune.pipeline.stages.infer", lambda *_: pytest.fail("the work has begun"))
     assert main([str(tiny_path), "out.onnx", "--fast", "--providers", "MIGraphXExecutionProvider"]) == 4
     assert "MIGraphXExecutionProvider is not in the installed ONNX Runtime; run 'pip uninstall" in capsys.readouterr().err
 

@@ -30,7 +30,7 @@ ONLY_IN = {
     "distributed": "workers.py",
     "ray": "workers.py",
     "runpy": "script.py",
-    "subprocess": "rehearsal.py",
+    "subprocess": "helpers.py",
 }
 CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "spawnv", "execv", "fork", "create_connection"}
 

@@ -13,10 +13,10 @@ from onnx import ModelProto
 from onnxprune.fit import Front, Light, Reconstruction, SharedDense, Walk, collect
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.planning import OutputError, parted
 from onnxprune.planning.trials import Trials
 from onnxprune.rewrite import rewrite
-from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Groups
 
 LIGHT = Light(4)

@@ -16,13 +16,13 @@ from onnxprune import api
 from onnxprune.errors import CheckFailed
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.planning import profile, select
 from onnxprune.planning.criteria import l2
 from onnxprune.prove import proofs as verify
 from onnxprune.prove.relabel import Kept
 from onnxprune.rewrite import Rewritten, rewrite, take
 from onnxprune.shapes import infer
-from onnxprune.stages import Clock, analysed
 from onnxprune.trace import Block, Groups, Ids, Mask, Slice
 
 

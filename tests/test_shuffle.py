@@ -131,9 +131,9 @@ def test_a_wrong_order_is_found(checked: str, monkeypatch: pytest.MonkeyPatch) -
     order = array(after, name)
     replace(after, name, np.roll(order, 1))
     if checked != "another order":
-        monkeypatch.setattr("onnxprune.auditing._is_slice", lambda *_: True)
+        monkeypatch.setattr("onnxprune.pipeline.auditing._is_slice", lambda *_: True)
     if checked == "masked":
-        monkeypatch.setattr("onnxprune.stages.retrace", lambda *_: 1)
+        monkeypatch.setattr("onnxprune.pipeline.stages.retrace", lambda *_: 1)
     with pytest.raises(CheckFailed, match=checked):
         onnxprune.verify(model, after, result.plan, residual="all")
 

@@ -17,7 +17,7 @@ from test_rules import conv
 
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.stages import Clock, analysed
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.trace import Groups
 
 Values = dict[str, NDArray[Any]]

@@ -18,13 +18,13 @@ from browser import opened
 from graphs import graph
 
 import onnxprune
-from onnxprune import api, fit, pruner
+from onnxprune import api, fit
 from onnxprune.cli import main
 from onnxprune.data import sources
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Pruned, Pruner, pruner
 from onnxprune.planning import curves, read_plan, timings
-from onnxprune.pruner import Pruned, Pruner
 from onnxprune.results import SweepPoint
 from onnxprune.sweeping import Job, Measured, fronts
 from onnxprune.sweeping.workers import processes

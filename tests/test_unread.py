@@ -13,8 +13,8 @@ from onnx import ModelProto
 from test_cli import fails
 
 import onnxprune
-from onnxprune import unread
 from onnxprune.cli import main
+from onnxprune.options import unread
 
 Captured = pytest.CaptureFixture[str]
 FAST = "m.onnx out.onnx --fast"

@@ -9,9 +9,10 @@ import pytest
 from graphs import graph, inputs, pruned, run
 from onnx import ModelProto
 
-from onnxprune import api, stages
+from onnxprune import api
 from onnxprune.errors import CheckFailed
 from onnxprune.model import Model, Weight
+from onnxprune.pipeline import stages
 from onnxprune.prove.unrounded import Unrounded, rounds
 from onnxprune.shapes import infer
 

@@ -12,9 +12,9 @@ from onnx import ModelProto
 
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed
 from onnxprune.planning import criteria, curves
 from onnxprune.planning.criteria.inputs import CriterionInputs
-from onnxprune.stages import Clock, analysed
 
 Array = NDArray[Any]
 RANDOM = np.random.default_rng(0)

@@ -24,13 +24,15 @@ from test_guard import crash
 from test_schema import VALIDATOR
 
 import onnxprune
-from onnxprune import api, progress, rehearsal, tuning
+from onnxprune import api, progress
 from onnxprune.cli import COMMANDS, logs, main
 from onnxprune.cli.commands import inspect
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.finetuning import Finetuned
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import tuning
+from onnxprune.rehearsal import helpers as rehearsal
 
 Captured = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[1]

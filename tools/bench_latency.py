@@ -33,14 +33,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import onnxprune
 from onnxprune.measure import bound, clock_of, runnable, turn
 from onnxprune.model import Model
+from onnxprune.pipeline import Clock, Pruner, Search, analysed
 from onnxprune.planning import select
 from onnxprune.planning.timings import costs
-from onnxprune.pruner import Pruner
 from onnxprune.rewrite import rewrite
 from onnxprune.run import deployed
-from onnxprune.searching import Search
 from onnxprune.shapes import infer
-from onnxprune.stages import Clock, analysed
 from tools.lm.measuring import perplexity, windows
 from tools.tasks import batches, run, tasks
 

@@ -15,7 +15,7 @@ from onnxprune.cli import logs
 from onnxprune.cli.commands import COMMANDS, job
 from onnxprune.errors import INTERRUPTED, RuleFailed, UsageError, explain
 from onnxprune.guard import supervised
-from onnxprune.validation import near
+from onnxprune.options import near
 
 
 def command() -> int:

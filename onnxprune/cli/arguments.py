@@ -19,7 +19,7 @@ from onnxprune.cli.helping import Answer, Formatter, shown
 from onnxprune.cli.line import Line, Said, Unknown, sort
 from onnxprune.errors import UsageError
 from onnxprune.files import check_finite, check_inputs
-from onnxprune.validation import NUMBERS, WORDS, listed, near, objection
+from onnxprune.options import NUMBERS, WORDS, listed, near, objection
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,12 +12,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxprune import unread
 from onnxprune.cli import arguments as take
 from onnxprune.cli.running import MANY
 from onnxprune.errors import UsageError
 from onnxprune.files import is_text
-from onnxprune.options import Options
+from onnxprune.options import Options, unread
 
 CRITERIA = (
     "l1, l2, random, bn-scale, fpgm, lamp, activation, wanda, flap, cfsp, beta-rank, taylor, taylor-so, lrp, oracle"

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from onnxprune.validation import training_length
+from onnxprune.options import training_length
 
 STEPS = 2000
 BATCH, LARGE_BATCH = 64, 16

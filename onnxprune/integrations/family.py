@@ -15,15 +15,14 @@ from typing import Any, TypeVar
 
 from onnxprune import api
 from onnxprune.errors import CheckFailed, NothingToPrune, OnnxPruneError, UsageError
-from onnxprune.exclusion import excluded
 from onnxprune.integrations.decoders import Pruner
 from onnxprune.integrations.sharing import Member, Sharing
 from onnxprune.integrations.values import carried, differing
 from onnxprune.model import Model
 from onnxprune.options import Options
-from onnxprune.planning import Plan, asked, plan_of, removed_by
+from onnxprune.pipeline import Clock, analysed, checked
+from onnxprune.planning import Plan, asked, excluded, plan_of, removed_by
 from onnxprune.rewrite import rewrite
-from onnxprune.stages import Clock, analysed, checked
 
 T = TypeVar("T")
 

@@ -25,8 +25,7 @@ from onnxprune.integrations.configs import SHARED_HEADS, Cut, cache_key, updated
 from onnxprune.integrations.decoders import Pruner, cuts, evenly
 from onnxprune.integrations.family import pruned_together
 from onnxprune.model import Model
-from onnxprune.options import OptionKeywords, Options
-from onnxprune.validation import given
+from onnxprune.options import OptionKeywords, Options, given
 
 CONFIG = "config.json"
 INDENT = re.compile(r"\s*\{\n( +)")

@@ -24,8 +24,7 @@ from olive.search.search_parameter import Categorical
 from onnxprune import api
 from onnxprune.errors import UsageError
 from onnxprune.files import write_texts
-from onnxprune.options import Options
-from onnxprune.validation import flag
+from onnxprune.options import Options, flag
 
 RATIOS = (0.2, 0.3, 0.4, 0.5)
 """Where Olive is to search for the ratio ("SEARCHABLE_VALUES")."""

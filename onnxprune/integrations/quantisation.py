@@ -13,10 +13,8 @@ from typing import Any, Unpack
 from onnxprune.data import Feed, calibration
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
-from onnxprune.options import OptionKeywords, Options
+from onnxprune.options import OptionKeywords, Options, differing, given, listed
 from onnxprune.shapes import infer
-from onnxprune.unread import differing
-from onnxprune.validation import given, listed
 
 READS = (
     "calib", "calib_samples", "calib_batch", "mean", "std", "scale", "tokenizer", "text_length", "memory",

@@ -12,8 +12,8 @@ from onnxprune.errors import UsageError
 from onnxprune.files import function_of
 from onnxprune.measure.intervals import Floats
 from onnxprune.measure.metrics import METRICS, TARGETS, Array, Metric, Outputs, mean, scores
+from onnxprune.options import near
 from onnxprune.units import SHARE
-from onnxprune.validation import near
 
 Function = Callable[[list[Array], Any], Any]
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 from onnxprune.errors import UsageError
 from onnxprune.measure.intervals import Interval
-from onnxprune.options import Gates
+from onnxprune.options import Gates, flag, share_meant
 from onnxprune.units import SHARE, amount, written
-from onnxprune.validation import flag, share_meant
 
 FIDELITY = ("agreement", "cosine")
 """What a gate may ask for without labels."""

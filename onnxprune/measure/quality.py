@@ -22,11 +22,10 @@ from onnxprune.measure.intervals import Floats
 from onnxprune.measure.metrics import METRICS, Metric, Outputs
 from onnxprune.measure.tally import Tally, figures, likely, total
 from onnxprune.model import Model, Taken, fitted, gone
-from onnxprune.options import Gates, Options
+from onnxprune.options import Gates, Options, check_gates
 from onnxprune.progress import now
 from onnxprune.run import first_line, open_session
 from onnxprune.shapes import Shapes, footprint, infer
-from onnxprune.validation import check_gates
 
 Array = NDArray[Any]
 BATCH = 64

@@ -16,6 +16,7 @@ from onnxprune.planning.decision import (
     uses_inputs,
     working,
 )
+from onnxprune.planning.exclusion import excluded
 from onnxprune.planning.limits import movable
 from onnxprune.planning.memory import Needs, checked, needs
 from onnxprune.planning.named import asked
@@ -27,6 +28,6 @@ from onnxprune.planning.sensitivity import OutputError
 
 __all__ = [
     "FEW", "Costs", "Decision", "Needs", "OutputError", "Parts", "Plan", "Planner", "Removal", "asked", "by_weights",
-    "calibrated", "checked", "everything", "folds", "in_spite_of_fast", "movable", "needs", "parted", "plan_of",
-    "read_plan", "removed_by", "rival", "select", "settled", "uses_inputs", "with_mirrors", "working",
+    "calibrated", "checked", "everything", "excluded", "folds", "in_spite_of_fast", "movable", "needs", "parted",
+    "plan_of", "read_plan", "removed_by", "rival", "select", "settled", "uses_inputs", "with_mirrors", "working",
 ]  # fmt: skip

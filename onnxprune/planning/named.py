@@ -10,12 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxprune.errors import UsageError
-from onnxprune.naming import SHOWN, matching, nearest
-from onnxprune.options import Options
+from onnxprune.options import SHOWN, Options, listed, matching, nearest
 from onnxprune.planning.buckets import linked_buckets
 from onnxprune.planning.limits import movable
 from onnxprune.trace import Groups, Ids, Layers, Mask
-from onnxprune.validation import listed
 
 Asked = Mapping[int, float]
 """By unit (its class), the share, 0 to below 1, of its set of linked buckets that goes."""

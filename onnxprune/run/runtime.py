@@ -17,12 +17,12 @@ from onnx import ModelProto, TensorProto, helper
 from onnxprune import guard
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model, needs, retain
+from onnxprune.options import near
 from onnxprune.run.installed import how_to_get, onnx_runtime
 from onnxprune.run.stand_ins import lacked, with_stand_ins
 from onnxprune.run.tensors import on_host
 from onnxprune.run.watched import watched
 from onnxprune.steady import threads
-from onnxprune.validation import near
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",

@@ -19,11 +19,11 @@ from onnxprune import __version__
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
 from onnxprune.options import Options, Progress
+from onnxprune.pipeline import checked
 from onnxprune.planning import criteria, uses_inputs
 from onnxprune.progress import Stages, inside, now, told
 from onnxprune.report import sweep_line
 from onnxprune.results import Sweep, SweepPoint
-from onnxprune.stages import checked
 from onnxprune.sweeping.jobs import Job, Measure, Measured, clear, finished, original, quality, run, write
 from onnxprune.sweeping.workers import Backend, processes, workers
 

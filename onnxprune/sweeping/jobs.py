@@ -15,17 +15,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnxprune.blame import blaming
 from onnxprune.errors import explain
 from onnxprune.files import json_text, write_json
 from onnxprune.measure import Comparison, compared, timed
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, Pruner
 from onnxprune.progress import inside
-from onnxprune.pruner import Pruner
+from onnxprune.rehearsal import blaming
 from onnxprune.report import to_json
 from onnxprune.results import Cost, SweepPoint
-from onnxprune.stages import Clock
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from onnx import AttributeProto, ModelProto
 from onnxprune.errors import CheckFailed, NothingToPrune, OnnxPruneError
 from onnxprune.model import Model, Weight, every_node
 from onnxprune.options import Options
+from onnxprune.pipeline import Clock, analysed, check, prove
 from onnxprune.planning import profile, select
 from onnxprune.planning.criteria import l2
 from onnxprune.prove import proofs as verify
@@ -30,7 +31,6 @@ from onnxprune.prove.original import Original, Run
 from onnxprune.prove.places import Places
 from onnxprune.prove.slices import Compared, Source, kept_of
 from onnxprune.rewrite import Rewritten, rewrite
-from onnxprune.stages import Clock, analysed, check, prove
 from onnxprune.trace import Block, Groups, Mask
 
 COUNTS = ("group", "num_heads", "num_groups", "hidden_size", "split", "q_num_heads", "kv_num_heads")

@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
     flags.refuse_unread(args, options, inputs=True)
     _check_files(args)
 
-    from onnxprune import tuning
+    from onnxprune.pipeline import tuning
     from onnxprune.report import document, print_finetuning, print_quality
 
     tuning.check(replace(options, finetune=True))

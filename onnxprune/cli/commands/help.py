@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from onnxprune.cli import arguments
 from onnxprune.errors import UsageError
-from onnxprune.validation import near
+from onnxprune.options import near
 
 TOPICS = {
     "concepts": "unit, group, coupling, frozen, refit, fidelity: each word before it is used",

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import UsageError
-from onnxprune.validation import near
+from onnxprune.options import near
 
 if TYPE_CHECKING:
     from onnxprune.planning.criteria.inputs import CriterionInputs

@@ -11,11 +11,11 @@ from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.measure import Benchmark, timed
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline.pruner import Pruned, Pruner
+from onnxprune.pipeline.stages import Clock
 from onnxprune.planning import Decision
 from onnxprune.progress import inside, now
-from onnxprune.pruner import Pruned, Pruner
 from onnxprune.rewrite import rewrite
-from onnxprune.stages import Clock
 from onnxprune.units import duration
 
 STEPS = 10

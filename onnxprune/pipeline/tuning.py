@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from onnxprune import finetuning
-from onnxprune.blame import blame_model
 from onnxprune.data import unread
 from onnxprune.errors import UsageError
 from onnxprune.finetuning import Finetuned, Parts
 from onnxprune.measure import compared
 from onnxprune.model import Model
-from onnxprune.options import Gates, OptionKeywords, Options, Progress
+from onnxprune.options import Gates, OptionKeywords, Options, Progress, given
+from onnxprune.pipeline.stages import Clock, analysed, checked
 from onnxprune.progress import now
+from onnxprune.rehearsal import blame_model
 from onnxprune.rewrite import Rewritten
-from onnxprune.stages import Clock, analysed, checked
 from onnxprune.trace import Groups
-from onnxprune.validation import given
 
 
 def check(options: Options) -> None:

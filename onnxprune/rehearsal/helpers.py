@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 START = """import json, sys
 sys.path[:] = json.loads(sys.stdin.buffer.readline())
-from onnxprune.rehearsal import serve
+from onnxprune.rehearsal.helpers import serve
 serve()
 """
 STARTING = 60.0
@@ -193,7 +193,7 @@ def serve() -> None:
     def say(line: str) -> None:
         print(line, file=answers, flush=True)
 
-    from onnxprune import blame  # noqa: F401
+    from onnxprune.rehearsal import blame  # noqa: F401
 
     say("ready")
     while line := asked.readline():
@@ -203,9 +203,9 @@ def serve() -> None:
 def _try(asked: dict[str, Any], data: BinaryIO, say: Callable[[str], None]) -> None:
     from onnx import ModelProto
 
-    from onnxprune.blame import run_once
     from onnxprune.model import Model
     from onnxprune.options import Options
+    from onnxprune.rehearsal.blame import run_once
 
     number = asked["number"]
     source = asked["path"] or ModelProto.FromString(data.read(asked["size"]))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.options import Options
-from onnxprune.validation import flag
+from onnxprune.options.options import Options
+from onnxprune.options.validation import flag
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.fit import restore
 from onnxprune.model import Model, Weight, every_node, scopes
 from onnxprune.options import Options
+from onnxprune.pipeline.stages import Clock, prove
 from onnxprune.planning import OutputError, calibrated, parted, working
 from onnxprune.progress import now
 from onnxprune.results import Proof, Verified
 from onnxprune.rewrite import Rewritten, rewrite
-from onnxprune.stages import Clock, prove
 from onnxprune.trace import Groups, Mask
 
 

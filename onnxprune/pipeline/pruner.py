@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from onnxprune import tuning
 from onnxprune.data import unread
 from onnxprune.errors import NothingToPrune
 from onnxprune.model import Model
 from onnxprune.options import Options
+from onnxprune.pipeline import tuning
+from onnxprune.pipeline.stages import Clock, analysed, check, proven, ran
 from onnxprune.planning import Decision, Plan, Planner, asked, curves, in_spite_of_fast, plan_of, profile, settled
 from onnxprune.progress import now
 from onnxprune.refit import folded, merged, refitted
 from onnxprune.report import Report, branch_infos, caches, drawn, frozen, infos, notes, nothing, predicted
 from onnxprune.results import Cost, Proof
 from onnxprune.rewrite import Rewritten
-from onnxprune.stages import Clock, analysed, check, proven, ran
 from onnxprune.trace import Mask
 
 

@@ -12,8 +12,7 @@ from onnx import NodeProto
 
 from onnxprune.errors import UsageError
 from onnxprune.model import Model, every_node, needs
-from onnxprune.naming import matching, nearest, without_axes
-from onnxprune.options import Options
+from onnxprune.options import Options, matching, nearest, without_axes
 from onnxprune.trace import LABELLED
 
 OWN = ("", "ai.onnx")

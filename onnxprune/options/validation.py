@@ -16,7 +16,7 @@ from os import PathLike
 from typing import Any, get_args, get_type_hints
 
 from onnxprune.errors import UsageError
-from onnxprune.options import Gates, OptionKeywords, Options
+from onnxprune.options.options import Gates, OptionKeywords, Options
 
 
 def all_of(fits: Callable[[float], bool]) -> Callable[[Any], bool]:

@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Set
 
-from onnxprune.validation import listed, pattern
+from onnxprune.options.validation import listed, pattern
 
 AXES = re.compile(r"\[(\d+(?:,\d+)*)\](?: of .+)?\Z")
 """What a table adds to a parameter's name: its axes, and the use where there are others."""

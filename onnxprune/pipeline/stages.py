@@ -15,10 +15,9 @@ import onnx
 from onnxprune import guard, rehearsal
 from onnxprune.data import unread
 from onnxprune.errors import CheckFailed, NothingToPrune
-from onnxprune.exclusion import excluded
 from onnxprune.model import Model, gone
-from onnxprune.options import Options
-from onnxprune.planning import asked, criteria, profile
+from onnxprune.options import Options, validated
+from onnxprune.planning import asked, criteria, excluded, profile
 from onnxprune.progress import Stages, now
 from onnxprune.prove import check_finite, equivalence, retrace
 from onnxprune.report import frozen
@@ -28,7 +27,6 @@ from onnxprune.run import opened, usable
 from onnxprune.shapes import Shapes, declare, footprint, hazards, infer
 from onnxprune.trace import Groups, Labels, Mask, Trace, build, enter_branches
 from onnxprune.trace.rules import RULES
-from onnxprune.validation import validated
 
 log = logging.getLogger(__name__)
 ROUNDS = 6
