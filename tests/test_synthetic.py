@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.data import calibration, lettering, sounds, synthetic
+from onnxprune.data import calibration, leaves, lettering, sounds, synthetic
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.shapes import infer
@@ -191,3 +191,12 @@ def test_wide_images_are_mostly_written_on() -> None:
     made = synthetic.images(rng(), 60, 3, 32, 200)
     plain = [np.abs(np.diff(image, axis=2)).max(0).mean(0).__lt__(0.05).mean() > 0.02 for image in made]
     assert 0.6 < np.mean(plain) < 0.95
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 40, 40), (1, 16, 96)])
+def test_leaves_that_are_painted_together_are_those_that_are_painted_alone(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = synthetic.images(rng(5), 20, *shape)
+    monkeypatch.setattr(leaves, "PIXELS", 1)
+    assert np.array_equal(together, synthetic.images(rng(5), 20, *shape))

@@ -12,7 +12,6 @@ All images are in the normalised space of image networks: mean about 0, standard
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import scipy
 from numpy.typing import NDArray
 
 from onnxprune.data import lettering
+from onnxprune.data.leaves import Leaves, Looks, covered
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -81,20 +81,7 @@ def _coloured(rng: np.random.Generator, channels: int, shape: tuple[int, ...]) -
     return SHARED * rng.standard_normal((1, *shape)) + OWN * rng.standard_normal((channels, *shape))
 
 
-@dataclass(frozen=True)
-class _Leaves:
-    """Shapes to paint, the last on top: soft superellipses |u|^power + |v|^power = 1 with u and v in units of
-    radius * stretch and radius / stretch; all in pixels. `centre` is (leaves, 2), the others are (leaves,)."""
-
-    centre: Array
-    radius: Array
-    stretch: Array
-    angle: Array
-    power: Array
-    blur: Array
-
-
-def _scattered(rng: np.random.Generator, height: int, width: int, plain: bool) -> _Leaves:
+def _scattered(rng: np.random.Generator, height: int, width: int, plain: bool) -> Leaves:
     """Leaves of all sizes everywhere, a few large ones in the centre; or, for a `plain` background, a few objects."""
     side = min(height, width)
     count = round(int(rng.integers(*(OBJECTS if plain else LEAVES), endpoint=True)) * max(height, width) / side)
@@ -105,19 +92,19 @@ def _scattered(rng: np.random.Generator, height: int, width: int, plain: bool) -
     subjects = rng.choice(count, int(rng.integers(1, CENTRAL, endpoint=True)), replace=False)
     radius[subjects] = side * rng.uniform(0.15, 0.4, len(subjects))
     centre[subjects] = 0.5 + 0.12 * rng.standard_normal((len(subjects), 2))
-    return _Leaves(
+    return Leaves(
         centre * (height, width), radius, np.exp(rng.uniform(-0.5, 0.5, count)), rng.uniform(0, math.pi, count),
         rng.uniform(1.5, 5, count), rng.uniform(0.7, 1.5, count) + rng.exponential(0.05, count) * radius,
     )  # fmt: skip
 
 
-def _line(rng: np.random.Generator, height: int, width: int) -> _Leaves:
+def _line(rng: np.random.Generator, height: int, width: int) -> Leaves:
     """The strokes of a line of text."""
     ends, pen = lettering.segments(rng, height, width)
     count = len(ends)
     (down, right), long = (ends[:, 1] - ends[:, 0]).T, np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
     a, b = (long + pen) / 2, pen / 2
-    return _Leaves(
+    return Leaves(
         ends.mean(1), np.sqrt(a * b), np.sqrt(a / b), np.arctan2(down, right), np.full(count, 4.0),
         np.full(count, rng.uniform(0.7, 1.2)),
     )  # fmt: skip
@@ -138,35 +125,24 @@ def _paint(rng: np.random.Generator, canvas: Floats, fields: Floats) -> None:
         ink = paper - np.sign(paper.mean() or 1) * rng.uniform(1.2, 3) + 0.3 * colours[:, :1]
         colours[:, :count], grain[:], slope[:] = ink, rng.uniform(0, 0.4), 0
 
-    def painted(leaf: int, rows: int, columns: int, y: Array, x: Array) -> Array:
-        """Colour, texture and shading of a piece; `y` and `x` are its coordinates in units of the leaf."""
-        down, right = (int(rng.integers(m - n + 1)) for m, n in zip(fields.shape[2:], (rows, columns), strict=True))
-        piece = fields[rng.integers(len(fields)), :, down : down + rows, right : right + columns] * grain[leaf]
-        shade: Floats = colours[:, leaf, None, None] + (slope[leaf, 0] * y + slope[leaf, 1] * x)
-        return np.asarray(piece + shade)
-
-    ys, xs = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)[None]
+    boxes = leaves.boxes(height, width)
+    sizes = np.maximum(boxes[1] - boxes[0], 0)
+    seen = np.flatnonzero(sizes.all(1))
+    ground = [] if plain else [(height, width)]
+    room = np.array([*ground, *sizes[seen]]).reshape(-1, 2)
+    cuts = np.asarray(rng.integers(np.c_[fields.shape[2:] - room + 1, np.full(len(room), len(fields))]))
     if plain:
         canvas[:] = colours[:, count, None, None]
         if channels == 1:
             canvas /= CONTRAST  # so that some backgrounds are as black or white as they come
     else:
-        canvas[:] = painted(count, height, width, 2 * ys / height - 1, 2 * xs / width - 1)
-    for i in range(count):
-        (cy, cx), r, power, blur = leaves.centre[i], float(leaves.radius[i]), leaves.power[i], leaves.blur[i]
-        a, b = r * leaves.stretch[i], r / leaves.stretch[i]
-        cos, sin = math.cos(leaves.angle[i]), math.sin(leaves.angle[i])
-        dy, dx = a * abs(sin) + b * abs(cos) + blur + 1, a * abs(cos) + b * abs(sin) + blur + 1
-        top, left = max(int(cy - dy), 0), max(int(cx - dx), 0)
-        bottom, right = min(int(cy + dy) + 1, height), min(int(cx + dx) + 1, width)
-        if bottom <= top or right <= left:
-            continue
-        y, x = ys[top:bottom] - np.float32(cy), xs[:, left:right] - np.float32(cx)
-        inside = np.abs((cos * x + sin * y) / a) ** power + np.abs((cos * y - sin * x) / b) ** power
-        # Near the edge, (1 - inside) / power is the distance from it in units of the smaller half-axis.
-        alpha = np.clip(0.5 + (1 - inside) * (min(a, b) / (power * blur)), 0, 1).astype(np.float32)
-        part = canvas[:, top:bottom, left:right]
-        part += alpha * (painted(i, bottom - top, right - left, y / r, x / r) - part)
+        top, left, field = cuts[0]
+        y, x = (2 * np.arange(n, dtype=np.float32) / n - 1 for n in (height, width))
+        shade = colours[:, count, None, None] + (slope[count, 0] * y[:, None] + slope[count, 1] * x)
+        canvas[:] = fields[field, :, top : top + height, left : left + width] * grain[count] + shade
+    looks = Looks(colours, grain, slope, np.zeros((count, 3), np.int64))
+    looks.cuts[seen] = cuts[len(ground) :]
+    covered(canvas, leaves, looks, fields)
     canvas *= CONTRAST
     np.clip(canvas, *SPAN, out=canvas)
 
