@@ -64,22 +64,29 @@ def each(function: Callable[[Item], Result], items: Iterable[Item], most: int = 
     """`function` of every item, in order. Several, at most so many, are worked on at a time and must not depend on each
     other; what `items` does to give the next one is done here, one after the other. What is going on here (see
     `progress.now`) goes on in each of them. What one of several starts itself goes on one by one."""
+    return list(in_turn(function, items, most))
+
+
+def in_turn(function: Callable[[Item], Result], items: Iterable[Item], most: int = MOST) -> Iterator[Result]:
+    """As `each`, one result after the other, so that few of them are held: for sums."""
     count = min(threads() or cores(), most, length_hint(items, most))
     if count < 2:
-        return [function(item) for item in items]
+        yield from map(function, items)
+        return
     contexts = copy_context()
     contexts.run(_BUSY.set, True)
 
     def work(item: Item) -> Result:
         return contexts.copy().run(function, item)
 
-    results, going = [], deque[Future[Result]]()
+    going = deque[Future[Result]]()
     with steady(), ThreadPoolExecutor(count) as pool:  # threads of a BLAS beside ours wait for each other
         for item in items:
             going.append(pool.submit(work, item))
             if len(going) > count:  # one waits, for whoever is ready first
-                results.append(going.popleft().result())
-        return results + [future.result() for future in going]
+                yield going.popleft().result()
+        while going:
+            yield going.popleft().result()
 
 
 @cache

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from onnxprune.fit import Problem, Solution, solve
+from onnxprune.fit import Problem, Solution, factors, solve
 from onnxprune.fit.least_squares import RIDGES, _lowest
 from onnxprune.fit.normal import CHUNK, Moments, Normal
 
@@ -226,3 +226,39 @@ def test_ridges_are_followed_downhill(lowest: int) -> None:
     tried.clear()
     assert _lowest(at, RIDGES[-1:]).ridge == np.inf
     assert _lowest(at, RIDGES[:1]).ridge == RIDGES[0]
+
+
+@pytest.mark.parametrize(("size", "sides"), [(1, 1), (7, 3), (40, 9)])
+def test_factors_by_blocks_solve(size: int, sides: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factors, "BLOCK", 7)
+    monkeypatch.setattr(factors, "SIDES", 4)
+    random = np.random.default_rng(3)
+    half, wanted = random.standard_normal((size, size)), random.standard_normal((size, sides))
+    matrix = half @ half.T + np.eye(size)
+    found = factors.Factor.of(matrix.copy()).solve(wanted)
+    np.testing.assert_allclose(found, np.linalg.solve(matrix, wanted), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [0, 20])
+def test_what_is_not_positive_definite_has_no_factor(bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factors, "BLOCK", 7)
+    matrix = np.eye(30)
+    matrix[bad, bad] = -1
+    with pytest.raises(np.linalg.LinAlgError):
+        factors.Factor.of(matrix)
+
+
+def test_the_factor_of_the_best_ridge_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a worse one was tried after it."""
+    made: list[int] = []
+    of = factors.Factor.of
+    monkeypatch.setattr("onnxprune.fit.normal.Factor.of", lambda matrix: made.append(1) or of(matrix))
+    random = np.random.default_rng(2)
+    normal = Normal(Moments.of(random.standard_normal((90, 6)), random.standard_normal((90, 2))), True)
+    start = np.zeros((6, 2))
+    first = normal.solve(start, 0.1)[0]
+    for worse in (1.0, 10.0):
+        normal.keep(0.1)
+        normal.solve(start, worse)
+    assert np.array_equal(normal.solve(start, 0.1)[0], first)
+    assert (len(made), set(normal.factors)) == (3, {0.1, 10.0})

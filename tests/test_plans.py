@@ -356,7 +356,7 @@ def test_statistics_have_the_same_bits_with_any_number_of_threads() -> None:
     code = """if True:
         import hashlib
         import numpy as np
-        from onnxprune.fit import Problem, inverse, solve
+        from onnxprune.fit import Problem, factors, inverse, solve
         from onnxprune.fit.normal import BLOCK, CHUNK, Moments
         from onnxprune.steady import steady
         rng = np.random.default_rng(0)
@@ -366,7 +366,9 @@ def test_statistics_have_the_same_bits_with_any_number_of_threads() -> None:
             moments = Moments.of(x, t)
             p = Problem(x, t, np.ones(40), np.zeros(40), low=0.0)
             found = solve(p, np.zeros((x.shape[1], 40)), np.zeros(40), 900)
-            made = moments.gram, moments.cross, inverse(moments.gram), found.matrix, found.bias
+            large = rng.standard_normal((factors.BLOCK + 80, factors.BLOCK + 80))
+            solved = factors.Factor.of(large @ large.T + np.eye(len(large))).solve(x[: len(large), :200])
+            made = moments.gram, moments.cross, inverse(moments.gram), found.matrix, found.bias, solved
             print(hashlib.sha256(b"".join(a.tobytes() for a in made)).hexdigest())
     """
     found = {
@@ -398,6 +400,16 @@ def test_each_keeps_the_order() -> None:
     from onnxprune.steady import each
 
     assert each(lambda k: k * k, range(100)) == [k * k for k in range(100)]
+
+
+def test_what_comes_in_turn_is_not_all_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxprune.steady import in_turn
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    begun: list[int] = []
+    for k, found in enumerate(in_turn(lambda k: begun.append(k) or k, range(40))):
+        assert found == k
+        assert len(begun) <= k + 4
 
 
 def test_each_takes_what_it_is_given_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

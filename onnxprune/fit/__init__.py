@@ -8,6 +8,7 @@ from __future__ import annotations
 from onnxprune.fit.bases import turned
 from onnxprune.fit.compared import changed
 from onnxprune.fit.equations import Light, Refits
+from onnxprune.fit.factors import inverse
 from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.flows import Flow, flows, turns
@@ -15,7 +16,6 @@ from onnxprune.fit.least_squares import Problem, Solution, solve
 from onnxprune.fit.likeness import Likeness, Likenesses
 from onnxprune.fit.linear import Extent, Linear, Unsolvable
 from onnxprune.fit.moments import normalisations, re_estimated, restore
-from onnxprune.fit.normal import inverse
 from onnxprune.fit.products import Layer
 from onnxprune.fit.reconstruction import Reconstruction
 from onnxprune.fit.remembered import Front, SharedDense

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,16 +91,16 @@ def solve(
     if cut < 1 or not np.isfinite(before):
         return stays
     goal = _Goal(p, start, bias)
-    first = Moments.of(fit.rows, goal.targets(fit, fit.wanted))
+    first = Moments.of(fit.rows, partial(goal.wanted, fit))
     normal = Normal(first, p.intercept)
-    if not (np.isfinite(normal.gram).all() and np.isfinite(normal.cross).all()):
+    if not normal.finite:
         return stays
 
     def at(ridge: float) -> Solution:
         found = goal.kept(normal.solve(start, ridge))
         return Solution(*found, ridge, test.error(*found), before)
 
-    best, clipped = _lowest(at, [ridge for ridge in ridges if normal.takes(ridge)]), None
+    best, clipped = _lowest(at, [ridge for ridge in ridges if normal.takes(ridge)], normal.keep), None
     if np.isfinite((p.low, p.high)).any():
         found = _clipped(fit, normal, goal, start, best, CLIP_ROUNDS if again else 1)
         clipped = Solution(*found, best.ridge, test.error(*found), before)
@@ -109,7 +110,7 @@ def solve(
     if not again:
         return best
     del normal  # large ones are not held twice
-    first.add(test.rows, goal.targets(test, test.wanted))
+    first.add(test.rows, partial(goal.wanted, test))
     normal = Normal(first, p.intercept)
     if not normal.takes(best.ridge):
         return best
@@ -119,9 +120,12 @@ def solve(
     return Solution(matrix, b, best.ridge, best.error, before)
 
 
-def _lowest(at: Callable[[float], Solution], ridges: Sequence[float]) -> Solution:
+def _lowest(
+    at: Callable[[float], Solution], ridges: Sequence[float], keep: Callable[[float], None] = lambda ridge: None
+) -> Solution:
     """The best of the solutions `at` these ridges, which grow: from the middle of the finite ones the error is followed
-    downhill, to smaller ridges or else to larger ones. The infinite one costs next to nothing, and is always tried."""
+    downhill, to smaller ridges or else to larger ones. The infinite one costs next to nothing, and is always tried.
+    keep: told the best one so far before the next is tried."""
     finite = [ridge for ridge in ridges if np.isfinite(ridge)]
     middle = (len(finite) - 1) // 2
     ends = [at(ridge) for ridge in ridges if np.isinf(ridge)]
@@ -129,6 +133,7 @@ def _lowest(at: Callable[[float], Solution], ridges: Sequence[float]) -> Solutio
     for way in (finite[:middle][::-1], finite[middle + 1 :]):
         moved = False
         for ridge in way:
+            keep(best.ridge)
             tried = at(ridge)
             if not tried.error < best.error:
                 break
@@ -159,6 +164,19 @@ class _Goal:
             found = np.where(self.live, found, own)
         return found
 
+    def wanted(self, p: Problem, at: slice) -> Rows:
+        """`targets` of some rows of a problem, as it has them."""
+        part = p.part(at)
+        return self.targets(part, part.wanted)
+
+    def clipped(self, p: Problem, matrix: Array, bias: Array, at: slice) -> Rows:
+        """The same where what is beyond the clip stays where this prediction has it."""
+        part = p.part(at)
+        z = part.predicted(matrix, bias)
+        wanted = np.where(part.wanted <= p.low, np.minimum(z, p.low), part.wanted)
+        wanted = np.where(part.wanted >= p.high, np.maximum(z, p.high), wanted)
+        return self.targets(part, np.asarray(wanted, np.float32))
+
     def kept(self, solved: tuple[Array, Array]) -> tuple[Array, Array]:
         """The solution, with the old bias where it cannot be moved."""
         return solved if self.intercept else (solved[0], self.bias)
@@ -171,9 +189,6 @@ def _clipped(
     the ridge of `found` and from its prediction."""
     matrix, bias = found.matrix, found.bias
     for _ in range(rounds):
-        z = p.predicted(matrix, bias)
-        wanted = np.where(p.wanted <= p.low, np.minimum(z, p.low), p.wanted)
-        wanted = np.where(p.wanted >= p.high, np.maximum(z, p.high), wanted)
-        changed = normal.crossed(p.rows, goal.targets(p, np.asarray(wanted, np.float32)))
+        changed = normal.crossed(p.rows, partial(goal.clipped, p, matrix, bias))
         matrix, bias = goal.kept(normal.solve(start, found.ridge, changed))
     return matrix, bias

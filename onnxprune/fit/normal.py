@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
-from onnxprune.steady import each
+from onnxprune.fit.factors import Factor, starts
+from onnxprune.steady import each, in_turn
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.floating]
+Targets = Callable[[slice], Rows]
+"""What is wanted of some of the rows: made when it is asked for, as all at once may take more memory than the rows."""
 CHUNK = 4096
 BLOCK = 512
-"""Columns of a product that one thread works on at a time. What is added up in which order does not hang on how many
-threads there are."""
-
+"""Columns of a product that one thread works on at a time; of fewer it takes a part of the rows. What is added up in
+which order does not hang on how many threads there are."""
+WIDE, LEAST = 1024, 512
+"""Columns beyond which fewer rows are taken at a time where their products are small, and how many at least."""
 FEW = 64
 
 
-def starts(count: int) -> Iterator[slice]:
-    """So many columns in blocks."""
-    return (slice(k, min(k + BLOCK, count)) for k in range(0, count, BLOCK))
-
-
-def chunks(count: int) -> Iterator[slice]:
-    """So many rows in parts that are worth a product, of one to two times `CHUNK` each."""
-    ends = np.linspace(0, count, max(1, count // CHUNK) + 1).astype(int).tolist()
-    return map(slice, ends[:-1], ends[1:])
+def chunks(count: int, columns: int = 0) -> list[slice]:
+    """So many rows in parts that are worth a product, of one to two times `CHUNK` each, or fewer where that many
+    columns make a row long."""
+    size = CHUNK if columns <= WIDE else max(LEAST, CHUNK * WIDE // columns)
+    ends = np.linspace(0, count, max(1, count // size) + 1).astype(int).tolist()
+    return list(map(slice, ends[:-1], ends[1:]))
 
 
 def _squared(gram: Array, rows: Rows, block: tuple[slice, slice]) -> None:
@@ -54,17 +53,9 @@ def _add_outer(matrix: Array, left: Array, right: Array, factor: float) -> None:
         matrix[k : k + FEW] += factor * (left[k : k + FEW, None] * right)
 
 
-def inverse(gram: Array) -> Array:
-    """Of a positive definite matrix, whose place it takes; half the work of one that knows nothing of it."""
-    factor, failed = scipy.linalg.lapack.dpotrf(gram.T, lower=1, overwrite_a=1, clean=0)
-    made, singular = scipy.linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
-    if failed or singular:
-        raise np.linalg.LinAlgError("the matrix is not positive definite")
-    for k in range(0, len(made), BLOCK):
-        inside = made[k : k + BLOCK, k : k + BLOCK]
-        inside[:] = np.tril(inside) + np.tril(inside, -1).T
-        made[k : k + BLOCK, k + BLOCK :] = made[k + BLOCK :, k : k + BLOCK].T
-    return np.asarray(made.T, np.float64)
+def _wanted(targets: Rows | Targets, at: slice) -> Rows:
+    made = targets(at) if callable(targets) else targets[at]
+    return made.astype(np.float32, copy=False)
 
 
 @dataclass
@@ -81,25 +72,37 @@ class Moments:
     count: int = 0
 
     @classmethod
-    def of(cls, rows: Rows, targets: Rows, shift: Rows | None = None, base: Rows | None = None) -> Moments:
-        """`shift` [K] and `base` [O] default to the means of the first rows."""
-        shift = rows[:CHUNK].mean(0, dtype=np.float32) if shift is None else shift
-        base = targets[:CHUNK].mean(0, dtype=np.float32) if base is None else base
-        k, o = rows.shape[1], targets.shape[1]
+    def of(cls, rows: Rows, targets: Rows | Targets) -> Moments:
+        """Less the means of the first rows."""
+        shift = rows[:CHUNK].mean(0, dtype=np.float32)
+        base = _wanted(targets, slice(0, min(CHUNK, len(rows)))).mean(0, dtype=np.float32)
+        k, o = len(shift), len(base)
         made = cls(shift, base, np.zeros((k, k)), np.zeros((k, o)), np.zeros(k), np.zeros(o))
         made.add(rows, targets)
         return made
 
-    def add(self, rows: Rows, targets: Rows) -> None:
+    def add(self, rows: Rows, targets: Rows | Targets) -> None:
         """Add rows [S, K] and targets [S, O] to the sums."""
-        for at in chunks(len(rows)):
-            a = rows[at].astype(np.float32, copy=False) - self.shift
-            t = targets[at].astype(np.float32, copy=False) - self.base
-            blocks = [(high, low) for high in starts(a.shape[1]) for low in starts(high.stop)]
-            each(partial(_squared, self.gram, a), blocks)
-            each(partial(_crossed, self.cross, a, t), starts(a.shape[1]))
-            self.row_sum += a.sum(0, dtype=np.float64)
-            self.target_sum += t.sum(0, dtype=np.float64)
+
+        def centred(at: slice) -> tuple[Rows, Rows]:
+            return rows[at].astype(np.float32, copy=False) - self.shift, _wanted(targets, at) - self.base
+
+        def products(at: slice) -> tuple[Rows, ...]:
+            a, t = centred(at)
+            return a.T @ a, a.T @ t, a.sum(0, dtype=np.float64), t.sum(0, dtype=np.float64)
+
+        if len(self.gram) <= BLOCK:
+            for found in in_turn(products, chunks(len(rows))):
+                for total, part in zip((self.gram, self.cross, self.row_sum, self.target_sum), found, strict=True):
+                    total += part
+        else:
+            for a, t in map(centred, chunks(len(rows))):
+                across = starts(a.shape[1], BLOCK)
+                blocks = [(row, column) for k, row in enumerate(across) for column in across[: k + 1]]
+                each(partial(_squared, self.gram, a), blocks)
+                each(partial(_crossed, self.cross, a, t), across)
+                self.row_sum += a.sum(0, dtype=np.float64)
+                self.target_sum += t.sum(0, dtype=np.float64)
         self.count += len(rows)
 
     @property
@@ -112,36 +115,67 @@ class Moments:
         """[O]"""
         return np.asarray(self.base + self.target_sum / self.count, np.float64)
 
+    def second(self, centred: bool) -> Array:
+        """[K, K]: the covariance times the count, or the same about zero."""
+        gram = self.gram.copy()
+        _add_outer(gram, self.row_sum, self.row_sum, -1 / self.count)
+        if not centred:
+            _add_outer(gram, self.mean, self.mean, self.count)
+        return gram
+
+    def mixed(self, centred: bool) -> Array:
+        """[K, O]: as `second`, of rows with targets."""
+        cross = self.cross.copy()
+        _add_outer(cross, self.row_sum, self.target_sum, -1 / self.count)
+        if not centred:
+            _add_outer(cross, self.mean, self.target_mean, self.count)
+        return cross
+
+    def squares(self, centred: bool) -> Array:
+        """[K]: the diagonal of `second`."""
+        own = self.gram.diagonal() - self.row_sum**2 / self.count
+        return own if centred else own + self.count * self.mean**2
+
     def centred(self) -> tuple[Array, Array]:
         """(covariance [K, K], cross covariance [K, O]) times the count."""
-        gram, cross = self.gram.copy(), self.cross.copy()
-        _add_outer(gram, self.row_sum, self.row_sum, -1 / self.count)
-        _add_outer(cross, self.row_sum, self.target_sum, -1 / self.count)
-        return gram, cross
+        return self.second(True), self.mixed(True)
 
     def raw(self) -> tuple[Array, Array]:
         """The same about zero."""
-        gram, cross = self.centred()
-        _add_outer(gram, self.mean, self.mean, self.count)
-        _add_outer(cross, self.mean, self.target_mean, self.count)
-        return gram, cross
+        return self.second(False), self.mixed(False)
 
 
 class Normal:
-    """Normal equations with a ridge towards given weights; factored anew where the ridge is not the last one."""
+    """Normal equations with a ridge towards given weights. Factors of two ridges are held, those of the last one and of
+    that which `keep` was told of."""
 
     def __init__(self, moments: Moments, intercept: bool) -> None:
         self.moments, self.intercept = moments, intercept
-        self.gram, self.cross = moments.centred()
-        self.unit = float(np.trace(self.gram)) / max(len(self.gram), 1) + 1e-30
-        if not intercept:
-            self.gram, self.cross = moments.raw()
-        self.factored = np.nan
-        self.factor: Any = None
+        self.cross, self.squares = moments.mixed(intercept), moments.squares(intercept)
+        self.unit = float(moments.squares(True).sum()) / max(len(self.squares), 1) + 1e-30
+        self.factors: dict[float, Factor] = {}
+        self.kept = np.nan
+
+    @property
+    def finite(self) -> bool:
+        """Whether there is no overflow in them."""
+        return bool(np.isfinite(self.moments.gram).all() and np.isfinite(self.cross).all())
 
     def takes(self, ridge: float) -> bool:
         """Whether a float can hold the diagonal with it."""
-        return bool(np.isinf(ridge) or np.isfinite(self.gram.diagonal() + ridge * self.unit).all())
+        return bool(np.isinf(ridge) or np.isfinite(self.squares + ridge * self.unit).all())
+
+    def keep(self, ridge: float) -> None:
+        """Hold on to the factor of this ridge while others are tried."""
+        self.kept = ridge
+
+    def _factor(self, ridge: float) -> Factor:
+        if ridge not in self.factors:
+            self.factors = {r: factor for r, factor in self.factors.items() if r == self.kept}
+            damped = self.moments.second(self.intercept)
+            damped.flat[:: len(damped) + 1] += ridge * self.unit
+            self.factors[ridge] = Factor.of(damped)
+        return self.factors[ridge]
 
     def solve(self, start: Array, ridge: float, changed: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
         """(W [K, O], b [O]); an infinite ridge keeps `start` and moves the bias alone. `changed`: cross
@@ -149,30 +183,26 @@ class Normal:
         cross, target_mean = changed or (self.cross, self.moments.target_mean)
         matrix = start
         while np.isfinite(ridge):
-            lam = ridge * self.unit
             try:
-                if ridge != self.factored:
-                    self.factored, self.factor = np.nan, None  # large ones are not held twice
-                    damped = self.gram.copy()
-                    damped.flat[:: len(damped) + 1] += lam
-                    self.factor = scipy.linalg.cho_factor(damped.T, lower=True, overwrite_a=True, check_finite=False)
-                    self.factored = ridge
-                wanted = np.asfortranarray(cross + lam * start)
-                matrix = scipy.linalg.cho_solve(self.factor, wanted, overwrite_b=True, check_finite=False)
+                matrix = self._factor(ridge).solve(cross + ridge * self.unit * start)
                 break
             except np.linalg.LinAlgError:
                 ridge *= 10
         return matrix, target_mean - self.moments.mean @ matrix if self.intercept else np.zeros(matrix.shape[1])
 
-    def crossed(self, rows: Rows, targets: Rows) -> tuple[Array, Array]:
+    def crossed(self, rows: Rows, targets: Rows | Targets) -> tuple[Array, Array]:
         """Cross moments and means of other targets for the same rows, as `solve` takes them."""
-        found, base = np.zeros((rows.shape[1], targets.shape[1])), targets[:CHUNK].mean(0, dtype=np.float32)
-        shift, total = self.moments.shift, np.zeros(targets.shape[1])
-        for at in chunks(len(rows)):
-            part = targets[at] - base
+        base, shift = self.moments.base, self.moments.shift
+        found, total = np.zeros_like(self.cross), np.zeros(len(base))
+
+        def product(at: slice) -> tuple[Rows, Array]:
+            part = _wanted(targets, at) - base
             own = rows[at].astype(np.float32, copy=False) - shift
-            each(partial(_crossed, found, own, part), starts(own.shape[1]))
-            total += part.sum(0, dtype=np.float64)
+            return own.T @ part, part.sum(0, dtype=np.float64)
+
+        for made, summed in in_turn(product, chunks(len(rows), rows.shape[1])):
+            found += made
+            total += summed
         found -= np.outer(self.moments.row_sum, total) / len(rows)
         mean = np.asarray(base + total / len(rows), np.float64)
         return found if self.intercept else found + len(rows) * np.outer(self.moments.mean, mean), mean
