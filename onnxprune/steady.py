@@ -89,6 +89,22 @@ def in_turn(function: Callable[[Item], Result], items: Iterable[Item], most: int
             yield going.popleft().result()
 
 
+@contextmanager
+def alongside() -> Iterator[Callable[[Callable[[], Result]], Callable[[], Result]]]:
+    """Gives what begins some work in one thread beside this one, piece after piece, and gives what waits for the result
+    of a piece. Where there is but one thread to be had, the work is done at once."""
+    if (threads() or cores()) < 2:
+        yield _at_once
+        return
+    with ThreadPoolExecutor(1) as pool:
+        yield lambda work: pool.submit(copy_context().run, work).result
+
+
+def _at_once(work: Callable[[], Result]) -> Callable[[], Result]:
+    made = work()
+    return lambda: made
+
+
 @cache
 def _libraries() -> list[tuple[Callable[[], int], Callable[[int], None]]]:
     """Of every OpenBLAS that numpy and scipy have loaded, what says and what sets its number of threads."""

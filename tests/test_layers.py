@@ -39,7 +39,7 @@ HOUSE = [
     ("measure", "data errors files model options progress run shapes steady units", {"onnx", "onnxruntime"}),
     ("gradients", "errors model options prove run shapes trace", {"onnxruntime"}),
     ("prove", "data errors model options results rewrite run shapes trace", {"onnxruntime"}),
-    ("data", "errors files model options progress run shapes", {"onnxruntime"}),
+    ("data", "errors files model options progress run shapes steady", {"onnxruntime"}),
     ("fit", "errors model rewrite run steady trace", {"onnxruntime"}),
     ("rewrite", "model trace", {"onnxruntime"}),
     ("trace", "errors model shapes", {"onnxruntime"}),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -400,6 +401,23 @@ def test_each_keeps_the_order() -> None:
     from onnxprune.steady import each
 
     assert each(lambda k: k * k, range(100)) == [k * k for k in range(100)]
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_work_alongside_is_done_in_order(count: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxprune.steady import alongside
+
+    monkeypatch.setenv("OMP_NUM_THREADS", count)
+    done: list[int] = []
+
+    def work(k: int) -> bool:
+        done.append(k)
+        return threading.current_thread() is threading.main_thread()
+
+    with alongside() as begun:
+        results = [begun(partial(work, k)) for k in range(9)]
+        assert [result() for result in results] == [count == "1"] * 9
+    assert done == list(range(9))
 
 
 def test_what_comes_in_turn_is_not_all_held(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -466,3 +466,16 @@ def test_a_random_graph_is_reconstructed(model: ModelProto, chosen: Options) -> 
         assert [x.shape for x in got] == [x.shape for x in expected]
         assert all(np.isfinite(y).all() or not np.isfinite(x).all() for x, y in zip(expected, got, strict=True))
     assert story["output_error"]["refitted"] <= story["output_error"]["fast"] or story["fell_back"]
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_rows_are_let_go_of_as_they_are_joined(alike: bool) -> None:
+    """All batches and what they are joined to are not held at the same time; rows that are all the same are one."""
+    rng = np.random.default_rng(0)
+    same = rng.standard_normal((1, 3))
+    parts = [np.broadcast_to(same, (n, 3)) if alike else rng.standard_normal((n, 3)) for n in (4, 1, 6)]
+    wanted = np.concatenate(parts).astype(np.float32)
+    found = equations._joined(parts)
+    assert np.array_equal(found, wanted)
+    assert (found.strides[0] == 0) == alike
+    assert alike or not parts

@@ -5,7 +5,7 @@ Knows arrays only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,22 +22,24 @@ class Pool:
     def __init__(self, rng: np.random.Generator, want: int) -> None:
         self.rng, self.want = rng, want
         self.batches: list[Mapping[str, Array]] = []
-        self.scores: list[Array] = []
+        self.waiting: list[Callable[[], Array]] = []
 
-    def add(self, batch: Mapping[str, Array], scores: Array) -> None:
-        """`scores` (rows, classes): the probabilities that the model gives for each row of the batch."""
+    def add(self, batch: Mapping[str, Array], scores: Callable[[], Array]) -> None:
+        """`scores` gives, or waits for, the probabilities (rows, classes) that the model gives for the rows of the
+        batch."""
         self.batches.append(batch)
-        self.scores.append(scores)
-        if sum(map(len, self.scores)) > 2 * self.want:
+        self.waiting.append(scores)
+        if sum(len(next(iter(own.values()))) for own in self.batches) > 2 * self.want:
             rows, kept = self.chosen()
-            self.batches, self.scores = [rows], [kept]
+            self.batches, self.waiting = [rows], [lambda: kept]
 
     def chosen(self) -> tuple[dict[str, Array], Array]:
         """Rows, at most as many as are wanted, in random order, and their scores."""
-        scores = np.concatenate(self.scores)
+        every = [scores() for scores in self.waiting]
+        scores = np.concatenate(every)
         rows = balanced(self.rng, scores.argmax(1), min(self.want, len(scores)))
-        of = np.repeat(np.arange(len(self.scores)), [len(s) for s in self.scores])
-        at = np.concatenate([np.arange(len(s)) for s in self.scores])
+        of = np.repeat(np.arange(len(every)), [len(s) for s in every])
+        at = np.concatenate([np.arange(len(s)) for s in every])
         # Row by row, since all of them joined would take as much memory again.
         joined = {name: np.stack([self.batches[of[k]][name][at[k]] for k in rows]) for name in self.batches[0]}
         return joined, scores[rows]

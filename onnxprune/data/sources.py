@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -34,6 +34,7 @@ from onnxprune.options import Options
 from onnxprune.progress import now
 from onnxprune.run import entire, first_line
 from onnxprune.shapes import Inputs, Shapes
+from onnxprune.steady import alongside
 
 CLASSES = 50_000
 """More scores a sample than these are no classes, but a map or letters in a row."""
@@ -151,11 +152,12 @@ class _Calibrator:
             if any(s.kind == "image" for s in self.specs):
                 self.choose_images(dims, rows, min(want, TRIED, most // SHOWN))
             pool, say = Pool(rng, want), now()
-            for k in range(batches := math.ceil(most / rows)):
-                say.done(k / batches)
-                feed = self.feed(dims, rng)
-                pool.add(feed, self.scores(feed, rows))
-            picked, scores = pool.chosen()
+            with alongside() as begun:  # the next inputs are made while these are run
+                for k in range(batches := math.ceil(most / rows)):
+                    say.done(k / batches)
+                    feed = self.feed(dims, rng)
+                    pool.add(feed, begun(partial(self.scores, feed, rows)))
+                picked, scores = pool.chosen()
             feeds = cut(picked, np.arange(len(scores)), self.specs, rows, any(s.axes[0] for s in self.specs))
             return Calibration(
                 tuple(feeds), len(scores), f"{self.text(dims)}, class-balanced", True, synthetic.entropy(scores)
@@ -171,8 +173,10 @@ class _Calibrator:
         spreads = {}
         for share in (1.0, 0.0):
             self.images.share, rng = share, np.random.default_rng(self.options.seed)
-            answers = [self.scores(self.feed(dims, rng), rows) for _ in range(math.ceil(count / rows))]
-            spreads[share] = synthetic.entropy(np.concatenate(answers))
+            with alongside() as begun:
+                feeds = (self.feed(dims, rng) for _ in range(math.ceil(count / rows)))
+                answers = [begun(partial(self.scores, feed, rows)) for feed in feeds]
+                spreads[share] = synthetic.entropy(np.concatenate([answer() for answer in answers]))
         self.images.share = max(spreads, key=lambda share: spreads[share])
 
     def carry_states(self, feeds: list[Feed]) -> None:

@@ -5,11 +5,12 @@ Knows layers and what follows them, no graph and no walk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.fit.expressions import Grid
 from onnxprune.fit.least_squares import RIDGES, Problem, Solution, solve
@@ -18,13 +19,59 @@ from onnxprune.fit.normal import Moments
 from onnxprune.fit.rounding import rounded
 from onnxprune.fit.tails import Tail
 from onnxprune.model import Array
+from onnxprune.steady import in_turn
+
+Asked = tuple[Array, Array | None, tuple[int, ...], NDArray[np.int64], Array]
+"""Of one batch: what a layer reads, what is added to what it gives, the shape of that, where it is looked at, and what
+it should give there."""
 
 
-def joined(parts: Sequence[Array]) -> Array:
-    """[rows, numbers] one after the other, float32; where all rows are the same one, it is held once."""
+class Gathering:
+    """Of every group what is looked at in so many batches: rows, what is wanted of them, and what is added to them."""
+
+    def __init__(self, batches: int, groups: int) -> None:
+        self.groups = groups
+        self.parts: list[list[tuple[Array, ...]]] = [[] for _ in range(batches)]
+
+    def add(self, layer: Linear, its: Tail, asked: Iterable[Asked]) -> None:
+        """Every batch of one more layer. One batch is asked for after the other; they are worked on side by side."""
+
+        def taken(one: Asked) -> tuple[Array, ...]:
+            x, other, shape, at, wanted = one
+            offset = np.broadcast_to(its.offset.reshape(self.groups, 1, -1), wanted.shape)
+            if other is not None:
+                offset = offset + layer.targets(np.broadcast_to(other, shape), at)
+            return layer.rows(x, at), wanted, offset
+
+        for own, found in zip(self.parts, in_turn(taken, asked), strict=True):
+            own.append(found)
+
+    def joined(self) -> list[tuple[Array, ...]]:
+        """(rows, wanted, offset) of every group, the last batches last. Nothing of it is held here any more."""
+        columns = [list(column) for column in zip(*(part for own in self.parts for part in own), strict=True)]
+        self.parts.clear()
+        found = []
+        for g in range(self.groups):
+            own = [[part[g] for part in column] for column in columns]
+            if g == self.groups - 1:
+                columns.clear()
+            found.append(tuple(map(_joined, own)))
+        return found
+
+
+def _joined(parts: list[Array]) -> Array:
+    """[rows, numbers] one after the other, float32; where all rows are the same one, it is held once. Each of `parts`
+    is let go of when it was copied: together they may take half of the memory."""
+    count = sum(map(len, parts))
     if all(part.strides[0] == 0 and np.array_equal(part[:1], parts[0][:1]) for part in parts):
-        return np.broadcast_to(parts[0][:1].astype(np.float32), (sum(map(len, parts)), parts[0].shape[1]))
-    return np.concatenate(parts).astype(np.float32, copy=False)
+        return np.broadcast_to(parts[0][:1].astype(np.float32), (count, parts[0].shape[1]))
+    whole, done = np.empty((count, parts[0].shape[1]), np.float32), 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        whole[done : done + len(part)] = part
+        done += len(part)
+    return whole
 
 
 class Light(NamedTuple):

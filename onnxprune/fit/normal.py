@@ -16,6 +16,8 @@ Array = NDArray[np.float64]
 Rows = NDArray[np.floating]
 Targets = Callable[[slice], Rows]
 """What is wanted of some of the rows: made when it is asked for, as all at once may take more memory than the rows."""
+Products = tuple[Rows, Rows, Array, Array, int]
+"""Of some rows: of rows with rows, of rows with targets, the sums of both, how many they are."""
 CHUNK = 4096
 BLOCK = 512
 """Columns of a product that one thread works on at a time; of fewer it takes a part of the rows. What is added up in
@@ -81,29 +83,41 @@ class Moments:
         made.add(rows, targets)
         return made
 
+    @property
+    def narrow(self) -> bool:
+        """Whether parts of the rows are worked on side by side, and not blocks of columns."""
+        return len(self.gram) <= BLOCK
+
     def add(self, rows: Rows, targets: Rows | Targets) -> None:
         """Add rows [S, K] and targets [S, O] to the sums."""
-
-        def centred(at: slice) -> tuple[Rows, Rows]:
-            return rows[at].astype(np.float32, copy=False) - self.shift, _wanted(targets, at) - self.base
-
-        def products(at: slice) -> tuple[Rows, ...]:
-            a, t = centred(at)
-            return a.T @ a, a.T @ t, a.sum(0, dtype=np.float64), t.sum(0, dtype=np.float64)
-
-        if len(self.gram) <= BLOCK:
-            for found in in_turn(products, chunks(len(rows))):
-                for total, part in zip((self.gram, self.cross, self.row_sum, self.target_sum), found, strict=True):
-                    total += part
-        else:
-            for a, t in map(centred, chunks(len(rows))):
-                across = starts(a.shape[1], BLOCK)
-                blocks = [(row, column) for k, row in enumerate(across) for column in across[: k + 1]]
-                each(partial(_squared, self.gram, a), blocks)
-                each(partial(_crossed, self.cross, a, t), across)
-                self.row_sum += a.sum(0, dtype=np.float64)
-                self.target_sum += t.sum(0, dtype=np.float64)
+        if self.narrow:
+            for found in in_turn(partial(self.products, rows, targets), chunks(len(rows))):
+                self.take(found)
+            return
+        for at in chunks(len(rows)):
+            a, t = self._centred(rows, targets, at)
+            across = starts(a.shape[1], BLOCK)
+            blocks = [(row, column) for k, row in enumerate(across) for column in across[: k + 1]]
+            each(partial(_squared, self.gram, a), blocks)
+            each(partial(_crossed, self.cross, a, t), across)
+            self.row_sum += a.sum(0, dtype=np.float64)
+            self.target_sum += t.sum(0, dtype=np.float64)
         self.count += len(rows)
+
+    def _centred(self, rows: Rows, targets: Rows | Targets, at: slice) -> tuple[Rows, Rows]:
+        return rows[at].astype(np.float32, copy=False) - self.shift, _wanted(targets, at) - self.base
+
+    def products(self, rows: Rows, targets: Rows | Targets, at: slice) -> Products:
+        """What some rows add to the sums."""
+        a, t = self._centred(rows, targets, at)
+        return a.T @ a, a.T @ t, a.sum(0, dtype=np.float64), t.sum(0, dtype=np.float64), len(a)
+
+    def take(self, found: Products) -> None:
+        """Add it."""
+        *parts, count = found
+        for total, part in zip((self.gram, self.cross, self.row_sum, self.target_sum), parts, strict=True):
+            total += part
+        self.count += count
 
     @property
     def mean(self) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit.compared import Dense, changed
-from onnxprune.fit.equations import Equations, Light, Refit, Refits, joined
+from onnxprune.fit.equations import Equations, Gathering, Light, Refit, Refits
 from onnxprune.fit.finding import layers, owners, passed, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.inside import EXACT, Owner, Part
@@ -278,18 +278,12 @@ class Reconstruction:
         """Of every group (rows, wanted, offset) of all `members`, held-out batches last."""
         groups, _, outputs = matrix.shape
         most = self._rows(matrix, len(members))
-        parts: list[list[tuple[Array, Array, Array]]] = [[] for _ in range(self.current.batches)]
+        gathering = Gathering(self.current.batches, groups)
         for layer, its in zip(members, tails, strict=True):
             dense = self.dense.answers(layer, its.compared, self.kept, outputs)
             xs = layer.inputs(self.current)
             others = self.current.real(its.other) if its.other else [None] * len(xs)
             rng = np.random.default_rng((self.seed, layer.index))
-            for batch, (x, y, z) in enumerate(zip(xs, dense, others, strict=True)):
-                at, wanted = y.targets(layer, x, most, rng)
-                rows = layer.rows(x, at)
-                offset = np.broadcast_to(its.offset.reshape(groups, 1, -1), wanted.shape)
-                if z is not None:
-                    offset = offset + layer.targets(np.broadcast_to(z, y.shape), at)
-                parts[batch].append((rows, wanted, offset))
-        flat = [p for batch in parts for p in batch]
-        return [(*(joined([p[k][g] for p in flat]) for k in range(3)),) for g in range(groups)]
+            batches = zip(xs, dense, others, strict=True)
+            gathering.add(layer, its, ((x, z, y.shape, *y.targets(layer, x, most, rng)) for x, y, z in batches))
+        return gathering.joined()

@@ -20,11 +20,12 @@ from onnxprune.fit.bodies import Body, visits
 from onnxprune.fit.finding import layers, owners, passed, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.linear import Linear
-from onnxprune.fit.normal import CHUNK, Moments
+from onnxprune.fit.normal import CHUNK, Moments, Products
 from onnxprune.fit.products import Layer
 from onnxprune.fit.tails import tail
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Aside, Held, Model, Stored
+from onnxprune.steady import in_turn
 from onnxprune.trace import Groups, Ids, Mask, Reduction, Trace
 
 Array = NDArray[np.float64]
@@ -219,13 +220,19 @@ def joined(parts: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
 def _moments(walk: Walk, members: Sequence[Linear], columns: int, seed: int, centred: bool) -> tuple[Array, Array]:
     groups = members[0].groups
     total = sample_size(groups, columns) // len(members)
-    found: list[Moments] = []
-    for rows in joined(_rows(walk, members, total, seed)):
-        nothing = np.zeros((rows.shape[1], 0), np.float32)
-        if found:
+    parts = joined(_rows(walk, members, total, seed))
+    found = [Moments.of(part, part[:, :0]) for part in next(parts)]
+
+    def products(rows: NDArray[Any]) -> list[Products]:
+        return [m.products(part, part[:, :0], slice(None)) for m, part in zip(found, rows, strict=True)]
+
+    if found[0].narrow:
+        for made in in_turn(products, parts):  # the next rows are picked meanwhile
+            for moments, own in zip(found, made, strict=True):
+                moments.take(own)
+    else:
+        for rows in parts:
             for moments, part in zip(found, rows, strict=True):
-                moments.add(part, nothing)
-        else:
-            found = [Moments.of(part, nothing) for part in rows]
+                moments.add(part, part[:, :0])
     gram = np.stack([(m.centred() if centred else m.raw())[0] / m.count for m in found])
     return gram, np.stack([m.mean for m in found])

@@ -62,7 +62,10 @@ class Elimination:
         p, factors = np.concatenate(gone), self._rows[: self._count]
         strip = self._rows[self._place[p]] - factors[:, p].T @ factors
         root = np.linalg.cholesky(strip[:, p])
-        new, weights = (scipy.linalg.solve_triangular(root, part, lower=True) for part in (strip, self.matrix[p]))
+        new, weights = (
+            scipy.linalg.solve_triangular(root, part, lower=True, check_finite=False)
+            for part in (strip, self.matrix[p])
+        )
         self.error += float(np.square(weights).sum()) / self.energy
         self.matrix -= new.T @ weights
         self.matrix[p] = 0
