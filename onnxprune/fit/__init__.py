@@ -8,7 +8,7 @@ from __future__ import annotations
 from onnxprune.fit.bases import turned
 from onnxprune.fit.compared import changed
 from onnxprune.fit.equations import Light, Refits
-from onnxprune.fit.factors import inverse
+from onnxprune.fit.factors import Factor, inverse
 from onnxprune.fit.finding import layers, shared
 from onnxprune.fit.fitted import Fitted
 from onnxprune.fit.flows import Flow, flows, turns
@@ -26,8 +26,8 @@ from onnxprune.fit.weighing import Held, weigh
 from onnxprune.fit.weight_values import WeightValues
 
 __all__ = [
-    "Extent", "Fitted", "Flow", "Front", "Held", "Layer", "Light", "Likeness", "Likenesses", "Linear", "Problem",
-    "Reconstruction", "Refits", "SharedDense", "Site", "Solution", "Tail", "Unsolvable", "Walk", "WeightValues",
-    "changed", "collect", "flows", "inverse", "layers", "normalisations", "re_estimated", "restore", "sample_size",
-    "shared", "solve", "sums_by_node", "tail", "turned", "turns", "units_made", "units_of", "weigh",
+    "Extent", "Factor", "Fitted", "Flow", "Front", "Held", "Layer", "Light", "Likeness", "Likenesses", "Linear",
+    "Problem", "Reconstruction", "Refits", "SharedDense", "Site", "Solution", "Tail", "Unsolvable", "Walk",
+    "WeightValues", "changed", "collect", "flows", "inverse", "layers", "normalisations", "re_estimated", "restore",
+    "sample_size", "shared", "solve", "sums_by_node", "tail", "turned", "turns", "units_made", "units_of", "weigh",
 ]  # fmt: skip

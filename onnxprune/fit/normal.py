@@ -51,8 +51,13 @@ def _crossed(cross: Array, rows: Rows, targets: Rows, block: slice) -> None:
 
 def _add_outer(matrix: Array, left: Array, right: Array, factor: float) -> None:
     """Add factor * left * right', a few rows at a time: matrices of this size are no cache's."""
-    for k in range(0, len(left), FEW):
-        matrix[k : k + FEW] += factor * (left[k : k + FEW, None] * right)
+
+    def some(block: slice) -> None:
+        for k in range(block.start, block.stop, FEW):
+            at = slice(k, min(k + FEW, block.stop))
+            matrix[at] += factor * (left[at, None] * right)
+
+    each(some, starts(len(left), BLOCK))
 
 
 def _wanted(targets: Rows | Targets, at: slice) -> Rows:

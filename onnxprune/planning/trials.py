@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnxprune.errors import OnnxPruneError
 from onnxprune.fit import (
     Extent,
+    Factor,
     Fitted,
     Front,
     Light,
@@ -218,5 +219,5 @@ def _resolved(site: Site, group: int, alive: Mask) -> NDArray[np.float64]:
     inner.flat[:: len(inner) + 1] += unit
     out: NDArray[np.float64] = np.zeros_like(matrix)
     moved = gram[np.ix_(kept, ~kept)] @ matrix[~kept]
-    out[kept] = matrix[kept] + np.linalg.solve(inner, moved)
+    out[kept] = matrix[kept] + Factor.of(inner).solve(moved)
     return out
