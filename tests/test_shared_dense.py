@@ -128,3 +128,16 @@ def test_a_cut_is_judged_from_where_it_begins(model: ModelProto, effort: str, mo
     expected = Trials(groups, sites, parts, options, len(cuts)).lost(cuts)
     assert None not in found
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_what_lies_before_cuts_in_order_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after one that lies far behind them."""
+    trace = analysed(Model.load(CONVOLUTIONS), Options(), Clock()).trace
+    front, nodes = Front(trace, [inputs(CONVOLUTIONS, 4, 0)], ("cpu",)), len(trace.nodes)
+    current, ran, computed = front.walk(), list[int](), Walk._computed
+    monkeypatch.setattr(Walk, "_computed", lambda walk, piece, *ends: ran.extend(piece) or computed(walk, piece, *ends))
+    front.before(current, {nodes - 1})
+    ran.clear()
+    for first in range(nodes):
+        front.before(current, set(range(first, nodes)))
+    assert len(ran) == len(set(ran)) > nodes // 2

@@ -49,25 +49,24 @@ class _Seen:
 
 class Front:
     """The dense network over `feeds`, as far as cuts leave it alone: it is run once where these are tried in the order
-    in which they lie in the graph."""
+    in which they lie in the graph, and from its beginning where one lies before the last."""
 
     def __init__(self, trace: Trace, feeds: Sequence[Mapping[str, Array]], providers: Sequence[str]) -> None:
         self.trace, self.feeds, self.providers = trace, feeds, providers
-        self.rewind()
+        self.ahead = self.walk()
 
     def walk(self) -> Walk:
         """Through it from its beginning."""
         return Walk(self.trace.model, self.feeds, self.trace.shapes.dtype, self.providers)
 
-    def rewind(self) -> None:
-        """Let go of what was computed on the way, so that cuts are tried from the front of the graph once more."""
-        self.ahead = self.walk()
-
     def before(self, current: Walk, touched: set[int]) -> dict[str, list[Any]]:
         """What those nodes of a cut graph read that are `touched`, of what others make, in every batch."""
         made = {o for k in touched for o in current.makes(k)}
         read = {n for k in touched for n in current.reads[k]} - made
-        found = {name: self.ahead.unread(name) for name in sorted(read & self.ahead.made_by.keys())}
+        wanted = sorted(read & self.ahead.made_by.keys())
+        if any(n not in self.ahead.values and self.ahead.made_by[n] in self.ahead.done for n in wanted):
+            self.ahead = self.walk()  # else all that is run anew is let go of at once, and the next cut wants it again
+        found = self.ahead.all_unread(wanted)
         self.ahead.release()
         return found
 

@@ -64,9 +64,14 @@ class Walk(Topology):
 
     def unread(self, name: str) -> list[Any]:
         """As `value` of a tensor that is no weight, where it was made: for another walk."""
-        if name not in self.values:
-            self._run([name])
-        return self.values[name]
+        return self.all_unread([name])[name]
+
+    def all_unread(self, names: Sequence[str]) -> dict[str, list[Any]]:
+        """The same of several tensors, run for together."""
+        missing = [name for name in names if name not in self.values]
+        if missing:
+            self._run(missing)
+        return {name: self.values[name] for name in names}
 
     def behind(self, name: str) -> list[str]:
         """What has to be at hand for `once`: the tensor, or what it is made of where no node reads it."""
@@ -92,9 +97,7 @@ class Walk(Topology):
 
     def at(self, names: Sequence[str]) -> list[list[Array]]:
         """The values of several tensors, run for together."""
-        missing = [name for name in names if name not in self.values and name not in self.model.weights]
-        if missing:
-            self._run(missing)
+        self.all_unread([name for name in names if name not in self.model.weights])
         return [self.value(name) for name in names]
 
     @cached_property

@@ -23,7 +23,6 @@ def measured(
     may = free(groups, asked)
     if options.blocks is False or not (options.blocks or trials.room(len(may))):
         return {}
-    trials.rewind()
 
     def cuts() -> Iterator[Mask]:
         for k, unit in enumerate(may):

@@ -116,7 +116,7 @@ def measure(
     free = [curve for curve in curve_set.curves if curve.part.name not in asked]
     if not free:
         return
-    some = _spread(free, most_trials(groups.trace, options) // len(tried))
+    some = _in_order(groups, _spread(free, most_trials(groups.trace, options) // len(tried)))
     trials = Trials(groups, curve_set.sites, inputs, options, len(tried) * len(some))
     plain = replace(options, round_to=1, min_channels=1)
     heads, _ = parts(groups, curve_set.scores, plain, asked)
@@ -152,6 +152,19 @@ def _spread(curves: Sequence[Curve], most: int) -> Sequence[Curve]:
     if len(curves) <= most:
         return curves
     return [curves[k] for k in np.unique(np.linspace(0, len(curves) - 1, most).round().astype(int)).tolist()]
+
+
+def _in_order(groups: Groups, curves: Sequence[Curve]) -> list[Curve]:
+    """Sorted by the first node that a cut of each changes: what lies before it is then run once for all of them."""
+    first: dict[str, int] = {}
+    for k, node in enumerate(groups.trace.nodes):
+        for name in node.input:
+            first.setdefault(name, k)
+    places = np.full(len(groups.prunable), len(groups.trace.nodes))
+    for s, _, ids in groups.blocks:
+        units = groups.classes[ids].ravel()
+        places[units] = np.minimum(places[units], first.get(s.parameter, len(groups.trace.nodes)))
+    return sorted(curves, key=lambda curve: int(places[curve.part.members].min()))
 
 
 def _complete(curves: Sequence[Curve]) -> None:

@@ -104,12 +104,6 @@ class Trials:
         """What refits are compared with."""
         return SharedDense(self.groups.trace, self.some.solved, self.judge.providers, self.seed, self.light)
 
-    def rewind(self) -> None:
-        """Begin again with cuts that lie at the front of the graph."""
-        self.front.rewind()
-        if self.by_refit:
-            self.dense.rewind()
-
     def room(self, more: int) -> bool:
         """Whether so many more of them by refits do not take too long, either."""
         trace, pace = self.groups.trace, (self.samples, self.light)
