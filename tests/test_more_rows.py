@@ -311,6 +311,17 @@ TABLE: dict[str, Row] = {
         HALF,
         18,
     ),
+    **{
+        f"InstanceNormalization of {groups} groups of an image of open size": (
+            conv(
+                f"k = Constant<value_ints=[0,{groups},-1]>() r = Reshape(a, k) "
+                f"i = InstanceNormalization(r, s:float[{groups}] , t:float[{groups}] ) n = Shape(a) b = Reshape(i, n)"
+            ).replace("float[N,3,8,8]", "float[N,3,H,W]"),
+            HALF | sizes,
+            16,
+        )
+        for groups, sizes in ((4, {}), (1, {"s": (1,)}), (16, {"s": (8,)}))
+    },
     "Tile of an axis of one": (
         conv(
             "ax = Constant<value_ints=[1]>() d = Conv(x, D:float[4,3,1,1] ) q = Unsqueeze(d, ax) "
