@@ -11,12 +11,14 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
+from onnxprune import prune
 from onnxprune.data import Calibration, calibration
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
 from onnxprune.run import open_session
 from onnxprune.shapes import infer
+from tests.graphs import graph
 
 MODELS = Path(__file__).parents[1] / "models"
 LINEAR = "(float[{n}, 6] x) => (float[{n}, 4] y) {{ y = MatMul(x, w) }}"
@@ -458,3 +460,12 @@ def test_what_shrinks_in_height_reads_lines(dims: str, strides: str, wanted: tup
     model = Model.load(proto).normalised()
     found = calibration(model, infer(model), Options(calib_samples=2)).feeds[0]["x"].shape[2:]
     assert found == wanted if wanted else found[0] == found[1]
+
+
+@pytest.mark.parametrize("count", [4, 50, 131])
+def test_of_samples_that_a_reshape_counts_whole_clips_are_taken(count: int) -> None:
+    body = "a = MatMul(x, A) r = Relu(a) c = Reshape(r, clips) m = ReduceMax<axes=[1], keepdims=0>(c) y = MatMul(m, B)"
+    model = graph("(float[N, 6] x) => (float[M, 3] y)", body, A=(6, 16), B=(16, 3), clips=[-1, 4, 16])
+    frames = np.random.default_rng(0).standard_normal((count, 6)).astype(np.float32)
+    report = prune(model, ratio=0.5, calib=[{"x": frames}]).report
+    assert report.after.macs < report.before.macs

@@ -287,6 +287,41 @@ TABLE: dict[str, Row] = {
         HALF,
         18,
     ),
+    "GatherND of channels, as torch.export spells an index": (
+        conv(
+            "t = Transpose<perm=[1,0,2,3]>(a) i = Constant<value = int64[16,1] {9,3,0,8,4,11,5,15,1,2,7,6,14,10,13,12}>() "
+            "g = GatherND(t, i) b = Transpose<perm=[1,0,2,3]>(g)"
+        ),
+        HALF,
+        18,
+    ),
+    "Reshape of learned positions beside the batch": (
+        "agraph (float[N,6,4] x) => (float[N,6,3] y) { n = Shape<end=1>(x) o = Constant<value_ints=[1,1]>() "
+        "s = Concat<axis=0>(n, o) q = Expand(Q:float[1,6,12] , s) a = MatMul(q, A:float[12,16] ) "
+        "t = Transpose<perm=[1,0,2]>(a) h = Constant<value_ints=[6,-1,4]>() r = Reshape(t, h) "
+        "w = Constant<value_ints=[-1,16]>() f = Reshape(r, w) m = MatMul(f, G:float[16,3] ) "
+        "k = Constant<value_ints=[6,-1,3]>() v = Reshape(m, k) y = Transpose<perm=[1,0,2]>(v) }",
+        {"A": (6, 8), "Q": (1, 6, 6), "G": (8, 3)},
+        18,
+    ),
+    "ReduceMean of a weight that is centred, of which rounding leaves nothing": (
+        "agraph (float[N,3,8,8] x) => (float[N,5] y) { l = Constant<value_ints=[1,2,3]>() "
+        "m = ReduceMean(A:float[16,3,3,3] , l) c = Sub(A, m) e = ReduceMean(c, l) d = Sub(c, e) b = Conv(x, d) "
+        "p = GlobalAveragePool(b) f = Flatten(p) y = Gemm<transB=1>(f, G:float[5,16] ) }",
+        HALF,
+        18,
+    ),
+    **{
+        f"InstanceNormalization of {groups} groups of an image of open size": (
+            conv(
+                f"k = Constant<value_ints=[0,{groups},-1]>() r = Reshape(a, k) "
+                f"i = InstanceNormalization(r, s:float[{groups}] , t:float[{groups}] ) n = Shape(a) b = Reshape(i, n)"
+            ).replace("float[N,3,8,8]", "float[N,3,H,W]"),
+            HALF | sizes,
+            16,
+        )
+        for groups, sizes in ((4, {}), (1, {"s": (1,)}), (16, {"s": (8,)}))
+    },
     "Tile of an axis of one": (
         conv(
             "ax = Constant<value_ints=[1]>() d = Conv(x, D:float[4,3,1,1] ) q = Unsqueeze(d, ax) "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -335,6 +336,14 @@ def test_dimension_expressions() -> None:
         assert found["c"][1] == sizes["past"] + sizes["new"]
         assert found["d"][1] == 2 * sizes["past"] - 1
     assert plan_sizes(inputs, {"a": (2, 5), "b": (2, 3)}).shapes({})["c"] == (2, 8)
+
+
+@pytest.mark.parametrize("sides", [["H", "W"], ["D", "H", "W"], [8, "H", "W"]])
+def test_a_volume_is_tried_at_sizes_of_as_many_elements_as_an_image(sides: list[str | int]) -> None:
+    plan = plan_sizes([helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, *sides])], {})
+    first, large = (next(iter(found)) for found in (plan.candidates(0), plan._large(next(plan.candidates(0)))))
+    assert prod(plan.shapes(first)["x"][2:]) <= 64 * 96 * 8
+    assert prod(plan.shapes(large)["x"][2:]) <= 2 * 128 * 194 * 8
 
 
 def _model(nodes: list[NodeProto], inputs: Mapping[str, Any], outputs: list[str], **weights: Any) -> ModelProto:

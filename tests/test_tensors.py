@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from onnx import ModelProto
 
+from onnxprune import prune
 from onnxprune.fit import Walk
 from onnxprune.model import Model
 from onnxprune.options import Options
@@ -155,3 +157,14 @@ def test_sessions_of_our_own_multiply_exactly_on_an_accelerator(monkeypatch: pyt
     assert lean.used == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert own.options.use_deterministic_compute
     assert not own.options.enable_mem_reuse
+
+
+def test_numbers_that_numpy_has_not_cross_both_ways() -> None:
+    body = "f = Cast<to=1>(x) a = MatMul(f, A) h = Cast<to=16>(a) g = Cast<to=1>(h) b = MatMul(g, B) y = Cast<to=16>(b)"
+    proto = graph("(bfloat16[N, 4] x) => (bfloat16[N, 3] y)", body, A=(4, 8), B=(8, 3))
+    assert prune(proto, ratio=0.5, fast=True).report.proof.error <= 5e-2
+    x = np.eye(4, dtype=ml_dtypes.bfloat16)
+    same = graph("(bfloat16[N, 4] x) => (bfloat16[N, 4] y)", "f = Cast<to=1>(x) g = Add(f, f) y = Cast<to=16>(g)")
+    (y,) = opened(Model.load(same), Options(), infer(Model.load(same), {}).dtype).run({"x": x})
+    assert y.dtype == x.dtype
+    assert np.array_equal(y, x + x)

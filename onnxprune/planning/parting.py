@@ -124,8 +124,10 @@ def calibrated(groups: Groups, options: Options, progress: Progress | None = Non
         progress("calibrate", 0.0)
     trace = groups.trace
 
+    rows = _together(groups)
+
     def taken(samples: int) -> Calibration:
-        batch = max(1, min(options.calib_batch, samples // BATCHES))
+        batch = max(1, min(options.calib_batch, samples // BATCHES) // rows) * rows
         return calibration(trace.model, trace.shapes, replace(options, calib_samples=samples, calib_batch=batch))
 
     def room(given: Inputs | None = None) -> int:
@@ -137,18 +139,36 @@ def calibrated(groups: Groups, options: Options, progress: Progress | None = Non
         largest = max(inputs.feeds, key=lambda feed: sum(x.nbytes for x in feed.values()))
         fits = room({name: x.shape for name, x in largest.items()})
         inputs = inputs if fits == fit else taken(fits)
-    return replace(inputs, feeds=_apart(groups, inputs.feeds))
+    return replace(inputs, feeds=_apart(groups, inputs.feeds, rows))
 
 
-def _apart(groups: Groups, feeds: tuple[dict[str, NDArray[Any]], ...]) -> tuple[dict[str, NDArray[Any]], ...]:
-    """Few feeds in smaller ones, in the same order: some of them are to judge what was fitted to the others."""
+def _together(groups: Groups) -> int:
+    """How many samples go together (the frames of a clip that a reshape counts): every batch holds a multiple."""
+    shapes = groups.trace.shapes
+    batches = [s for s, role in shapes.plan.roles.items() if role == "batch"]
+    least = shapes.fitted({**shapes.at[0].sizes, **dict.fromkeys(batches, 1)})
+    return max((least[s] for s in batches), default=1)
+
+
+def _apart(
+    groups: Groups, feeds: tuple[dict[str, NDArray[Any]], ...], rows: int
+) -> tuple[dict[str, NDArray[Any]], ...]:
+    """Few feeds in smaller ones, in the same order: some of them are to judge what was fitted to the others. `rows`
+    samples go together; what is left over is left out, where that is not all."""
+    counted = _cut_by(groups)
+    clips = [len(feed[counted[0]]) // rows for feed in feeds] if counted else []
+    whole = all(n * rows == len(feed[counted[0]]) for n, feed in zip(clips, feeds, strict=False))
+    if not any(clips) or (whole and len(feeds) >= BATCHES):
+        return feeds
+    each, parts = -(-BATCHES // len(feeds)), []
+    for n, feed in zip(clips, feeds, strict=True):
+        for at in np.array_split(np.arange(n * rows).reshape(n, rows), min(n, each)) if n else ():
+            parts.append({name: x[at.ravel()] if name in counted else x for name, x in feed.items()})
+    return tuple(parts)
+
+
+def _cut_by(groups: Groups) -> list[str]:
+    """The inputs that count samples, however many; none where some count them otherwise."""
     specs = describe(groups.trace.model, groups.trace.shapes)
     counted = [i.name for i in specs if i.batch == 0 and i.axes[0] is None]
-    if not counted or any(i.batch is not None and i.name not in counted for i in specs) or len(feeds) >= BATCHES:
-        return feeds
-    parts = []
-    for feed in feeds:
-        n = len(feed[counted[0]])
-        for at in np.array_split(np.arange(n), min(n, -(-BATCHES // len(feeds)))):
-            parts.append({name: x[at] if name in counted else x for name, x in feed.items()})
-    return tuple(parts)
+    return [] if any(i.batch is not None and i.name not in counted for i in specs) else counted

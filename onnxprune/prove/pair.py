@@ -12,19 +12,24 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import CheckFailed, RuntimeFailure
 from onnxprune.model import FLOATS, Model, Weight
 from onnxprune.options import Options
 from onnxprune.prove import rounding
-from onnxprune.prove.difference import all_finite, incomparable
+from onnxprune.prove.difference import all_finite, difference, incomparable
 from onnxprune.prove.original import Original, Run
 from onnxprune.prove.outputs import Types, with_outputs
 from onnxprune.prove.places import Places
 from onnxprune.prove.tolerances import NEAR, Scale
 from onnxprune.run import Chain, Session, first_line, opened
 from onnxprune.trace import Trace
+
+LOST = 0.1
+"""Of the largest value of a tensor: what rounding moves so far has no digit left that says anything."""
+TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass
@@ -198,17 +203,18 @@ class Pair:
         it is too far off, once rounding is known; where it still is, once both models decide from the same values."""
         scale = self._scale
         noise: dict[str, float] = {}
+        lost: set[str] = set()
         errors = {name: scale.error(name, value, got[name]) for name, value in run.values.items()}
         allowed = {name: scale.tolerance_of(name) for name in errors}
         if scale.beyond(errors, allowed, run.values) and self.options.check_rtol is None:
-            noise = self._noise(run)
+            noise, lost = self._noise(run)
             allowed = {n: max(a, min(scale.farthest(n), 4 * noise[n])) for n, a in allowed.items()}
         if scale.beyond(errors, allowed, run.values):
             fed = self._errors_with_decisions_fed(run)
             if fed is not None:
                 errors = fed
                 allowed = {n: self.tolerance_when_fed or allowed.get(n, scale.tolerance_of(n)) for n in fed}
-        return errors, allowed, noise
+        return {n: e for n, e in errors.items() if n not in lost}, allowed, noise
 
     @cached_property
     def _scale(self) -> Scale:
@@ -216,12 +222,15 @@ class Pair:
             self.trace, self.places, self.taps, self.options.check_atol, self.tolerance, self.largest_noise, self.drawn
         )
 
-    def _noise(self, run: Run) -> dict[str, float]:
-        """How far rounding alone moves each tensor of the masked original."""
+    def _noise(self, run: Run) -> tuple[dict[str, float], set[str]]:
+        """How far rounding alone moves each tensor of the masked original; and those inside of which it leaves no
+        digit, so that they say nothing (the mean of what is centred)."""
         names = list(run.values)
         again, moved = rounding.nudged(self._original(run, names), run.feeds, self.options.seed)
         got = self._values(again, moved, names)
-        return {n: self._scale.error(n, run.values[n], got[n]) for n in names}
+        noise = {n: self._scale.error(n, run.values[n], got[n]) for n in names}
+        inside = [n for n in names if n not in self._scale.outputs and noise[n] > self._scale.farthest(n)]
+        return noise, {n for n in inside if LOST < difference(run.values[n], got[n], TINY) < np.inf}
 
     def _errors_with_decisions_fed(self, run: Run) -> dict[str, float] | None:
         """The errors once the pruned model is fed what the original decides and rounds from, with those of what that

@@ -8,19 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from ctypes import c_uint16
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from threading import Lock
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from onnxprune.run.installed import onnx_runtime
 
 DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 """Where the tensors of a provider are, as ONNX Runtime calls it; of any other they are in the memory of Python."""
 HOST = "cpu"
+BFLOAT16 = int(TensorProto.BFLOAT16)
 
 
 @dataclass
@@ -79,17 +84,29 @@ class Tensor:
     @cached_property
     def array(self) -> NDArray[Any]:
         """Its numbers in the memory of Python: they cross once."""
-        found: NDArray[Any] = self.value.numpy()
+        found: NDArray[Any] = _bfloats(self.value) if self.value.element_type() == BFLOAT16 else self.value.numpy()
         were_read([found])
         return found
 
 
 def placed(value: Any, device: str = HOST) -> Any:
     """An array as a `Tensor` on a device; what is none, or has no numbers, as it is."""
+    if isinstance(value, np.ndarray) and value.dtype == ml_dtypes.bfloat16:
+        were_given([value])
+        bits = np.ascontiguousarray(value).view(np.uint16)
+        return Tensor(onnx_runtime().OrtValue.ortvalue_from_numpy_with_onnx_type(bits, BFLOAT16))
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
         return value
     were_given([value])
     return Tensor(onnx_runtime().OrtValue.ortvalue_from_numpy(value, device))
+
+
+def _bfloats(value: Any) -> NDArray[Any]:
+    """Numbers of a format that numpy has not, of which ONNX Runtime therefore gives no array: copied from where they
+    are, in the memory of Python."""
+    shape = tuple(value.shape())
+    bits = (c_uint16 * prod(shape)).from_address(value.data_ptr())
+    return np.frombuffer(bits, ml_dtypes.bfloat16).reshape(shape).copy()
 
 
 def on_host(value: Any) -> Any:

@@ -50,7 +50,7 @@ def watched() -> Any:
             for name, tensor in values.items():
                 binding.bind_ortvalue_input(name, tensor.value)
             for name in outputs:
-                binding.bind_output(name, self._device)
+                binding.bind_output(name, HOST if self._kinds[name] == "tensor(bfloat16)" else self._device)
             with guard.bounded(RUNNING):
                 self.run_with_iobinding(binding)
             return [Tensor(value) for value in binding.get_outputs()]

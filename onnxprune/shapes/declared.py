@@ -84,9 +84,10 @@ def _roles(declared: Declared, bound: Assignment, tensors: Tensors) -> dict[str,
     plain = {d for dims in declared.values() for d in dims if isinstance(d, str) and _NAME.fullmatch(d)}
     roles: dict[str, Role] = {}
     for name, dims in declared.items():
+        sides = sum(isinstance(d, str) for d in dims[1:])
         for i, d in enumerate(dims):
             if isinstance(d, str) and d not in bound and not _is_expression(d, plain):
-                role = _role(i, len(dims), tensors[name].elem_type)
+                role = _role(i, len(dims), sides, tensors[name].elem_type)
                 roles[d] = "batch" if role == "batch" else roles.get(d, role)
     return roles
 
@@ -116,12 +117,15 @@ def declare(model: Model, plan: SizePlan) -> None:
                 dim.dim_value = plan.bound[dim.dim_param]
 
 
-def _role(axis: int, rank: int, element: int) -> Role:
+def _role(axis: int, rank: int, sides: int, element: int) -> Role:
+    """sides: how many axes are open behind the first."""
     if axis == 0:
         return "batch"
     if element in _INTEGERS:
         return "token"
-    return "space" if rank >= 4 else "length"
+    if rank < 4:
+        return "length"
+    return "volume" if sides > 2 else "space"
 
 
 def _is_expression(dim: str, symbols: set[str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from onnxprune.shapes.symbols import Dim, evaluated, name_of
 
-Role = Literal["batch", "token", "length", "space"]
+Role = Literal["batch", "token", "length", "space", "volume"]
 Assignment = dict[str, int]
 """One number for each symbol."""
 
@@ -20,9 +20,17 @@ _LADDER: dict[Role, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "token": ((16, 8, 4, 32, 64, 128, 512), (21, 24, 11, 5, 12, 128, 1024)),
     "length": ((16, 64, 256, 1024, 4096, 16000), (21, 24, 83, 128, 320, 1600, 5000, 20000)),
     "space": ((64, 32, 128, 224, 256, 512), (83, 96, 128, 160, 192, 448, 320, 24)),
+    "volume": ((16, 32, 64, 96, 128), (21, 32, 48, 64, 96, 24)),
 }
 """For the first and the second probe, the likeliest first. The second begins with an odd number, so that what is
-rounded up to a multiple shows."""
+rounded up to a multiple shows. A side of a volume is shorter than one of an image: there are three of them."""
+_LIFTS: dict[Role, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "space": ((60, 94, 220), (0, 64)),
+    "volume": ((28, 60, 94), (0, 32)),
+}
+"""What makes small sides large enough to pool: odd or even ones as they are, and before they become multiples of 32."""
+_STEPS: dict[Role, int] = {"batch": 2, "token": 4, "length": 4, "space": 16, "volume": 16}
+"""By how much one side is longer than the one before it; images whose side is a multiple of 32 keep to such."""
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 NEAR, FAR = 256, 1 << 16
 """A size that has to fit others is looked for so near, and among multiples of what has to divide it so far."""
@@ -69,17 +77,17 @@ class SizePlan:
 
     def _lifted(self, sizes: Assignment) -> list[Assignment]:
         """An image is larger than a text is long: also with odd and even sides that leave something to pool."""
-        spaces = [s for s, role in self.roles.items() if role == "space"]
-        if not spaces:
+        lifts = {s: _LIFTS[role] for s, role in self.roles.items() if role in _LIFTS}
+        if not lifts:
             return [sizes]
-        odd = [{s: sizes[s] + lift for s in spaces} for lift in (60, 94, 220)]
-        even = [{s: -(-(sizes[s] + lift) // 32) * 32 for s in spaces} for lift in (0, 64)]
+        odd = [{s: sizes[s] + by[0][k] for s, by in lifts.items()} for k in range(3)]
+        even = [{s: -(-(sizes[s] + by[1][k]) // 32) * 32 for s, by in lifts.items()} for k in range(2)]
         return [sizes, *({**sizes, **sides} for sides in (*odd, *even))]
 
     def _large(self, first: Assignment) -> list[Assignment]:
         """Sizes that are large, unequal or as they are; what is long is so in one sample: a proof runs it."""
         alone = all(role == "batch" for role in self.roles.values())
-        large = {"batch": 8 if alone else 1, "token": 128, "length": 512, "space": 0}
+        large = {"batch": 8 if alone else 1, "token": 128, "length": 512, "space": 0, "volume": 0}
         out: list[Assignment] = []
         for shrink in (1, 2):
             tops = {s: max(large[r] // shrink, 1 if r == "batch" else 2 * first[s] // shrink)
@@ -124,7 +132,10 @@ class SizePlan:
             ladder = _LADDER[role][probe]
             base = ladder[min(batch if role == "batch" else rung, len(ladder) - 1)]
             place = [s for s, r in self.roles.items() if r == role].index(symbol) if distinct else 0
-            return base + place * {"batch": 2 + probe, "space": 32 if base % 32 == 0 else 16}.get(role, 4 + probe)
+            step = _STEPS[role]
+            if role in _LIFTS:
+                return base + place * (32 if base % 32 == 0 else step)
+            return base + place * (step + probe)
 
         others = [s for s, r in self.roles.items() if r != "batch"]
         yield {s: size(s, True) for s in self.roles}

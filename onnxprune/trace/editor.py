@@ -196,8 +196,9 @@ class Editor(NodeEditor):
         to = np.full(n, -1, np.int64)
         to[alive] = np.arange(alive.size)
         new = to[np.asarray(index, np.int64) % n]
-        shape = self.out_shape(0)[axis : axis + new.ndim]
-        self.const(1, new[new >= 0].reshape([k or 1 for k in shape]).astype(index.dtype) if new.ndim else new)
+        shape = [k or 1 for k in self.out_shape(0)[axis : axis + new.ndim]]
+        tuples = [1] if self.node.op_type == "GatherND" else []
+        self.const(1, new[new >= 0].reshape([*shape, *tuples]).astype(index.dtype) if new.ndim else new)
 
     def pads(self, axes: Sequence[int], axis: int, lo: int, hi: int) -> None:
         """A Pad of `axes` adds `lo` positions before and `hi` after those of one axis."""

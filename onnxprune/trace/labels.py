@@ -27,19 +27,27 @@ class Block:
     """`ids[i, j, ..]` names the channel at position i of `axes[0]`, j of `axes[1]`, ..; outermost axis first.
 
     A first axis may be coarse: with fewer ids than the tensor has positions, each id stands for a run of equal length
-    (the groups of a grouped convolution's weight). An axis of run-time size (batch x heads) may be periodic: its ids
-    are repeated as often as they fit."""
+    (the groups of a grouped convolution's weight). An axis of run-time size may be periodic (batch x heads): its ids
+    are repeated as often as they fit. With `runs` (channels x image) each of them is repeated before the next comes."""
 
     axes: tuple[int, ...]
     ids: Ids
     coarse: bool = False
+    runs: bool = False
 
     def at(self, dims: Sequence[int | None]) -> Block:
-        """The block with periodic axes written out to the sizes `dims` of a run."""
+        """The block with axes of run-time size written out to the sizes `dims` of a run."""
         repeats = [
             ((dims[a] if a < len(dims) else n) or n) // n for a, n in zip(self.axes, self.ids.shape, strict=True)
         ]
-        return self if max(repeats) == 1 else Block(self.axes, np.tile(self.ids, repeats))
+        if max(repeats) == 1:
+            return self
+        if not self.runs:
+            return Block(self.axes, np.tile(self.ids, repeats))
+        ids = self.ids
+        for k, n in enumerate(repeats):
+            ids = np.repeat(ids, n, axis=k)
+        return Block(self.axes, ids)
 
     def spread(self, dims: Sequence[int | None]) -> Ids:
         """The ids, broadcastable to a tensor of size `dims`; a coarse axis written out."""

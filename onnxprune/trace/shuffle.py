@@ -2,8 +2,8 @@
 
 Node by node, the tensors in between are rectangles, and the merge in another order ties what stands at one place of all
 their rows: after a few chained shuffles everything is one unit. Seen as a whole such a chain only renames positions, so
-that nothing is tied; where something goes, a Gather of what is left takes its place. Knows chains of nodes: it is the
-one module whose rule looks past its own node.
+that nothing is tied; where something goes, a Gather of what is left takes its place. Knows chains of nodes: with
+`trace/group_norm.py` it is the one whose rule looks past its own node.
 """
 
 from __future__ import annotations

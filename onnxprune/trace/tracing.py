@@ -84,13 +84,12 @@ class Trace:
     of the parameters before.
     blocks: of tensors, by name; slices: of parameters, by key; owned: of uses that know better than the parameter.
     edits: by node, what to change in it; macs: by node, its multiply-accumulates, a product of sizes each.
-    passed: nodes that another one's rule has dealt with; fixed: tensors that depend on no input.
-    repeats: how often the nodes of the graph that is being traced run, as far as that is known.
-    branches: the residual branches that it can do without (see `enter_branches`).
-    whole_blocks: whether what shares a scale goes together, though blocks could be made anew of what is left.
-    kv_heads: whether whole heads of caches may go, and the caches of branches that go. cached: by input that is a cache
-    of known sizes, the outputs that hold it, too; resized: inputs and outputs of which heads may go, the axes of their
-    blocks, and the axis of heads."""
+    passed: nodes that another one's rule has dealt with; fixed: tensors that depend on no input. repeats: how often
+    the nodes of the graph that is being traced run, as far as that is known. branches: the residual branches that
+    it can do without (see `enter_branches`). whole_blocks: whether what shares a scale goes together, though blocks
+    could be made anew of what is left. kv_heads: whether whole heads of caches may go, and the caches of branches
+    that go. cached: by input that is a cache of known sizes, the outputs that hold it, too; resized: inputs and
+    outputs of which heads may go, the axes of their blocks, and the axis of heads."""
 
     model: Model
     shapes: Shapes
@@ -186,6 +185,7 @@ class Trace:
         self.repeats = around
 
     def _node(self, index: int) -> None:
+        from onnxprune.trace.group_norm import group_norm
         from onnxprune.trace.op import Op
         from onnxprune.trace.shuffle import shuffle
 
@@ -194,7 +194,7 @@ class Trace:
             self._note_fixed(index)
             return
         op = Op(self, index, node)
-        if index in self.passed or shuffle(op):
+        if index in self.passed or shuffle(op) or group_norm(op):
             return
         rule = self.rules.get(op.type)
         if rule is not None:

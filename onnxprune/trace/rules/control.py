@@ -8,6 +8,7 @@ may have its bodies traced.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from onnxprune.shapes import scan_parts
 from onnxprune.trace.equation import Equation
@@ -114,4 +115,4 @@ def one_tensor(op: Op, names: Sequence[str], text: str) -> tuple[Block, ...]:
 
 def shifted(block: Block, axis: int, by: int = 1) -> Block:
     """The block where a new axis comes in at `axis`; by -1, where that one, on which it does not lie, is gone."""
-    return Block(tuple(a + by * (a >= axis) for a in block.axes), block.ids, block.coarse)
+    return replace(block, axes=tuple(a + by * (a >= axis) for a in block.axes))

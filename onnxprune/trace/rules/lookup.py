@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from onnxprune.model import Array
 from onnxprune.shapes import Size, lower, mod, quotient
 from onnxprune.trace.editor import Editor
 from onnxprune.trace.labels import Block, Ids
@@ -23,9 +24,13 @@ def gather(op: Op) -> None:
     """Gather: positions of one axis are picked, where the axes of the indices come in."""
     if not ranks_known(op, [DATA, INDICES]):
         return
-    rank, wide = len(op.dims(DATA)), len(op.dims(INDICES))
-    axis = own_axis(op, 0, rank)
-    index = op.table(INDICES)
+    axis = own_axis(op, 0, len(op.dims(DATA)))
+    _picked_along(op, axis, op.table(INDICES), len(op.dims(INDICES)))
+
+
+def _picked_along(op: Op, axis: int, index: Array | None, wide: int) -> None:
+    """What is picked by `index`, None where it is not known, lies on as many axes as it has, `wide`, in the place of
+    `axis`."""
 
     def moved(a: int) -> int:
         return a if a < axis else a + wide - 1
@@ -123,11 +128,14 @@ def gather_nd(op: Op) -> None:
     batch, width = int(op.attr("batch_dims", 0)), op.dims(INDICES)[-1]
     if width is None:
         return op.freeze("the shape of the indices is not known")
+    index = op.table(INDICES)
+    if index is not None and width == 1 and batch == 0:  # a Gather of rows, as torch.export spells x[:, index]
+        return _picked_along(op, 0, index[..., 0], index.ndim - 1)
     data = spell(op.dims(DATA))
-    index = [*data[:batch], *spell(op.dims(INDICES)[batch:], CAPITALS[4:])]
-    out = [*index[:-1], *data[batch + width :]]
-    by_value = "".join(data[: batch + width]) + index[-1]
-    op.eq({DATA: data, INDICES: index}, {0: out}, pinned=by_value, text="positions are told by value")
+    told = [*data[:batch], *spell(op.dims(INDICES)[batch:], CAPITALS[4:])]
+    out = [*told[:-1], *data[batch + width :]]
+    by_value = "".join(data[: batch + width]) + told[-1]
+    op.eq({DATA: data, INDICES: told}, {0: out}, pinned=by_value, text="positions are told by value")
 
 
 def scatter_nd(op: Op) -> None:

@@ -124,12 +124,18 @@ def _moved(op: Op, block: Block, segments: Sequence[Segment], a: Shape, b: Shape
     block = block.at([layout.before.get(k) for k in range(len(a))])
     ids = np.reshape(_unnested(op, block, layout.before), [*layout.after.values()])
     axes, ids = _varying([*layout.after], ids)
-    for k, axis in enumerate(axes):
-        once = _once(ids, k, layout.period[axis]) if isinstance(b[axis], Size) else ids
-        if once is None:  # batch x channels: along an axis of run-time size the channels have to be repeated
+    for k, axis in reversed([*enumerate(axes)]):
+        if not isinstance(b[axis], Size):
+            continue
+        once = _once(ids, k, layout.period[axis])
+        if once is None and ids.ndim == 1:  # batch x channels: along an axis of run-time size they have to be repeated
             op.freeze_ids(block.ids, "channels end up on an axis of run-time size")
             return None
-        ids = once
+        if once is None:  # positions x batch: these stay, and what is beside them goes for all of them
+            ids = op.labels.couple_along(ids, k, op.why("channels end up on an axis of run-time size"))
+            axes = (*axes[:k], *axes[k + 1 :])
+        else:
+            ids = once
     return Block(axes, np.ascontiguousarray(ids)) if axes else None
 
 
