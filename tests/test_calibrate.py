@@ -356,6 +356,20 @@ def test_the_range_of_a_trained_model_with_the_normalisation_in_its_first_layer(
         assert f"({says}, by the" in source
 
 
+@pytest.mark.parametrize("scale", [1, 255])
+def test_the_range_under_which_answers_depend_on_the_image(scale: int) -> None:
+    """Where weights are for pixels up to 255, the biases alone speak under the other ranges: every class is as likely as
+    any, for each image. Spread as that is, it is the answer to no image."""
+    rng = np.random.default_rng(3)
+    w = (rng.standard_normal((24, 1, 3, 3)) / scale).astype(np.float32)
+    model = parsed(
+        "(float[N, 1, 12, 12] x) => (float[N, 4] y) { a = Conv(x, w, b) r = Relu(a) f = Flatten(r) y = MatMul(f, head) }",
+        w=w, b=np.full(24, 0.01, np.float32), head=rng.standard_normal((2400, 4)).astype(np.float32) / 4,
+    )  # fmt: skip
+    source = run(model, calib_samples=4).source
+    assert ("(pixels 0..255, by the spread" in source) == (scale == 255)
+
+
 def test_tokens_stay_inside_their_tables() -> None:
     model = parsed(
         "(int64[B, T] ids, int64[B, T] mask, int64[B, T] kinds) => (float[B, T, 2] y) {"

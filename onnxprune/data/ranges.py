@@ -4,7 +4,8 @@ is tried on photographs.
 Three things give the range away. A BatchNormalization behind the first convolution holds the mean and deviation that
 its input had in training. A bias cancels the mean that a layer's non-negative inputs give its outputs, so that under
 another range than in training much of that mean is left. And the answers of a classifier are spread over its classes
-under the right range, and crowd in few under a wrong one, where the first layers are dead or saturated.
+under the right range and differ from picture to picture; under a wrong one, where the first layers are dead or
+saturated, they crowd in few classes, or are the same for all.
 
 Knows the first layers of a graph and runs it, no units.
 """
@@ -87,7 +88,7 @@ def _pictures(model: Model, shapes: Shapes, spec: Input, options: Options) -> li
 
 
 def _spreads(model: Model, spec: Input, inputs: Sequence[Sequence[Array]]) -> list[float]:
-    """For each range, how evenly the answers cover the classes; nothing where the model has none."""
+    """For each range, how well the answers tell pictures apart; nothing where the model has no classes."""
     try:
         session = open_session(model)
         name = session.get_outputs()[0].name
@@ -97,10 +98,19 @@ def _spreads(model: Model, spec: Input, inputs: Sequence[Sequence[Array]]) -> li
             if any(a.ndim < 2 or a.shape[1] < 2 or a.size != len(b) * a.shape[1]
                    for a, b in zip(answers, batches, strict=True)):  # fmt: skip
                 return []
-            found.append(entropy(softmax(np.concatenate([a.reshape(len(a), -1) for a in answers]))))
+            found.append(_spread(softmax(np.concatenate([a.reshape(len(a), -1) for a in answers]))))
     except Exception:  # what does not run says nothing about the range
         return []
     return found
+
+
+def _spread(answers: Array) -> float:
+    """How evenly probabilities [pictures, classes] cover the classes, and what of that the pictures decide (the mutual
+    information of picture and class), as their geometric mean, 0..1: alone, the first is large where the model is unsure
+    of everything alike, the second where it is sure of what it has never seen."""
+    whole = entropy(answers)
+    decided = whole - float(np.mean([entropy(answer[None]) for answer in answers]))
+    return float(np.sqrt(max(whole, 0) * max(decided, 0)))
 
 
 def _first_norm(model: Model) -> NodeProto | None:
