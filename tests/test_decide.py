@@ -522,7 +522,8 @@ def test_a_bias_that_is_cut_in_a_copy_takes_up_what_a_trial_moves_there() -> Non
     found = sites.collect(groups, feeds, ("cpu",), 0)
     made = trials.compensated(groups, found, removed)
     means = [np.mean([run(m, feed)[0] for feed in feeds], (0, 1)) for m in (model, made.to_proto())]
-    assert made.weights["b"].shape == (12,) and means[0] == pytest.approx(means[1], rel=1e-4)
+    assert made.weights["b"].shape == (12,)
+    assert means[0] == pytest.approx(means[1], rel=1e-4)
 
 
 def test_a_bias_that_is_cut_in_a_copy_does_not_end_trials_in_closed_form() -> None:
