@@ -9,7 +9,8 @@ refitted: the baselines), `merge` and `fold` (l2, in weight space), `data-free` 
 `calibrated` (the default with 512 unlabelled samples of the training side). Where chance decides (`random`,
 `data-free`) every seed is run, elsewhere the first: a seed is also which test and calibration samples are taken.
 
-Every row is made by a process of its own, which says how much CPU time and memory pruning took (with what it loads).
+Every row is made by a process of its own, and pruned by another one, which is given the model's path and the samples
+and says how much CPU time and memory that took.
 Rows are kept one by one, and those that are in RESULTS are not made again: go on by giving the same command. The table
 shows the drop in points of the task's metric, as mean and half the range over seeds.
 
@@ -21,11 +22,10 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby, product
 from pathlib import Path
@@ -66,7 +66,7 @@ def main() -> int:
     done = {key(row) for row in rows}
     for wanted in asked(chosen, args):
         if key(wanted) not in done:
-            rows.append(alone(args.cache, wanted, args.items))
+            rows.append(alone(made, args.cache, wanted, args.items))
             part = args.json.with_suffix(".part")
             part.write_text(json.dumps(rows, indent=1))
             part.replace(args.json)
@@ -87,10 +87,10 @@ def asked(chosen: Sequence[str], args: argparse.Namespace) -> Iterator[Row]:
                 yield {"task": name, "method": method, "cut": cut, "seed": seed}
 
 
-def alone(cache: Path, wanted: Row, items: int | None) -> Row:
-    """The row made by a process that ends with it, so that its peak is that of this row."""
+def alone(function: Callable[..., Row], *given: Any) -> Row:
+    """What a function gives, called in a process that ends with it, so that peaks of memory are its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(made, cache, wanted, items).result()
+        return pool.submit(function, *given).result()
 
 
 def made(cache: Path, wanted: Row, items: int | None) -> Row:
@@ -109,24 +109,30 @@ def made(cache: Path, wanted: Row, items: int | None) -> Row:
 
 def pruned(task: Task, wanted: Row, out: Path) -> Row:
     """What the run took and left; the file is in `out`."""
-    import onnxprune
-    from onnxprune.errors import OnnxPruneError
-
     seed = wanted["seed"]
     options = {"ratio": wanted["cut"], "of": "macs", "seed": seed, "nodes_to_exclude": KEEP.get(task.name, ())}
     options |= METHODS[wanted["method"]]
     if options.pop("calib", False):
         options["calib"] = list(batches(task, task.inputs("calib", 512, seed), 32))
+    return alone(written, task.model, options, out)
+
+
+def written(model: Path, options: dict[str, Any], out: Path) -> Row:
+    """Prune and save; memory is the peak of this process, which has loaded nothing else."""
+    import onnxprune
+    from onnxprune.errors import OnnxPruneError
+
     start, cpu = time.perf_counter(), time.process_time()
     try:
-        result = onnxprune.prune(task.model, **options)
+        result = onnxprune.prune(model, **options)
     except OnnxPruneError as error:
         return {"error": str(error)}
     report = result.report
     result.model.save(out)
+    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     return {
         "seconds": round(time.perf_counter() - start, 1), "cpu": round(time.process_time() - cpu, 1),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        "peak_mb": peak >> 10,
         "macs": report.after.macs / report.before.macs,
         "parameters": report.after.parameters / report.before.parameters, "report": report.reconstruction,
     }  # fmt: skip

@@ -23,8 +23,10 @@ DEEP = 40
 WARM = 0.3
 """Share of the steps in which the rate rises; then it falls to 0, as a cosine."""
 DECAY, CLIP = 1e-4, 1.0
-TEMPERATURE, LOGITS, LABELS = 2.0, 0.05, 0.5
-"""Of the softened answers; the weights of the squared error of logits, and of labels where there are any."""
+TEMPERATURE, LOGITS, LABELS = 2.0, 1.0, 0.5
+"""Of the softened answers; the weights of the squared error of logits, and of labels where there are any. The squared
+error says what the scores of all classes should be, where soft answers are near 0 for most (Kim et al. 2021, arXiv
+2105.08919); half of it is what the divergence comes to at high temperatures."""
 COPIES, POOL = 24, 12288
 """Of every image so many copies, up to so many in all: more of them let more steps pay."""
 JUDGED = 8

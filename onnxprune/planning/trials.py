@@ -11,7 +11,7 @@ elsewhere.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -44,7 +44,7 @@ from onnxprune.planning.parting import Parts, lightly
 from onnxprune.planning.sensitivity import OutputError
 from onnxprune.rewrite import rewrite
 from onnxprune.steady import each
-from onnxprune.trace import Groups, Mask, Trace
+from onnxprune.trace import Groups, Mask, Slice, Trace
 
 SHARES = {"low": (0.45,), "normal": (0.45,), "high": (0.25, 0.5, 0.75)}
 """Of a set, that are taken out to measure what the outputs lose, by the effort."""
@@ -186,14 +186,30 @@ def compensated(groups: Groups, sites: Sequence[Site], removed: Mask) -> Model:
             own, before = [m.on(graph.nodes[m.index]) for m in site.members], set(model.weights)
             fitted.move([tail(m, graph, moved.size, groups.trace.rank(m.out)) for m in own], moved)
             fresh |= dict.fromkeys(model.weights.keys() - before, own[0])
-    after = rewrite(replace(groups.trace, model=model), kept).model
-    for name, layer in ((n, x) for n, x in fresh.items() if n in after.weights):  # others are read in copies
-        after.weights[name] = _cut(after.weights[name], layer, groups.trace, kept)
+    slices = _with_copies(groups.trace, graph, fitted.aliases)
+    after = rewrite(replace(groups.trace, model=model, slices=slices), kept).model
+    for name in fresh.keys() - fitted.aliases.keys():
+        after.weights[name] = _cut(after.weights[name], fresh[name], groups.trace, kept)
     return after
 
 
+def _with_copies(trace: Trace, graph: Topology, copies: Mapping[str, str]) -> dict[Hashable, Slice]:
+    """The slices of a trace for `graph`, where some uses of parameters read `copies` (of which parameter, by name): a
+    copy is cut as the parameter would have been there."""
+    found = dict(trace.slices)
+    for use, name in (((k, i), n) for k, node in enumerate(graph.nodes) for i, n in enumerate(node.input)):
+        for key, own in trace.slices.items() if name in copies else ():
+            if own.parameter != copies[name] or (own.uses and use not in own.uses):
+                continue
+            found[name, key] = replace(own, parameter=name, key=(name, key), uses=(use,) if own.uses else ())
+            if own.uses:  # none would stand for all
+                left = tuple(u for u in found.pop(key).uses if u != use)
+                found |= {key: replace(own, uses=left)} if left else {}
+    return found
+
+
 def _cut(bias: Weight, layer: Linear, trace: Trace, kept: Mask) -> Weight:
-    """A bias that was not there before, which the rewriting knows nothing of, at the channels that are left."""
+    """A bias where there was none, of which the trace knows nothing, at the channels that are left."""
     axis = (layer.y_axis or 0) % (trace.rank(layer.out) or 1)
     block = next((b for b in trace.of(layer.out) if b.axes == (axis,)), None)
     if block is None:
