@@ -105,9 +105,9 @@ def _spreads(model: Model, spec: Input, inputs: Sequence[Sequence[Array]]) -> li
 
 
 def _spread(answers: Array) -> float:
-    """How evenly probabilities [pictures, classes] cover the classes, and what of that the pictures decide (the mutual
-    information of picture and class), as their geometric mean, 0..1: alone, the first is large where the model is unsure
-    of everything alike, the second where it is sure of what it has never seen."""
+    """The geometric mean, 0..1, of how evenly probabilities [pictures, classes] cover the classes and of what the
+    pictures decide of that (the mutual information of picture and class). Alone, the first is large where the model is
+    unsure of everything alike, the second where it is sure of what it has never seen."""
     whole = entropy(answers)
     decided = whole - float(np.mean([entropy(answer[None]) for answer in answers]))
     return float(np.sqrt(max(whole, 0) * max(decided, 0)))
