@@ -29,9 +29,9 @@ BASE = 172 << 20
 """Bytes of Python and its libraries; of little memory half is left beside them."""
 MODERATE = 2 << 30
 """Bytes of activations where no memory was asked for: more samples of large images take more time and bring little."""
-SOLVED = 8
-"""Second moments of the layer that is solved for are held so often: as they are added up, centred, a factor for the
-ridge, what is in the making of these, and rows that are multiplied."""
+SOLVED = 4
+"""Second moments of the layer that is solved for are held so often: as they are added up, the factors of two ridges,
+and rows that are multiplied."""
 CROSSED = 11
 """Moments of its columns with its outputs are held so often, and matrices of that size: the old weights, the best ones
 so far, those that are tried, and as above."""
