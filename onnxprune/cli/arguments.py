@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import tomllib
 from collections.abc import Callable, Container, Iterator, Sequence
 from fractions import Fraction
@@ -73,6 +74,8 @@ class Parser(argparse.ArgumentParser):
             line = sort(argv, self._option_string_actions)
         except Unknown as unknown:
             meant = self._elsewhere(unknown.word) or near(unknown.word, self._option_string_actions)
+            if os.path.exists(unknown.word):
+                meant = f"; for the file of that name write ./{unknown.word}"
             self.error(f"there is no flag {unknown.word}{meant}")
         for said in line.said:
             if said.joined and said.action.nargs == 0:
