@@ -234,6 +234,26 @@ def test_graphsurgeon_in_and_out(result: onnxprune.Result) -> None:
     assert compared.after.parameters == result.report.after.parameters
 
 
+def test_a_plan_may_be_a_path_and_a_model_bytes(result: onnxprune.Result, tmp_path: Path) -> None:
+    path, out = result.plan.save(tmp_path / "plan.json"), result.save(tmp_path / "out.onnx")
+    dense = TINY.read_bytes()
+    for plan in (path, str(path)):
+        replayed = onnxprune.prune(dense, fast=True, plan=plan)
+        assert replayed.save(tmp_path / "again.onnx").read_bytes() == out.read_bytes()
+        onnxprune.verify(bytearray(dense), out.read_bytes(), plan)
+        assert onnxprune.apply(dense, plan).size() == result.model.size()
+    state = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(TINY).graph.initializer}
+    sliced = onnxprune.apply_plan(path, state, TINY)
+    assert {n: a.shape for n, a in sliced.items()} == {
+        t.name: tuple(t.dims) for t in result.model.to_proto().graph.initializer
+    }
+    with pytest.raises(onnxprune.UsageError, match="not a dict"):
+        onnxprune.verify(TINY, out, {})  # type: ignore[arg-type]
+    for data, says in ((b"", "is empty"), (dense[:-99], "is truncated"), (b"no model", "is a text file")):
+        with pytest.raises(onnxprune.UsageError, match=f"^the model {says}"):
+            onnxprune.inspect(data)
+
+
 def test_reports_and_plans_go_to_files_and_come_back(result: onnxprune.Result, tmp_path: Path) -> None:
     assert result.report.save(tmp_path / "page.html").read_text("utf-8").startswith("<!doctype html>")
     assert '"kind": "report"' in result.report.save(tmp_path / "report.json").read_text("utf-8")

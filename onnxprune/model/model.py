@@ -72,8 +72,8 @@ class Model:
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | ModelProto | Any) -> Model:
-        """Load a path, a ModelProto, an onnx_graphsurgeon Graph or a Model; the source is never modified. UsageError
-        where it is no whole ONNX model."""
+        """Load a path, bytes, a ModelProto, an onnx_graphsurgeon Graph or a Model; the source is never modified.
+        UsageError where it is no whole ONNX model."""
         if isinstance(source, cls):
             return replace(source.copy(), taken={})  # to whoever loads it, it is a model like any other
         given = source_of(source)
