@@ -41,6 +41,7 @@ def test_keywords_are_the_fields_of_options() -> None:
     assert str in get_args(given.pop("criterion"))  # which may be a function, too
     assert kept.pop("criterion") is str
     assert given.pop("round_to") == kept.pop("round_to") | Literal["auto"]  # a number once it is checked
+    assert given.pop("memory") == kept.pop("memory") | str  # so, too
     assert given == kept
     assert OptionKeywords.__optional_keys__ == {f.name for f in fields(Options)}
 
@@ -67,7 +68,8 @@ def test_a_result_saves_shows_and_describes_itself(result: onnxprune.Result, tmp
         ({"scope": "everywhere"}, "scope='everywhere' is not local, global, sensitivity or pq"),
         ({"fast": 1}, "fast=1 is not True or False"),
         ({"calib_samples": 0}, "calib_samples=0 is not at least 1"),
-        ({"memory": 1024}, "memory=1024 is not at least 1 MiB"),
+        ({"memory": 1024}, "memory=1024 is not at least 1 MiB"), ({"memory": "1K"}, "memory=1024 is not at least 1 MiB"),
+        ({"memory": "8X"}, "memory='8X' is not a whole number; 4G is usual"),
         ({"max_ratio": 0}, "max_ratio=0 is not in"),
         ({"residual": "no"}, "residual='no' is not none, conv or all"),
         ({"round_to": "many"}, "round_to='many' is not a whole number"),
@@ -149,6 +151,12 @@ def test_errors_speak_python_in_python_and_flags_on_the_command_line(flags: str,
 
 def test_auto_is_a_multiple_in_python_too() -> None:
     assert given(None, {"round_to": "auto"}) == given(None, {"round_to": 0}) == given(Options(round_to=AUTO), {})
+
+
+def test_memory_may_be_written_as_on_the_command_line() -> None:
+    """As the message that says how much is needed does."""
+    for text, count in (("2G", 2 << 30), ("64MiB", 64 << 20), (str(1 << 20), 1 << 20)):
+        assert given(None, {"memory": text}).memory == count
 
 
 def test_a_name_alone_is_one_name() -> None:

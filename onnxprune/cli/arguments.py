@@ -20,7 +20,7 @@ from onnxprune.cli.helping import Answer, Formatter, shown
 from onnxprune.cli.line import Line, Said, Unknown, sort
 from onnxprune.errors import UsageError
 from onnxprune.files import check_finite, check_inputs
-from onnxprune.options import NUMBERS, WORDS, listed, near, objection
+from onnxprune.options import NUMBERS, WORDS, bytes_of, listed, near, objection
 
 
 class Parser(argparse.ArgumentParser):
@@ -251,18 +251,11 @@ def _fraction(text: str) -> float:
         raise ValueError(text) from None
 
 
-def _bytes(text: str) -> int:
-    """Bytes, with K, M or G (also KB, KiB, ...) for powers of 1024."""
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    short = text.upper().removesuffix("B").removesuffix("I")
-    return int(short[:-1]) * units[short[-1]] if short[-1:] in units else int(text)
-
-
 READERS: dict[str, Callable[[str], Any]] = {
     "mean": _numbers,
     "std": _numbers,
     "scale": _fraction,
-    "memory": _bytes,
+    "memory": bytes_of,
     "round_to": lambda text: 0 if text == "auto" else int(text),
     "finetune": str,
     "max_latency": str,
