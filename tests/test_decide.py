@@ -322,7 +322,7 @@ def test_nothing_is_said_to_be_held_out_of_one_sample(caplog: pytest.LogCaptureF
     assert result.report.reconstruction is not None
     assert result.report.reconstruction["held_out_batches"] == 0
     assert "output error on what it was fitted to, for nothing could be held out," in result.summary()
-    assert "calibrated on 1 sample only" in caplog.text
+    assert "only 1 sample is looked at" in caplog.text
     caplog.clear()
     result = api.prune(net(), ratio=0.5, scope="local", calib=[inputs(net(), 40, 1)])
     assert "output error on held-out inputs" in result.summary()
