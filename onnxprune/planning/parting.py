@@ -147,8 +147,8 @@ def calibrated(groups: Groups, options: Options, progress: Progress | None = Non
     own = options.calib is not None and all(s.kind != "tokens" for s in describe(trace.model, trace.shapes))
     if own and inputs.samples < ENOUGH:
         now().warn(
-            f"only {inputs.samples} sample{'s are' if inputs.samples > 1 else ' is'} looked at: fewer than {ENOUGH} are "
-            "often worse than those that are made up; give more, or leave --calib out"
+            f"only {inputs.samples} sample{'s are' if inputs.samples > 1 else ' is'} looked at: fewer than {ENOUGH} "
+            "are often worse than those that are made up; give more, or leave --calib out"
         )
     return replace(inputs, feeds=_apart(groups, inputs.feeds, rows))
 
