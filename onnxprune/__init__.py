@@ -1,8 +1,8 @@
 """Structured pruning of any ONNX model.
 
-`prune`, `largest`, `finetune`, `inspect`, `compare`, `plan`, `apply` and `verify` take a path, an onnx ModelProto or an
-onnx-graphsurgeon Graph; `sweep` takes a path. They are loaded at their first use, so that importing the package and
-the command line's --help cost nothing.
+`prune`, `largest`, `finetune`, `inspect`, `compare`, `plan`, `apply` and `verify` take a path, bytes, an onnx
+ModelProto or an onnx-graphsurgeon Graph; `sweep` takes a path. A plan is a `Plan` or a path. They are loaded at their
+first use, so that importing the package and the command line's --help cost nothing.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from onnxprune.results import Compared, Inspection, Verified
 from onnxprune.rewrite import rewrite
 from onnxprune.trace import Trace, dependencies
 
+Name = str | os.PathLike[str]
 STEPS = 6
 """Of the search for the largest cut: each halves what is open."""
 
@@ -63,19 +64,20 @@ class Result:
 
 @blame_model
 def prune(
-    model: Any, options: Options | None = None, *, plan: Plan | None = None, force_plan: bool = False,
+    model: Any, options: Options | None = None, *, plan: Plan | Name | None = None, force_plan: bool = False,
     validate: Any = None, metric: Any = "", gates: Gates | None = None, progress: Progress | None = None,
     **keywords: Unpack[OptionKeywords],
 ) -> Result:  # fmt: skip
-    """Prune `model` (a path, a ModelProto or a graphsurgeon Graph) and prove the result.
+    """Prune `model` (a path, bytes, a ModelProto or a graphsurgeon Graph) and prove the result.
 
-    Keyword arguments are the fields of `Options`. With `plan` that plan is applied instead of a new one, which must be
-    of this graph unless `force_plan` says that what it names is the same here. validate: data on which both models are
-    measured (what `compare` takes) by `metric`, into `report.validation`; `gates` must hold there.
+    Keyword arguments are the fields of `Options`. With `plan` (or its path) that plan is applied instead of a new one,
+    which must be of this graph unless `force_plan` says that what it names is the same here. validate: data on which
+    both models are measured (what `compare` takes) by `metric`, into `report.validation`; `gates` must hold there.
     Raises UsageError (bad input), NothingToPrune, CheckFailed (a proof or a gate failed), RuntimeFailure (ONNX Runtime,
     a provider, the disk)."""
     options = _asked(options, keywords)
     _refuse_unread(options, keywords, validate, plan is not None)
+    plan = plan if plan is None else Plan.of(plan)
     options = options if plan is None else _planned(options, plan)
     if gates and validate is None:
         raise UsageError("`gates` need data: give it with `validate`")
@@ -210,23 +212,26 @@ def plan(model: Any, options: Options | None = None, **keywords: Unpack[OptionKe
 
 @blame_model
 def apply(
-    model: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False,
+    model: Any, plan: Plan | Name, options: Options | None = None, *, force_plan: bool = False,
     **keywords: Unpack[OptionKeywords],
 ) -> Model:  # fmt: skip
-    """`model` without what `plan` removes. Unproven: `verify` proves it, `prune(plan=...)` does both."""
+    """`model` without what `plan` (or that at this path) removes. Unproven: `verify` proves it, `prune(plan=...)` does
+    both."""
+    plan = Plan.of(plan)
     groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), False, True)
     return rewrite(groups.trace, groups.kept_ids(removed_by(groups, plan, force_plan))).model
 
 
 @blame_model
 def completed(
-    model: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False,
+    model: Any, plan: Plan | Name, options: Options | None = None, *, force_plan: bool = False,
     **keywords: Unpack[OptionKeywords],
 ) -> tuple[Model, Plan]:  # fmt: skip
     """The graph whose names a plan bears, and the plan with everything that is coupled to what an edited one removes,
     and with how many heads and groups that leaves.
 
     Raises UsageError where it is not a plan of `model`."""
+    plan = Plan.of(plan)
     groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), False, True)
     found = plan_of(groups, groups.kept_ids(removed_by(groups, plan, force_plan)), Options(), rows=True)
     return groups.trace.model, replace(plan, groups=found.groups, fingerprint=found.fingerprint)
@@ -234,13 +239,14 @@ def completed(
 
 @blame_model
 def verify(
-    model: Any, pruned: Any, plan: Plan, options: Options | None = None, *, force_plan: bool = False,
+    model: Any, pruned: Any, plan: Plan | Name, options: Options | None = None, *, force_plan: bool = False,
     refitted: bool | None = None, **keywords: Unpack[OptionKeywords],
 ) -> Verified:  # fmt: skip
-    """Prove that `pruned` is `model` without what `plan` removes; CheckFailed where it is not.
+    """Prove that `pruned` is `model` without what `plan` (or that at this path) removes; CheckFailed where it is not.
 
     `refitted`: whether weights may have other values than those of `model`; None: if the run that made the plan
     refitted them. Then their shapes and the graph are proven, and what they are worth is measured."""
+    plan = Plan.of(plan)
     options = _planned(_asked(options, keywords), plan)
     groups = analysed(Model.load(model), options, Clock(), planned=True)
     kept = groups.kept_ids(removed_by(groups, plan, force_plan))

@@ -43,10 +43,12 @@ def make(folder: Path, tiny: ModelProto) -> None:
         "d": {"labels": labels}, "label": {"label": labels}, "more": {"labels": labels, "ids": labels}, "unlabelled": {},
         "shifted": {"labels": labels + 1}, "chance": {"labels": chance}, "order": {"labels": 4 - labels},
         "outside": {"labels": np.where(np.arange(200) < 9, 77, labels)}, "numbers": {"labels": labels + 0.5},
-        "names": {"labels": np.array(["cat"] * 200)}, "short": {"labels": labels[:9]},
+        "names": {"labels": np.array(["cat"] * 200)}, "short": {"labels": labels[:9]}, "hot": {"labels": np.eye(5)[labels]},
+        "holes": {"labels": np.where(np.arange(200) == 9, np.nan, labels)},
     }  # fmt: skip
     for name, arrays in given.items():
         np.savez(folder / f"{name}.npz", image=x, **arrays)
+    np.savez(folder / "huge.npz", image=np.where(x > 0, 3e38, -3e38))
     np.savez(folder / "one.npz", x=x.reshape(200, -1)[:, :6], labels=labels % 2)
     (folder / "empty").mkdir()
 
@@ -94,7 +96,10 @@ DATA = [
     ("in another order", f"{CUT} order.npz --min-agreement 0.1", 2, "another order"),
     ("no classes of the model", f"{CUT} outside.npz {DROP}", 2, "but the model has the classes 0 to 4"),
     ("no whole numbers", f"{CUT} numbers.npz --metric top-1", 2, "takes the numbers of classes as labels"),
-    ("names of classes", f"{CUT} names.npz", 2, "takes the numbers of classes as labels, not cat"),
+    ("names of classes", f"{CUT} names.npz", 2, "takes the numbers of classes as labels, not 'cat'"),
+    ("one that is no number", f"{CUT} holes.npz", 2, "takes the numbers of classes as labels, not nan"),
+    ("one-hot", f"{CUT} hot.npz", 2, "of one-hot labels the argmax"),
+    ("answers that are no numbers", f"{CUT} huge.npz --min-agreement 0.9", 2, "answer to 200 of 200 samples is not a number (NaN); --min-agreement could hold"),
     ("too few labels", f"{CUT} short.npz", 2, "one per sample"),
     ("one sample", f"{CUT} d.npz --validate-samples 1 {DROP} --gate interval", 2, "one sample has none"),
     ("a torn file", f"{CUT} torn.npz", 2, "not plain arrays"), ("text", "m.onnx out.onnx --calib text.npz", 2, "not plain arrays"),

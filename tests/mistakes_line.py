@@ -98,6 +98,7 @@ def _other(folder: Path) -> None:
 
 def _broken_models(folder: Path, tiny: ModelProto, whole: bytes) -> None:
     (folder / "empty.onnx").touch()
+    (folder / "-dash.onnx").touch()
     (folder / "text.onnx").write_text("This is a text, not a model.\n" * 40)
     (folder / "cut.onnx").write_bytes(whole[: len(whole) // 2])
     (folder / "zeros.onnx").write_bytes(bytes(4096))
@@ -153,6 +154,10 @@ ROWS: dict[str, list[tuple[str, str, int, str]]] = {
         ("a flag that is nothing like one", f"{F} --zzz", 2, "there is no flag --zzz"),
         ("a short flag that there is not", f"{F} -r 0.3", 2, "there is no flag -r"),
         ("a value for a switch", f"{F} --benchmark=yes", 2, "--benchmark takes no value"),
+        ("a file that looks like a flag", "-dash.onnx out.onnx", 2, "there is no flag -dash.onnx; for the file of that name write ./-dash.onnx"),
+        ("IN of a variable that is not set", "'' out.onnx", 2, "the word in the first place is empty"),
+        ("a value of such a variable", "m.onnx out.onnx --calib ''", 2, "the word behind --calib is empty"),
+        ("one that is joined", "m.onnx out.onnx --report=", 2, "the word behind --report is empty"),
         ("no value", "m.onnx out.onnx --ratio", 2, "--ratio: expected one argument"),
         ("no value before a flag", "m.onnx out.onnx --ratio --fast", 2, "--ratio: expected one argument"),
         ("no values", "m.onnx out.onnx --nodes-to-exclude", 2, "--nodes-to-exclude: expected at least one argument"),
@@ -224,7 +229,7 @@ ROWS: dict[str, list[tuple[str, str, int, str]]] = {
         ("OUT in a folder that there is not", "m.onnx no/out.onnx", 2, "does not exist; create it first"),
         ("OUT is a folder", "m.onnx empty", 2, "is a folder"),
         ("OUT is the folder", "m.onnx .", 2, "is a folder"),
-        ("OUT is nothing", "m.onnx ''", 2, "is a folder"),
+        ("OUT is nothing", "m.onnx ''", 2, "the word behind m.onnx is empty; is a variable of your script not set?"),
         ("OUT below a file", "m.onnx p.json/out.onnx", 2, "does not exist"),
         ("OUT is a device", "m.onnx /dev/full", 2, "not a regular file"),
         ("OUT leads to a device", "m.onnx full.onnx", 2, "not a regular file"),

@@ -158,7 +158,7 @@ EXCLUSIONS = [
     ("a glob of nothing", f"{CUT} --nodes-to-exclude 'layer4*'", 2, "`onnxprune inspect` lists the names"),
     ("an axis that there is not", f"{CUT} --nodes-to-exclude 'conv1_weight[4]'", 2, "did you mean conv1_weight"),
     ("an output", f"{CUT} --nodes-to-exclude logits", 2, "did you mean net/logits?"),
-    ("an empty name", f"{CUT} --nodes-to-exclude ''", 2, "no node, parameter or group"),
+    ("an empty name", f"{CUT} --nodes-to-exclude ''", 2, "the word behind --nodes-to-exclude is empty"),
     ("no value", f"{CUT} --nodes-to-exclude", 2, "expected at least one argument"),
     ("no regular expression", f"{CUT} --nodes-to-exclude 're:*'", 2, "not a regular expression"),
     ("a module of torch", f"{CUT} --op-types-to-exclude Linear", 2, "the model has no such operator"),

@@ -41,6 +41,7 @@ def test_keywords_are_the_fields_of_options() -> None:
     assert str in get_args(given.pop("criterion"))  # which may be a function, too
     assert kept.pop("criterion") is str
     assert given.pop("round_to") == kept.pop("round_to") | Literal["auto"]  # a number once it is checked
+    assert given.pop("memory") == kept.pop("memory") | str  # so, too
     assert given == kept
     assert OptionKeywords.__optional_keys__ == {f.name for f in fields(Options)}
 
@@ -67,7 +68,8 @@ def test_a_result_saves_shows_and_describes_itself(result: onnxprune.Result, tmp
         ({"scope": "everywhere"}, "scope='everywhere' is not local, global, sensitivity or pq"),
         ({"fast": 1}, "fast=1 is not True or False"),
         ({"calib_samples": 0}, "calib_samples=0 is not at least 1"),
-        ({"memory": 1024}, "memory=1024 is not at least 1 MiB"),
+        ({"memory": 1024}, "memory=1024 is not at least 1 MiB"), ({"memory": "1K"}, "memory=1024 is not at least 1 MiB"),
+        ({"memory": "8X"}, "memory='8X' is not a whole number; 4G is usual"),
         ({"max_ratio": 0}, "max_ratio=0 is not in"),
         ({"residual": "no"}, "residual='no' is not none, conv or all"),
         ({"round_to": "many"}, "round_to='many' is not a whole number"),
@@ -151,6 +153,12 @@ def test_auto_is_a_multiple_in_python_too() -> None:
     assert given(None, {"round_to": "auto"}) == given(None, {"round_to": 0}) == given(Options(round_to=AUTO), {})
 
 
+def test_memory_may_be_written_as_on_the_command_line() -> None:
+    """As the message that says how much is needed does."""
+    for text, count in (("2G", 2 << 30), ("64MiB", 64 << 20), (str(1 << 20), 1 << 20)):
+        assert given(None, {"memory": text}).memory == count
+
+
 def test_a_name_alone_is_one_name() -> None:
     """Not its letters."""
     assert given(None, {"nodes_to_exclude": "head"}).nodes_to_exclude == ("head",)
@@ -232,6 +240,26 @@ def test_graphsurgeon_in_and_out(result: onnxprune.Result) -> None:
     assert onnxprune.verify(dense, onnxprune.apply(dense, plan).to_graphsurgeon(), plan).refitted == ()
     compared = onnxprune.compare(dense, graph, {"image": np.zeros((4, 3, 16, 16), np.float32)})
     assert compared.after.parameters == result.report.after.parameters
+
+
+def test_a_plan_may_be_a_path_and_a_model_bytes(result: onnxprune.Result, tmp_path: Path) -> None:
+    path, out = result.plan.save(tmp_path / "plan.json"), result.save(tmp_path / "out.onnx")
+    dense = TINY.read_bytes()
+    for plan in (path, str(path)):
+        replayed = onnxprune.prune(dense, fast=True, plan=plan)
+        assert replayed.save(tmp_path / "again.onnx").read_bytes() == out.read_bytes()
+        onnxprune.verify(bytearray(dense), out.read_bytes(), plan)
+        assert onnxprune.apply(dense, plan).size() == result.model.size()
+    state = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(TINY).graph.initializer}
+    sliced = onnxprune.apply_plan(path, state, TINY)
+    assert {n: a.shape for n, a in sliced.items()} == {
+        t.name: tuple(t.dims) for t in result.model.to_proto().graph.initializer
+    }
+    with pytest.raises(onnxprune.UsageError, match="not a dict"):
+        onnxprune.verify(TINY, out, {})  # type: ignore[arg-type]
+    for data, says in ((b"", "is empty"), (dense[:-99], "is truncated"), (b"no model", "is a text file")):
+        with pytest.raises(onnxprune.UsageError, match=f"^the model {says}"):
+            onnxprune.inspect(data)
 
 
 def test_reports_and_plans_go_to_files_and_come_back(result: onnxprune.Result, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
+from onnxprune.errors import UsageError
 from onnxprune.files import replacing
 from onnxprune.model import Model, Weight
 
@@ -158,3 +159,35 @@ def test_without_links_copies_are_made(
     new.save(out, external=True)
     assert held(out)["head_bias"] == np.asarray(new.weights["head_bias"].array()).tobytes()
     assert {p.name for p in tmp_path.iterdir()} == {"out.onnx", "out.onnx.data"}
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_link_stays_and_what_it_leads_to_is_written(models: tuple[Model, Model], tmp_path: Path, external: bool) -> None:
+    old, new = models
+    (tmp_path / "versions").mkdir()
+    old.save(tmp_path / "versions" / "3.onnx", external=external)
+    for name, leads in (("latest.onnx", "versions/3.onnx"), ("new.onnx", "versions/4.onnx"), ("report", "versions/3.html")):
+        (tmp_path / name).symlink_to(leads)
+    for link in (tmp_path / "latest.onnx", tmp_path / "new.onnx"):
+        new.save(link, external=external, also={tmp_path / "report": "a page"})
+        assert link.is_symlink()
+        assert held(link.resolve()) == {t.name: numpy_helper.to_array(t).tobytes() for t in new.to_proto().graph.initializer}
+    assert (tmp_path / "report").is_symlink()
+    ends = {"3.onnx", "4.onnx", "3.html"} | ({"3.onnx.data", "4.onnx.data"} if external else set())
+    assert {p.name for p in (tmp_path / "versions").iterdir()} == ends
+    assert {p.name for p in tmp_path.iterdir()} == {"versions", "latest.onnx", "new.onnx", "report"}
+
+
+def test_links_that_lead_to_no_file(models: tuple[Model, Model], tmp_path: Path) -> None:
+    """/dev/stdout is a link into /proc: had the model taken its place, nobody could print any more."""
+    (tmp_path / "loop.onnx").symlink_to("loop.onnx")
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    (tmp_path / "nowhere.onnx").symlink_to("no/folder.onnx")
+    (tmp_path / "folder.onnx").symlink_to(tmp_path)
+    before = {p.name: os.readlink(p) for p in tmp_path.iterdir()}
+    for name, says in (
+        ("loop.onnx", "leads to itself"), ("stdout", "not a regular file"), ("nowhere.onnx", "does not exist"), ("folder.onnx", "is a folder")
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=says):
+            models[1].save(tmp_path / name)
+    assert {p.name: os.readlink(p) for p in tmp_path.iterdir()} == before

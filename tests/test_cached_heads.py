@@ -12,7 +12,7 @@ from graphs import array, graph, replace, run
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from onnxprune import prune
+from onnxprune import NothingToPrune, prune
 
 WIDTH = 12
 SPLIT = """q0 = MatMul(x, wq) q1 = Reshape(q0, to_q) q = Transpose<perm = [0, 2, 1, 3]>(q1)
@@ -112,5 +112,5 @@ def test_queries_of_a_cached_key_go(kind: str, sizes: tuple[int, int, int]) -> N
 
 def test_without_heads_queries_of_a_cached_key_stay() -> None:
     model = network("expand", 2, 4, 8)
-    with pytest.raises(Exception, match="tied to an axis of fixed size"):
+    with pytest.raises(NothingToPrune, match="tied to an axis of fixed size"):
         prune(model, ratio=0.5, fast=True, heads=False)

@@ -12,7 +12,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from onnxprune import prune
-from onnxprune.data import Calibration, calibration
+from onnxprune.data import Calibration, calibration, checked, describe
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
@@ -63,6 +63,18 @@ def test_npz_with_labels(tmp_path: Path) -> None:
     assert rows(found).dtype == np.float32
     assert found.diversity is not None
     assert 0 < found.diversity <= 1
+
+
+def test_values_that_are_infinite_or_become_so_are_refused() -> None:
+    """But for minus infinity, which masks hold."""
+    for spoilt in (np.inf, 1e300):
+        data = DATA.astype(np.float64)
+        data[3, 0] = spoilt
+        with pytest.raises(UsageError, match="infinite values, or too large ones for float32"):
+            run(linear(), calib={"x": data})
+    model = Model.load(linear())
+    (spec,) = describe(model, infer(model))
+    assert checked({"x": np.full((2, 6), -np.inf)}, [spec], "calib")["x"].dtype == np.float32
 
 
 def test_all_samples_where_there_are_few_and_any_key_for_one_input(tmp_path: Path) -> None:

@@ -360,3 +360,17 @@ def test_node_names_with_markup(tiny: ModelProto, tmp_path: Path, capsys: Captur
     onnx.save(tiny, tmp_path / "in.onnx")
     assert main([str(tmp_path / "in.onnx"), str(tmp_path / "o.onnx"), "--verbose"]) == 0
     assert onnx.load(tmp_path / "o.onnx").metadata_props[0].value == "me"
+
+
+def test_a_reader_that_has_gone_is_no_failed_gate(tiny_path: Path, out: Path) -> None:
+    """As in `onnxprune IN OUT | head -1`: OUT is written."""
+    for words in ([str(tiny_path), str(out), "--fast"], ["inspect", str(tiny_path)], ["help", "flags"]):
+        command = [sys.executable, "-m", "onnxprune", *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            error = process.stderr.read()
+        assert process.returncode == 0, (words, error)
+        assert "error" not in error
+    assert out.exists()

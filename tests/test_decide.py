@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import cycle
@@ -313,6 +314,27 @@ def test_one_batch_of_fixed_size_is_fitted_to_and_judged_by() -> None:
     story = api.prune(model, ratio=0.25, scope="local", calib=[inputs(model, 64, 1)]).report.reconstruction
     assert story is not None
     assert story["output_error"]["refitted"] < 0.9 * story["output_error"]["sliced"]
+
+
+def test_nothing_is_said_to_be_held_out_of_one_sample(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor that it is enough."""
+    result = api.prune(net(), ratio=0.5, scope="local", calib=[inputs(net(), 1, 1)])
+    assert result.report.reconstruction is not None
+    assert result.report.reconstruction["held_out_batches"] == 0
+    assert "output error on what it was fitted to, for nothing could be held out," in result.summary()
+    assert "only 1 sample is looked at" in caplog.text
+    caplog.clear()
+    result = api.prune(net(), ratio=0.5, scope="local", calib=[inputs(net(), 40, 1)])
+    assert "output error on held-out inputs" in result.summary()
+    assert "only" not in caplog.text
+
+
+def test_answers_that_are_no_numbers_judge_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    feed = {name: np.full_like(x, 3e38) for name, x in inputs(net(), 40, 1).items()}
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        api.prune(net(), ratio=0.5, scope="local", calib=[feed])
+    assert "answers to calib: 40 samples are not finite: nothing can be judged" in caplog.text
 
 
 def refuse(constant: str) -> NoReturn:

@@ -104,6 +104,12 @@ def test_action_fails_with_the_command(tmp_path: Path) -> None:
     assert not (tmp_path / "output").exists()
 
 
+def test_action_can_keep_the_python_of_earlier_steps() -> None:
+    """In another one the build of ONNX Runtime that they have installed is not there."""
+    (condition,) = re.findall(r"uses: actions/setup-python@\S+\n +if: (.*?) +#", ACTION.read_text("utf-8"))
+    assert condition == "inputs.python-version != ''"
+
+
 def test_action_puts_no_input_into_a_script() -> None:
     assert len(scripts()) == 2
     assert not any("${{" in text for text in scripts())

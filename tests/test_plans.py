@@ -304,6 +304,8 @@ def saved(**changed: Any) -> str:
         (saved(groups={"g": [REMOVAL | {"remove": [8]}]}), "do not fit"),
         (saved(groups={"g": [REMOVAL | {"axes": [0, 1]}]}), "do not fit"),
         (saved(groups={"g": [REMOVAL | {"axes": "0"}]}), "its 'axes' is '0'"),
+        (saved(branch=["y"]), "nobody reads its 'branch'; did you mean 'branches'"),
+        (saved(groups={"g": [REMOVAL | {"removed": [1]}]}), "nobody reads its 'removed'; did you mean 'remove'"),
         (saved(groups={"g": [REMOVAL], "h": []}).replace('"h"', '"g"'), "'g' stands twice"),
         (saved().replace('"remove"', '"shape": [9], "remove"'), "'shape' stands twice"),
         (saved(groups={"g": [REMOVAL | {"parameter": "w9"}]}), "not in this model"),

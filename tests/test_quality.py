@@ -44,6 +44,12 @@ LOGITS = np.array([[0.1, 0.9, 0, 0, 0, 0], [0.9, 0.1, 0.2, 0.3, 0.4, 0.5], [0, 0
         ("agreement", LOGITS, [LOGITS[::-1]], 0.0),
         ("agreement", LOGITS[:, :, None, None], [LOGITS[:, :, None, None]], 1.0),
         ("agreement", np.zeros((2, 3, 4)), [np.eye(4)[None, :3].repeat(2, 0)], 1 / 3),
+        # argmax takes what is not a number for the largest: class 0 of both, and of two pixels
+        ("top-1", np.full((2, 6), np.nan), np.zeros(2, int), 0.0),
+        ("top-5", np.where(LOGITS == 1, np.nan, LOGITS), np.array([1, 0, 2, 5]), 0.5),
+        ("agreement", np.full((2, 6), np.nan), [np.full((2, 6), np.nan)], 0.0),
+        ("exact", np.full((1, 3, 4), np.nan), np.zeros((1, 3), int), 0.0),
+        ("miou", np.array([[0.0, 1, np.nan, np.nan], [1, 0, 0, 0]]).reshape(1, 2, 2, 2), np.array([[[1, 0], [0, 0]]]), 2 / 3),
         ("cosine", LOGITS, [3 * LOGITS], 1.0),
         ("cosine", LOGITS, [-LOGITS], -1.0),
         ("cosine", np.zeros((2, 3)), [np.zeros((2, 3))], 1.0),

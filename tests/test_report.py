@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from onnxprune.options import Options
-from onnxprune.report import Report, headline, print_inspection, print_report, text, to_json
+from onnxprune.report import Report, headline, print_inspection, print_report, report_text, text, to_json
 from onnxprune.report.parts import ROWS
 from onnxprune.report.tables import size
 from onnxprune.results import Compared, Cost, FrozenInfo, GroupInfo, Inspection, Proof, Sweep, SweepPoint
@@ -101,6 +101,12 @@ ENDS = (
 )  # fmt: skip
 SWEEP = Sweep("top-1", "data.npz", DENSE, ENDS, {"macs": ("obs-0.6", "obs-0.2"), "parameters": ("obs-0.6",)}, Options(),
               unit="share", files={"model": "net.onnx"})  # fmt: skip
+
+
+@pytest.mark.parametrize(("of", "said"), [("latency", "other times may give other widths"), ("macs", "the search: onnxprune")])
+def test_a_search_by_time_is_not_said_to_be_repeatable(of: Any, said: str) -> None:
+    search = {"ratio": 0.3, "tried": [{"ratio": 0.3, "holds": True}], "command": "onnxprune --ratio 0.3 a b"}
+    assert said in report_text(replace(NAMED, search=search, options=Options(of=of)))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import tomllib
 from collections.abc import Callable, Container, Iterator, Sequence
 from fractions import Fraction
@@ -19,7 +20,7 @@ from onnxprune.cli.helping import Answer, Formatter, shown
 from onnxprune.cli.line import Line, Said, Unknown, sort
 from onnxprune.errors import UsageError
 from onnxprune.files import check_finite, check_inputs
-from onnxprune.options import NUMBERS, WORDS, listed, near, objection
+from onnxprune.options import NUMBERS, WORDS, bytes_of, listed, near, objection
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,6 +74,8 @@ class Parser(argparse.ArgumentParser):
             line = sort(argv, self._option_string_actions)
         except Unknown as unknown:
             meant = self._elsewhere(unknown.word) or near(unknown.word, self._option_string_actions)
+            if os.path.exists(unknown.word):
+                meant = f"; for the file of that name write ./{unknown.word}"
             self.error(f"there is no flag {unknown.word}{meant}")
         for said in line.said:
             if said.joined and said.action.nargs == 0:
@@ -248,18 +251,11 @@ def _fraction(text: str) -> float:
         raise ValueError(text) from None
 
 
-def _bytes(text: str) -> int:
-    """Bytes, with K, M or G (also KB, KiB, ...) for powers of 1024."""
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    short = text.upper().removesuffix("B").removesuffix("I")
-    return int(short[:-1]) * units[short[-1]] if short[-1:] in units else int(text)
-
-
 READERS: dict[str, Callable[[str], Any]] = {
     "mean": _numbers,
     "std": _numbers,
     "scale": _fraction,
-    "memory": _bytes,
+    "memory": bytes_of,
     "round_to": lambda text: 0 if text == "auto" else int(text),
     "finetune": str,
     "max_latency": str,

@@ -103,8 +103,19 @@ def is_model(word: str) -> bool:
     return word.endswith(".onnx") or os.path.isfile(word)
 
 
+def _check_filled(argv: Sequence[str], actions: Mapping[str, argparse.Action]) -> None:
+    """UsageError for an empty word, which as a path would be the folder that one is in."""
+    for at, word in enumerate(argv):
+        name, joined, value = word.partition("=")
+        if not word or (name in actions and joined and not value):
+            before = name or (argv[at - 1] if at else "")
+            where = f"behind {before}" if before else "in the first place"
+            raise UsageError(f"the word {where} is empty; is a variable of your script not set?")
+
+
 def sort(argv: Sequence[str], actions: Mapping[str, argparse.Action]) -> Line:
-    """The words by what they are. Unknown for what looks like a flag and is none."""
+    """The words by what they are. Unknown for what looks like a flag and is none; UsageError for an empty word."""
+    _check_filled(argv, actions)
     line = Line([], [])
     for at, word in enumerate(argv):
         name, _, value = word.partition("=")

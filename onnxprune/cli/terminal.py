@@ -26,11 +26,17 @@ PERIOD = 600.0
 
 
 def console() -> Console:
-    """Names are shown as they are; a file or a pipe gets lines wide enough for them."""
+    """Names are shown as they are; a file or a pipe gets lines wide enough for them. BrokenPipeError where nobody reads
+    them any more."""
     from rich.console import Console
 
+    class Shown(Console):
+        def on_broken_pipe(self) -> None:
+            """Rich would end the process with exit code 1, which says here that a gate failed."""
+            raise BrokenPipeError
+
     width = None if sys.stdout.isatty() else 160
-    return Console(markup=False, highlight=False, emoji=False, width=width)
+    return Shown(markup=False, highlight=False, emoji=False, width=width)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

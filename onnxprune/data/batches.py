@@ -60,12 +60,21 @@ def _array(array: Array, spec: Input, source: str) -> Array:
     kinds = {"O": "OUS", "b": "biu", "i": "biu", "u": "biu"}.get(spec.dtype.kind, "fiub")
     if array.dtype.kind not in kinds and array.dtype != spec.dtype:
         raise UsageError(f"{source}: input {spec.name!r} is {spec.dtype} but the data is {array.dtype}")
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        raise UsageError(f"{source}: the data of input {spec.name!r} has values that are not numbers (NaN)")
-    cast = array.astype(spec.dtype, copy=False)
+    with np.errstate(over="ignore"):  # which the next line sees
+        cast = array.astype(spec.dtype, copy=False)
+    _check_numbers(cast, spec, source)
     if spec.dtype.kind in "iu" and not np.array_equal(cast, array):
         raise UsageError(f"{source}: the data of input {spec.name!r} does not fit into {spec.dtype}")
     return cast
+
+
+def _check_numbers(array: Array, spec: Input, source: str) -> None:
+    """UsageError for floats with which a model gives no numbers; minus infinity is what masks hold."""
+    what = f"{source}: the data of input {spec.name!r} has"
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise UsageError(f"{what} values that are not numbers (NaN)")
+    if array.dtype.kind == "f" and np.isposinf(array).any():
+        raise UsageError(f"{what} infinite values, or too large ones for {array.dtype}")
 
 
 def batched(feeds: Sequence[Feed], labels: list[Array] | None, specs: Sequence[Input], want: int, batch: int, seed: int,

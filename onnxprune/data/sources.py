@@ -105,7 +105,7 @@ class _Calibrator:
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise UsageError(f"{source.name}: the model cannot run on this data: {first_line(error)}") from error
         of = f" of {have}" if have > samples else ""
-        text = f"{source.name}: {samples}{of} samples{source.note}"
+        text = f"{source.name}: {samples}{of} {'sample' if have == 1 else 'samples'}{source.note}"
         return Calibration(
             tuple(feeds), samples, text, False, self.diversity(feeds, samples), _classes(labels, source.name)
         )

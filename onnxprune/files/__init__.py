@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.files.atomic import check_outputs, created, disk_errors, replacing
+from onnxprune.files.atomic import check_outputs, created, disk_errors, followed, replacing
 from onnxprune.files.folders import check_new_folder, new_folder
 from onnxprune.files.script import function_of
 from onnxprune.files.texts import (
@@ -18,5 +18,6 @@ from onnxprune.files.texts import (
 
 __all__ = [
     "check_distinct", "check_finite", "check_inputs", "check_new_folder", "check_outputs", "created", "disk_errors",
-    "function_of", "is_text", "json_text", "new_folder", "replacing", "same_file", "write_json", "write_texts",
+    "followed", "function_of", "is_text", "json_text", "new_folder", "replacing", "same_file", "write_json",
+    "write_texts",
 ]  # fmt: skip

@@ -34,11 +34,28 @@ PATIENCE = 10.0
 """Seconds to wait for another run that is putting files into the same folder."""
 
 
+def followed(path: Path) -> Path:
+    """The file that is written where `path` is a link: the one that it leads to, so that the link stays. UsageError for
+    a link to itself, and for one into /proc, as /dev/stdout is."""
+    if not path.is_symlink():
+        return path
+    for place in (path, path.parent / os.readlink(path)):
+        if Path(os.path.realpath(place.parent)).parts[:2] == ("/", "proc"):
+            raise UsageError(f"{path} is not a regular file; give another name")
+    try:
+        found = path.resolve()
+    except (OSError, RuntimeError):  # before Python 3.13
+        found = path
+    if found.is_symlink():
+        raise UsageError(f"{path} is a link that leads to itself; give another name")
+    return found
+
+
 def check_outputs(outputs: Iterable[Path]) -> None:
     """Refuses, before any work, to write where it cannot (UsageError). That a folder can be written to shows only by
     doing so."""
     folders = set[Path]()
-    for path in outputs:
+    for path in map(followed, outputs):
         if path.is_dir():
             raise UsageError(f"{path} is a folder; give the name of a file to write")
         if not path.parent.is_dir():
@@ -93,9 +110,11 @@ class Files:
 @contextmanager
 def replacing(outputs: Sequence[Path], pair: bool = False) -> Iterator[Files]:
     """Temporary files beside `outputs` that take their places if the block succeeds; after an error everything is as it
-    was. With `pair` the last two outputs are external data and the model that reads it."""
+    was. A link stays: what it leads to is replaced. With `pair` the last two outputs are external data and the model
+    that reads it, and neither is a link."""
+    given, outputs = outputs, [followed(o) for o in outputs]
     tag, target = uuid.uuid4().hex[:12], outputs[-1]
-    temporary = {o: _hidden(o, tag, "tmp") for o in outputs}
+    temporary = {g: _hidden(o, tag, "tmp") for g, o in zip(given, outputs, strict=True)}
     files = Files(
         temporary, _hidden(target, uuid.uuid4().hex[:12], "tmp"), target.with_name(f"{target.name}.{tag}.data")
     )
@@ -111,7 +130,7 @@ def replacing(outputs: Sequence[Path], pair: bool = False) -> Iterator[Files]:
                 _claim(path, held)
         yield files
         with _locked(outputs) as alone:
-            _Placing(outputs, files, tag, pair).run()
+            _Placing(outputs, [*temporary.values()], files, tag, pair).run()
             _unlink(files.spent)
             if alone:
                 files.removed += _swept(outputs, ("data",))
@@ -131,8 +150,9 @@ class _Placing:
     """Outputs on their way to their places, the last two of a `pair` data and the model that reads it. What was there
     is kept as `backups` until all of them are there. placed: names that may hold something new by now."""
 
-    def __init__(self, outputs: Sequence[Path], files: Files, tag: str, pair: bool) -> None:
+    def __init__(self, outputs: Sequence[Path], made: Sequence[Path], files: Files, tag: str, pair: bool) -> None:
         self.outputs, self.files, self.target = outputs, files, outputs[-1]
+        self.made = dict(zip(outputs, made, strict=True))
         self.data = outputs[-2] if pair else None
         self.backups = {o: _hidden(o, tag, "old") for o in outputs if os.path.lexists(o)}
         self.placed: list[Path] = []
@@ -159,7 +179,7 @@ class _Placing:
 
     def _bridge(self, data: Path) -> None:
         """The model of the new pair is in its place and reads a copy of its data, so that the old data can go."""
-        shutil.copyfile(self.files.temporary[data], self.files.tagged)
+        shutil.copyfile(self.made[data], self.files.tagged)
         self.placed.append(self.target)
         os.replace(self.files.bridge, self.target)
 
@@ -168,7 +188,7 @@ class _Placing:
             # nobody reads it now, and had it a second link onnx would refuse to read it
             os.replace(output, self.backups[output])
         self.placed.append(output)
-        os.replace(self.files.temporary[output], output)
+        os.replace(self.made[output], output)
 
     def _undo(self, output: Path) -> None:
         """What was there, if anything was, is there again."""

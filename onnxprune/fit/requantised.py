@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.fit.few_bits import Coded, coded
-from onnxprune.fit.rounding import damped, feedback
+from onnxprune.fit.rounding import Nearest, damped, fed_back, feedback
 from onnxprune.model import Array, Model, Weight, attribute
 from onnxprune.trace import Cells, Steps, codes_of
 
@@ -87,22 +87,17 @@ class FewBits:
     def requantised(self, model: Model, value: Numbers, gram: Numbers) -> tuple[Numbers, BlockGrid]:
         """What is nearest to `value` [inputs, outputs] by the second moments [inputs, inputs] of what it multiplies,
         and its scales and zero points."""
-        factor, weigh = _feedback(gram), np.maximum(np.diag(gram), 1e-12)
+        weigh, each = np.maximum(np.diag(gram), 1e-12), self.table.each
         grid, steps = self.grid(model), self.steps(model)
         new = replace(grid, scale=grid.scale.copy(), zero=grid.zero.copy())
-        left, out = value.T.astype(np.float64), np.empty(value.T.shape)
-        for block, start in enumerate(range(0, len(value), self.table.each)):
-            part = slice(start, min(start + self.table.each, len(value)))
-            scale, zero = steps.chosen(left[:, part], weigh[part], grid.at(block))
+
+        def reached(part: slice, rows: Numbers) -> Nearest:
+            block = part.start // each
+            scale, zero = steps.chosen(rows.T, weigh[part], grid.at(block))
             new.scale[:, block], new.zero[:, block] = scale, zero
-            errors = np.empty((len(out), part.stop - start))
-            for k in range(start, part.stop):
-                codes = codes_of(left[:, k : k + 1], scale[:, None], zero[:, None], grid.top)
-                out[:, k] = (codes[:, 0] - zero) * scale
-                errors[:, k - start] = (left[:, k] - out[:, k]) / factor[k, k]
-                left[:, k + 1 : part.stop] -= np.outer(errors[:, k - start], factor[k, k + 1 : part.stop])
-            left[:, part.stop :] -= errors @ factor[part, part.stop :]
-        return out.T, new
+            return lambda _, row: (codes_of(row[:, None], scale[:, None], zero[:, None], grid.top)[:, 0] - zero) * scale
+
+        return fed_back(value, _feedback(gram), reached, each), new
 
     def set_grid(self, model: Model, grid: BlockGrid) -> None:
         """Store other scales and zero points."""

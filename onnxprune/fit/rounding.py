@@ -6,6 +6,8 @@ Frantar et al. 2022, arXiv 2210.17323). Knows arrays only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy
 from numpy.typing import NDArray
@@ -17,15 +19,21 @@ DAMPING = 0.01
 """Share of the mean of the diagonal that is added to it."""
 BLOCK = 128
 """Rows after which all later ones are told."""
+Nearest = Callable[[int, Array], Array]
+"""Of row k [O] the nearest one that can be stored."""
 
 
 def rounded(matrix: Array, grid: Grid, gram: Array) -> Array:
     """`matrix` [K, O] on a grid of the same size, by the second moments [K, K] of what is multiplied with it: each row
     rounded by itself, or with feedback, whichever changes the outputs less."""
+
+    def by_row(k: int, row: Array) -> Array:
+        return Grid(grid.step[k], grid.low[k], grid.high[k]).nearest(row)
+
     alone = grid.nearest(matrix)
     loaded = damped(gram)
     try:
-        fed = _fed_back(matrix, grid, feedback(loaded))
+        fed = fed_back(matrix, feedback(loaded), lambda _, __: by_row)
     except (np.linalg.LinAlgError, ValueError):
         return alone
     return min((alone, fed), key=lambda found: float(np.sum((found - matrix) * (loaded @ (found - matrix)))))
@@ -43,13 +51,17 @@ def feedback(loaded: Array) -> Array:
     return np.asarray(scipy.linalg.cholesky(inverse, lower=False))
 
 
-def _fed_back(matrix: Array, grid: Grid, factor: Array) -> Array:
+def fed_back(matrix: Array, factor: Array, reached: Callable[[slice, Array], Nearest], block: int = BLOCK) -> Array:
+    """`matrix` [K, O] rounded row by row, where later rows make up for what earlier ones lose, as `factor` [K, K]
+    says (see `feedback`). reached: gives what rounds the rows of a block, once for each: it is told which rows these
+    are, and what they are by then, [rows, O]."""
     left, out = matrix.astype(np.float64), np.empty(matrix.shape)
-    for start in range(0, len(matrix), BLOCK):
-        end = min(start + BLOCK, len(matrix))
+    for start in range(0, len(matrix), block):
+        end = min(start + block, len(matrix))
+        nearest = reached(slice(start, end), left[start:end])
         errors = np.empty((end - start, matrix.shape[1]))
         for k in range(start, end):
-            out[k] = Grid(grid.step[k], grid.low[k], grid.high[k]).nearest(left[k])
+            out[k] = nearest(k, left[k])
             errors[k - start] = (left[k] - out[k]) / factor[k, k]
             left[k + 1 : end] -= np.outer(factor[k, k + 1 : end], errors[k - start])
         left[end:] -= factor[start:end, end:].T @ errors

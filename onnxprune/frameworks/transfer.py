@@ -8,6 +8,7 @@ graph.
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -69,7 +70,11 @@ def _heads(r: Removal) -> Heads:
 
 
 def apply_plan(
-    plan: Plan, state: Mapping[str, Array], model: Any = None, keep: Sequence[str] = (), force_plan: bool = False
+    plan: Plan | str | os.PathLike[str],
+    state: Mapping[str, Array],
+    model: Any = None,
+    keep: Sequence[str] = (),
+    force_plan: bool = False,
 ) -> Sliced:
     """The arrays of `state` without what `plan` removes, in the same order and types; the others as they are.
 
@@ -78,14 +83,19 @@ def apply_plan(
 
 
 def renamed(
-    plan: Plan, state: Mapping[str, Array], model: Any = None, keep: Sequence[str] = (), force_plan: bool = False
+    plan: Plan | str | os.PathLike[str],
+    state: Mapping[str, Array],
+    model: Any = None,
+    keep: Sequence[str] = (),
+    force_plan: bool = False,
 ) -> Plan:
-    """`plan` in the names and axes of `state`.
+    """`plan` (or that at this path) in the names and axes of `state`.
 
     Without `model` by name alone, up to one prefix that all names have or lack. With `model`, the dense ONNX model that
     the plan was made of, by name, shape and values: `state` must then hold the weights that were exported. Tensors
     whose names match a glob of `keep` are left as they are. `force_plan`: take `model` although the plan was made of
     another graph. Raises UsageError where this is not certain."""
+    plan = Plan.of(plan)
     if model is not None:
         from onnxprune.frameworks.matching import matched
 
@@ -100,11 +110,14 @@ def renamed(
     return replace(plan, groups=groups, fingerprint="")
 
 
-def sliced(plan: Plan, state: Mapping[str, Array], keep: Sequence[str] = (), certain: bool = False) -> Sliced:
+def sliced(
+    plan: Plan | str | os.PathLike[str], state: Mapping[str, Array], keep: Sequence[str] = (), certain: bool = False
+) -> Sliced:
     """`state` without what a plan in its own names removes; `keep` as for `renamed`. certain: every tensor was found in
     the model, so that one beside others of another length is meant to be.
 
     Raises UsageError where a name is missing, a tensor would be no rectangle, or those of a module would not fit."""
+    plan = Plan.of(plan)
     cuts = by_parameter(plan)
     missing = sorted(cuts.keys() - state.keys())
     if missing:

@@ -33,7 +33,7 @@ class CalibrationReader:
     def __init__(
         self, model: Any, data: Any = None, options: Options | None = None, **keywords: Unpack[OptionKeywords]
     ) -> None:
-        """model: a path, a ModelProto, a graphsurgeon Graph or a `Model`. data: what --calib takes. Keyword arguments
+        """model: a path, bytes, a ModelProto, a graphsurgeon Graph or a `Model`. data: what --calib takes. Keywords
         are those fields of `Options` that are about inputs. UsageError for another, and where the data does not fit."""
         if unread := differing({**keywords}) - {*READS}:
             raise UsageError(f"{min(unread)} says nothing about inputs, and nothing is pruned here; {listed(READS)} do")

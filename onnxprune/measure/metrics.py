@@ -24,6 +24,8 @@ IGNORED = 255
 """The label of pixels that do not count, as in VOC and Cityscapes."""
 CEILING = 200.0
 """Signal-to-noise ratio of equal outputs, in dB."""
+UNDECIDED = np.iinfo(np.int64).min
+"""In the place of a class where a score is not a number (NaN): no label, and like no other answer."""
 
 
 def mean(total: Floats, count: Floats) -> Floats:
@@ -62,10 +64,18 @@ def scores(outputs: Outputs) -> Array:
     return np.moveaxis(found, 1, -1) if found.ndim >= 4 else found
 
 
+def undecided(values: Array) -> NDArray[np.bool_]:
+    """Of numbers (..., k) where one of the k is not a number: argmax would take it for the largest."""
+    return np.asarray(np.isnan(values).any(-1) if values.dtype.kind == "f" else np.zeros(values.shape[:-1], np.bool_))
+
+
 def predicted(outputs: Outputs) -> Array:
-    """The classes, (samples, ...): integers are classes already."""
+    """The classes, (samples, ...): integers are classes already; UNDECIDED where scores are not numbers."""
     found = np.asarray(outputs[0])
-    return found if found.dtype.kind in "iub" else scores(outputs).argmax(-1)
+    if found.dtype.kind in "iub":
+        return found
+    by_class = scores(outputs)
+    return np.where(undecided(by_class), UNDECIDED, by_class.argmax(-1))
 
 
 def _top(k: int) -> Callable[[Outputs, Array], Floats]:
@@ -87,10 +97,12 @@ def _top(k: int) -> Callable[[Outputs, Array], Floats]:
             )
         if flat.size == 0 or labels.size != len(labels):
             raise UsageError(f"top-{k} takes one label a sample; the labels are {list(labels.shape)}")
-        if labels.dtype.kind not in "iubf" or (labels.dtype.kind == "f" and (labels != np.round(labels)).any()):
-            raise UsageError(f"top-{k} takes the numbers of classes as labels, not {labels.reshape(-1)[0]!s}")
+        whole = labels == np.round(labels) if labels.dtype.kind in "iubf" else np.zeros(labels.shape, np.bool_)
+        if not whole.all():
+            raise UsageError(f"top-{k} takes the numbers of classes as labels, not {labels[~whole][0].item()!r}")
         best = np.argpartition(flat, -min(k, flat.shape[1]), 1)[:, -k:] if k > 1 else flat.argmax(1)[:, None]
-        return np.asarray((best == labels.reshape(-1, 1)).any(1)[:, None], np.float64)
+        right = (best == labels.reshape(-1, 1)).any(1) & ~undecided(flat)
+        return np.asarray(right[:, None], np.float64)
 
     return statistics
 
@@ -98,7 +110,8 @@ def _top(k: int) -> Callable[[Outputs, Array], Floats]:
 def _agreement(outputs: Outputs, dense: Outputs) -> Floats:
     """The share of the classes of a sample that are those of the dense model, [samples, 1]."""
     ours, theirs = predicted(outputs), predicted(dense)
-    return np.asarray((ours == theirs).reshape(len(ours), -1).mean(1, keepdims=True), np.float64)
+    same = (ours == theirs) & (ours != UNDECIDED)
+    return np.asarray(same.reshape(len(ours), -1).mean(1, keepdims=True), np.float64)
 
 
 def _flat(outputs: Outputs) -> list[Floats]:
@@ -145,7 +158,7 @@ def _overlaps(outputs: Outputs, labels: Array) -> Floats:
     counted = (labels >= 0) & (labels != IGNORED)
     made = np.zeros((len(found), 2, classes))
     for sample, (ours, theirs, there) in enumerate(zip(found, labels, counted, strict=True)):
-        both, a, b = (np.bincount(x[x < classes], minlength=classes) for x in
+        both, a, b = (np.bincount(x[(x >= 0) & (x < classes)], minlength=classes) for x in
                       (ours[there & (ours == theirs)], ours[there], theirs[there]))  # fmt: skip
         made[sample] = both, a + b - both
     return made.reshape(len(found), -1)
@@ -166,7 +179,11 @@ def _exact(outputs: Outputs, labels: Array) -> Floats:
 
 def _alike(name: str, found: Array, labels: Array) -> None:
     if found.shape != labels.shape:
-        raise UsageError(f"{name}: the model gives classes of {list(found.shape)}, the labels are {list(labels.shape)}")
+        raise UsageError(
+            f"{name} compares the classes that the model names, {list(found.shape)}, with as many labels; these are "
+            f"{list(labels.shape)}: give the number of a class for each (of one-hot labels the argmax), or say what is "
+            "right by --metric script.py:function"
+        )
 
 
 def _surprise(outputs: Outputs, tokens: Array) -> Floats:

@@ -19,7 +19,7 @@ from onnxprune.measure.doubts import Answers
 from onnxprune.measure.gates import FIDELITY, Quality, check_intervals, check_unit, failures, refuse
 from onnxprune.measure.guessing import by_frequency
 from onnxprune.measure.intervals import Floats
-from onnxprune.measure.metrics import METRICS, Metric, Outputs
+from onnxprune.measure.metrics import METRICS, Metric, Outputs, undecided
 from onnxprune.measure.tally import Tally, figures, likely, total
 from onnxprune.model import Model, Taken, fitted, gone
 from onnxprune.options import Gates, Options, check_gates
@@ -131,15 +131,17 @@ class Comparison:
         first = [*self._dense(0).values()]
         labels, tokens = (None if given is None else given[0][: data.rows[0]] for given in (data.labels, data.tokens))
         self.metric = chosen(metric, first, labels, tokens, data.is_text)
-        tally, answers = Tally(self.metric), Answers(data.folders)
+        tally, answers, lost = Tally(self.metric), Answers(data.folders), 0
         classes = isinstance(self.metric, Metric) and self.metric.takes_classes and data.labels is not None
         for k in range(len(data.feeds)):
             outputs = [*self._dense(k).values()]
             tally.add(outputs, self._reference(k, outputs))
+            lost += int(undecided(outputs[0].reshape(len(outputs[0]), -1)).sum())
             if classes:
                 answers.add(outputs, self._reference(k, outputs))
         self.statistics = tally.statistics()
-        doubt = answers.doubt() if classes else self._guessed(first) or self._undirected()
+        doubt = f"the dense model's answer to {lost} of {len(data)} samples is not a number (NaN)" if lost else ""
+        doubt = doubt or (answers.doubt() if classes else self._guessed(first) or self._undirected())
         self.warnings = (*data.warnings, *([f"{data.source}: {doubt}"] if doubt else []))
 
     def _guessed(self, first: Outputs) -> str:

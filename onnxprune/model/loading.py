@@ -1,4 +1,4 @@
-"""What a model is given as, turned into protobuf: a path, a ModelProto, a graph of onnx_graphsurgeon.
+"""What a model is given as, turned into protobuf: a path, bytes, a ModelProto, a graph of onnx_graphsurgeon.
 
 What is none, or cannot be a whole model, is refused here in one line. Knows files and protobuf, no stage.
 """
@@ -32,19 +32,21 @@ class Source:
     inside: Inside | None = None
 
 
-def source_of(given: str | os.PathLike[str] | ModelProto | Any) -> Source:
+def source_of(given: str | os.PathLike[str] | bytes | ModelProto | Any) -> Source:
     """The model at a path, or a copy of the one in memory; UsageError where it is none."""
     if isinstance(given, (str, os.PathLike)):
         source = parse(Path(given))
     elif isinstance(given, ModelProto):
         source = Source(ModelProto())
         source.proto.CopyFrom(given)
+    elif isinstance(given, bytes | bytearray | memoryview):
+        source = Source(_decoded(bytes(given), "the model"))
     elif type(given).__module__.startswith("onnx_graphsurgeon"):
         import onnx_graphsurgeon as gs
 
         source = Source(gs.export_onnx(given))
     else:
-        raise UsageError(f"cannot load a {type(given).__name__}; give a path, a ModelProto or a gs.Graph")
+        raise UsageError(f"cannot load a {type(given).__name__}; give a path, bytes, a ModelProto or a gs.Graph")
     _refuse_incomplete(source.proto, str(source.path) if source.path else "the model")
     return source
 
@@ -62,27 +64,33 @@ def _refuse_incomplete(proto: ModelProto, name: str) -> None:
 def parse(path: Path) -> Source:
     """The model in a file; what is large stays there. UsageError where it cannot be read or is none."""
     data = _contents(path)
-    head = data[:4096]
-    _refuse_other_formats(path, head)
+    if isinstance(data, mmap.mmap):
+        _refuse_other_formats(str(path), data[:4096])
+        try:
+            found = skeleton(data)
+            return Source(ModelProto.FromString(found.data), path, Inside(data, found.held))
+        except (UnsupportedEncoding, DecodeError):  # protobuf itself is to say what is wrong, if anything is
+            data = data[:]
+    return Source(_decoded(data, str(path)), path)
+
+
+def _decoded(data: bytes, name: str) -> ModelProto:
+    """The model that these bytes are; UsageError, which calls them `name`, where they are none."""
+    _refuse_other_formats(name, data[:4096])
     try:
-        if isinstance(data, mmap.mmap):
-            try:
-                found = skeleton(data)
-                return Source(ModelProto.FromString(found.data), path, Inside(data, found.held))
-            except (UnsupportedEncoding, DecodeError):  # protobuf itself is to say what is wrong, if anything is
-                data = data[:]
-        return Source(ModelProto.FromString(data), path)
+        proto: ModelProto = ModelProto.FromString(data)
     except DecodeError as e:
         if "MaxDepth" in str(e):
             raise UsageError(
-                f"{path} nests its graphs deeper than protobuf can read; export it with fewer levels"
+                f"{name} nests its graphs deeper than protobuf can read; export it with fewer levels"
             ) from e
         reason = (
             "is truncated or damaged; export or download it again"
-            if head[0] == 8
+            if data[0] == 8
             else "is not an ONNX model; give what an exporter wrote"
         )
-        raise UsageError(f"{path} {reason}") from e
+        raise UsageError(f"{name} {reason}") from e
+    return proto
 
 
 def _contents(path: Path) -> mmap.mmap | bytes:
@@ -100,13 +108,13 @@ def _contents(path: Path) -> mmap.mmap | bytes:
         raise UsageError(f"{path} cannot be read ({e.strerror}); check the path and its permissions") from e
 
 
-def _refuse_other_formats(path: Path, head: bytes) -> None:
+def _refuse_other_formats(name: str, head: bytes) -> None:
     """By how the file begins: a pointer of Git LFS, a zip (PyTorch, Keras), HDF5, a model of ONNX Runtime or TFLite."""
     if not head:
-        raise UsageError(f"{path} is empty; export or download the model again")
+        raise UsageError(f"{name} is empty; export or download the model again")
     if head.startswith(b"version https://git-lfs"):
-        raise UsageError(f"{path} is a Git LFS pointer, not the model; fetch it with `git lfs pull`")
+        raise UsageError(f"{name} is a Git LFS pointer, not the model; fetch it with `git lfs pull`")
     if head.startswith((b"PK\x03\x04", b"\x89HDF")) or head[4:8] in (b"ORTM", b"TFL3"):
-        raise UsageError(f"{path} is a model of another format; export it to ONNX first")
+        raise UsageError(f"{name} is a model of another format; export it to ONNX first")
     if not _CONTROL.intersection(head):
-        raise UsageError(f"{path} is a text file; give a binary ONNX model")
+        raise UsageError(f"{name} is a text file; give a binary ONNX model")

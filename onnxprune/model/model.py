@@ -18,7 +18,7 @@ from typing import Any
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from onnxprune.errors import UsageError
-from onnxprune.files import check_outputs, created, disk_errors, replacing, same_file
+from onnxprune.files import check_outputs, created, disk_errors, followed, replacing, same_file
 from onnxprune.model.aside import Aside
 from onnxprune.model.graph import defined, every_node, make_names_distinct, retain, scopes
 from onnxprune.model.loading import source_of
@@ -72,8 +72,8 @@ class Model:
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | ModelProto | Any) -> Model:
-        """Load a path, a ModelProto, an onnx_graphsurgeon Graph or a Model; the source is never modified. UsageError
-        where it is no whole ONNX model."""
+        """Load a path, bytes, a ModelProto, an onnx_graphsurgeon Graph or a Model; the source is never modified.
+        UsageError where it is no whole ONNX model."""
         if isinstance(source, cls):
             return replace(source.copy(), taken={})  # to whoever loads it, it is a model like any other
         given = source_of(source)
@@ -159,9 +159,9 @@ class Model:
     ) -> list[Path]:  # fmt: skip
         """Write atomically; `external` puts the weights into `<name>.data` beside it, or the name that `data` gives, by
         default where the source had such a file or the model is over 2 GB. Whatever was at `path` survives a failure,
-        also of the texts to write with it (`also`). Returns the files that runs which were killed had left here, and
-        that are gone now."""
-        target = Path(path)
+        also of the texts to write with it (`also`). A link stays, and what it leads to is written. Returns the files
+        that runs which were killed had left here, and that are gone now."""
+        target = followed(Path(path))
         beside = target.with_name(data or f"{target.name}.data")
         if external is None:
             external = bool(self.data_files) or self.size() > PROTOBUF_LIMIT

@@ -11,6 +11,7 @@ from onnxprune.options.unread import differing
 from onnxprune.options.validation import (
     NUMBERS,
     WORDS,
+    bytes_of,
     check_gates,
     flag,
     given,
@@ -23,7 +24,7 @@ from onnxprune.options.validation import (
 )
 
 __all__ = [
-    "NUMBERS", "SHOWN", "WORDS", "Gates", "OptionKeywords", "Options", "Progress", "check_gates", "differing", "flag",
-    "given", "listed", "matching", "near", "nearest", "objection", "share_meant", "training_length", "validated",
-    "without_axes",
+    "NUMBERS", "SHOWN", "WORDS", "Gates", "OptionKeywords", "Options", "Progress", "bytes_of", "check_gates",
+    "differing", "flag", "given", "listed", "matching", "near", "nearest", "objection", "share_meant",
+    "training_length", "validated", "without_axes",
 ]  # fmt: skip

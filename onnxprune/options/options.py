@@ -36,8 +36,8 @@ class Options:
     above. text_length: tokens in a window of a .txt, where the model leaves it open.
     effort: "low" measures what cuts do to the outputs in closed form and takes images as they are; "normal" by light
     refits where these take half a minute or less, and mirrors images; "high" by three refits each, however long.
-    memory: bytes that the process may take: as many inputs are looked at as fit, of those that are asked for; what
-    needs more for statistics alone is refused. 0: 4 GiB, of which activations take no more than two.
+    memory: bytes that the process may take, or words such as "8G": as many inputs are looked at as fit, of those that
+    are asked for; what needs more for statistics alone is refused. 0: 4 GiB, of which activations take two at most.
     ratio_of: name -> share, 0 (they stay) to below 1, to remove of the units that it stands for, whatever the ratio and
     the scope are; names as for nodes_to_exclude. A full name goes before patterns, of patterns the last one counts.
     max_ratio: at most this share of any group, in every scope.
@@ -148,7 +148,7 @@ class OptionKeywords(TypedDict, total=False):
     scale: float | None
     tokenizer: str | PathLike[str] | None
     text_length: int
-    memory: int
+    memory: int | str
     finetune: bool | int | str | None
     heads: bool
     blocks: bool | None

@@ -10,6 +10,7 @@ import fnmatch
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from numbers import Integral, Real
 from os import PathLike
@@ -76,6 +77,13 @@ def milliseconds(asked: Any) -> float | None:
         return None
     value = float(str(asked).strip().removesuffix(found[2])) * MILLISECONDS[found[2]]
     return value if 0 < value < math.inf else None
+
+
+def bytes_of(text: str) -> int:
+    """Bytes, with K, M or G (also KB, KiB, ...) for powers of 1024. ValueError for what is none."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    short = text.upper().removesuffix("B").removesuffix("I")
+    return int(short[:-1]) * units[short[-1]] if short[-1:] in units else int(text)
 
 
 NAMES = ("nodes_to_exclude", "op_types_to_exclude", "providers")
@@ -150,11 +158,14 @@ def given(options: Options | None, keywords: Mapping[str, Any] | OptionKeywords)
 
 
 def validated(options: Options) -> Options:
-    """The same options, a single name as a list of one, "auto" as the number that stands for it. UsageError where one
-    of them cannot be what it is; whoever comes by the command line has been told before, as the flags are read."""
+    """The same options, a single name as a list of one, "auto" and "4G" as the numbers that they mean. UsageError where
+    one of them cannot be what it is; whoever comes by the command line has been told before, as the flags are read."""
     plain: dict[str, Any] = {n: (x,) for n in NAMES if isinstance(x := getattr(options, n), str)}
     plain |= {"round_to": 0} if options.round_to == AUTO else {}
     plain |= {"max_latency": ms} if (ms := milliseconds(options.max_latency)) is not None else {}
+    if isinstance(options.memory, str):
+        with suppress(ValueError):
+            plain["memory"] = bytes_of(options.memory)
     options = replace(options, **plain)
     for name in (f.name for f in fields(options)):
         value = getattr(options, name)

@@ -34,7 +34,7 @@ class Pruned(NamedTuple):
 
 
 class Pruner:
-    """A model (a path, a ModelProto or a graphsurgeon Graph) ready to be cut.
+    """A model (a path, bytes, a ModelProto or a graphsurgeon Graph) ready to be cut.
 
     groups: of its channels. options: those that were given, with nothing left open; where it is fine-tuned, calibrated
     on the part of the user's inputs that does not judge. parts: the inputs to fine-tune on, if that is asked for.

@@ -119,15 +119,20 @@ def _linked(groups: Groups, options: Options, summing: Sequence[_Summing]) -> li
     return found
 
 
+def _least(count: int) -> str:
+    """What --memory has to say for so many bytes: whole gigabytes, of less than one megabytes."""
+    return f"{-(-count >> 30)}G" if count >> 30 else f"{-(-count >> 20)}M"
+
+
 def checked(groups: Groups, options: Options) -> Needs:
     """What a look at activations takes; UsageError where that is more than the memory, RuntimeFailure where the disk
     has no room for what waits there."""
     found = needs(groups, options)
     if found.memory > options.memory_limit:
+        least = _least(found.memory)
         raise UsageError(
-            f"to calibrate and refit a model of this size takes about {found.memory / 1e9:.1f} GB even layer by layer, "
-            f"the most of it for {found.part}; allow it with --memory {-(-found.memory >> 30)}G, or give --fast, which "
-            "needs little"
+            f"to calibrate and refit a model of this size takes {least} even layer by layer, the most of it for "
+            f"{found.part}; allow it with --memory {least}, or give --fast, which needs little"
         )
     folder, free = space_aside()
     if found.aside > free:

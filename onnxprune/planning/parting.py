@@ -16,6 +16,7 @@ from onnxprune.data import Calibration, calibration, describe, mirrored
 from onnxprune.options import Options, Progress
 from onnxprune.planning.memory import samples_that_fit
 from onnxprune.planning.profile import macs
+from onnxprune.progress import now
 from onnxprune.run import entire
 from onnxprune.shapes import Inputs
 from onnxprune.trace import Groups
@@ -31,6 +32,10 @@ SOLVED_MACS = 5e11
 """Of the dense network on all that is fitted, beyond which no mirrored images are added."""
 FEW, FOLDS = 64, 4
 """With fewer samples the verdict is the mean over so many turns, in each of which another part of them judges."""
+ENOUGH = 32
+"""With fewer samples of the user's a cut costs more than with those that are made up (seen on the carried ResNet of 20
+layers: top-1 of 94.0 falls to 77.0, 80.0, 55.8, 90.6, 90.8 with 1, 2, 4, 8, 16, to 92.6 with 32, to 91.6 with made-up
+ones). A sample of text is many tokens."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,12 @@ def calibrated(groups: Groups, options: Options, progress: Progress | None = Non
         largest = max(inputs.feeds, key=lambda feed: sum(x.nbytes for x in feed.values()))
         fits = room({name: x.shape for name, x in largest.items()})
         inputs = inputs if fits == fit else taken(fits)
+    own = options.calib is not None and all(s.kind != "tokens" for s in describe(trace.model, trace.shapes))
+    if own and inputs.samples < ENOUGH:
+        now().warn(
+            f"only {inputs.samples} sample{'s are' if inputs.samples > 1 else ' is'} looked at: fewer than {ENOUGH} "
+            "are often worse than those that are made up; give more, or leave --calib out"
+        )
     return replace(inputs, feeds=_apart(groups, inputs.feeds, rows))
 
 

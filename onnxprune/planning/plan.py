@@ -9,13 +9,14 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
 from onnxprune.files import check_finite, write_json
+from onnxprune.options import near
 
 VERSION = 2
 
@@ -103,6 +104,17 @@ class Plan:
         return read_plan(Path(path))
 
     @staticmethod
+    def of(given: Plan | str | os.PathLike[str]) -> Plan:
+        """A plan as it is, or that in the file at a path; UsageError where it is none."""
+        if isinstance(given, str | os.PathLike):
+            return Plan.load(given)
+        if not isinstance(given, Plan):
+            raise UsageError(
+                f"a plan is a Plan or the path of a file made by --save-plan, not a {type(given).__name__}"
+            )
+        return given
+
+    @staticmethod
     def from_json(data: Any) -> Plan:
         """Raises UsageError where `data` is not a plan."""
         version = _entry(data, "version", int)
@@ -111,6 +123,7 @@ class Plan:
                 f"the plan has version {version}, this program reads version {VERSION}; make it anew (plans of version "
                 "1 did not say of which graph they were, and could lack groups)"
             )
+        _check_read(data, {"version", *(f.name for f in fields(Plan))})
         groups = _entry(data, "groups", dict)
         for name in groups:
             _entry(groups, name, list)
@@ -126,6 +139,7 @@ class Plan:
 
 def _removal(data: Any) -> Removal:
     axes, shape, remove = (_whole_numbers(data, key) for key in ("axes", "shape", "remove"))
+    _check_read(data, {f.name for f in fields(Removal)})
     name = _entry(data, "parameter", str)
     if not axes or len(axes) != len(shape) or max(remove, default=0) >= math.prod(shape):
         raise UsageError(f"not a plan: of '{name}', axes, shape and positions do not fit each other")
@@ -133,6 +147,13 @@ def _removal(data: Any) -> Removal:
     if rows and (len(rows) != 2 or not 0 < rows[1] <= rows[0] or math.prod(shape) % rows[0]):
         raise UsageError(f"not a plan: 'rows' of '{name}' are heads before and after, not {list(rows)!r:.40}")
     return Removal(name, axes, shape, remove, _entry(data, "use", str) if "use" in data else "", rows)
+
+
+def _check_read(data: Mapping[str, Any], known: Collection[str]) -> None:
+    """UsageError for an entry that nobody reads: 'branch' for 'branches', and it would stay."""
+    for key in data:
+        if key not in known:
+            raise UsageError(f"not a plan: nobody reads its '{key}'{near(key, known)}")
 
 
 def _whole_numbers(data: Any, key: str) -> tuple[int, ...]:

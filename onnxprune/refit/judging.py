@@ -91,8 +91,8 @@ def refitted(
     weights: Groups, decision: Decision, after: Rewritten, options: Options, progress: Progress | None = None
 ) -> Refitted:
     """Refit the weights of `after` in place. All is judged on inputs that nothing was fitted to or chosen by; where
-    there are few, by cross-validation. `weights`: the groups with the moments that the network was trained with, by
-    which weights alone decide."""
+    there are few, by cross-validation; of a single batch, on itself (then `held_out_batches` is 0). `weights`: the
+    groups with the moments that the network was trained with, by which weights alone decide."""
     inputs = decision.inputs
     assert inputs is not None
     parts = parted(inputs.feeds)
@@ -105,7 +105,9 @@ def refitted(
         now().warn(f"not refitted: {failure.message}")
         return Refitted({"inputs": inputs.source, "failed": failure.message})
     worse = bool(fast.any()) and (alone < refit or not np.isfinite(refit))
-    if worse:
+    if np.isnan(alone):
+        now().warn(f"the dense model's answers to {inputs.source} are not finite: nothing can be judged by them")
+    elif worse:
         now().warn(f"the refit is worse than weights alone (output error {refit:.3f} and {alone:.3f}), which are taken")
     restore(final.work.model, after.model)
     after.model, after.aliases = final.work.model, final.work.aliases

@@ -48,13 +48,14 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
     print_finetuning(report.finetune, console)
     _print_latency(report, console)
     print_proof(report.proof, console)
-    _print_search(report.search, console)
+    _print_search(report.search, report.options.of == "latency", console)
     if verbose and report.seconds:
         console.print("seconds: " + ", ".join(f"{stage} {value:.2f}" for stage, value in report.seconds.items()))
 
 
-def _print_search(search: Mapping[str, Any] | None, console: Console) -> None:
-    """Which ratio was found, and the command that makes the same without a search."""
+def _print_search(search: Mapping[str, Any] | None, by_time: bool, console: Console) -> None:
+    """Which ratio was found, and the command that makes the same without a search; where the budget is in seconds
+    (`by_time`) only about the same."""
     if not search:
         return
     failed, tried = [one["ratio"] for one in search["tried"] if not one["holds"]], len(search["tried"])
@@ -71,7 +72,8 @@ def _print_search(search: Mapping[str, Any] | None, console: Console) -> None:
             f"search: --ratio {search['ratio']:g} is the largest of {tried} tried that holds the gates{larger}"
         )
     if "command" in search:
-        console.print(f"again, without the search: {search['command']}", soft_wrap=True)
+        about = " (other times may give other widths; --save-plan keeps these)" if by_time else ""
+        console.print(f"again, without the search{about}: {search['command']}", soft_wrap=True)
 
 
 def print_proof(proof: Proof, console: Console) -> None:

@@ -27,9 +27,10 @@ def print_reconstruction(refit: Mapping[str, Any] | None, console: Console, verb
     if "failed" in refit:
         console.print(f"not refitted: {refit['failed']}")
         return
-    errors = refit["output_error"]
+    errors, unseen = refit["output_error"], refit["held_out_batches"]
+    on = "held-out inputs" if unseen else "what it was fitted to, for nothing could be held out,"
     console.print(
-        f"refitted {len(refit['layers'])} layers; output error on held-out inputs {errors['refitted']:.3f} (as sliced "
+        f"refitted {len(refit['layers'])} layers; output error on {on} {errors['refitted']:.3f} (as sliced "
         f"{errors['sliced']:.3f}, as --fast {errors['fast']:.3f})"
     )
     if refit["fell_back"]:

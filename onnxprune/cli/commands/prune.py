@@ -14,7 +14,7 @@ from onnxprune.cli.commands import COMMANDS, job
 from onnxprune.cli.helping import Answer
 from onnxprune.cli.terminal import console, print_json, work
 from onnxprune.errors import INTERRUPTED
-from onnxprune.files import check_distinct, check_outputs, json_text, write_texts
+from onnxprune.files import check_distinct, check_outputs, followed, json_text, write_texts
 from onnxprune.options import Options
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def _checked_outputs(args: argparse.Namespace) -> list[Path]:
     check_outputs([args.OUT])
     outputs = [path for path in (args.OUT, args.report, args.save_plan, gating.path_on_fail(args)) if path]
     check_outputs(outputs)
-    outputs.append(args.OUT.with_name(f"{args.OUT.name}.data"))
+    out = followed(args.OUT)
+    outputs.append(out.with_name(f"{out.name}.data"))
     check_distinct([Path(path) for path in (args.IN, args.plan, args.validate) if path], outputs)
     flags.check_report(args)
     return outputs

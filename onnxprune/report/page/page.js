@@ -56,7 +56,7 @@ function story({ reconstruction: told, finetune: tuned }) {
   const errors = told?.output_error;
   return [
     ["Inputs used", told?.inputs ? `${told.inputs}${told.samples ? `, ${whole(told.samples)} samples` : ""}${told.diversity == null ? "" : `, diversity ${exact(told.diversity)}`}` : "none: weights alone decided"],
-    ["Refitted", errors && !told.failed ? `${told.layers.length} layers; output error on held-out inputs ${exact(errors.refitted)} (as sliced ${exact(errors.sliced)}, by weights alone ${said(errors.fast)})${told.fell_back ? "; this was worse than weights alone, so theirs was taken" : ""}` : told?.failed ?? (told?.merged == null ? null : `${whole(told.merged)} removed units were merged into kept ones`)],
+    ["Refitted", errors && !told.failed ? `${told.layers.length} layers; output error on ${told.held_out_batches ? "held-out inputs" : "what it was fitted to, for nothing could be held out,"} ${exact(errors.refitted)} (as sliced ${exact(errors.sliced)}, by weights alone ${said(errors.fast)})${told.fell_back ? "; this was worse than weights alone, so theirs was taken" : ""}` : told?.failed ?? (told?.merged == null ? null : `${whole(told.merged)} removed units were merged into kept ones`)],
     ["Fine-tuned", !tuned ? null : tuned.skipped ?? `${whole(tuned.steps)} steps on ${tuned.inputs}; on held-out inputs loss ${exact(tuned.loss.after)} (before ${exact(tuned.loss.before)}), output error ${exact(tuned.output_error.after)} (${exact(tuned.output_error.before)})${tuned.accepted ? "" : "; this was no better, so the weights stay as they were"}`],
   ];
 }
