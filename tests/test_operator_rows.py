@@ -10,6 +10,7 @@ import pytest
 import test_heads_of_ml
 import test_more_rows
 import test_rules
+import test_sparse_attention
 import test_stand_ins
 from graphs import array, replace
 from test_rules import HALF, TOKENS, build, check, conv, rows
@@ -574,6 +575,7 @@ def test_every_operator_of_the_registry_is_in_a_row() -> None:
     texts += [(r[2], 18) for r in test_rules.RECURRENT]
     texts += [(text, opset) for text, _, opset in test_more_rows.TABLE.values()]
     others = [test_stand_ins.STEP, *test_stand_ins.ATTENTION.values(), *(m for m, _ in test_stand_ins.CASES.values())]
+    others.append(test_sparse_attention.network(4, 2, 2))
     seen = set()
     for model in (*(build(*t) for t in texts), *map(test_heads_of_ml.network, test_heads_of_ml.HEADS), *others):
         for node in model.graph.node:

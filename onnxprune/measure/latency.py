@@ -18,7 +18,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model, fitted
 from onnxprune.options import Options
 from onnxprune.progress import now
-from onnxprune.run import DEVICES, PROVIDERS, deployed, first_line, onnx_runtime
+from onnxprune.run import DEVICES, PROVIDERS, deployed, first_line
 from onnxprune.shapes import Shapes, infer
 from onnxprune.steady import cores
 from onnxprune.steady import threads as thread_count
@@ -137,15 +137,11 @@ def runnable(
 def bound(session: Any, feed: Feed) -> Run:
     """One run of the session. On an accelerator its inputs and outputs stay there: copies are not the model's time."""
     feed, session.taken = fitted(session.taken, feed), {}  # once, and not in every run
-    device = next((DEVICES[p] for p in session.get_providers() if p in DEVICES), "")
-    if not device or any(x.dtype == object for x in feed.values()):
+    device = any(p in DEVICES for p in session.get_providers())
+    if not (device or session.in_place) or any(x.dtype == object for x in feed.values()):
         return lambda: session.run(None, feed)
-    ort = onnx_runtime()
-    binding = session.io_binding()
-    for name, x in feed.items():
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(x, device, 0))
-    for output in session.get_outputs():
-        binding.bind_output(output.name, device)
+    outputs = [o.name for o in session.get_outputs()]
+    binding = session.bound({name: session.placed(x) for name, x in feed.items()}, outputs)
 
     def run() -> None:
         session.run_with_iobinding(binding)

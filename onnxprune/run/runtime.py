@@ -21,7 +21,7 @@ from onnxprune.options import near
 from onnxprune.run.installed import how_to_get, onnx_runtime
 from onnxprune.run.stand_ins import lacked, with_stand_ins
 from onnxprune.run.tensors import on_host
-from onnxprune.run.watched import watched
+from onnxprune.run.watched import in_place, watched
 from onnxprune.steady import threads
 
 PROVIDERS = {
@@ -57,9 +57,19 @@ def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
     options = _own_options()
     proto, held = shared(model)
     options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
-    session = with_stand_ins(proto, wanted, lambda source: _made(source, options, wanted, EXACT))
+    session = _of_a_stage(proto, model, options, wanted)
     session.held_weights = held  # the session reads them where they are
-    session.taken = model.taken
+    return session
+
+
+def _of_a_stage(proto: ModelProto, model: Model, options: Any, wanted: Sequence[str]) -> Any:
+    """A session of `proto`, which is a form of `model` or of a piece of it: what has to lie in the memory of an input
+    becomes an output, to be bound there, where it is none."""
+    places, outputs = in_place(proto.graph), {o.name for o in proto.graph.output}
+    beside = [name for name in places if name not in outputs]
+    proto.graph.output.extend(map(helper.make_empty_tensor_value_info, beside))
+    session = with_stand_ins(proto, wanted, lambda source: _made(source, options, wanted, EXACT))
+    session.taken, session.in_place, session.beside = model.taken, places, beside
     return session
 
 
@@ -84,7 +94,7 @@ def deployed(model: Model, providers: Sequence[str] = ("cpu",), count: int = 0, 
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
     session = _made(model.session_source(), options, wanted, {})
-    session.taken = model.taken
+    session.taken, session.in_place = model.taken, in_place(model.graph)
     return session
 
 
@@ -147,7 +157,7 @@ class Session:
         except RuntimeFailure:  # a few operators take constants only
             self._open(0)
         self.used = tuple(self._session.get_providers())
-        self.outputs = [o.name for o in self._session.get_outputs()]
+        self.outputs = [o.name for o in self._session.get_outputs() if o.name not in self._session.beside]
         self.blocks = 1
 
     def _open(self, large: int) -> None:
@@ -165,8 +175,7 @@ class Session:
         self._held = {n: a for n, a in held.items() if n not in self._fed}
         values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._held.values()]
         options.add_external_initializers(list(self._held), values)
-        self._session = with_stand_ins(proto, self._wanted, lambda source: _made(source, options, self._wanted, EXACT))
-        self._session.taken = self.model.taken
+        self._session = _of_a_stage(proto, self.model, options, self._wanted)
         self._fed = {n: self._session.placed(a) for n, a in self._fed.items()}  # once, not in every run
 
     def holds(self, names: Collection[str]) -> bool:
