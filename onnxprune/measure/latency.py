@@ -18,7 +18,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model, fitted
 from onnxprune.options import Options
 from onnxprune.progress import now
-from onnxprune.run import DEVICES, PROVIDERS, deployed, first_line
+from onnxprune.run import DEVICES, PROVIDERS, deployed, first_line, may_lack
 from onnxprune.shapes import Shapes, infer
 from onnxprune.steady import cores
 from onnxprune.steady import threads as thread_count
@@ -102,6 +102,14 @@ def benchmark(
     count = next((x.shape[0] for x in feed.values() if x.ndim), 1)
     used = tuple(sessions[1].get_providers())
     return Benchmark(first, second, (len(taken[0]), len(taken[1])), shapes, count, threads, cores(), used)
+
+
+def check_timed(model: Any, options: Options) -> None:
+    """RuntimeFailure where a model (what `Model.load` takes) cannot be timed, as ONNX Runtime has no kernel for an
+    operator of it: before any work, as others run in its place for everything else."""
+    loaded = Model.load(model)
+    if may_lack(loaded.skeleton):
+        deployed(loaded, options.providers, options.threads)
 
 
 def timed(before: Model, after: Model, options: Options, seconds: float | None = None) -> Benchmark:

@@ -18,8 +18,9 @@ from onnxprune import guard
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model, needs, retain
 from onnxprune.options import near
+from onnxprune.run import stand_ins
 from onnxprune.run.installed import how_to_get, onnx_runtime
-from onnxprune.run.stand_ins import lacked, with_stand_ins
+from onnxprune.run.stand_ins import LACKS, lacked, with_stand_ins
 from onnxprune.run.tensors import on_host
 from onnxprune.run.watched import in_place, watched
 from onnxprune.steady import threads
@@ -87,13 +88,22 @@ def _own_options() -> Any:
 
 def deployed(model: Model, providers: Sequence[str] = ("cpu",), count: int = 0, profile: str = "") -> Any:
     """An InferenceSession as an application makes it, from the whole file: for measuring time. `count` threads inside
-    an operator, 0: as many as the runtime likes. `profile`: the prefix of the file that its profiler is to write."""
+    an operator, 0: as many as the runtime likes. `profile`: the prefix of the file that its profiler is to write.
+    RuntimeFailure where it has no kernel for an operator, or does not load the model for another reason."""
     ort, wanted = onnx_runtime(), usable(providers)
     options = ort.SessionOptions()
     options.intra_op_num_threads = count or threads()
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    session = _made(model.session_source(), options, wanted, {})
+    try:
+        session = _made(model.session_source(), options, wanted, {})
+    except RuntimeFailure as error:
+        if (operator := LACKS.search(error.message)) is None:
+            raise
+        raise RuntimeFailure(
+            f"the model cannot be timed here: ONNX Runtime has no kernel for {operator[1]}, and what stands in for it "
+            "takes other times; leave the timing out, or time it with --providers that have one"
+        ) from error
     session.taken, session.in_place = model.taken, in_place(model.graph)
     return session
 
@@ -113,6 +123,11 @@ def usable(providers: Sequence[str]) -> list[str]:
         with redirect_stdout(StringIO()):
             ort.preload_dlls()
     return wanted
+
+
+def check_kernels(model: Model, providers: Sequence[str]) -> None:
+    """RuntimeFailure at an operator that these providers are known to have no kernel for, and nothing stands in for."""
+    stand_ins.check(model.skeleton, usable(providers))
 
 
 def without_kernel(providers: Sequence[str]) -> frozenset[str]:

@@ -134,7 +134,7 @@ def packed_multi_head(op: Op) -> None:
     ins[which.SCORE_BIAS] = spell(op.dims(which.SCORE_BIAS), ["b", "h", "p", "q"])
     if op.has(which.BIAS):
         _meet_bias(op, which.BIAS, (heads * sizes["d"], heads * sizes["d"], heads * sizes["e"]))
-    op.eq(ins, {0: ["s", "he"]}, sizes=sizes, pinned="stpq", macs="hdst hste", summed={"d": QUERY}, text=FIXED)
+    op.eq(ins, {0: ["s", "he"]}, sizes=sizes, pinned="bstpq", macs="hdst hste", summed={"d": QUERY}, text=FIXED)
     keep_scale(op, sizes["d"])
     q = heads_in_last(op, QUERY, (heads, sizes["d"]))
     if q is not None:
