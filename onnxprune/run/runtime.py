@@ -77,8 +77,8 @@ def _of_a_stage(proto: ModelProto, model: Model, options: Any, wanted: Sequence[
 def _own_options() -> Any:
     """Of sessions that work for a stage here. No buffer is planned to take another's place: among sizes that are open
     and have no name ONNX Runtime compares each with all that are free, 8 s for 5,000 nodes, and what is freed after
-    its last use is as good. Nor is memory taken in blocks of growing size: such a block stays as long as an output that lies
-    in it, and outputs stay where they were made."""
+    its last use is as good. Nor is memory taken in blocks of growing size: such a block stays as long as an output that
+    lies in it, and outputs stay where they were made."""
     options = onnx_runtime().SessionOptions()
     options.intra_op_num_threads = threads()
     options.enable_mem_reuse = False
