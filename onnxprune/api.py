@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.files import is_text
-from onnxprune.measure import Gates, compared, timed
+from onnxprune.measure import Gates, check_timed, compared, timed
 from onnxprune.model import Model
 from onnxprune.options import OptionKeywords, Options, Progress, given, unread
 from onnxprune.pipeline import Clock, Pruner, analysed, audited, checked, searching
@@ -188,6 +188,8 @@ def compare(
     """Costs of two models with the same inputs and outputs, and how good `b` is beside `a` on `data` (what --calib
     takes, with labels or without; None makes inputs up); `benchmark` times both. Failed gates are named, not raised."""
     options = _asked(options, keywords)
+    for model in (a, b) if benchmark else ():
+        check_timed(model, options)
     comparison = compared(a, data, options, metric, samples, gates)
     quality = comparison.measure(Model.load(b).normalised(), gates, options.seed)
     traces = [analysed(Model.load(x), options, Clock()).trace for x in (a, b)]

@@ -10,6 +10,7 @@ import pytest
 import test_heads_of_ml
 import test_more_rows
 import test_rules
+import test_sparse_attention
 import test_stand_ins
 from graphs import array, replace
 from test_rules import HALF, TOKENS, build, check, conv, rows
@@ -446,6 +447,12 @@ TABLE: dict[str, Row] = {
     "LinearAttention, gated": (
         stated("gated_delta", 4, ", , c, d"), {"Q": (16, 8), "K": (16, 8), "V": (16, 8), "C": (16, 8), "G": (8, 3)}, 18,
     ),
+    "com.microsoft::Attention, biased for each sequence, head and place": (
+        'agraph (float[2,6,12] x) => (float[2,6,3] y) { a = com.microsoft.Attention<num_heads=4>(x, A:float[12,96] , U:float[96] , "", "", '
+        "T:float[2,4,6,6] ) y = MatMul(a, G:float[32,3] ) }",
+        {"A": (12, 24), "T": (2, 2, 6, 6), "G": (8, 3)},
+        18,
+    ),
     "com.microsoft::Attention with a past": (
         "agraph (float[1,6,16] x, float[2,1,4,5,8] past) => (float[1,6,3] y, float[2,1,4,11,8] present) "
         "{ h = MatMul(x, H:float[16,16] ) b, present = com.microsoft.Attention<num_heads=4, unidirectional=1>(h, W:float[16,96] , B:float[96] , , past) "
@@ -574,6 +581,7 @@ def test_every_operator_of_the_registry_is_in_a_row() -> None:
     texts += [(r[2], 18) for r in test_rules.RECURRENT]
     texts += [(text, opset) for text, _, opset in test_more_rows.TABLE.values()]
     others = [test_stand_ins.STEP, *test_stand_ins.ATTENTION.values(), *(m for m, _ in test_stand_ins.CASES.values())]
+    others.append(test_sparse_attention.network(4, 2, 2))
     seen = set()
     for model in (*(build(*t) for t in texts), *map(test_heads_of_ml.network, test_heads_of_ml.HEADS), *others):
         for node in model.graph.node:

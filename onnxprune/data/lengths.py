@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnxprune.model import Model
+from onnxprune.model import Model, traits
 
 _TOLD: Mapping[str, tuple[int, Mapping[int, int]]] = {
     "GroupQueryAttention": (3, {5: -1, 6: 0}),
@@ -15,7 +15,7 @@ _TOLD: Mapping[str, tuple[int, Mapping[int, int]]] = {
     "Attention": (4, {6: 0}),
 }
 """By operator: which input is the cache of keys [batch, heads, steps, size], and which inputs tell the number of all
-steps, with what is added to it."""
+steps, with what is added to it. A cache that what is new is written into holds all of them."""
 
 
 def told_lengths(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -26,6 +26,7 @@ def told_lengths(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
         past, told = _TOLD.get(node.op_type, (0, {}))
         names = {i: name for i, name in enumerate(node.input) if name in shapes and name not in model.weights}
         cached = shapes[names[past]][2] if past in names and len(shapes[names[past]]) == 4 else 0
-        steps = next((s[1] for s in shapes.values() if len(s) in (2, 3)), 0)
-        found |= {names[i]: cached + steps + more for i, more in told.items() if i in names}
+        new = next((s[1] for s in shapes.values() if len(s) in (2, 3)), 0)
+        steps = cached if f"{node.domain}::{node.op_type}" in traits.IN_PLACE else cached + new
+        found |= {names[i]: steps + more for i, more in told.items() if i in names}
     return found

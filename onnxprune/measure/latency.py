@@ -18,7 +18,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model, fitted
 from onnxprune.options import Options
 from onnxprune.progress import now
-from onnxprune.run import DEVICES, PROVIDERS, deployed, first_line, onnx_runtime
+from onnxprune.run import DEVICES, PROVIDERS, deployed, first_line, may_lack
 from onnxprune.shapes import Shapes, infer
 from onnxprune.steady import cores
 from onnxprune.steady import threads as thread_count
@@ -104,6 +104,14 @@ def benchmark(
     return Benchmark(first, second, (len(taken[0]), len(taken[1])), shapes, count, threads, cores(), used)
 
 
+def check_timed(model: Any, options: Options) -> None:
+    """RuntimeFailure where a model (what `Model.load` takes) cannot be timed, as ONNX Runtime has no kernel for an
+    operator of it: before any work, as others run in its place for everything else."""
+    loaded = Model.load(model)
+    if may_lack(loaded.skeleton):
+        deployed(loaded, options.providers, options.threads)
+
+
 def timed(before: Model, after: Model, options: Options, seconds: float | None = None) -> Benchmark:
     """`benchmark` as the options say."""
     return benchmark(
@@ -137,15 +145,11 @@ def runnable(
 def bound(session: Any, feed: Feed) -> Run:
     """One run of the session. On an accelerator its inputs and outputs stay there: copies are not the model's time."""
     feed, session.taken = fitted(session.taken, feed), {}  # once, and not in every run
-    device = next((DEVICES[p] for p in session.get_providers() if p in DEVICES), "")
-    if not device or any(x.dtype == object for x in feed.values()):
+    device = any(p in DEVICES for p in session.get_providers())
+    if not (device or session.in_place) or any(x.dtype == object for x in feed.values()):
         return lambda: session.run(None, feed)
-    ort = onnx_runtime()
-    binding = session.io_binding()
-    for name, x in feed.items():
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(x, device, 0))
-    for output in session.get_outputs():
-        binding.bind_output(output.name, device)
+    outputs = [o.name for o in session.get_outputs()]
+    binding = session.bound({name: session.placed(x) for name, x in feed.items()}, outputs)
 
     def run() -> None:
         session.run_with_iobinding(binding)

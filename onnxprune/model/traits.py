@@ -36,6 +36,10 @@ REMEMBERING: Mapping[str, Mapping[int, int]] = {
 }
 """Attention with a cache: the inputs of the past, and the outputs that give it out again beside what is new."""
 
+IN_PLACE = frozenset({"com.microsoft::SparseAttention"})
+"""Of these, those whose kernels write what is new into the memory of the past, and run only where the caller has bound
+that input and that output to one buffer."""
+
 AFTER_SATURATING = (MOVING - {"Tile", "Expand"}) | {"Cast", "ReduceMean", "Constant", "Shape", "Equal", "If"}
 """Between a saturating operator and the end of a graph: what hands values on, averages them, or asks for no more than
 their sizes."""

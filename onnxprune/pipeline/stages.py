@@ -23,7 +23,7 @@ from onnxprune.prove import check_finite, equivalence, retrace
 from onnxprune.report import frozen
 from onnxprune.results import Proof
 from onnxprune.rewrite import Rewritten, rewrite
-from onnxprune.run import opened, usable
+from onnxprune.run import check_kernels, opened, usable
 from onnxprune.shapes import Shapes, declare, footprint, hazards, infer
 from onnxprune.trace import Groups, Labels, Mask, Trace, build, enter_branches
 from onnxprune.trace.rules import RULES
@@ -88,6 +88,8 @@ def analysed(source: Model, options: Options, clock: Clock, runs: bool = True, p
         declare(working, shapes.plan)
         footprint.check(working, shapes.passes[0], options.memory_limit)
         hazards.check(working, shapes.passes[0])
+        if runs:
+            check_kernels(working, options.providers)
         clock("trace")
         whole = not planned and options.resolved().reconstruct != "ls"
         traced = _traced(working, shapes, alone, options.kv_heads, whole)

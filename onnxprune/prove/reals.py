@@ -147,6 +147,14 @@ def single(op_type: str) -> Callable[[Step], None]:
     return form
 
 
+def mean(s: Step) -> None:
+    """QLinearReduceMean; from opset 18 on the axes of a mean are an input."""
+    x, axes = s.dequantized(0, 1, 2), list(s.attr("axes", ()))
+    if opset(s.model) < 18 or not axes:
+        return s.gives_quantized(s.put("ReduceMean", x, **s.attrs()), 3, 4)
+    s.gives_quantized(s.put("ReduceMean", x, s.const(np.array(axes, np.int64)), **s.attrs("axes")), 3, 4)
+
+
 def softmax(s: Step) -> None:
     """QLinearSoftmax, along one axis; as it was up to opset 12, over all axes from that one on."""
     x, axis = s.dequantized(0, 1, 2), s.attr("axis", -1)
@@ -194,7 +202,7 @@ REAL_FORMS: dict[str, Callable[[Step], None]] = {
     "DynamicQuantizeMatMul": dynamic_matmul, "MatMulNBits": matmul_nbits,
     "QLinearAdd": binary("Add"), "QLinearMul": binary("Mul"),
     "QLinearConcat": concat, "QLinearWhere": where, "QLinearAveragePool": single("AveragePool"),
-    "QLinearGlobalAveragePool": single("GlobalAveragePool"), "QLinearReduceMean": single("ReduceMean"),
+    "QLinearGlobalAveragePool": single("GlobalAveragePool"), "QLinearReduceMean": mean,
     "QLinearLeakyRelu": single("LeakyRelu"), "QLinearSigmoid": single("Sigmoid"), "QLinearSoftmax": softmax,
     "NhwcMaxPool": max_pool, "QAttention": attention,
 }  # fmt: skip

@@ -18,10 +18,11 @@ from onnxprune import guard
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model, needs, retain
 from onnxprune.options import near
+from onnxprune.run import stand_ins
 from onnxprune.run.installed import how_to_get, onnx_runtime
-from onnxprune.run.stand_ins import lacked, with_stand_ins
+from onnxprune.run.stand_ins import LACKS, lacked, with_stand_ins
 from onnxprune.run.tensors import on_host
-from onnxprune.run.watched import watched
+from onnxprune.run.watched import in_place, watched
 from onnxprune.steady import threads
 
 PROVIDERS = {
@@ -57,19 +58,31 @@ def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
     options = _own_options()
     proto, held = shared(model)
     options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
-    session = with_stand_ins(proto, wanted, lambda source: _made(source, options, wanted, EXACT))
+    session = _of_a_stage(proto, model, options, wanted)
     session.held_weights = held  # the session reads them where they are
-    session.taken = model.taken
+    return session
+
+
+def _of_a_stage(proto: ModelProto, model: Model, options: Any, wanted: Sequence[str]) -> Any:
+    """A session of `proto`, which is a form of `model` or of a piece of it: what has to lie in the memory of an input
+    becomes an output, to be bound there, where it is none."""
+    places, outputs = in_place(proto.graph), {o.name for o in proto.graph.output}
+    beside = [name for name in places if name not in outputs]
+    proto.graph.output.extend(map(helper.make_empty_tensor_value_info, beside))
+    session = with_stand_ins(proto, wanted, lambda source: _made(source, options, wanted, EXACT))
+    session.taken, session.in_place, session.beside = model.taken, places, beside
     return session
 
 
 def _own_options() -> Any:
     """Of sessions that work for a stage here. No buffer is planned to take another's place: among sizes that are open
     and have no name ONNX Runtime compares each with all that are free, 8 s for 5,000 nodes, and what is freed after
-    its last use is as good."""
+    its last use is as good. Nor is memory taken in blocks of growing size: such a block stays as long as an output that
+    lies in it, and outputs stay where they were made."""
     options = onnx_runtime().SessionOptions()
     options.intra_op_num_threads = threads()
     options.enable_mem_reuse = False
+    options.enable_cpu_mem_arena = False
     options.use_deterministic_compute = True
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy works between the runs
     return options
@@ -77,14 +90,23 @@ def _own_options() -> Any:
 
 def deployed(model: Model, providers: Sequence[str] = ("cpu",), count: int = 0, profile: str = "") -> Any:
     """An InferenceSession as an application makes it, from the whole file: for measuring time. `count` threads inside
-    an operator, 0: as many as the runtime likes. `profile`: the prefix of the file that its profiler is to write."""
+    an operator, 0: as many as the runtime likes. `profile`: the prefix of the file that its profiler is to write.
+    RuntimeFailure where it has no kernel for an operator, or does not load the model for another reason."""
     ort, wanted = onnx_runtime(), usable(providers)
     options = ort.SessionOptions()
     options.intra_op_num_threads = count or threads()
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    session = _made(model.session_source(), options, wanted, {})
-    session.taken = model.taken
+    try:
+        session = _made(model.session_source(), options, wanted, {})
+    except RuntimeFailure as error:
+        if (operator := LACKS.search(error.message)) is None:
+            raise
+        raise RuntimeFailure(
+            f"the model cannot be timed here: ONNX Runtime has no kernel for {operator[1]}, and what stands in for it "
+            "takes other times; leave the timing out, or time it with --providers that have one"
+        ) from error
+    session.taken, session.in_place = model.taken, in_place(model.graph)
     return session
 
 
@@ -103,6 +125,11 @@ def usable(providers: Sequence[str]) -> list[str]:
         with redirect_stdout(StringIO()):
             ort.preload_dlls()
     return wanted
+
+
+def check_kernels(model: Model, providers: Sequence[str]) -> None:
+    """RuntimeFailure at an operator that these providers are known to have no kernel for, and nothing stands in for."""
+    stand_ins.check(model.skeleton, usable(providers))
 
 
 def without_kernel(providers: Sequence[str]) -> frozenset[str]:
@@ -147,14 +174,13 @@ class Session:
         except RuntimeFailure:  # a few operators take constants only
             self._open(0)
         self.used = tuple(self._session.get_providers())
-        self.outputs = [o.name for o in self._session.get_outputs()]
+        self.outputs = [o.name for o in self._session.get_outputs() if o.name not in self._session.beside]
         self.blocks = 1
 
     def _open(self, large: int) -> None:
         ort = onnx_runtime()
         options = _own_options()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED))
         proto, held = shared(self.model)
@@ -165,8 +191,7 @@ class Session:
         self._held = {n: a for n, a in held.items() if n not in self._fed}
         values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._held.values()]
         options.add_external_initializers(list(self._held), values)
-        self._session = with_stand_ins(proto, self._wanted, lambda source: _made(source, options, self._wanted, EXACT))
-        self._session.taken = self.model.taken
+        self._session = _of_a_stage(proto, self.model, options, self._wanted)
         self._fed = {n: self._session.placed(a) for n, a in self._fed.items()}  # once, not in every run
 
     def holds(self, names: Collection[str]) -> bool:

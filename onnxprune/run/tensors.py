@@ -109,6 +109,13 @@ def _bfloats(value: Any) -> NDArray[Any]:
     return np.frombuffer(bits, ml_dtypes.bfloat16).reshape(shape).copy()
 
 
+def copied(tensor: Tensor, device: str = HOST) -> Tensor:
+    """The same numbers on a device in memory of their own, which a session may write into."""
+    value = onnx_runtime().OrtValue.ortvalue_from_shape_and_type(tensor.array.shape, tensor.array.dtype, device)
+    value.update_inplace(tensor.array)
+    return Tensor(value)
+
+
 def on_host(value: Any) -> Any:
     """A value as Python has it: the numbers of a `Tensor`, and all else as it is."""
     return value.array if isinstance(value, Tensor) else value

@@ -1,33 +1,58 @@
 """Sessions whose runs are bounded in time, where a process is guarded, and whose tensors may stay where they are made.
 
-Knows sessions; of a model what it takes of its feeds.
+Knows sessions; of a model what it takes of its feeds, and which outputs lie in the memory of an input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache, cached_property
+from types import MappingProxyType
 from typing import Any
 
+from onnx import GraphProto
+
 from onnxprune import guard
-from onnxprune.model import Taken, fitted
+from onnxprune.model import Taken, fitted, traits
 from onnxprune.run.installed import onnx_runtime
-from onnxprune.run.tensors import DEVICES, HOST, Tensor, on_host, placed, were_given, were_read
+from onnxprune.run.tensors import DEVICES, HOST, Tensor, copied, on_host, placed, were_given, were_read
 
 RUNNING = "running the model in ONNX Runtime"
 WHOLE: Taken = {}
 """What a session takes of its feeds where nothing else is said: all of it."""
 
 
+def in_place(graph: GraphProto) -> dict[str, str]:
+    """By tensor, the input of the graph in whose memory an operator writes it (`traits.IN_PLACE`)."""
+    inputs = {i.name for i in graph.input}
+    pairs = (
+        (node.output[o], node.input[i])
+        for node in graph.node
+        if (kind := f"{node.domain}::{node.op_type}") in traits.IN_PLACE
+        for i, o in traits.REMEMBERING[kind].items()
+        if i < len(node.input) and o < len(node.output)
+    )
+    return {made: read for made, read in pairs if made and read in inputs}
+
+
 @cache
 def watched() -> Any:
-    """Their class. taken: of a graph that takes less than the original, what it takes of the feeds."""
+    """Their class. taken: of a graph that takes less than the original, what it takes of the feeds. in_place: by
+    output, the input in whose memory it lies; these are bound to copies, as the feeds are others'. beside: outputs that
+    are there to be bound, and given only to whom asks for them."""
     session: Any = onnx_runtime().InferenceSession
 
     class Watched(session):  # type: ignore[misc]
         taken = WHOLE
+        in_place: Mapping[str, str] = MappingProxyType({})
+        beside: Collection[str] = ()
 
         def run(self, names: Any, feeds: Mapping[str, Any], *args: Any, **kw: Any) -> Any:
+            if self.in_place:
+                return [on_host(value) for value in self.made(names, feeds)]
+            return self._run(names, feeds, *args, **kw)
+
+        def _run(self, names: Any, feeds: Mapping[str, Any], *args: Any, **kw: Any) -> Any:
             given = fitted(self.taken, feeds)
             with guard.bounded(RUNNING):
                 made = super().run(names, given, *args, **kw)
@@ -42,18 +67,29 @@ def watched() -> Any:
         def made(self, names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Any]:
             """As `run`, but each output stays where it is made, as a `Tensor`, and `feeds` may be such, too. What is no
             tensor of numbers comes as Python has it."""
-            outputs = [*self._kinds] if names is None else [*names]
+            outputs = [n for n in self._kinds if n not in self.beside] if names is None else [*names]
             values = {n: self.placed(x) for n, x in fitted(self.taken, feeds).items()}
             if not all(isinstance(x, Tensor) for x in values.values()) or not all(map(self._bindable, outputs)):
-                return list(self.run(outputs, {n: on_host(x) for n, x in values.items()}))
-            binding = self.io_binding()
-            for name, tensor in values.items():
-                binding.bind_ortvalue_input(name, tensor.value)
-            for name in outputs:
-                binding.bind_output(name, HOST if self._kinds[name] == "tensor(bfloat16)" else self._device)
+                return list(self._run(outputs, {n: on_host(x) for n, x in values.items()}))
+            binding = self.bound(values, outputs)
             with guard.bounded(RUNNING):
                 self.run_with_iobinding(binding)
-            return [Tensor(value) for value in binding.get_outputs()]
+            made = zip(outputs, binding.get_outputs(), strict=False)
+            return [binding.held[self.in_place[n]] if n in self.in_place else Tensor(value) for n, value in made]
+
+        def bound(self, values: Mapping[str, Tensor], outputs: Sequence[str]) -> Any:
+            """A binding of these inputs, and of `outputs` first, on the session's device. held: the inputs themselves,
+            as whose memory is the outputs', too."""
+            binding, read = self.io_binding(), {*self.in_place.values()}
+            binding.held = own = {n: copied(x, self._device) if n in read else x for n, x in values.items()}
+            for name, tensor in own.items():
+                binding.bind_ortvalue_input(name, tensor.value)
+            for name in dict.fromkeys((*outputs, *self.in_place)):
+                if name in self.in_place:
+                    binding.bind_ortvalue_output(name, own[self.in_place[name]].value)
+                else:
+                    binding.bind_output(name, HOST if self._kinds[name] == "tensor(bfloat16)" else self._device)
+            return binding
 
         @cached_property
         def _device(self) -> str:

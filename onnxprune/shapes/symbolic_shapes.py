@@ -111,6 +111,29 @@ def _past_of_shared_keys(v: View) -> None:
             v.need("holds", 0, (query[0] - 1) * (query[1] - 1) * past[2])
 
 
+def _past_in_place(v: View) -> None:
+    """com.microsoft SparseAttention, which writes into the past: this is as long as all keys may be, and so are
+    layouts and angles."""
+    query, key, past, rows, cosines = map(v.dims, (0, 1, 3, 5, 9))
+    if query is None or past is None:
+        return
+    shared, packed = v.attr("kv_num_heads"), not v.given(1)
+    width, parts = (query, v.attr("num_heads") + 2 * shared) if packed else (key, shared)
+    v.need("is", past[1], shared)
+    if width is not None and isinstance(width[-1], int):
+        v.need("is", past[3], width[-1] // parts)
+    v.need("holds", past[2], query[1])
+    if rows is not None and rows[1] is not None:
+        v.need("holds", (rows[1] - 1) * v.attr("sparse_block_size"), past[2])
+    if cosines is not None:
+        v.need("holds", cosines[0], past[2])
+    for total in v.entries(7) or ():
+        v.need("holds", past[2], total)
+        v.need("holds", total, query[1])
+
+
+DAMAGED = (Lost, ZeroDivisionError, IndexError, TypeError)
+"""What the attributes of damaged files lead to."""
 RULES: dict[str, Rule] = dict.fromkeys(traits.BROADCASTING, _broadcast) | {
     "Reshape": movement.reshape, "Flatten": movement.flatten, "Expand": movement.expand, "Tile": movement.tile,
     "Pad": movement.pad, "Slice": movement.slice_, "Concat": movement.concat, "Split": movement.split,
@@ -130,8 +153,11 @@ ATTENDING = frozenset({"MultiHeadAttention", "DecoderMaskedMultiHeadAttention"})
 def needs(view: View) -> list[Need]:
     """What has to hold for a node to run whose shapes others infer."""
     if view.node.op_type == "GroupQueryAttention":
-        with suppress(Lost, ZeroDivisionError, IndexError, TypeError):  # attributes of damaged files may be anything
+        with suppress(*DAMAGED):
             _past_of_shared_keys(view)
+    elif view.node.op_type == "SparseAttention":
+        with suppress(*DAMAGED):
+            _past_in_place(view)
     return view.needs
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from onnxprune import __version__
 from onnxprune.errors import UsageError
+from onnxprune.measure import check_timed
 from onnxprune.model import Model
 from onnxprune.options import Options, Progress
 from onnxprune.pipeline import checked
@@ -54,6 +55,8 @@ def sweep(
     if address and backend == "loky":
         raise UsageError("--address is of a cluster; say which one with --backend dask or --backend ray")
     base = replace(options, calib=_absolute(options.calib))
+    if benchmark:
+        check_timed(model, base)
     source, labels = Path(model).resolve(), _absolute(data)
     seen = _digest([source, *Model.load(source).data_files, *filter(None, (labels, base.calib))])
     common = _Common(source, Path(folder).resolve(), labels, seen, metric, samples, benchmark, save_models, measure)

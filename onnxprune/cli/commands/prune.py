@@ -117,6 +117,8 @@ def carried_out(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from onnxprune.model import aside_in
 
     with work(args) as stages, aside_in(args.OUT.parent):
+        if args.benchmark:
+            _check_timed(args, options)
         comparison = gating.comparison(args, args.IN, options)
         result, quality = pruned(args, options, comparison)
         check_distinct(result.model.data_files, outputs)
@@ -215,6 +217,13 @@ def _print(args: argparse.Namespace, report: Report, leftovers: Sequence[Path]) 
     print_report(report, out, args.verbose)
     if leftovers:
         out.print(f"removed what a killed run had left: {', '.join(map(str, leftovers))}", soft_wrap=True)
+
+
+def _check_timed(args: argparse.Namespace, options: Options) -> None:
+    """Say that the model cannot be timed before it is pruned."""
+    from onnxprune.measure import check_timed
+
+    check_timed(args.IN, options)
 
 
 def _measured(args: argparse.Namespace, options: Options, result: Result) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from onnxprune.trace.rules import (
     reshaping,
     rotary,
     sequences,
+    shared_keys,
     states,
 )
 from onnxprune.trace.rules.base import first_only, opaque, unary
@@ -101,7 +102,8 @@ def _table() -> dict[str, Callable[[Op], None]]:
         "com.microsoft::PackedMultiHeadAttention": attention.packed_multi_head,
         "com.microsoft::QAttention": fused_attention.quantised,
         "com.microsoft::MultiHeadAttention": attention.multi_head,
-        "com.microsoft::GroupQueryAttention": attention.grouped_query,
+        "com.microsoft::GroupQueryAttention": shared_keys.grouped_query,
+        "com.microsoft::SparseAttention": shared_keys.sparse,
         "com.microsoft::DecoderMaskedMultiHeadAttention": attention.decoder_masked,
         "com.microsoft::LinearAttention": states.linear_attention, "TensorScatter": states.tensor_scatter,
         "RotaryEmbedding": rotary.rotary, "com.microsoft::RotaryEmbedding": rotary.contrib_rotary,

@@ -16,7 +16,6 @@ from onnxprune.trace.rules.base import ranks_known, spell
 from onnxprune.trace.rules.inputs import (
     Attention,
     DecoderMasked,
-    GroupQueryAttention,
     MultiHeadAttention,
     PackedMultiHead,
 )
@@ -24,8 +23,6 @@ from onnxprune.trace.rules.inputs import (
 QUERY, KEY, VALUE = range(3)
 FIXED = "attention whose other side stays"
 CACHED = "the cache of keys and values comes in with a fixed shape"
-EIGHT = 8
-"""Head sizes that the kernels of GroupQueryAttention take are multiples of this."""
 
 
 def attention(op: Op) -> None:
@@ -115,7 +112,7 @@ def _multi_head(op: Op, which: type[MultiHeadAttention | DecoderMasked]) -> None
     if op.has(which.BIAS):
         _meet_bias(op, which.BIAS, (heads * sizes["d"], heads * sizes["d"], heads * sizes["e"]))
     outs = {0: ["b", "s", "he"], 1: ["b", "h", "", "d"], 2: ["b", "h", "", "e"], 3: ["b", "h", "s", "t"]}
-    text = _why_fixed(op, which.PAST_KEY)
+    text = why_fixed(op, which.PAST_KEY)
     op.eq(ins, outs, sizes=sizes, pinned="tp", macs="hdst hste", summed={"d": QUERY}, text=text)
     keep_scale(op, sizes["d"])
     q = heads_in_last(op, QUERY, (heads, sizes["d"]))
@@ -137,7 +134,7 @@ def packed_multi_head(op: Op) -> None:
     ins[which.SCORE_BIAS] = spell(op.dims(which.SCORE_BIAS), ["b", "h", "p", "q"])
     if op.has(which.BIAS):
         _meet_bias(op, which.BIAS, (heads * sizes["d"], heads * sizes["d"], heads * sizes["e"]))
-    op.eq(ins, {0: ["s", "he"]}, sizes=sizes, pinned="stpq", macs="hdst hste", summed={"d": QUERY}, text=FIXED)
+    op.eq(ins, {0: ["s", "he"]}, sizes=sizes, pinned="bstpq", macs="hdst hste", summed={"d": QUERY}, text=FIXED)
     keep_scale(op, sizes["d"])
     q = heads_in_last(op, QUERY, (heads, sizes["d"]))
     if q is not None:
@@ -161,7 +158,7 @@ def _flat_or_apart(op: Op, i: int, letters: str) -> list[str]:
     return ["b", "t", letters] if len(op.dims(i)) == 3 else ["b", letters[0], "t", letters[1]]
 
 
-def _why_fixed(op: Op, past: int) -> str:
+def why_fixed(op: Op, past: int) -> str:
     """Why heads and what is in them stay where nothing else holds them."""
     return CACHED if op.has(past) and not op.blocks(past) else FIXED
 
@@ -175,66 +172,6 @@ def _meet_bias(op: Op, i: int, sizes: tuple[int, ...]) -> None:
     for side, ids in zip((QUERY, KEY, VALUE), parts, strict=True):
         op.meet(side, [*[""] * (len(op.dims(side)) - 1), "x"], ["x"], [Block((0,), ids)], "a bias of fixed size")
     op.note_sum(i, Block((0,), only(parts, QUERY)))
-
-
-def grouped_query(op: Op) -> None:
-    """com.microsoft GroupQueryAttention with query, key and value apart, or side by side.
-
-    Its kernels take one head size for all three, a multiple of eight: of a head go eight neighbours at a time."""
-    if not ranks_known(op, [QUERY, KEY]) or op.has(KEY) != op.has(VALUE):
-        return op.freeze("query, key and value are not told apart")
-    text, inside = _why_fixed(op, GroupQueryAttention.PAST_KEY), range(GroupQueryAttention.CACHE_SCALES, len(op.inputs))
-    if any(map(op.has, inside)):
-        op.freeze("a quantised cache, or a norm inside the operator", inputs=inside if text == CACHED else None)
-        if text != CACHED:
-            return None
-    heads, shared = int(op.attr("num_heads")), int(op.attr("kv_num_heads"))
-    apart = op.has(KEY)
-    width = op.dims(KEY if apart else QUERY)[-1]
-    if width is None:
-        return op.freeze("the head size is not known")
-    depth = width // (shared if apart else heads + 2 * shared)
-    ins = {
-        QUERY: ["b", "s", "grd" if apart else "grd|gd|ge"],
-        KEY: ["b", "t", "gd"],
-        VALUE: ["b", "t", "ge"],
-        GroupQueryAttention.PAST_KEY: ["b", "g", "p", "d"],
-        GroupQueryAttention.PAST_VALUE: ["b", "g", "p", "e"],
-        GroupQueryAttention.SCORE_BIAS: spell(op.dims(GroupQueryAttention.SCORE_BIAS), ["b", "gr", "s", "t"]),
-        GroupQueryAttention.SINKS: ["gr"],
-    }
-    sizes = {"g": shared, "r": heads // shared, "d": depth, "e": depth}
-    outs = {0: ["b", "s", "gre"], 1: ["b", "g", "", "d"], 2: ["b", "g", "", "e"], 3: ["b", "gr", "s", "t"]}
-    op.eq(ins, outs, sizes=sizes, pinned="tp", macs="grdst grste", text=text)
-    parts = _query_key_value(op, heads, shared, depth)
-    if parts is not None:
-        q, k, v = parts
-        _tie_by_eight(op, q, k, v)
-        keep_scale(op, depth)
-        count_heads_left(op, "num_heads", q)
-        count_heads_left(op, "kv_num_heads", k)
-
-
-def _query_key_value(op: Op, heads: int, shared: int, depth: int) -> list[Ids] | None:
-    """The ids of query, key and value, each [heads, head size]; None where not all of them are labelled."""
-    counts = (heads, shared, shared)
-    if op.has(KEY):
-        found = [heads_in_last(op, i, (n, depth)) for i, n in zip((QUERY, KEY, VALUE), counts, strict=True)]
-        return None if any(x is None for x in found) else [x for x in found if x is not None]
-    whole = heads_in_last(op, QUERY, (sum(counts), depth))
-    return None if whole is None else np.split(whole, np.cumsum(counts)[:-1])
-
-
-def _tie_by_eight(op: Op, q: Ids, k: Ids, v: Ids) -> None:
-    """Of each head [heads, head size] eight neighbours go at a time, of all heads as many."""
-    op.note_maps(q)
-    for block in (q, np.stack([k, v])):
-        op.labels.rectangle(block)
-    depth = q.shape[1]
-    whole = op.attr("do_rotary", 0) or depth % EIGHT  # the rotation knows its pairs: heads go whole
-    for ids in (q, k, v):
-        runs = ids.reshape(len(ids), -1, depth if whole else EIGHT)
-        op.labels.couple_along(runs, 2, op.why("head sizes are multiples of eight"))
 
 
 def keep_scale(op: Op, depth: int) -> None:

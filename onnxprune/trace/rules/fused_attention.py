@@ -85,7 +85,7 @@ def _meet_score_bias(op: Op, v: Ids) -> None:
     if op.has(FusedAttention.SCORE_BIAS):
         spelled = spell(op.dims(FusedAttention.SCORE_BIAS), ["b", "h", "s", "t"])
         rows = Block((0,), op.labels.derive(v))
-        op.meet(FusedAttention.SCORE_BIAS, spelled, ["h"], [rows], "a bias of fixed heads")
+        op.meet(FusedAttention.SCORE_BIAS, spelled, ["h"], [rows], "a bias of fixed heads", pinned="bst")
 
 
 def _meet_cache(op: Op, k: Ids, v: Ids) -> None:

@@ -156,6 +156,13 @@ class GroupQueryAttention:
      CACHE_SCALES) = range(13)  # fmt: skip
 
 
+class SparseAttention:
+    """com.microsoft SparseAttention, whose first five are those of `GroupQueryAttention`; rows and columns are of the
+    blocks that its layouts have."""
+
+    (QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, ROWS, COLUMNS, TOTAL_LENGTH, LENGTHS, COSINES, SINES) = range(11)
+
+
 class Recurrent:
     """LSTM, GRU, RNN."""
 
