@@ -200,7 +200,10 @@ def shares(
     total = costs.sum_of(budget)
     choices = _choices(free, options, costs, dead, total, trust)
     whole = curve_set.branches if options.blocks or (options.blocks is None and trust > UNKNOWN) else {}
-    choices += [Choice([unit], np.array([0.0, loss])) for unit, loss in whole.items()]
+    for unit, loss in whole.items():
+        within = branches.within(groups, unit)
+        inside = tuple(k for k, c in enumerate(free) if within[c.part.members].all())
+        choices.append(Choice([unit], np.array([0.0, loss]), inside=inside))
     taken = allocate(choices, costs, dead, total)
     return dict(zip((*(c.part.name for c in free), *whole), taken, strict=True))
 
