@@ -1,4 +1,4 @@
-"""Sentence embeddings of MiniLM with three layers and with six, on the reviews and tweets of vaderSentiment, beside those of the dense model.
+"""Sentence embeddings of MiniLM, with three layers and with six, on texts of vaderSentiment, beside the dense model's.
 
 There is no label: the score is the cosine, cut at 0, between the embeddings of a model and of the dense one, so the
 dense model has 1.
