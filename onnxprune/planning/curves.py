@@ -184,6 +184,17 @@ def _between(curves: Sequence[Curve], tried: set[int]) -> None:
             curve.factor = float(np.exp(np.interp(k, at, logs)))
 
 
+def spent(
+    groups: Groups, curve_set: CurveSet, options: Options, budget: float, costs: Costs, trust: float = 1.0,
+    asked: Asked = NOTHING,
+) -> Mask:  # fmt: skip
+    """What goes, units and residual branches, with the `shares` that bring `costs` down to `budget`."""
+    found = shares(groups, curve_set, options, budget, costs, trust, asked)
+    removed = select(groups, curve_set.scores, options, found, asked)
+    removed[[unit for unit in curve_set.branches if found.get(unit)]] = True
+    return removed
+
+
 def shares(
     groups: Groups, curve_set: CurveSet, options: Options, budget: float, costs: Costs, trust: float = 1.0,
     asked: Asked = NOTHING,

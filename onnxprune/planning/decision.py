@@ -211,28 +211,25 @@ class Informed:
         for heads in (False, True) if options.heads and options.scope == "sensitivity" else (options.heads,):
             trial = replace(options, heads=heads)  # whole heads are the dearest units: only where nothing else is left
             curve_set = self.curve_set(trial)
-            removed = self._spent(curve_set, trial, wanted)
-            if any(removed[unit] for unit in curve_set.branches):
-                removed = self._better(removed, curve_set, trial, wanted)
+            removed = self._better(self._spent(curve_set, trial, wanted), curve_set, trial, wanted)
             if not groups.rows or _cost(groups, costs, removed) <= SLACK * wanted:
                 break
         return removed, curve_set
 
     def _spent(self, curve_set: curves.CurveSet, options: Options, wanted: float) -> Mask:
         """What goes where the budget is spent along the curves, and on residual branches."""
-        shares = curves.shares(self.groups, curve_set, options, wanted, self.costs, self.trust, self.asked)
-        removed = select(self.groups, curve_set.scores, options, shares, self.asked)
-        removed[[unit for unit in curve_set.branches if shares.get(unit)]] = True
-        return removed
+        return curves.spent(self.groups, curve_set, options, wanted, self.costs, self.trust, self.asked)
 
     def _better(self, removed: Mask, curve_set: curves.CurveSet, options: Options, wanted: float) -> Mask:
         """Of the plan by which residual branches go, one by which at most half of these may and one by which none does,
         that by which the outputs lose least: what each branch costs alone was measured; several cost more."""
         went = [unit for unit in branches.by_rate(self.groups, curve_set.branches, self.costs) if removed[unit]]
+        if not went:
+            return removed
         plans = [removed]
-        for some in (went[: len(went) // 2], []) if len(went) > 1 else ([],):
-            fewer = replace(curve_set, branches={unit: curve_set.branches[unit] for unit in some})
-            plan = self._spent(fewer, options, wanted)
+        for count in sorted({len(went) // 2, 0}, reverse=True):
+            some = {unit: curve_set.branches[unit] for unit in went[:count]}
+            plan = self._spent(replace(curve_set, branches=some), options, wanted)
             if _cost(self.groups, self.costs, plan) <= SLACK * wanted:
                 plans.insert(0, plan)  # of equals, the one with fewer branches
         lost = Trials(self.groups, curve_set.sites, self.parts, options, len(plans)).lost(plans)
