@@ -107,7 +107,7 @@ class Segments:
         )
         alone.weights.update(numbers)
         for name in [name for name in sizes if name in self.convolved and len(sizes[name]) == 4]:
-            if all(_convolves(graph.nodes[k], name) for k in nodes if name in graph.reads[k]):
+            if all(_any_layout(graph.nodes[k], name) for k in nodes if name in graph.reads[k]):
                 size = sizes.pop(name)
                 sizes[_put_before(alone, name, size[1])] = (size[0], 1, *size[2:])
         return alone, sizes
@@ -158,17 +158,23 @@ class Segments:
         )
 
 
-def _convolves(node: NodeProto, name: str) -> bool:
-    """Whether a node is a convolution of a tensor."""
-    return node.op_type == "Conv" and node.input[0] == name
+def _any_layout(node: NodeProto, name: str) -> bool:
+    """Whether a node takes this input in a layout of the runtime's own: a convolution, or a sum, which is fused with
+    the convolution that makes its other input if both have that layout."""
+    return node.op_type == "Add" or (node.op_type == "Conv" and node.input[0] == name)
 
 
 def _put_before(alone: Model, name: str, channels: int) -> str:
     """Let a convolution of one channel make what a segment is given, in the layout that the runtime has for it; the
-    name of what that is given."""
+    name of what that is given. With an activation behind it no sum of the segment is fused with it."""
     given = next(info for info in alone.graph.input if info.name == name)
     given.name, weight = f"{FRONT}{name}", f"{FRONT}weight_{name}"
-    alone.graph.node.insert(0, helper.make_node("Conv", [given.name, weight], [name], given.name))
+    nodes = [*alone.graph.node]
+    del alone.graph.node[:]
+    made = f"{FRONT}made_{name}"
+    alone.graph.node.append(helper.make_node("Conv", [given.name, weight], [made], given.name))
+    alone.graph.node.append(helper.make_node("Relu", [made], [name], made))
+    alone.graph.node.extend(nodes)
     given.type.tensor_type.shape.dim[1].dim_value = 1
     alone.weights[weight] = Weight.of(np.ones((channels, 1, 1, 1), np.float32))
     return str(given.name)
