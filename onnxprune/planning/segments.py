@@ -7,6 +7,7 @@ contractions and what is fused with them; nothing is run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -106,11 +107,17 @@ class Segments:
             [helper.make_tensor_value_info(name, self._kind(name), None) for name in ends],
         )
         alone.weights.update(numbers)
-        for name in [name for name in sizes if name in self.convolved and len(sizes[name]) == 4]:
-            if all(_any_layout(graph.nodes[k], name) for k in nodes if name in graph.reads[k]):
-                size = sizes.pop(name)
-                sizes[_put_before(alone, name, size[1])] = (size[0], 1, *size[2:])
-        return alone, sizes
+        return alone, self._with_fronts(alone, sizes)
+
+    def _with_fronts(self, alone: Model, sizes: Mapping[str, tuple[int, ...]]) -> Inputs:
+        """Put a convolution before what one makes in the whole graph; the sizes of what is given now."""
+        found = dict(sizes)
+        for name, size in sizes.items():
+            readers = [node for node in alone.graph.node if name in needs(node)]
+            if name in self.convolved and len(size) == 4 and all(_any_layout(node, name) for node in readers):
+                del found[name]
+                found[_put_before(alone, name, size[1])] = (size[0], 1, *size[2:])
+        return found
 
     @cached_property
     def convolved(self) -> set[str]:
