@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
 
@@ -142,6 +143,29 @@ def test_what_may_not_go_stays_however_small_the_budget() -> None:
     ]
     choices = [Choice(u, x) for u, x in zip(units, losses, strict=True)]
     assert allocate(choices, costs, NONE, 0.0) == [0.25, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize(("left", "wanted"), [(9.0, [0.25, 0, 0]), (4.1, [0, 1, 0]), (2.1, [0, 1, 0.5])])
+def test_what_goes_with_a_branch_is_not_lost_twice(stepped: bool, left: float, wanted: list[float]) -> None:
+    """The first set is inside the branch that the second one stands for: a cost of 10 in all, as the third one has 4.
+    Best of all allocations, by brute force below: with the branch gone, no unit of the first set need go besides."""
+    inner, branch, other = range(4), [4], range(5, 9)
+    ids = [np.array(inner), np.array(branch), np.array(other)]
+    costs = Costs(np.array([6.0, 4.0]), [(ids[0], ids[1]), (ids[2],)])
+    if stepped:
+        costs = replace(costs, stairs=[[np.linspace(0, 1, 5), None], [None]])
+    curves = [np.array([0, 1, 2.5, 4.5, np.inf]), np.array([0, 5.0]), np.array([0, 1.2, 3, 6, np.inf])]
+    choices = [Choice(inner, curves[0]), Choice(branch, curves[1], inside=(0,)), Choice(other, curves[2])]
+    taken = allocate(choices, costs, NONE, left)
+    assert taken == wanted
+
+    def lost(t: tuple[float, ...]) -> float:
+        each = [float(x[round(share * (len(x) - 1))]) for x, share in zip(curves, t, strict=True)]
+        return each[1] + each[2] if t[1] else sum(each)
+
+    fits = [t for t in allowed(choices) if spent([inner, range(4, 5), other], costs, list(t), 12) <= left + 1e-9]
+    assert lost(tuple(taken)) == min(map(lost, fits))
 
 
 def test_what_saves_nothing_is_not_taken() -> None:

@@ -15,6 +15,7 @@ from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.pipeline import Clock, analysed, proven
+from onnxprune.planning import Planner, branches, settled, trials
 from onnxprune.rewrite import branches as rewriting
 from onnxprune.trace import Groups
 
@@ -219,6 +220,62 @@ def test_branches_stay_where_the_user_says_so() -> None:
     assert not [b for b in groups_of(model, nodes_to_exclude=["MatMul_1"]).branches.values() if b.name == "t"]
     with pytest.raises(UsageError, match="whole branches go only where what the outputs lose is measured"):
         onnxprune.prune(model, fast=True, blocks=True)
+
+
+THREE = (*TWO, BLOCK.format("r", "u"), "v = Add(u, rf)")
+
+
+def decider(**options: Any) -> Planner:
+    groups = analysed(Model.load(stack(*THREE, last="v")), made := Options(of="macs", **options).resolved(), Clock())
+    return Planner(groups, settled(groups, made))
+
+
+def test_what_only_a_branch_needs_goes_with_it() -> None:
+    groups = groups_of(stack(*TWO, last="u"))
+    for unit, branch in groups.branches.items():
+        own = {"t": {"wpa", "wpb"}, "u": {"wqa", "wqb"}}[branch.name]
+        inner = branches.within(groups, unit) & groups.prunable
+        held = {s.parameter for s, _, ids in groups.blocks if inner[groups.classes[ids]].any()}
+        assert inner.sum() == 12
+        assert held == own
+
+
+@pytest.mark.parametrize(("errors", "gone"), [((0.3, 0.2, 0.1), 3), ((0.3, 0.1, 0.2), 1), ((0.1, 0.1, 0.2), 0), ((None, 0.5, None), 1)])
+def test_as_many_branches_go_as_lose_least_together(
+    errors: tuple[float | None, ...], gone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone each branch loses nothing; with none, one and three of them gone the outputs lose these `errors`."""
+    planner = decider(ratio=0.7)
+    units = [*planner.groups.branches]
+
+    def lost(trials: Any, cuts: Any) -> list[float | None]:
+        counts = [int(cut[units].sum()) for cut in cuts]
+        if not any(counts):  # the shares of widths are tried
+            return [0.5] * len(counts)
+        assert counts == [0, 1, 3]
+        return [*errors]
+
+    monkeypatch.setattr("onnxprune.planning.branches.measured", lambda *args: dict.fromkeys(units, 1e-9))
+    monkeypatch.setattr(trials.Trials, "lost", lost)
+    assert planner(planner.options).removed[units].sum() == gone
+
+
+def test_where_time_is_short_the_branches_that_look_best_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of three branches adds next to nothing: it is the one that a single trial goes to."""
+    model = stack(*THREE, last="v")
+    for tensor in model.graph.initializer:
+        if tensor.name == "wqb":
+            tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * 1e-3).tobytes()
+    seen: dict[bool | None, dict[str, float]] = {}
+    monkeypatch.setattr(trials, "_work", lambda trace, count, *pace: count * trials.MOST_WORK / 1.5)
+    for asked in (True, None):
+        groups = analysed(Model.load(model), options := Options(of="macs", ratio=0.3, blocks=asked).resolved(), Clock())
+        found = Planner(groups, settled(groups, options))(options).curve_set
+        assert found is not None
+        seen[asked] = {groups.branches[unit].name: loss for unit, loss in found.branches.items()}
+    assert [*seen[True]] == ["u"]
+    assert seen[True]["u"] < 1e-3
+    assert seen[None] == {}
 
 
 def test_a_plan_of_another_network() -> None:

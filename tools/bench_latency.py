@@ -1,6 +1,6 @@
 """What is left of accuracy at equal measured latency: networks x ways of spending the budget x bounds.
 
-    python tools/get_models.py CACHE --only fashion cifar minilm_l3
+    python tools/get_models.py CACHE --only fashion cifar minilm_l3 minilm_l6
     python tools/train_lm.py LM && python tools/export_lm.py LM/forms
     python tools/bench_latency.py CACHE --lm LM --json RESULTS [--nets NAME ...] [--bounds 0.75 0.55] [--predict]
 
@@ -39,7 +39,7 @@ from onnxprune.planning.timings import costs
 from onnxprune.rewrite import rewrite
 from onnxprune.run import deployed
 from onnxprune.shapes import infer
-from tools.lm.measuring import perplexity, windows
+from tools.lm.measuring import BATCH, feed_of, perplexity, session_of, windows
 from tools.tasks import batches, run, tasks
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -48,8 +48,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "latency": {"of": "latency", "blocks": False},
     "latency+blocks": {"of": "latency", "blocks": True},
 }
-TASKS = ("fashion_folded", "cifar_resnet", "cifar_mobile", "minilm_l3")
+TASKS = ("fashion_folded", "cifar_resnet", "cifar_mobile", "minilm_l3", "minilm_l6")
 SAMPLES = 256
+TOKENS = 128
+"""Of a sample of the language model."""
 CLOCK = clock_of(("cpu",), 1)
 TURNS, TURN = 30, 0.05
 """How often, and for how long at a time, every file runs."""
@@ -80,8 +82,8 @@ def nets(cache: Path, lm: Path | None) -> dict[str, Net]:
             )  # fmt: skip
     if lm and (lm / "forms" / "plain.onnx").exists():
         found["small_lm"] = Net(
-            lm / "forms" / "plain.onnx", lambda: str(lm / "train.txt"),
-            lambda path: perplexity(path, windows(held_out(lm))), "perplexity", False,
+            lm / "forms" / "plain.onnx", lambda: read(lm),
+            lambda path: perplexity(path, windows(ids_of(lm, "held_out.txt"))), "perplexity", False,
         )  # fmt: skip
     return found
 
@@ -91,11 +93,18 @@ def score(task: Any, path: Path) -> float:
     return float(np.mean(task.score(run(task, path, feeds, 32), labels)))
 
 
-def held_out(lm: Path) -> np.ndarray:
+def ids_of(lm: Path, text: str) -> np.ndarray:
     from tokenizers import Tokenizer
 
-    text = (lm / "held_out.txt").read_text("utf-8")
-    return np.array(Tokenizer.from_file(str(lm / "forms" / "tokenizer.json")).encode(text).ids, np.int64)
+    words = (lm / text).read_text("utf-8")
+    return np.array(Tokenizer.from_file(str(lm / "forms" / "tokenizer.json")).encode(words).ids, np.int64)
+
+
+def read(lm: Path) -> list[dict[str, np.ndarray]]:
+    """Windows of TOKENS from all over the text that the language model was trained on."""
+    ids, session = ids_of(lm, "train.txt"), session_of(lm / "forms" / "plain.onnx")
+    rows = np.stack([ids[k : k + TOKENS] for k in np.linspace(0, len(ids) - TOKENS, SAMPLES).astype(int)])
+    return [feed_of(session, part) for part in np.split(rows, SAMPLES // BATCH)]
 
 
 def made(net: Net, way: str, bounds: list[float], out: Path) -> list[Row]:

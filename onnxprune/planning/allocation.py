@@ -24,11 +24,13 @@ ALIKE = 1e-3
 @dataclass(frozen=True)
 class Choice:
     """One set of linked units: `units` in it, `losses[k]` after share k / (len(losses) - 1) of them is gone, or share
-    `gone[k]` (inf: not allowed), in the same measure for all sets."""
+    `gone[k]` (inf: not allowed), in the same measure for all sets. inside: other sets (by number) that go with it, as
+    they are of a residual branch that this one stands for: its loss is that of all of them."""
 
     units: Sequence[int]
     losses: Array
     gone: Array | None = None
+    inside: tuple[int, ...] = ()
 
     @property
     def shares(self) -> Array:
@@ -115,6 +117,11 @@ class _Walk:
 
     def __init__(self, choices: Sequence[Choice], blocks: Blocks) -> None:
         self.blocks = blocks
+        self.inside = [c.inside for c in choices]
+        self.around: list[list[int]] = [[] for _ in choices]
+        for p, inside in enumerate(self.inside):
+            for q in inside:
+                self.around[q].append(p)
         self.paths = [self.path(c) for c in choices]
         self.at = [0] * len(choices)
         self.taken = np.zeros(len(choices))
@@ -126,15 +133,23 @@ class _Walk:
         return [(float(choice.shares[k]), loss) for k, loss in _hull(choice.losses)]
 
     def move(self, p: int, by: int) -> None:
-        """To another corner of one path."""
+        """To another corner of one path. What goes with it need lose nothing besides."""
         self.at[p] += by
         self.taken[p] = self.paths[p][self.at[p]][0]
-        self.ahead[p] = self._ahead(p)
+        for q in self.inside[p]:
+            if self.at[q]:
+                self.move(q, -self.at[q])
+        for q in (p, *self.around[p]):
+            self.ahead[q] = self._ahead(q)
 
     def _ahead(self, p: int) -> tuple[float, float]:
         """(share, loss) from where a path is to its next corner; no share at its end."""
         path, at = self.paths[p], self.at[p]
-        return (path[at + 1][0] - path[at][0], path[at + 1][1] - path[at][1]) if at + 1 < len(path) else (0.0, 0.0)
+        return (path[at + 1][0] - path[at][0], path[at + 1][1] - self.lost(p)) if at + 1 < len(path) else (0.0, 0.0)
+
+    def lost(self, p: int) -> float:
+        """What is lost so far of a set and of those that would go with it."""
+        return sum(self.paths[q][self.at[q]][1] for q in (p, *self.inside[p]))
 
     def steps(self, paid: Paid, short: float) -> Iterator[_Step]:
         """Of the steps to the next corner of a path, where that saves anything of what is `paid`, those that pay best,
@@ -192,7 +207,7 @@ class _Leaps(_Walk):
         """Of each set the step that pays best, and the one that loses least of those that save what is `short`."""
         for p, (path, at) in enumerate(zip(self.paths, self.at, strict=True)):
             saved = self.savings(p)[at + 1 :]
-            lost = np.array([loss for _, loss in path[at + 1 :]]) - path[at][1]
+            lost = np.array([loss for _, loss in path[at + 1 :]]) - self.lost(p)
             pays, enough = np.flatnonzero(saved > 0), np.flatnonzero(saved >= short)
             if pays.size:
                 found = {int(pays[(lost[pays] / saved[pays]).argmin()])}

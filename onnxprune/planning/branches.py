@@ -5,34 +5,71 @@ Knows branches and trials, no operator.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from onnxprune.options import Options, Progress
+from onnxprune.planning.costs import Costs
 from onnxprune.planning.named import Asked
-from onnxprune.planning.trials import Trials
+from onnxprune.planning.trials import Trials, affordable
 from onnxprune.trace import Groups, Mask
 
 
 def measured(
     groups: Groups, trials: Trials, options: Options, asked: Asked, progress: Progress | None = None
 ) -> dict[int, float]:
-    """The output error without each branch that may go, by its class, when what is left makes up for it; nothing where
-    that takes too long and nobody asked for it."""
+    """The output error without each branch that may go, by its class, when what is left makes up for it. Where there is
+    no time to refit without each, beside the other trials: nothing, or, as branches pay in time, those that looked best
+    as they are, if the budget is time or they were asked for."""
     may = free(groups, asked)
-    if options.blocks is False or not (options.blocks or trials.room(len(may))):
+    if options.blocks is False or not may:
         return {}
+    if not trials.room(len(may)):
+        if not (options.blocks or options.of == "latency"):
+            return {}
+        trials = trials.others(len(may))
+    if not trials.by_refit and (most := affordable(groups.trace, options)):
+        rough = dict(zip(may, trials.lost(_without(groups, may)), strict=True))
+        best = sorted((unit for unit in may if rough[unit] is not None), key=lambda unit: rough[unit] or 0.0)[:most]
+        may = [unit for unit in may if unit in best]
+        trials = trials.others(len(may))
 
     def cuts() -> Iterator[Mask]:
-        for k, unit in enumerate(may):
+        for k, removed in enumerate(_without(groups, may)):
             if progress:
                 progress("branches", k / len(may))
-            removed = np.zeros(len(groups.prunable), bool)
-            removed[unit] = True
             yield removed
 
     return {unit: error for unit, error in zip(may, trials.lost(cuts()), strict=True) if error is not None}
+
+
+def _without(groups: Groups, units: Sequence[int]) -> Iterator[Mask]:
+    """Nothing removed but each of these."""
+    for unit in units:
+        removed = np.zeros(len(groups.prunable), bool)
+        removed[unit] = True
+        yield removed
+
+
+def by_rate(groups: Groups, lost: Mapping[int, float], costs: Costs) -> list[int]:
+    """The branches of which it is known what is lost without them, those first that save most of the cost for it."""
+    rates = {}
+    for unit, removed in zip(lost, _without(groups, [*lost]), strict=True):
+        saved = costs.whole - costs.total(groups.alive(groups.kept_ids(removed)))
+        rates[unit] = lost[unit] / saved if saved > 0 else np.inf
+    return sorted(rates, key=rates.__getitem__)
+
+
+def within(groups: Groups, unit: int) -> Mask:
+    """[classes]: those of which nothing is left without the residual branch of this class, as no other node reads a
+    parameter that they cut."""
+    nodes, readers = groups.branches[unit].nodes, groups.trace.readers
+    found = np.ones(len(groups.prunable), bool)
+    for s, _, ids in groups.blocks:
+        if not nodes.issuperset(readers[s.parameter]):
+            found[groups.classes[ids]] = False
+    return found
 
 
 def free(groups: Groups, asked: Asked) -> list[int]:

@@ -184,6 +184,17 @@ def _between(curves: Sequence[Curve], tried: set[int]) -> None:
             curve.factor = float(np.exp(np.interp(k, at, logs)))
 
 
+def spent(
+    groups: Groups, curve_set: CurveSet, options: Options, budget: float, costs: Costs, trust: float = 1.0,
+    asked: Asked = NOTHING,
+) -> Mask:  # fmt: skip
+    """What goes, units and residual branches, with the `shares` that bring `costs` down to `budget`."""
+    found = shares(groups, curve_set, options, budget, costs, trust, asked)
+    removed = select(groups, curve_set.scores, options, found, asked)
+    removed[[unit for unit in curve_set.branches if found.get(unit)]] = True
+    return removed
+
+
 def shares(
     groups: Groups, curve_set: CurveSet, options: Options, budget: float, costs: Costs, trust: float = 1.0,
     asked: Asked = NOTHING,
@@ -200,7 +211,10 @@ def shares(
     total = costs.sum_of(budget)
     choices = _choices(free, options, costs, dead, total, trust)
     whole = curve_set.branches if options.blocks or (options.blocks is None and trust > UNKNOWN) else {}
-    choices += [Choice([unit], np.array([0.0, loss])) for unit, loss in whole.items()]
+    for unit, loss in whole.items():
+        within = branches.within(groups, unit)
+        inside = tuple(k for k, c in enumerate(free) if within[c.part.members].all())
+        choices.append(Choice([unit], np.array([0.0, loss]), inside=inside))
     taken = allocate(choices, costs, dead, total)
     return dict(zip((*(c.part.name for c in free), *whole), taken, strict=True))
 

@@ -16,7 +16,7 @@ from onnxprune.data import Calibration
 from onnxprune.errors import RuntimeFailure
 from onnxprune.fit import normalisations, re_estimated
 from onnxprune.options import Options, Progress
-from onnxprune.planning import criteria, curves, timings
+from onnxprune.planning import branches, criteria, curves, timings
 from onnxprune.planning.costs import Costs
 from onnxprune.planning.criteria.inputs import CriterionInputs
 from onnxprune.planning.limits import FLOOR
@@ -211,26 +211,29 @@ class Informed:
         for heads in (False, True) if options.heads and options.scope == "sensitivity" else (options.heads,):
             trial = replace(options, heads=heads)  # whole heads are the dearest units: only where nothing else is left
             curve_set = self.curve_set(trial)
-            shares = curves.shares(groups, curve_set, trial, wanted, costs, self.trust, self.asked)
-            removed = select(groups, curve_set.scores, trial, shares, self.asked)
-            if went := [unit for unit in curve_set.branches if shares.get(unit)]:
-                removed[went] = True
-                removed = self._better(removed, curve_set, trial, wanted)
+            removed = self._better(self._spent(curve_set, trial, wanted), curve_set, trial, wanted)
             if not groups.rows or _cost(groups, costs, removed) <= SLACK * wanted:
                 break
         return removed, curve_set
 
+    def _spent(self, curve_set: curves.CurveSet, options: Options, wanted: float) -> Mask:
+        """What goes where the budget is spent along the curves, and on residual branches."""
+        return curves.spent(self.groups, curve_set, options, wanted, self.costs, self.trust, self.asked)
+
     def _better(self, removed: Mask, curve_set: curves.CurveSet, options: Options, wanted: float) -> Mask:
-        """A plan by which residual branches go, or, where the outputs lose less by it, the one by which none does: what
-        each branch costs alone was measured, and several together cost more."""
-        groups, narrow = self.groups, replace(options, blocks=False)
-        shares = curves.shares(groups, curve_set, narrow, wanted, self.costs, self.trust, self.asked)
-        without = select(groups, curve_set.scores, narrow, shares, self.asked)
-        if _cost(groups, self.costs, without) > SLACK * wanted:
+        """Of the plan by which residual branches go, one by which at most half of these may and one by which none does,
+        that by which the outputs lose least: what each branch costs alone was measured; several cost more."""
+        went = [unit for unit in branches.by_rate(self.groups, curve_set.branches, self.costs) if removed[unit]]
+        if not went:
             return removed
-        trials = Trials(groups, curve_set.sites, self.parts, options, 2)
-        lost = trials.lost([removed, without])
-        return without if lost[1] is not None and (lost[0] is None or lost[1] <= lost[0]) else removed
+        plans = [removed]
+        for count in sorted({len(went) // 2, 0}, reverse=True):
+            some = {unit: curve_set.branches[unit] for unit in went[:count]}
+            plan = self._spent(replace(curve_set, branches=some), options, wanted)
+            if _cost(self.groups, self.costs, plan) <= SLACK * wanted:
+                plans.insert(0, plan)  # of equals, the one with fewer branches
+        lost = Trials(self.groups, curve_set.sites, self.parts, options, len(plans)).lost(plans)
+        return min(zip(lost, plans, strict=True), key=lambda one: np.inf if one[0] is None else one[0])[1]
 
 
 @steady()

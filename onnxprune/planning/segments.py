@@ -7,17 +7,21 @@ contractions and what is fused with them; nothing is run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.model import Model, Topology, Weight, needs
 from onnxprune.rewrite import rewrite
 from onnxprune.shapes import Inputs, Shapes
 from onnxprune.trace import Groups, Ids, Mask, Trace, new_dims
+
+FRONT = "front_of_"
+"""How the name of a node begins that is put before a segment, and is no part of it."""
 
 
 @dataclass
@@ -103,7 +107,26 @@ class Segments:
             [helper.make_tensor_value_info(name, self._kind(name), None) for name in ends],
         )
         alone.weights.update(numbers)
-        return alone, sizes
+        return alone, self._with_fronts(alone, sizes)
+
+    def _with_fronts(self, alone: Model, sizes: Mapping[str, tuple[int, ...]]) -> Inputs:
+        """Put a convolution before what one makes in the whole graph; the sizes of what is given now."""
+        found = dict(sizes)
+        for name, size in sizes.items():
+            readers = [node for node in alone.graph.node if name in needs(node)]
+            if name in self.convolved and len(size) == 4 and all(_any_layout(node, name) for node in readers):
+                del found[name]
+                found[_put_before(alone, name, size[1])] = (size[0], 1, *size[2:])
+        return found
+
+    @cached_property
+    def convolved(self) -> set[str]:
+        """Tensors that a convolution makes, or what a runtime fuses with one: it may keep them in a layout of its own,
+        of which another convolution needs to have a plain one made."""
+        nodes = self.graph.nodes
+        by = [segment for segment in self.found if any(nodes[k].op_type == "Conv" for k in segment.nodes)]
+        made = {name for segment in by for k in segment.nodes for name in nodes[k].output}
+        return {name for name in made if self._kind(name) == TensorProto.FLOAT}
 
     def _borders(self, segment: Segment) -> tuple[list[str], set[str]]:
         """The tensors that others read of a segment, and all that it could be given: inputs of the graph, and what
@@ -140,6 +163,28 @@ class Segments:
             edits=[(i, edit) for i, edit in self.trace.edits if i in inside],
             blocks={name: blocks for name, blocks in self.trace.blocks.items() if name in touched},
         )
+
+
+def _any_layout(node: NodeProto, name: str) -> bool:
+    """Whether a node takes this input in a layout of the runtime's own: a convolution, or a sum, which is fused with
+    the convolution that makes its other input if both have that layout."""
+    return node.op_type == "Add" or (node.op_type == "Conv" and node.input[0] == name)
+
+
+def _put_before(alone: Model, name: str, channels: int) -> str:
+    """Let a convolution of one channel make what a segment is given, in the layout that the runtime has for it; the
+    name of what that is given. With an activation behind it no sum of the segment is fused with it."""
+    given = next(info for info in alone.graph.input if info.name == name)
+    given.name, weight = f"{FRONT}{name}", f"{FRONT}weight_{name}"
+    nodes = [*alone.graph.node]
+    del alone.graph.node[:]
+    made = f"{FRONT}made_{name}"
+    alone.graph.node.append(helper.make_node("Conv", [given.name, weight], [made], given.name))
+    alone.graph.node.append(helper.make_node("Relu", [made], [name], made))
+    alone.graph.node.extend(nodes)
+    given.type.tensor_type.shape.dim[1].dim_value = 1
+    alone.weights[weight] = Weight.of(np.ones((channels, 1, 1, 1), np.float32))
+    return str(given.name)
 
 
 def signature(model: Model, sizes: Inputs) -> list[Any]:

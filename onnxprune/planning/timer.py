@@ -29,7 +29,7 @@ from onnxprune.measure import bound, clock_of, runnable, turn
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.planning.buckets import LinkedBuckets
-from onnxprune.planning.segments import Segment, Segments, signature
+from onnxprune.planning.segments import FRONT, Segment, Segments, signature
 from onnxprune.planning.selection import parts
 from onnxprune.rewrite import rewrite
 from onnxprune.run import PROVIDERS, deployed, runtime_version
@@ -45,8 +45,9 @@ LEAST = 3
 LEAST_SECONDS = 1e-7
 TOGETHER = 1 << 28
 """Bytes of weights that are timed in turns at once, beyond the first two segments."""
-LAYOUT = {"ReorderInput", "ReorderOutput"}
-"""Kernels that only change the layout of tensors: alone, a segment needs them at both ends; in the model hardly."""
+FROM_PLAIN, TO_PLAIN = "ReorderInput", "ReorderOutput"
+"""Kernels that only change the layout of tensors: alone, a segment begins with the first and ends with the second; in
+the model it hardly does."""
 Alone = tuple[Model, Inputs]
 
 
@@ -199,16 +200,20 @@ def _quick(seconds: Sequence[float]) -> float:
 
 
 def _kernels(session: Any) -> list[float]:
-    """Seconds that the kernels of each run took, but for those that only change layouts."""
+    """Seconds that the kernels of each run took, but for what is put before a segment, and for those that change
+    layouts where the model hardly does: a plain layout is made of another inside a segment only."""
     events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
-    runs, spent = [], 0.0
+    runs, spent, layout = [], 0.0, 0.0
     for event in events:
-        kernel = event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-        if kernel and event["args"].get("op_name") not in LAYOUT:
-            spent += event["dur"] * 1e-6
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            seconds, kind = event["dur"] * 1e-6, event["args"].get("op_name")
+            if kind == TO_PLAIN:
+                layout += seconds
+            elif not event["name"].startswith(FRONT) and kind != FROM_PLAIN:
+                spent, layout = spent + layout + seconds, 0.0
         elif event["name"] == "model_run":
             runs.append(spent)
-            spent = 0.0
+            spent = layout = 0.0
     return runs
 
 

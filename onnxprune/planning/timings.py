@@ -6,6 +6,7 @@ segments, widths and seconds, not what a unit is worth.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -17,7 +18,7 @@ from onnxprune.options import Options, Progress
 from onnxprune.planning.costs import Array, Costs
 from onnxprune.planning.kernels import BLOCK, Kernel, Point, Stair, fitted, rounded, targets
 from onnxprune.planning.profile import share
-from onnxprune.planning.segments import Segment
+from onnxprune.planning.segments import Segment, signature
 from onnxprune.planning.selection import select
 from onnxprune.planning.timer import Timer
 from onnxprune.trace import Groups, Ids
@@ -41,10 +42,11 @@ def costs(groups: Groups, options: Options, progress: Progress | None = None) ->
     timer = Timer(groups, options)
     found = timer.segments.found
     kernels = []
+    known: dict[str, Kernel] = {}
     for k, segment in enumerate(found):
         if progress:
             progress("timing", k / len(found))
-        kernels.append(kernel(timer, segment))
+        kernels.append(kernel(timer, segment, known))
     timer.save()
     made = _costs(groups, list(zip(found, kernels, strict=True)))
     return replace(made, prices=_prices(timer, made))
@@ -64,9 +66,26 @@ def _prices(timer: Timer, made: Costs) -> tuple[tuple[float, float], ...]:
     return tuple(prices)
 
 
-def kernel(timer: Timer, segment: Segment) -> Kernel:
-    """How the time of a segment follows from the widths of its blocks."""
+def kernel(timer: Timer, segment: Segment, known: dict[str, Kernel]) -> Kernel:
+    """How the time of a segment follows from the widths of its blocks. known: of segments before, which is added to:
+    layers of equal sizes are alike, and to cut each of them at all widths takes longer than to time one."""
     some = list(_lost(timer, segment))
+    alike = _alike(timer, segment, some)
+    if alike not in known:
+        known[alike] = _timed(timer, segment, some)
+    return known[alike]
+
+
+def _alike(timer: Timer, segment: Segment, some: Sequence[Lost]) -> str:
+    """Equal for segments that are the same as they are, and where one block is as narrow as it is timed alone."""
+    alone = [lost for k, lost in enumerate(some) if not k or {*lost} != {*some[k - 1]}]
+    cut = [timer.alone(segment, lost) for lost in alone]
+    widths = [None if one is None else [int(one[0][b].sum()) for b in segment.blocks] for one in cut]
+    return json.dumps([widths, [[*lost.values()] for lost in some], [one and signature(*one[1]) for one in cut]])
+
+
+def _timed(timer: Timer, segment: Segment, some: Sequence[Lost]) -> Kernel:
+    """The kernel that takes what a segment takes without each of these."""
     cut = [alone for lost in some if (alone := timer.alone(segment, lost)) is not None]
     seconds = timer.seconds([piece for _, piece in cut])
     points = [

@@ -72,7 +72,7 @@ class Trials:
 
     def __init__(self, groups: Groups, sites: Sequence[Site], inputs: Parts, options: Options, count: int) -> None:
         self.options, self.count = options, count
-        self.groups, self.sites, self.seed = groups, sites, options.seed
+        self.groups, self.sites, self.inputs, self.seed = groups, sites, inputs, options.seed
         self.samples, self.light = _pace(groups.trace, options, count)
         self.by_refit = self.samples > 0
         self.some = lightly(groups, inputs, self.samples or PACES[0][0])
@@ -109,6 +109,10 @@ class Trials:
         trace, pace = self.groups.trace, (self.samples, self.light)
         return self.by_refit and (self.options.effort == "high" or _work(trace, self.count + more, *pace) <= MOST_WORK)
 
+    def others(self, count: int) -> Trials:
+        """So many trials of other cuts, with time of their own."""
+        return Trials(self.groups, self.sites, self.inputs, self.options, count)
+
     def _begun(self, removed: Mask) -> Callable[[], Made]:
         """What gives the refitted graph, once what comes before the cut was run; or the error that this ended in."""
         try:
@@ -136,6 +140,11 @@ def _raised(error: OnnxPruneError) -> Made:
 def most_trials(trace: Trace, options: Options) -> int:
     """How many trials are made at most, so that their time does not grow with the square of a graph."""
     return sys.maxsize if options.effort == "high" else max(FEWEST, MOST_NODES // max(len(trace.nodes), 1))
+
+
+def affordable(trace: Trace, options: Options) -> int:
+    """How many trials by refits do not take too long; none where the effort is low."""
+    return int(MOST_WORK / _work(trace, 1, *PACES[-1])) if options.effort == "normal" else 0
 
 
 def _pace(trace: Trace, options: Options, count: int) -> tuple[int, Light]:

@@ -79,21 +79,87 @@ class EnglishG2(nn.Module):
         return self.Prediction(self.SequenceModeling(x))
 
 
-def export(name: str, weights: Path, target: Path) -> None:
-    """Write the network `crepe_tiny` or `english_g2` with these weights as ONNX; batch and line width stay free."""
-    if name == "crepe_tiny":
-        model, example, names = Crepe(), torch.zeros(2, 1024), ("frames", "scores")
-        axes = {"frames": {0: "N"}, "scores": {0: "N"}}
-    else:
-        model, example, names = EnglishG2(), torch.zeros(2, 1, 64, 256), ("image", "scores")
-        axes = {"image": {0: "N", 3: "W"}, "scores": {0: "N", 1: "T"}}
+class Attention(nn.Module):
+    """Of BERT, with the sum and the norm behind it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.self = nn.ModuleDict({name: nn.Linear(width, width) for name in ("query", "key", "value")})
+        self.output = nn.ModuleDict({"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, 1e-12)})
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        n, length, width = x.shape
+        q, k, v = (layer(x).view(n, length, self.heads, -1).transpose(1, 2) for layer in self.self.values())
+        weights = torch.softmax(q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5 + mask, -1)
+        y = (weights @ v).transpose(1, 2).reshape(n, length, width)
+        return self.output["LayerNorm"](self.output["dense"](y) + x)
+
+
+class EncoderLayer(nn.Module):
+    """Of BERT."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, 4 * width)})
+        self.output = nn.ModuleDict({"dense": nn.Linear(4 * width, width), "LayerNorm": nn.LayerNorm(width, 1e-12)})
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.attention(x, mask)
+        y = F.gelu(self.intermediate["dense"](x))
+        return self.output["LayerNorm"](self.output["dense"](y) + x)
+
+
+class MiniLM(nn.Module):
+    """all-MiniLM-L6-v2 (Wang et al. 2020) with the parameter names of transformers' BertModel: ids and mask [n, tokens]
+    to the mean of the last layer over the tokens, [n, 384]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width, sizes = 384, {"word_embeddings": 30522, "position_embeddings": 512, "token_type_embeddings": 2}
+        self.embeddings = nn.ModuleDict({name: nn.Embedding(size, width) for name, size in sizes.items()})
+        self.embeddings["LayerNorm"] = nn.LayerNorm(width, 1e-12)
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(EncoderLayer(width, 12) for _ in range(6))})
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        e, kept = self.embeddings, mask.float()
+        x = e["word_embeddings"](ids) + e["token_type_embeddings"].weight[0]
+        x = e["LayerNorm"](x + e["position_embeddings"].weight[: ids.shape[1]])
+        for layer in self.encoder["layer"]:
+            x = layer(x, (1 - kept)[:, None, None] * -1e4)
+        return (x * kept[..., None]).sum(1) / kept.sum(1, keepdim=True)
+
+
+def _state(weights: Path) -> dict[str, Tensor]:
+    if weights.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(weights)
+        return {key: x for key, x in state.items() if not key.startswith("pooler.") and "position_ids" not in key}
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def export(name: str, weights: Path, target: Path) -> None:
+    """Write the network `crepe_tiny`, `english_g2` or `minilm_l6` with these weights as ONNX; batch, line width and
+    number of tokens stay free."""
+    if name == "crepe_tiny":
+        model, example, names = Crepe(), (torch.zeros(2, 1024),), ("frames", "scores")
+        axes = {"frames": {0: "N"}, "scores": {0: "N"}}
+    elif name == "english_g2":
+        model, example, names = EnglishG2(), (torch.zeros(2, 1, 64, 256),), ("image", "scores")
+        axes = {"image": {0: "N", 3: "W"}, "scores": {0: "N", 1: "T"}}
+    else:
+        ids = torch.ones(2, 48, dtype=torch.int64)
+        model, example, names = MiniLM(), (ids, ids), ("input_ids", "attention_mask", "embedding")
+        axes = {"input_ids": {0: "N", 1: "T"}, "attention_mask": {0: "N", 1: "T"}, "embedding": {0: "N"}}
+    model.load_state_dict(_state(weights))
     part = target.with_suffix(".part")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a batch size is traced, which these networks do not depend on
         torch.onnx.export(
-            model.eval(), (example,), str(part), input_names=[names[0]], output_names=[names[1]], dynamic_axes=axes,
+            model.eval(), example, str(part), input_names=names[:-1], output_names=names[-1:], dynamic_axes=axes,
             opset_version=17, dynamo=False,
         )  # fmt: skip
     part.replace(target)

@@ -1,4 +1,4 @@
-"""Sentence embeddings of MiniLM-L3 on the reviews and tweets of vaderSentiment, beside those of the dense model.
+"""Sentence embeddings of MiniLM, with three layers and with six, on texts of vaderSentiment, beside the dense model's.
 
 There is no label: the score is the cosine, cut at 0, between the embeddings of a model and of the dense one, so the
 dense model has 1.
@@ -76,7 +76,7 @@ def reference(data: Path, model: Path, n: int, seed: int) -> np.ndarray:
     """The dense model's embeddings of the test sentences, [n, 384]."""
     session = open_session(model)
     feeds = inputs(data, "test", n, seed)
-    return np.concatenate([session.run(["461"], piece)[0] for piece in batches(task(data, model), feeds, 64)])
+    return np.concatenate([session.run(None, piece)[-1] for piece in batches(task(data, model), feeds, 64)])
 
 
 def labelled(data: Path, model: Path, n: int, seed: int) -> tuple[Feeds, np.ndarray]:
@@ -84,7 +84,7 @@ def labelled(data: Path, model: Path, n: int, seed: int) -> tuple[Feeds, np.ndar
 
 
 def score(outputs: list[np.ndarray], wanted: np.ndarray) -> np.ndarray:
-    """The embedding is the last of the model's four outputs, [n, 384]."""
+    """The embedding is the last of the model's outputs, [n, 384]."""
     got = outputs[-1]
     scale = np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1)
     return np.clip((got * wanted).sum(1) / np.maximum(scale, 1e-12), 0, 1).astype(np.float64)
@@ -92,7 +92,7 @@ def score(outputs: list[np.ndarray], wanted: np.ndarray) -> np.ndarray:
 
 def task(data: Path, model: Path) -> Task:
     return Task(
-        name="minilm_l3",
+        name=model.stem,
         model=model,
         inputs=partial(inputs, data),
         labelled=partial(labelled, data, model),
@@ -105,4 +105,4 @@ def task(data: Path, model: Path) -> Task:
 
 
 def tasks(cache: Path) -> list[Task]:
-    return [task(cache / "data", cache / "models" / "minilm_l3.onnx")]
+    return [task(cache / "data", cache / "models" / f"{name}.onnx") for name in ("minilm_l3", "minilm_l6")]
