@@ -77,12 +77,10 @@ def _of_a_stage(proto: ModelProto, model: Model, options: Any, wanted: Sequence[
 def _own_options() -> Any:
     """Of sessions that work for a stage here. No buffer is planned to take another's place: among sizes that are open
     and have no name ONNX Runtime compares each with all that are free, 8 s for 5,000 nodes, and what is freed after
-    its last use is as good. Nor is memory taken in blocks of growing size: such a block stays as long as an output that
-    lies in it, and outputs stay where they were made."""
+    its last use is as good."""
     options = onnx_runtime().SessionOptions()
     options.intra_op_num_threads = threads()
     options.enable_mem_reuse = False
-    options.enable_cpu_mem_arena = False
     options.use_deterministic_compute = True
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy works between the runs
     return options
@@ -181,6 +179,7 @@ class Session:
         ort = onnx_runtime()
         options = _own_options()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED))
         proto, held = shared(self.model)
