@@ -148,7 +148,7 @@ def calibrated(groups: Groups, options: Options, progress: Progress | None = Non
     if own and inputs.samples < ENOUGH:
         now().warn(
             f"only {inputs.samples} sample{'s are' if inputs.samples > 1 else ' is'} looked at: fewer than {ENOUGH} "
-            "are often worse than those that are made up; give more, or leave --calib out"
+            "may be worse than those that are made up; give more, or leave --calib out"
         )
     return replace(inputs, feeds=_apart(groups, inputs.feeds, rows))
 
