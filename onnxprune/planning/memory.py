@@ -37,9 +37,10 @@ CROSSED = 11
 so far, those that are tried, and as above."""
 MAKING = 3
 """Of the layer whose inverse is in the making its second moments are held so often besides."""
-BATCH = 1.85
-"""Activations are held so often: with those of one batch of eight inside the runtime, which doubles its blocks, and
-with the gaps that arrays of a few megabytes leave where they are freed."""
+BATCH = 2.0
+"""Activations are held so often: with those of one batch of eight inside the runtime, which doubles its blocks, with
+those of the one before it, of which rows are picked meanwhile, and with the gaps that arrays of a few megabytes leave
+where they are freed."""
 ROWS, TARGETS = 2, 8
 """Sampled rows are held so often while a layer is solved for: batch by batch and joined; its targets so often: with
 what is added to them, what is predicted, and what is seen of both after a clip."""
