@@ -65,6 +65,15 @@ def test_the_end_of_a_net_makes_no_kernel_of_its_classes(end: str) -> None:
     assert memory.needs(grouped(model), Options()).memory == moments(*sites, weights=weights)
 
 
+def test_wide_windows_fit_into_what_is_allowed_where_nothing_is_said() -> None:
+    """A window of 64 samples of 128 channels has 8,192 columns, in a network of half a megabyte."""
+    model = graph(
+        "(float[N, 1, 256, 1] x) => (float[N, 8, 192, 1] y)", "a = Conv(x, v) b = Relu(a) y = Conv(b, w)",
+        v=(128, 1, 2, 1), w=(8, 128, 64, 1),
+    )  # fmt: skip
+    memory.checked(grouped(model), Options())
+
+
 def test_inputs_of_a_recurrent_layer_are_no_kernel() -> None:
     """Its weights have three axes, and a unit is one column of them: 32 inputs and 32 states here."""
     model = graph(

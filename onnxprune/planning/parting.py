@@ -33,9 +33,8 @@ SOLVED_MACS = 5e11
 FEW, FOLDS = 64, 4
 """With fewer samples the verdict is the mean over so many turns, in each of which another part of them judges."""
 ENOUGH = 32
-"""With fewer samples of the user's a cut costs more than with those that are made up (seen on the carried ResNet of 20
-layers: top-1 of 94.0 falls to 77.0, 80.0, 55.8, 90.6, 90.8 with 1, 2, 4, 8, 16, to 92.6 with 32, to 91.6 with made-up
-ones). A sample of text is many tokens."""
+"""With fewer samples of the user's made-up ones may leave more accuracy: what was seen of one network stands in
+`guide/data.md`. A sample of text is many tokens."""
 
 
 @dataclass(frozen=True)
