@@ -26,6 +26,7 @@ from onnxprune.model.model import SESSION_LIMIT, Model, opset
 from onnxprune.model.normalise import set_nodes, sorted_nodes
 from onnxprune.model.taken import Taken, fitted, gone, taken_from
 from onnxprune.model.topology import Topology
+from onnxprune.model.unneeded import unneeded
 from onnxprune.model.weight import FLOATS, HALVES, Array, Derived, Stored, Weight, dtype_of, nbytes_of
 
 __all__ = [
@@ -63,4 +64,5 @@ __all__ = [
     "sorted_nodes",
     "space_aside",
     "taken_from",
+    "unneeded",
 ]  # fmt: skip

@@ -36,6 +36,7 @@ from onnxprune.model.normalise import (
 )
 from onnxprune.model.storage import ExternalData
 from onnxprune.model.taken import Taken
+from onnxprune.model.untying import untie
 from onnxprune.model.weight import BITS, Array, Weight, described
 from onnxprune.model.wire import stream
 
@@ -227,8 +228,7 @@ class Model:
         """What an ONNX Runtime session takes: bytes, or above 1.5 GB a file in `folder` (by default in a temporary one
         that lives as long as this model)."""
         if self.size() < SESSION_LIMIT:
-            data: bytes = self.to_proto().SerializeToString()
-            return data
+            return bytes(self.to_proto().SerializeToString())
         if folder is None:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="onnxprune-")
             folder = self._folder.name
@@ -238,7 +238,7 @@ class Model:
 
     def normalised(self) -> Model:
         """A working copy: functions inlined, constants (of bodies, too) as initializers of the main graph, every tensor
-        and node under a name of its own, nodes in topological order."""
+        and node under a name of its own, nodes in topological order, layers of a recurrent stack apart (`untie`)."""
         model = self.copy()
         if model.skeleton.functions:
             model.skeleton = inlined(model.skeleton)
@@ -247,6 +247,7 @@ class Model:
         for scope in reversed(scopes(model.graph)):  # an outer graph is copied with what it holds
             room = model._lift(scope.graph, room)
             set_nodes(scope.graph, sorted_nodes(scope.graph.node))
+        untie(model.graph, model.weights, model.fresh_name, model._add)
         name_nodes(every_node(model.graph))
         count_axes_from_first(every_node(model.graph))
         return model
@@ -283,8 +284,7 @@ class Model:
                     stay.append(node)
                 else:
                     self._add(node.output[0], weight)
-            if len(stay) < len(graph.node):
-                set_nodes(graph, stay)
+            set_nodes(graph, stay)
         return room
 
     def _add(self, name: str, weight: Weight) -> None:

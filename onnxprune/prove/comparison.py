@@ -16,8 +16,9 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.model import Model, Weight, traits
 from onnxprune.options import Options
 from onnxprune.prove.branches import Decided, branch_choices, with_choices_forced
+from onnxprune.prove.findings import Findings
 from onnxprune.prove.original import Run
-from onnxprune.prove.pair import Findings, Pair
+from onnxprune.prove.pair import Pair
 from onnxprune.prove.places import Places
 from onnxprune.prove.redraw import redrawn
 from onnxprune.prove.slices import Source

@@ -12,8 +12,8 @@ from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.prove.comparison import Comparison, Shown
+from onnxprune.prove.findings import Findings
 from onnxprune.prove.finiteness import check_finite, ordinary_inputs
-from onnxprune.prove.pair import Findings
 from onnxprune.prove.places import Places
 from onnxprune.prove.regrouped import alike, told
 from onnxprune.prove.relabel import Kept

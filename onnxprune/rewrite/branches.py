@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto, helper
 
-from onnxprune.model import Model, bodies, every_node, needs, rearranged
+from onnxprune.model import Model, bodies, every_node, needs, rearranged, unneeded
 from onnxprune.rewrite.bounds import Ranges
-from onnxprune.rewrite.unneeded import unneeded
 from onnxprune.trace import Branch
 
 IDEMPOTENT = frozenset({"Relu", "Clip", "Abs", "Ceil", "Floor", "Round", "Sign"})
@@ -108,7 +107,7 @@ class _Dropping:
             if id(node) not in own:
                 _read_instead(node, self.now)
         ordered = [n for k, node in enumerate(self.nodes) for n in (*self.before.get(k, ()), node)]
-        dead = unneeded(self.model, ordered, self.gone, self.lost)
+        dead = unneeded(self.model.skeleton.graph, self.model.weights, ordered, self.gone, self.lost)
         alive = {name for name in direct if any(id(n) not in dead for n in self.readers[name])}
         self._name_as_before(alive)
         rearranged(self.model.skeleton.graph, self.before, {}, lambda node: id(node) in dead)

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto, helper
 
-from onnxprune.model import Model, every_node, forget_shapes, needs, rearranged, retain, scopes
+from onnxprune.model import Model, every_node, forget_shapes, needs, rearranged, retain, scopes, unneeded
 from onnxprune.rewrite.branches import drop
 from onnxprune.rewrite.parameters import Slicer
-from onnxprune.rewrite.unneeded import unneeded
 from onnxprune.trace import Editor, Mask, Trace, left
 
 
@@ -56,7 +55,7 @@ def _patch(trace: Trace, kept: Mask, model: Model) -> None:
     dead: set[int] = set()
     if gone:
         ordered = [n for k, node in enumerate(nodes) for n in (*before[k], node, *after[k])]
-        dead = unneeded(model, ordered, [nodes[k] for k in gone])
+        dead = unneeded(model.skeleton.graph, model.weights, ordered, [nodes[k] for k in gone])
     rearranged(model.skeleton.graph, before, after, lambda node: id(node) in dead)
 
 

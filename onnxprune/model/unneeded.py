@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 
-from onnx import NodeProto
+from onnx import GraphProto, NodeProto
 
-from onnxprune.model import Model, bodies, needs, scopes
+from onnxprune.model.graph import bodies, needs, scopes
+from onnxprune.model.weight import Weight
 
 
-def unneeded(model: Model, nodes: Sequence[NodeProto], gone: Sequence[NodeProto], lost: Sequence[str] = ()) -> set[int]:
-    """By `id`, the nodes that are `gone`, and what nobody but these read: sizes computed for them. Weights that nobody
-    else read go with them. lost: tensors that others read no more."""
+def unneeded(
+    graph: GraphProto, weights: MutableMapping[str, Weight], nodes: Sequence[NodeProto],
+    gone: Iterable[NodeProto] = (), lost: Iterable[str] = (),
+) -> set[int]:  # fmt: skip
+    """By `id`, the nodes that are `gone`, and what nobody but these read: sizes computed for them. `weights` that only
+    they read go with them. nodes: all that are, or will be, in the graph; lost: tensors that others read no more."""
     dead = set[int]()
-    reads = _reads(model, nodes)
+    reads = _reads(graph, nodes)
     makers = {o: n for n in nodes for o in n.output if o}
-    todo = list(lost)
+    todo = [*lost]
     for lost_node in gone:
         todo += _given_up(lost_node, dead, reads)
     while todo:
@@ -25,7 +29,7 @@ def unneeded(model: Model, nodes: Sequence[NodeProto], gone: Sequence[NodeProto]
             continue
         node = makers.get(name)
         if node is None:
-            model.weights.pop(name, None)
+            weights.pop(name, None)
         elif id(node) not in dead and not any(reads[o] for o in node.output):
             todo += _given_up(node, dead, reads)
     return dead
@@ -45,9 +49,9 @@ def _given_up(node: NodeProto, dead: set[int], reads: Counter[str]) -> list[str]
     return names
 
 
-def _reads(model: Model, nodes: Sequence[NodeProto]) -> Counter[str]:
+def _reads(graph: GraphProto, nodes: Sequence[NodeProto]) -> Counter[str]:
     """How often a tensor is read by these nodes, or goes into or out of a graph."""
     reads = Counter(name for n in nodes for name in needs(n))
-    for scope in scopes(model.skeleton.graph):
+    for scope in scopes(graph):
         reads.update(v.name for v in (*scope.graph.output, *scope.graph.input))
     return reads
