@@ -320,12 +320,12 @@ def chaotic(spread: float) -> ModelProto:
     return graph(
         "(float[160, N, 8] x) => (float[1, N, 64] y)", "t, h = RNN<hidden_size = 64>(x, w, r) y = MatMul(h, o)", o=(64, 64),
         w=(spread * random.standard_normal((1, 64, 8))).astype(np.float32),
-        r=(random.standard_normal((1, 64, 64)) / 2).astype(np.float32),
+        r=(0.43 * random.standard_normal((1, 64, 64))).astype(np.float32),
     )  # fmt: skip
 
 
 def test_inputs_on_which_rounding_decides_do_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Pruning(chaotic(0.1))
+    made = Pruning(chaotic(0.2))
     proof = verify.equivalence(*made.given, made.after.model, made.options)
     assert proof.error < 1e-5
     monkeypatch.setattr(pair, "OTHER_GAINS", ())
@@ -335,7 +335,7 @@ def test_inputs_on_which_rounding_decides_do_not_tell(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", ["w", "r", "o"])
 def test_what_is_wrong_is_found_on_other_inputs_too(name: str) -> None:
-    made = Pruning(chaotic(0.1))
+    made = Pruning(chaotic(0.2))
     value = made.after.model.weights[name].array()
     wrong = made.with_weight(name, np.roll(value, 1, axis=value.ndim - 1))
     comparison = Comparison(Places(*made.given), compared(*made.given, wrong).sources, wrong, made.options)
