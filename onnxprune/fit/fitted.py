@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from onnx import NodeProto, TensorProto
@@ -18,9 +17,7 @@ from onnxprune.fit.linear import Linear, Shift, Unsolvable
 from onnxprune.fit.pieces import Pieces, moved
 from onnxprune.fit.products import Layer
 from onnxprune.fit.tails import Tail
-from onnxprune.model import Array, Model, Topology, Weight, traits
-
-EXPRESSIONS = traits.CARRYING_PARAMETERS | traits.PIECING_PARAMETERS
+from onnxprune.model import Array, Model, Topology, Weight
 
 
 @dataclass(frozen=True)
@@ -74,20 +71,10 @@ class Fitted:
         found, todo = set[int](), [root]
         while todo:
             for k in self.graph.readers[todo.pop()]:
-                if k not in members and k in self._expressions:
+                if k not in members and k in self.graph.expressions:
                     todo += self.graph.nodes[k].output
                 else:
                     found.add(k)
-        return found
-
-    @cached_property
-    def _expressions(self) -> set[int]:
-        """Indices of the nodes that only move parameters, or read them as what they stand for."""
-        found, made = set[int](), set(self.graph.model.weights)
-        for k, node in enumerate(self.graph.nodes):
-            if node.op_type in EXPRESSIONS and self.graph.reads[k] <= made:
-                found.add(k)
-                made.update(node.output)
         return found
 
     def own(self, members: Sequence[Linear]) -> bool:
