@@ -100,7 +100,9 @@ class Fitted:
         return biases[0]
 
     def _own(self, node: NodeProto, k: int) -> Parameter | Pieces | None:
-        return operand(node, k, self.graph.model, self.graph.makers) or moved(node.input[k], self.graph)
+        own = operand(node, k, self.graph.model, self.graph.makers)
+        pieces = None if own is not None else moved(node.input[k], self.graph)
+        return pieces if isinstance(pieces, Pieces) else own
 
     def movable(self, shift: Shift | None) -> bool:
         """Whether a change of the offset has a parameter to go to."""
