@@ -145,6 +145,12 @@ def test_macs_of_a_body_count_for_every_turn() -> None:
     assert found.cost.macs == 4 * (256 + 80 + 192 + 36) + 6 * 16 + 16 * 2
 
 
+def test_macs_of_an_if_are_the_mean_of_its_branches() -> None:
+    """Of a run one of two is part: each has 16 * 12 + 12 * 16."""
+    found = onnxprune.inspect(branches(True))
+    assert found.cost.macs == 2 * 16 * 12 + 6 * 16 + 16 * 2
+
+
 def test_what_grows_from_turn_to_turn_stays() -> None:
     """A state that a loop makes longer has no fixed shape; what does not touch it is pruned all the same."""
     nodes, weights = cell(True)

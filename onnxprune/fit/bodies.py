@@ -36,15 +36,18 @@ class Body:
     others: frozenset[str]
 
     @staticmethod
-    def of(walk: Walk, index: int, name: str, others: frozenset[str] = frozenset()) -> Body:
-        """The body in attribute `name` of a node of a walk; `others`: what is read outside the graph of that walk."""
+    def of(
+        walk: Walk, index: int, name: str, others: frozenset[str] = frozenset(), common: frozenset[str] = frozenset()
+    ) -> Body:
+        """The body in attribute `name` of a node of a walk; `others`: what is read outside the graph of that walk;
+        `common`: what other bodies of the node may read, too."""
         node = walk.nodes[index]
         graph = dict(bodies(node))[name]
         handed_on = invariant(node, graph, walk.model)
         model = _alone(graph, walk.model)
         renamed(model.graph, handed_on)
         read = {n for k, names in enumerate(walk.reads) if k != index for n in names}
-        read |= {n for other, g in bodies(node) if other != name for n in captured(g)}
+        read |= {n for other, g in bodies(node) if other != name for n in captured(g)} - common
         read |= {n for n in node.input if n not in handed_on.values()} | set(walk.outputs)
         return Body(graph, model, others | read)
 

@@ -6,7 +6,7 @@ steps with the scales it has. Knows parameters and what stands between them and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,11 @@ class Parameter:
     def roots(self) -> tuple[str, ...]:
         """The initializer."""
         return (self.root,)
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for the same initializer."""
+        return self.root
 
     def read(self, model: Model) -> Array:
         """Its value, float64."""
@@ -101,8 +106,7 @@ class Parameter:
         kind = model.weights[self.root].onnx_type
         for node in reversed(self.path):
             value = _backward(node, value, model)
-        held = _held(value, model.weights[self.root].dtype)
-        model.put(root or self.root, np.ascontiguousarray(held), kind)
+        model.put(root or self.root, stored(value, model.weights[self.root].dtype), kind)
 
 
 def parameter(name: str, model: Model, made_by: Mapping[str, NodeProto]) -> Parameter | None:
@@ -145,11 +149,11 @@ def _float(value: Array) -> Array:
     return value.astype(np.float64)
 
 
-def _held(value: Array, dtype: np.dtype[Any]) -> Array:
-    """The nearest values of a type, of four bits or half precision as of any other."""
+def stored(value: Array, dtype: np.dtype[Any]) -> Array:
+    """The nearest values of a type, of four bits or half precision as of any other, as they lie in a file."""
     info = _whole(dtype)
     value, info = (value, ml_dtypes.finfo(dtype)) if info is None else (np.rint(value), info)  # type: ignore
-    return np.clip(value, float(info.min), float(info.max)).astype(dtype)
+    return np.ascontiguousarray(np.clip(value, float(info.min), float(info.max)).astype(dtype))
 
 
 def _whole(dtype: np.dtype[Any]) -> Any:

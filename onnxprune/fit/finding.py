@@ -217,7 +217,7 @@ def layers(model: Model, rank: Callable[[str], int | None], skipped: dict[str, s
             found.append(layer)
         if node.op_type in traits.GATES:
             try:
-                found += recurrent(index, node, model, made_by)
+                found += recurrent(index, node, graph)
             except Unsolvable as why:
                 (skipped if skipped is not None else {})[node.name] = str(why)
     return found

@@ -14,9 +14,10 @@ from onnx import NodeProto, TensorProto
 from onnxprune.fit.codes import CODES, decoded, operand
 from onnxprune.fit.expressions import Parameter
 from onnxprune.fit.linear import Linear, Shift, Unsolvable
+from onnxprune.fit.pieces import Pieces, moved
 from onnxprune.fit.products import Layer
 from onnxprune.fit.tails import Tail
-from onnxprune.model import Array, Model, Topology, Weight, traits
+from onnxprune.model import Array, Model, Topology, Weight
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,8 @@ class Fitted:
         found, todo = set[int](), [root]
         while todo:
             for k in self.graph.readers[todo.pop()]:
-                node = self.graph.nodes[k]
-                if k not in members and node.op_type in traits.CARRYING_PARAMETERS:
-                    todo += node.output
+                if k not in members and k in self.graph.expressions:
+                    todo += self.graph.nodes[k].output
                 else:
                     found.add(k)
         return found
@@ -99,8 +99,10 @@ class Fitted:
             raise Unsolvable("its bias or scale differs from use to use")
         return biases[0]
 
-    def _own(self, node: NodeProto, k: int) -> Parameter | None:
-        return operand(node, k, self.graph.model, self.graph.makers)
+    def _own(self, node: NodeProto, k: int) -> Parameter | Pieces | None:
+        own = operand(node, k, self.graph.model, self.graph.makers)
+        pieces = None if own is not None else moved(node.input[k], self.graph)
+        return pieces if isinstance(pieces, Pieces) else own
 
     def movable(self, shift: Shift | None) -> bool:
         """Whether a change of the offset has a parameter to go to."""
@@ -108,9 +110,16 @@ class Fitted:
             return False
         if not _operand(shift.node, shift.operand):
             return True
-        own = self._own(shift.node, shift.operand)
-        alone = own is not None and own.root not in self.others and len(self.readers(own.root, ())) == 1
-        return own is not None and (not own.path or alone)
+        own = self.offset(shift)
+        if isinstance(own, Pieces) and own.places.size != shift.laid(shift.factor).size:
+            return False  # one number for several outputs
+        if own is None or (isinstance(own, Parameter) and not own.path):
+            return own is not None
+        return all(root not in self.others and len(self.readers(root, ())) == 1 for root in own.roots)
+
+    def offset(self, shift: Shift) -> Parameter | Pieces | None:
+        """The parameter that a change of the offset goes to; None where it is absent or computed."""
+        return self._own(shift.node, shift.operand) if _operand(shift.node, shift.operand) else None
 
     def rescaled(self, members: Sequence[Linear], matrix: Array) -> Scales | None:
         """Scales by which integers hold `matrix`, an output each, where the operator has them so and nobody else reads
@@ -162,6 +171,9 @@ class Fitted:
         model, old = self.graph.model, move.old
         own = self._own(move.node, move.operand)
         assert own is not None
+        if isinstance(own, Pieces):
+            own.write(model, own.read(model) + move.delta.reshape(own.places.shape))
+            return old
         alone = bool(own.path) or (old not in self.others and self._uses(own.root) <= alike)
         fresh = old if alone else model.fresh_name(f"{old}_refit")
         value = own.read(model)

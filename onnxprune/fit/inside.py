@@ -15,6 +15,7 @@ from onnx import NodeProto
 from onnxprune.fit.bodies import Body, Visits, visits
 from onnxprune.fit.compared import Dense
 from onnxprune.fit.linear import RESHAPED, Unsolvable, restricted
+from onnxprune.fit.unrun import in_common
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Weight, bodies
 from onnxprune.rewrite import Rewritten
@@ -78,6 +79,8 @@ class Owner:
     def parts(self, others: frozenset[str]) -> Iterator[Part]:
         """The bodies that run in both networks; `others`: names of parameters that are read outside of the graph."""
         then, now = visits(self.dense, self.twin), visits(self.current, self.index)
+        runs = [name for name, given in now.items() if given]
+        common = in_common(self.current, self.index, runs, self.trace.rank)
         for name, _ in bodies(self.node):
             both = sorted(then[name].keys() & now[name].keys())
             scope = self.trace.scope(self.dense.first + self.twin, name)
@@ -88,7 +91,7 @@ class Owner:
             model = Body.of(self.dense, self.twin, name).model
             walk = Walk(model, feeds, self.dense.types, self.dense.providers, scope.numbers.start)
             held = sum(batch >= self.current.batches - self.held for batch, _ in both)
-            body = Body.of(self.current, self.index, name, others)
+            body = Body.of(self.current, self.index, name, others, common)
             yield Part(
                 body, {v: now[name][v] for v in both}, Dense(self.trace, feeds, self.dense.providers, walk), held
             )

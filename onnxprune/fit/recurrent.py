@@ -10,7 +10,7 @@ Knows one operator and its weights, no units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -19,10 +19,11 @@ import scipy
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxprune.fit.expressions import Grid, Parameter, parameter
+from onnxprune.fit.expressions import Grid, Parameter
 from onnxprune.fit.linear import RESHAPED, DimsOf, Extent, Shift, Unsolvable
+from onnxprune.fit.pieces import Pieces, moved
 from onnxprune.fit.walk import Walk
-from onnxprune.model import Array, Model, attribute, traits
+from onnxprune.model import Array, Model, Topology, attribute, traits
 from onnxprune.trace import KEPT, Ids, Mask, Reduction, Trace
 
 X, H = 0, 1
@@ -39,12 +40,13 @@ class Steps:
 
 @dataclass(frozen=True)
 class Recurrent:
-    """Some gates of a node, all of one kind: a run of them, by number. weights: W and R; widths: what they sum over.
-    sides: which of the two these gates sum with. reset: R sees r * h."""
+    """Some gates of a node, all of one kind: a run of them, by number. weights: W and R; widths: what they sum over;
+    offset: B, if there is one. sides: which of the two these gates sum with. reset: R sees r * h."""
 
     index: int
     node: NodeProto
-    weights: tuple[Parameter, Parameter]
+    weights: tuple[Parameter | Pieces, Parameter | Pieces]
+    offset: Parameter | Pieces | None
     groups: int
     widths: tuple[int, int]
     gates: tuple[int, ...]
@@ -69,12 +71,12 @@ class Recurrent:
     @property
     def roots(self) -> tuple[str, ...]:
         """The initializers of W and R, or of the one that these gates sum with."""
-        return tuple(self.weights[s].root for s in self.sides)
+        return tuple(root for s in self.sides for root in self.weights[s].roots)
 
     @property
-    def key(self) -> tuple[object, ...]:
+    def key(self) -> Hashable:
         """Equal for the same gates of the same weights."""
-        return (*(w.root for w in self.weights), self.gates, self.sides)
+        return (*(w.key for w in self.weights), self.gates, self.sides)
 
     def on(self, node: NodeProto) -> Recurrent:
         """The same gates of a copy of the graph."""
@@ -152,11 +154,9 @@ class Recurrent:
         """[directions, rows, outputs]: the gates before their non-linearity."""
         matrix = self.read(walk.model)
         y: Array = self.rows(steps, np.arange(len(steps.x))) @ matrix.astype(steps.x.dtype)
-        name = self.node.input[3] if len(self.node.input) > 3 else ""
-        own = parameter(name, walk.model, walk.makers) if name else None
-        if own is None:
+        if self.offset is None:
             return y
-        b = self.folded(own.read(walk.model), len(matrix) * matrix.shape[2]).reshape(len(matrix), 1, -1)
+        b = self.folded(self.offset.read(walk.model), len(matrix) * matrix.shape[2]).reshape(len(matrix), 1, -1)
         return np.asarray(y + b.astype(y.dtype))
 
     def sample(self, x: Steps, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -184,7 +184,7 @@ class Recurrent:
         if known not in walk.made_by:
             raise Unsolvable("its output is new in the pruned graph")
         k = walk.made_by[known]
-        views = recurrent(k, walk.nodes[k], walk.model, walk.makers)
+        views = recurrent(k, walk.nodes[k], walk)
         twin = next(v for v in views if (v.gates, v.sides) == (self.gates, self.sides))
         alive = kept[twin._ids([r for r in trace.reductions if r.node == walk.first + k], H)]
         if (alive.sum(1) * len(self.gates) != outputs).any():
@@ -213,19 +213,19 @@ class Recurrent:
         return found
 
 
-def recurrent(index: int, node: NodeProto, model: Model, made_by: Mapping[str, NodeProto]) -> list[Recurrent]:
+def recurrent(index: int, node: NodeProto, graph: Topology) -> list[Recurrent]:
     """The layers of a recurrent node, in the order in which they are to be solved for."""
-    weights = [parameter(name, model, made_by) for name in node.input[1:3]]
-    given = [name for name in node.input[3:4] if name]
-    if None in weights or any(parameter(name, model, made_by) is None for name in given):
+    weights, given = ([moved(name, graph) for name in names if name] for names in (node.input[1:3], node.input[3:4]))
+    if None in (*weights, *given):
         raise Unsolvable("its weights are computed in the graph")
     if any(node.input[4:5]):
         raise Unsolvable("its sequences are of several lengths")
     if attribute(node, "layout", 0):
         raise Unsolvable("the batch comes before the steps")
     w, r = (p for p in weights if p is not None)
-    directions, _, features = w.shape(model)
-    own = Recurrent(index, node, (w, r), directions, (features, r.shape(model)[2]), (0, 1, 2, 3))
+    directions, _, features = w.shape(graph.model)
+    widths = features, r.shape(graph.model)[2]
+    own = Recurrent(index, node, (w, r), next(iter(given), None), directions, widths, (0, 1, 2, 3))
     if node.op_type != "GRU":
         return [replace(own, gates=tuple(range(traits.GATES[node.op_type])))]
     views = [replace(own, gates=(0, 1))]

@@ -23,6 +23,7 @@ from onnxprune.fit.linear import Linear
 from onnxprune.fit.normal import CHUNK, Moments, Products
 from onnxprune.fit.products import Layer
 from onnxprune.fit.tails import tail
+from onnxprune.fit.unrun import in_common
 from onnxprune.fit.walk import Walk
 from onnxprune.model import Aside, Held, Model, Stored
 from onnxprune.steady import in_turn
@@ -160,10 +161,12 @@ class _Collection:
                 given = visits(walk, index)
             except RuntimeFailure:
                 continue
+            rank = self.groups.trace.rank
+            common = in_common(walk, index, [name for name, feeds in given.items() if feeds], rank)
             for name, feeds in given.items():
                 scope = self.groups.trace.scope(walk.first + index, name)
                 if feeds and scope is not None:
-                    body = Body.of(walk, index, name)
+                    body = Body.of(walk, index, name, common=common)
                     inner = Walk(body.model, [*feeds.values()], walk.types, walk.providers, scope.numbers.start)
                     yield from self.of(inner, body.others)
 

@@ -139,7 +139,10 @@ class Walk(Topology):
         inside = set(piece)
         made = {o for k in piece for o in self.makes(k)}
         ins = sorted({n for k in piece for n in self.reads[k]} & (self.values.keys() - made))
-        crossing = {o for o in made if self.readers[o] - inside - self.done}
+        lasting = {
+            o for k in inside - self.expressions for o in self.makes(k)
+        }  # what parameters make changes with them
+        crossing = {o for o in lasting if self.readers[o] - inside - self.done}
         outs = sorted({n for n in (*names, *crossing) if n not in self.values})
         self.values |= self._computed(piece, ins, outs)
         self.done |= inside

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from onnx import ModelProto, NodeProto
@@ -26,6 +27,16 @@ class Topology:
             for name in names:
                 self.readers[name].add(k)
         self.outputs = [o.name for o in model.skeleton.graph.output]
+
+    @cached_property
+    def expressions(self) -> set[int]:
+        """Indices of the nodes into which parameters go and nothing else."""
+        found, known = set[int](), set(self.model.weights)
+        for k, node in enumerate(self.nodes):
+            if self.reads[k] and self.reads[k] <= known:
+                found.add(k)
+                known.update(node.output)
+        return found
 
     def ancestors(self, names: Sequence[str], stop: Container[str] = (), first: int = 0) -> set[int]:
         """Indices of all nodes, from `first` on, that the tensors depend on; `stop` tensors are not looked behind."""

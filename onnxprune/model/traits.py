@@ -56,6 +56,9 @@ CARRYING_PIXELS = frozenset({"Cast", "Identity", "Transpose", "Dropout", "Resize
 CARRYING_PARAMETERS = frozenset({"Identity", "Cast", "Transpose", "DequantizeLinear"})
 """Of a parameter they make another that can be written back: each has an inverse."""
 
+PIECING_PARAMETERS = MOVING - {"Tile", "Expand"}
+"""Of parameters they make another whose numbers are some of theirs."""
+
 MOVING_PARAMETERS = (REARRANGING - {"Flatten"}) | {"Cast", "Concat", "Einsum", "Attention"}
 """Whoever reads what these make of a parameter sums over one of its axes."""
 

@@ -22,13 +22,13 @@ SEEN = "its body sees the whole tensor"
 
 
 def if_(op: Op) -> None:
-    """If: what the branches give is one tensor."""
+    """If: what the branches give is one tensor. Of a run one branch is part, either as likely as the other."""
     branches = [op.body(name) for name in ("then_branch", "else_branch")]
     given = []
     for body in branches:
         if body is None:
             return op.freeze("a branch is missing")
-        op.trace_body(body)
+        op.trace_body(body, 1 / len(branches))
         given.append([o.name for o in body.graph.output])
     for k, names in enumerate(zip(*given, strict=True)):
         op.set(k, one_tensor(op, names, "the branches differ"))
