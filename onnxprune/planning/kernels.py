@@ -116,7 +116,8 @@ def _with(
 ) -> list[Stair]:  # fmt: skip
     """The stairs with another one of the k-th block, whose factor follows."""
     trial = [*stairs[:k], other, *stairs[k + 1 :]]
-    trial[k] = replace(other, factor=_factor(trial, k, widths, seconds))
+    factor = _factor(trial, k, widths, seconds)
+    trial[k] = replace(other, factor=factor) if factor > 1 else Stair(other.of)
     return trial
 
 
