@@ -17,6 +17,7 @@ from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.pipeline import Clock, analysed, proven
 from onnxprune.planning import Planner, branches, settled, trials
+from onnxprune.planning.decision import Informed
 from onnxprune.rewrite import branches as rewriting
 from onnxprune.trace import Groups
 
@@ -282,6 +283,20 @@ def test_where_time_is_short_the_branches_that_look_best_are_tried(monkeypatch: 
     }  # fmt: skip
     assert seen[True, 1.5]["u"] < 1e-3
     assert seen[None, 5.5]["u"] < 1e-3
+
+
+def test_branches_are_tried_only_where_they_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs that say little of the network let none go unless that is asked for."""
+    tried: list[tuple[bool | None, float]] = []
+    for asked, trust in (cases := [(None, 0.5), (None, 1.0), (True, 0.5), (False, 1.0)]):
+        planner = decider(ratio=0.3, blocks=asked)
+        assert isinstance(planner._informed, Informed)
+        planner._informed.trust = trust
+        monkeypatch.setattr(
+            "onnxprune.planning.branches.measured", lambda *args, case=(asked, trust): tried.append(case) or {}
+        )
+        planner(planner.options)
+    assert tried == cases[1:3]
 
 
 def test_a_plan_of_another_network() -> None:

@@ -23,7 +23,7 @@ def measured(
     no time to refit without each, beside the other trials, as many as there is time for of those that look best in
     closed form; with time of their own, as branches pay in time, if the budget is time or they were asked for."""
     may = free(groups, asked)
-    if options.blocks is False or not may:
+    if not may:
         return {}
     most = trials.room
     if most < len(may) and (options.blocks or options.of == "latency"):
