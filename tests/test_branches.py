@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.pipeline import Clock, analysed, proven
 from onnxprune.planning import Planner, branches, settled, trials
+from onnxprune.planning.decision import Informed
 from onnxprune.rewrite import branches as rewriting
 from onnxprune.trace import Groups
 
@@ -261,21 +263,40 @@ def test_as_many_branches_go_as_lose_least_together(
 
 
 def test_where_time_is_short_the_branches_that_look_best_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of three branches adds next to nothing: it is the one that a single trial goes to."""
+    """The second of three branches adds next to nothing: it is the one that a single trial goes to, of time of its own
+    where branches are asked for, else of what is left beside the trials of widths."""
     model = stack(*THREE, last="v")
     for tensor in model.graph.initializer:
         if tensor.name == "wqb":
             tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * 1e-3).tobytes()
-    seen: dict[bool | None, dict[str, float]] = {}
-    monkeypatch.setattr(trials, "_work", lambda trace, count, *pace: count * trials.MOST_WORK / 1.5)
-    for asked in (True, None):
+    seen: dict[tuple[bool | None, float], dict[str, float]] = {}
+    for asked, most in product((True, None), (1.5, 4.5, 5.5)):
+        monkeypatch.setattr(trials, "_work", lambda trace, count, *pace, most=most: count * trials.MOST_WORK / most)
         groups = analysed(Model.load(model), options := Options(of="macs", ratio=0.3, blocks=asked).resolved(), Clock())
         found = Planner(groups, settled(groups, options))(options).curve_set
         assert found is not None
-        seen[asked] = {groups.branches[unit].name: loss for unit, loss in found.branches.items()}
-    assert [*seen[True]] == ["u"]
-    assert seen[True]["u"] < 1e-3
-    assert seen[None] == {}
+        assert len(found.curves) == 4
+        seen[asked, most] = {groups.branches[unit].name: loss for unit, loss in found.branches.items()}
+    assert {key: [*lost] for key, lost in seen.items()} == {
+        (True, 1.5): ["u"], (None, 1.5): [], (True, 4.5): ["t", "u", "v"], (None, 4.5): [],
+        (True, 5.5): ["t", "u", "v"], (None, 5.5): ["u"],
+    }  # fmt: skip
+    assert seen[True, 1.5]["u"] < 1e-3
+    assert seen[None, 5.5]["u"] < 1e-3
+
+
+def test_branches_are_tried_only_where_they_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs that say little of the network let none go unless that is asked for."""
+    tried: list[tuple[bool | None, float]] = []
+    for asked, trust in (cases := [(None, 0.5), (None, 1.0), (True, 0.5), (False, 1.0)]):
+        planner = decider(ratio=0.3, blocks=asked)
+        assert isinstance(planner._informed, Informed)
+        planner._informed.trust = trust
+        monkeypatch.setattr(
+            "onnxprune.planning.branches.measured", lambda *args, case=(asked, trust): tried.append(case) or {}
+        )
+        planner(planner.options)
+    assert tried == cases[1:3]
 
 
 def test_a_plan_of_another_network() -> None:

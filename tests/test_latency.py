@@ -143,7 +143,7 @@ def test_a_cut_segment_has_the_sizes_of_the_rewritten_model() -> None:
     assert model.weights[front].shape[0] == model.weights["w2"].shape[1]
     assert next(iter(sizes.values()))[1] == 1
     assert 48 in model.weights["w2"].shape[:2]
-    assert (timer.measured([(model, sizes)], Options(threads=1))[0] or 0) > 0
+    assert (timer.measured([(model, sizes)], Options(threads=1), 0.0)[0] or 0) > 0
 
 
 def test_a_convolution_is_timed_behind_another_where_it_stands_behind_one() -> None:
@@ -156,19 +156,50 @@ def test_a_convolution_is_timed_behind_another_where_it_stands_behind_one() -> N
 
 
 @pytest.mark.parametrize(
-    ("kernels", "seconds"),
+    ("kernels", "seconds", "count"),
     [
-        ([("x_nchwc", "Conv", 9)], 9e-6),
-        ([("r", "ReorderInput", 5), ("x_nchwc", "Conv", 9), ("s", "ReorderOutput", 4)], 9e-6),
-        ([(f"{FRONT}a_nchwc", "Conv", 7), ("r", "ReorderOutput", 5), ("x", "Conv", 9), ("s", "ReorderOutput", 4)], 14e-6),
-        ([(f"{FRONT}a_nchwc", "Conv", 7), ("x", "Conv", 9), ("y", "Add", 2)], 11e-6),
+        ([("x_nchwc", "Conv", 9)], 9e-6, 1),
+        ([("r", "ReorderInput", 5), ("x_nchwc", "Conv", 9), ("s", "ReorderOutput", 4)], 9e-6, 1),
+        ([(f"{FRONT}a_nchwc", "Conv", 7), ("r", "ReorderOutput", 5), ("x", "Conv", 9), ("s", "ReorderOutput", 4)], 14e-6, 2),
+        ([(f"{FRONT}a_nchwc", "Conv", 7), ("x", "Conv", 9), ("y", "Add", 2)], 11e-6, 2),
     ],
 )  # fmt: skip
-def test_a_layout_counts_where_the_model_needs_it_too(kernels: Any, seconds: float, tmp_path: Path) -> None:
+def test_a_layout_counts_where_the_model_needs_it_too(kernels: Any, seconds: float, count: int, tmp_path: Path) -> None:
     events = [{"cat": "Node", "name": f"{n}_kernel_time", "args": {"op_name": op}, "dur": t} for n, op, t in kernels]
     (tmp_path / "p.json").write_text(json.dumps([*events, {"name": "model_run"}] * 2), "utf-8")
     session = type("Profiled", (), {"end_profiling": lambda self: tmp_path / "p.json"})()
-    assert timer._kernels(session) == pytest.approx([seconds] * 2)
+    assert timer._kernels(session) == pytest.approx(np.array([[seconds, count]] * 2))
+
+
+def test_what_is_put_before_a_segment_is_not_timed_with_it() -> None:
+    """Fused, its kernels have other names than its nodes."""
+    segments = made(grouped(wide()))
+    whole = np.ones(segments.trace.labels.n, bool)
+    pieces = [segments.cut(segment, whole) for segment in segments.found[1:3]]
+    assert [len(model.graph.node) for model, _ in pieces] == [4, 9]
+    second, third = timer._in_turns(pieces, Options(threads=1), profile=True)
+    assert second is not None
+    assert third is not None
+    assert (second[:, 1] == 1).all()  # a convolution with its Relu
+    assert (third[:, 1] <= 4).all()
+
+
+def test_the_time_of_the_profiler_is_not_that_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing takes 3 microseconds, forty small convolutions 43, and by the profiler 100."""
+    seconds = {(False, 1): 3e-6, (False, timer.SMALLS): 43e-6, (True, timer.SMALLS): 100e-6, (True, 2): 9e-6}
+
+    def run(pieces: Any, options: Options, profile: bool = False) -> list[Any]:
+        counts = [len(model.graph.node) for model, _ in pieces]
+        return [np.array([[seconds[profile, n], n if profile else 0]] * 4) for n in counts]
+
+    monkeypatch.setattr(timer, "_in_turns", run)
+    times = timer.Timer(grouped(wide()), Options(threads=1))
+    assert times.of_profiler == pytest.approx(60e-6 / timer.SMALLS)
+    two = graph("(float[1] x) => (float[1] y)", "a = Relu(x) y = Relu(a)")
+    assert times.seconds([(Model.load(two), {"x": (1,)})]) == pytest.approx([9e-6 - 2 * times.of_profiler])
+    times.save()
+    monkeypatch.delattr(timer, "_of_profiler")  # known from the file
+    assert timer.Timer(times.groups, Options(threads=1)).of_profiler == times.of_profiler
 
 
 def test_equal_layers_are_cut_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,14 +272,20 @@ def test_fitted_finds_the_sum_that_times_were_made_of() -> None:
     assert found.stairs == (Stair(), Stair())
 
 
-@pytest.mark.parametrize("stair", [Stair(16), Stair(8), Stair(1, 4, 2.5), Stair(16, 4, 1.5)])
-def test_fitted_finds_stairs_and_liked_multiples(stair: Stair) -> None:
-    size = 128
+@pytest.mark.parametrize(
+    ("stair", "size", "at"),
+    [
+        *((s, 128, (33, 66, 100, 112, 124, 127)) for s in (Stair(16), Stair(8), Stair(1, 4, 2.5), Stair(16, 4, 1.5))),
+        (Stair(1, 1, 3.0, 16), 24, (6, 11, 15, 16, 20)),
+        (Stair(1, 1, 3.0, 16), 16, (6, 11, 15)),
+    ],
+)
+def test_fitted_finds_stairs_and_slow_widths(stair: Stair, size: int, at: tuple[int, ...]) -> None:
     whole = float(stair.counts(np.array(size)))
     rng = np.random.default_rng(0)
     points = [Point((w,), 2 + 20 * float(stair.counts(np.array(w))) / whole * rng.uniform(0.99, 1.01)) for w in targets(size)]
     found = fitted(points)
-    for width in (33, 66, 100, 112, 124, 127):
+    for width in at:
         wanted = 2 + 20 * float(stair.counts(np.array(width))) / whole
         got = found.always + found.product * float(found.stairs[0].table(size)[width])
         assert got == pytest.approx(wanted, rel=0.08)
@@ -285,7 +322,7 @@ def test_a_whole_takes_what_was_measured_of_such_sums() -> None:
     assert costs.sum_of(17.0) == 8.0
 
 
-def all_by_columns(pieces: Sequence[Any], options: Options) -> list[float]:
+def all_by_columns(pieces: Sequence[Any], options: Options, of_profiler: float) -> list[float]:
     return [by_columns(*piece, options) for piece in pieces]
 
 
@@ -298,6 +335,7 @@ def by_columns(model: Model, sizes: Any, options: Options) -> float:
 def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments take what `by_columns` says, and so does the whole."""
     monkeypatch.setattr(timer, "measured", all_by_columns)
+    monkeypatch.setattr(timer, "_of_profiler", lambda options: 0.0)
 
     def wholes(self: timer.Timer, removed: Sequence[Any]) -> list[float]:
         models = [rewrite(self.groups.trace, self.groups.kept_ids(mask)).model for mask in removed]
@@ -310,7 +348,7 @@ def test_the_multiple_is_that_of_the_runtime(monkeypatch: pytest.MonkeyPatch) ->
     pretend(monkeypatch)
     assert timings.multiple(grouped(wide(128)), Options()) == 16
     monkeypatch.setattr(
-        timer, "measured", lambda pieces, _: [1e-9 * sum(w.size for w in m.weights.values()) for m, _ in pieces]
+        timer, "measured", lambda pieces, *_: [1e-9 * sum(w.size for w in m.weights.values()) for m, _ in pieces]
     )
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(Path(timer.cache_file()).parent / "other"))
     assert timings.multiple(grouped(wide(128)), Options()) == 1
@@ -344,9 +382,9 @@ def test_latency_is_a_target_of_either_way_of_deciding(
 def test_times_are_kept_and_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[int] = []
 
-    def counted(pieces: Sequence[Any], options: Options) -> list[float]:
+    def counted(pieces: Sequence[Any], options: Options, of_profiler: float) -> list[float]:
         calls.extend(1 for _ in pieces)
-        return all_by_columns(pieces, options)
+        return all_by_columns(pieces, options, of_profiler)
 
     pretend(monkeypatch)
     monkeypatch.setattr(timer, "measured", counted)
@@ -354,7 +392,7 @@ def test_times_are_kept_and_found_again(monkeypatch: pytest.MonkeyPatch, tmp_pat
     first = timings.costs(groups, Options())
     done = len(calls)
     assert done
-    assert len(json.loads((tmp_path / "cache" / "timings.json").read_text())) == done
+    assert len(json.loads((tmp_path / "cache" / "timings.json").read_text())) == done + 1  # and what the profiler takes
     assert timings.costs(groups, Options()).whole == first.whole
     assert len(calls) == done
     timings.costs(groups, Options(threads=1))

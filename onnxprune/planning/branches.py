@@ -20,20 +20,20 @@ def measured(
     groups: Groups, trials: Trials, options: Options, asked: Asked, progress: Progress | None = None
 ) -> dict[int, float]:
     """The output error without each branch that may go, by its class, when what is left makes up for it. Where there is
-    no time to refit without each, beside the other trials: nothing, or, as branches pay in time, those that looked best
-    as they are, if the budget is time or they were asked for."""
+    no time to refit without each, beside the other trials, as many as there is time for of those that look best in
+    closed form; with time of their own, as branches pay in time, if the budget is time or they were asked for."""
     may = free(groups, asked)
-    if options.blocks is False or not may:
+    if not may:
         return {}
-    if not trials.room(len(may)):
-        if not (options.blocks or options.of == "latency"):
-            return {}
-        trials = trials.others(len(may))
-    if not trials.by_refit and (most := affordable(groups.trace, options)):
-        rough = dict(zip(may, trials.lost(_without(groups, may)), strict=True))
-        best = sorted((unit for unit in may if rough[unit] is not None), key=lambda unit: rough[unit] or 0.0)[:most]
-        may = [unit for unit in may if unit in best]
-        trials = trials.others(len(may))
+    most = trials.room
+    if most < len(may) and (options.blocks or options.of == "latency"):
+        trials = trials.others(min(len(may), affordable(groups.trace, options)) or len(may))
+        most = trials.count
+    if not most:
+        return {}
+    if most < len(may):
+        rough = zip(trials.rough().lost(_without(groups, may)), may, strict=True)
+        may = sorted(unit for _, unit in sorted(one for one in rough if one[0] is not None)[:most])
 
     def cuts() -> Iterator[Mask]:
         for k, removed in enumerate(_without(groups, may)):

@@ -107,7 +107,7 @@ def observe(
 
 def measure(
     groups: Groups, curve_set: CurveSet, inputs: Parts, options: Options, progress: Progress | None = None,
-    asked: Asked = NOTHING,
+    asked: Asked = NOTHING, trust: float = 1.0,
 ) -> None:  # fmt: skip
     """Find the factor of every curve: what is lost when a large part of that set alone goes and the rest makes up for
     it. Where several parts are tried, the curve is bent to go through all of them. One whose share is `asked` for has
@@ -144,7 +144,8 @@ def measure(
         curve.bend(factors)
     _complete(some)
     _between(free, {id(curve) for curve in some})
-    curve_set.branches = branches.measured(groups, trials, options, asked, progress)
+    if _branches_may_go(options, trust):
+        curve_set.branches = branches.measured(groups, trials, options, asked, progress)
 
 
 def _spread(curves: Sequence[Curve], most: int) -> Sequence[Curve]:
@@ -203,20 +204,25 @@ def shares(
     Residual branches stand among them by their class: 1 where one goes.
 
     `trust` in 0..1 says how much the inputs are worth: at 0 every set loses the same share, at 1 any share up to the
-    floor. Made-up inputs that a network answers monotonously hide what matters to it: unless they are worth more than
-    those of which nothing is known, no branch goes that was not asked for."""
+    floor."""
     gone = select(groups, curve_set.scores, options, {}, asked)
     dead = ~groups.alive(groups.kept_ids(gone))
     free = [c for c in curve_set.curves if c.part.name not in asked]
     total = costs.sum_of(budget)
     choices = _choices(free, options, costs, dead, total, trust)
-    whole = curve_set.branches if options.blocks or (options.blocks is None and trust > UNKNOWN) else {}
+    whole = curve_set.branches if _branches_may_go(options, trust) else {}
     for unit, loss in whole.items():
         within = branches.within(groups, unit)
         inside = tuple(k for k, c in enumerate(free) if within[c.part.members].all())
         choices.append(Choice([unit], np.array([0.0, loss]), inside=inside))
     taken = allocate(choices, costs, dead, total)
     return dict(zip((*(c.part.name for c in free), *whole), taken, strict=True))
+
+
+def _branches_may_go(options: Options, trust: float) -> bool:
+    """Made-up inputs that a network answers monotonously hide what matters to it: unless they are worth more than those
+    of which nothing is known, no branch goes that was not asked for."""
+    return trust > UNKNOWN if options.blocks is None else options.blocks
 
 
 def _choices(

@@ -200,7 +200,7 @@ class Informed:
         tried = *seen, heads(found.scores)
         if tried not in self.measured:
             found = replace(found, curves=[replace(curve) for curve in found.curves])
-            curves.measure(self.groups, found, self.parts, options, self.progress, self.asked)
+            curves.measure(self.groups, found, self.parts, options, self.progress, self.asked, self.trust)
             self.measured[tried] = found
         return self.measured[tried]
 

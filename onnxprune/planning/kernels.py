@@ -2,7 +2,8 @@
 do not like.
 
 A kernel works on so many channels at once that 33 take as long as 48, and it may have a fast way for multiples of 4
-only. Both show in times at widths around one multiple of 16. Knows widths and seconds, no model.
+only, or for no less than it works on at once. All show in times at widths around one multiple of 16. Knows widths and
+seconds, no model.
 """
 
 from __future__ import annotations
@@ -24,22 +25,29 @@ NOISE = 0.02
 BETTER = 0.5
 """Stairs are found where they leave at most so much of the squared error."""
 ALIKE = 1.3
-"""Of stairs whose squared errors differ by less, those without a liked multiple are the simpler ones."""
+"""Of stairs whose squared errors differ by less, those without slow widths are the simpler ones."""
+LEAST = 0.01
+"""Share of a time that moves with a width at least where that makes slow widths slow."""
 
 
 @dataclass(frozen=True)
 class Stair:
-    """of: channels that are worked on at once. liked, factor: a width that is no multiple of `liked` takes so many
-    times longer."""
+    """of: channels that are worked on at once. liked, least, factor: a width that is no multiple of `liked`, or below
+    the `least`, takes so many times longer."""
 
     of: int = 1
     liked: int = 1
     factor: float = 1.0
+    least: int = 0
 
-    def counts(self, widths: Array | NDArray[np.int64]) -> Array:
+    def slow(self, widths: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which widths take longer."""
+        return np.asarray((widths % self.liked != 0) | (widths < self.least))
+
+    def counts(self, widths: NDArray[np.int64]) -> Array:
         """What widths count for, in channels."""
-        whole = np.ceil(np.asarray(widths) / self.of) * self.of
-        return np.asarray(np.where(np.asarray(widths) % self.liked == 0, 1.0, self.factor) * whole, np.float64)
+        whole = np.ceil(widths / self.of) * self.of
+        return np.asarray(np.where(self.slow(widths), self.factor, 1.0) * whole, np.float64)
 
     def table(self, size: int) -> Array:
         """[size + 1]: what every width counts for beside the whole."""
@@ -89,7 +97,8 @@ def fitted(points: Sequence[Point]) -> Kernel:
     stairs = [Stair()] * count
     found, off = _sum(stairs, widths, seconds)
     for k in range(count):
-        trials = [_with(stairs, k, of, liked, widths, seconds) for of, liked in product(AT_ONCE, AT_ONCE)]
+        others = [Stair(*one) for one in product(AT_ONCE, AT_ONCE, (1.0,), (0, BLOCK)) if one[3] <= sizes[k]]
+        trials = [_with(stairs, k, other, widths, seconds) for other in others]
         sums = [(_sum(trial, widths, seconds), trial) for trial in trials]
         least = min(left for (_, left), _ in sums)
         if off <= NOISE**2 * len(points) or least > BETTER * off:
@@ -103,24 +112,28 @@ def fitted(points: Sequence[Point]) -> Kernel:
 
 
 def _with(
-    stairs: Sequence[Stair], k: int, of: int, liked: int, widths: NDArray[np.int64], seconds: Array
+    stairs: Sequence[Stair], k: int, other: Stair, widths: NDArray[np.int64], seconds: Array
 ) -> list[Stair]:  # fmt: skip
-    """The stairs with others of the k-th block, whose factor follows."""
-    trial = [*stairs[:k], Stair(of, liked), *stairs[k + 1 :]]
-    trial[k] = replace(trial[k], factor=_factor(trial, k, widths, seconds))
+    """The stairs with another one of the k-th block, whose factor follows."""
+    trial = [*stairs[:k], other, *stairs[k + 1 :]]
+    factor = _factor(trial, k, widths, seconds)
+    trial[k] = replace(other, factor=factor) if factor > 1 else Stair(other.of)
     return trial
 
 
 def _factor(stairs: Sequence[Stair], k: int, widths: NDArray[np.int64], seconds: Array) -> float:
-    """How much longer widths take that are no liked multiples of the k-th block; 1 where there are no others."""
-    bad = widths[:, k] % stairs[k].liked != 0
-    if not bad.any() or (~bad).sum() < 3:
+    """How much longer the slow widths of the k-th block take: what moves with it is solved for twice at once, of these
+    and of the others. 1 where there are no others."""
+    slow = stairs[k].slow(widths[:, k])[:, None]
+    if slow.all() or not slow.any():
         return 1.0
-    found, _ = _sum(stairs, widths[~bad], seconds[~bad], widths[0])
-    terms = _terms(stairs, widths[bad], widths[0])
-    moving = terms[:, 1:] @ found[1:]
-    extra = (seconds[bad] - terms[:, 0] * found[0]) / np.maximum(moving, 1e-12)
-    return max(1.0, float(np.median(extra)))
+    rows = _terms(stairs, widths, widths[0])
+    moving = [1, *([2 + k] if widths.shape[1] == 2 else [])]
+    twice = np.concatenate([rows, rows[:, moving] * slow], 1)
+    twice[:, moving] *= ~slow
+    found, _ = scipy.optimize.nnls(twice / seconds[:, None], np.ones(len(seconds)))
+    quick = max(float(found[moving].sum()), LEAST * float(found[: rows.shape[1]].sum()))
+    return max(1.0, float(found[rows.shape[1] :].sum()) / max(quick, 1e-12))
 
 
 def _terms(stairs: Sequence[Stair], widths: NDArray[np.int64], sizes: Sequence[int] | NDArray[np.int64]) -> Array:
@@ -130,10 +143,8 @@ def _terms(stairs: Sequence[Stair], widths: NDArray[np.int64], sizes: Sequence[i
     return np.asarray(rows, np.float64)
 
 
-def _sum(
-    stairs: Sequence[Stair], widths: NDArray[np.int64], seconds: Array, sizes: NDArray[np.int64] | None = None
-) -> tuple[Array, float]:  # fmt: skip
+def _sum(stairs: Sequence[Stair], widths: NDArray[np.int64], seconds: Array) -> tuple[Array, float]:
     """The terms' seconds, none negative, and the sum of squared relative errors."""
-    rows = _terms(stairs, widths, widths[0] if sizes is None else sizes)
+    rows = _terms(stairs, widths, widths[0])
     found, off = scipy.optimize.nnls(rows / seconds[:, None], np.ones(len(seconds)))
     return np.asarray(found, np.float64), float(off) ** 2

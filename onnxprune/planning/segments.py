@@ -173,14 +173,17 @@ def _any_layout(node: NodeProto, name: str) -> bool:
 
 def _put_before(alone: Model, name: str, channels: int) -> str:
     """Let a convolution of one channel make what a segment is given, in the layout that the runtime has for it; the
-    name of what that is given. With an activation behind it no sum of the segment is fused with it."""
+    name of what that is given. With an activation behind it no sum of the segment is fused with it. What it makes has
+    a name of its own, as fused kernels are named after it."""
     given = next(info for info in alone.graph.input if info.name == name)
     given.name, weight = f"{FRONT}{name}", f"{FRONT}weight_{name}"
+    plain, made = f"{FRONT}plain_{name}", f"{FRONT}made_{name}"
     nodes = [*alone.graph.node]
+    for node in nodes:
+        node.input[:] = [made if x == name else x for x in node.input]
     del alone.graph.node[:]
-    made = f"{FRONT}made_{name}"
-    alone.graph.node.append(helper.make_node("Conv", [given.name, weight], [made], given.name))
-    alone.graph.node.append(helper.make_node("Relu", [made], [name], made))
+    alone.graph.node.append(helper.make_node("Conv", [given.name, weight], [plain], given.name))
+    alone.graph.node.append(helper.make_node("Relu", [plain], [made], plain))
     alone.graph.node.extend(nodes)
     given.type.tensor_type.shape.dim[1].dim_value = 1
     alone.weights[weight] = Weight.of(np.ones((channels, 1, 1, 1), np.float32))

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -48,7 +49,12 @@ TOGETHER = 1 << 28
 FROM_PLAIN, TO_PLAIN = "ReorderInput", "ReorderOutput"
 """Kernels that only change the layout of tensors: alone, a segment begins with the first and ends with the second; in
 the model it hardly does."""
+MEASURED = 2
+"""Raised when what is timed changes, so that no older time is taken."""
+SMALL, SMALLS = 32, 40
+"""Channels of the convolutions, and how many there are, that show what the profiler takes itself."""
 Alone = tuple[Model, Inputs]
+Array = NDArray[np.float64]
 
 
 @dataclass
@@ -103,7 +109,8 @@ class Timer:
     @cached_property
     def machine(self) -> list[Any]:
         """What a time depends on besides the model: runtime, providers, threads, cores, processor."""
-        return [runtime_version()[1], list(self.options.providers), self.options.threads, cores(), processor()]
+        o = self.options
+        return [MEASURED, runtime_version()[1], list(o.providers), o.threads, cores(), processor()]
 
     def alone(self, segment: Segment, lost: Mapping[int, int]) -> tuple[Mask, Alone] | None:
         """Classes that are left where these sets (by number) lose so many steps, and the segment with nothing else;
@@ -119,14 +126,28 @@ class Timer:
 
     def seconds(self, pieces: Sequence[Alone]) -> list[float | None]:
         """Seconds of one run of each, measured in turns unless they were before; None of what does not run alone."""
-        texts = [json.dumps([self.machine, signature(*piece)]) for piece in pieces]
-        keys = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
+        keys = [self._key(signature(*piece)) for piece in pieces]
         new = {key: piece for key, piece in zip(keys, pieces, strict=True) if key not in self.known}
         for some in _together(new):
-            found = {k: s for k, s in zip(some, measured([*some.values()], self.options), strict=True) if s is not None}
-            self.known |= found
-            self.fresh |= found
+            taken = measured([*some.values()], self.options, self.of_profiler)
+            self._learnt({k: s for k, s in zip(some, taken, strict=True) if s is not None})
         return [self.known.get(key) for key in keys]
+
+    @cached_property
+    def of_profiler(self) -> float:
+        """Seconds of the profiler's own in what it says of a kernel."""
+        key = self._key("profiler")
+        if profiled(self.options) and key not in self.known:
+            self._learnt({key: _of_profiler(self.options)})
+        return self.known.get(key, 0.0)
+
+    def _key(self, what: Any) -> str:
+        """Under which the time of something on this machine is kept."""
+        return hashlib.sha256(json.dumps([self.machine, what]).encode()).hexdigest()[:32]
+
+    def _learnt(self, found: Mapping[str, float]) -> None:
+        self.known |= found
+        self.fresh |= found
 
     def save(self) -> None:
         """Adds what is new to the file; a machine that cannot keep it times again."""
@@ -156,14 +177,41 @@ def _together(pieces: Mapping[str, Alone]) -> Iterator[dict[str, Alone]]:
         yield some
 
 
-def measured(pieces: Sequence[Alone], options: Options) -> list[float | None]:
-    """Seconds of one run of each piece: of its kernels, where the profiler can tell, else beyond what a run takes that
-    does nothing. None of one that does not run."""
-    profiled = all(PROVIDERS.get(p.lower(), p) == PROVIDERS["cpu"] for p in options.providers)
-    if profiled:
-        return _in_turns(pieces, options, profiled)
-    nothing, *taken = _in_turns([_nothing(), *pieces], options, profiled)
-    return [None if t is None else max(t - (nothing or 0.0), LEAST_SECONDS) for t in taken]
+def profiled(options: Options) -> bool:
+    """Whether the runtime's profiler can tell how long kernels take."""
+    return all(PROVIDERS.get(p.lower(), p) == PROVIDERS["cpu"] for p in options.providers)
+
+
+def measured(pieces: Sequence[Alone], options: Options, of_profiler: float) -> list[float | None]:
+    """Seconds of one run of each piece: of its kernels, where the profiler can tell, less so much of the profiler's own
+    for each; else beyond what a run takes that does nothing. None of one that does not run."""
+    if profiled(options):
+        runs = _in_turns(pieces, options, profile=True)
+        return [None if r is None else max(_quick(r @ (1.0, -of_profiler)), LEAST_SECONDS) for r in runs]
+    nothing, *taken = _in_turns([_nothing(), *pieces], options)
+    least = 0.0 if nothing is None else _quick(nothing[:, 0])
+    return [None if r is None else max(_quick(r[:, 0]) - least, LEAST_SECONDS) for r in taken]
+
+
+def _of_profiler(options: Options) -> float:
+    """Seconds that the profiler adds to what it says of a kernel, as it writes down shapes while its clock runs: what
+    small convolutions take by it beyond what they do without it."""
+    nothing, plain = _in_turns([_nothing(), _smalls()], options)
+    [told] = _in_turns([_smalls()], options, profile=True)
+    if nothing is None or plain is None or told is None:
+        return 0.0
+    return max(_quick(told[:, 0]) - _quick(plain[:, 0]) + _quick(nothing[:, 0]), 0.0) / SMALLS
+
+
+def _smalls() -> Alone:
+    """A chain of small convolutions, each of which takes a few microseconds."""
+    size = f"float[1, {SMALL}, 8, 8]"
+    nodes = "\n".join(f"x{k + 1} = Conv(x{k}, w{k})" for k in range(SMALLS))
+    text = f'<ir_version: 8, opset_import: ["" : 17]> chain ({size} x0) => ({size} x{SMALLS}) {{ {nodes} }}'
+    parsed = onnx.parser.parse_model(text)
+    weight = np.full((SMALL, SMALL, 1, 1), 1 / SMALL, np.float32)
+    parsed.graph.initializer.extend(onnx.numpy_helper.from_array(weight, f"w{k}") for k in range(SMALLS))
+    return Model.load(parsed).normalised(), {"x0": (1, SMALL, 8, 8)}
 
 
 def _nothing() -> Alone:
@@ -174,13 +222,15 @@ def _nothing() -> Alone:
     return Model.load(model).normalised(), {"x": (1,)}
 
 
-def _in_turns(pieces: Sequence[Alone], options: Options, profiled: bool) -> list[float | None]:
-    """Seconds of one run of each piece, in turns."""
+def _in_turns(pieces: Sequence[Alone], options: Options, profile: bool = False) -> list[Array | None]:
+    """[runs, 2] of each piece, run in turns: seconds, and of how many kernels the profiler said them. None of one that
+    does not run."""
+    clock = time.perf_counter if profile else clock_of(options.providers, options.threads)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         runs: list[tuple[Any, Any, list[float]] | None] = []
         for k, (model, sizes) in enumerate(pieces):
             try:
-                session = deployed(model, options.providers, options.threads, f"{folder}/{k}" if profiled else "")
+                session = deployed(model, options.providers, options.threads, f"{folder}/{k}" if profile else "")
                 run = bound(session, random_inputs(model, sizes, options.seed, 1))
                 run()
             except Exception:  # ONNX Runtime's exceptions share no base class
@@ -189,32 +239,33 @@ def _in_turns(pieces: Sequence[Alone], options: Options, profiled: bool) -> list
             runs.append((session, run, []))
         for _ in range(PIECES):
             for _, run, own in filter(None, runs):
-                own += turn(run, PIECE, LEAST)
-        return [None if r is None else _quick(_kernels(r[0]) if profiled else r[2]) for r in runs]
+                own += turn(run, PIECE, LEAST, clock)
+        return [r and (_kernels(r[0]) if profile else np.array([(s, 0) for s in r[2]])) for r in runs]
 
 
-def _quick(seconds: Sequence[float]) -> float:
+def _quick(seconds: Array) -> float:
     """Of many runs the time of a quick one: what else the machine does only adds."""
     some = np.sort(seconds[len(seconds) // 4 :])
     return float(some[: max(1, len(some) // 2)].mean())
 
 
-def _kernels(session: Any) -> list[float]:
-    """Seconds that the kernels of each run took, but for what is put before a segment, and for those that change
-    layouts where the model hardly does: a plain layout is made of another inside a segment only."""
+def _kernels(session: Any) -> Array:
+    """[runs, 2]: seconds that the kernels of each run took, and how many they are, but for what is put before a
+    segment, and for those that change layouts where the model hardly does: a plain layout is made of another inside a
+    segment only."""
     events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
-    runs, spent, layout = [], 0.0, 0.0
+    runs, spent, layout = [], np.zeros(2), np.zeros(2)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            seconds, kind = event["dur"] * 1e-6, event["args"].get("op_name")
+            one, kind = np.array([event["dur"] * 1e-6, 1]), event["args"].get("op_name")
             if kind == TO_PLAIN:
-                layout += seconds
+                layout = layout + one
             elif not event["name"].startswith(FRONT) and kind != FROM_PLAIN:
-                spent, layout = spent + layout + seconds, 0.0
+                spent, layout = spent + layout + one, np.zeros(2)
         elif event["name"] == "model_run":
             runs.append(spent)
-            spent = layout = 0.0
-    return runs
+            spent = layout = np.zeros(2)
+    return np.array(runs)
 
 
 def processor() -> str:

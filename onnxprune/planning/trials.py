@@ -104,14 +104,20 @@ class Trials:
         """What refits are compared with."""
         return SharedDense(self.groups.trace, self.some.solved, self.judge.providers, self.seed, self.light)
 
-    def room(self, more: int) -> bool:
-        """Whether so many more of them by refits do not take too long, either."""
-        trace, pace = self.groups.trace, (self.samples, self.light)
-        return self.by_refit and (self.options.effort == "high" or _work(trace, self.count + more, *pace) <= MOST_WORK)
+    @property
+    def room(self) -> int:
+        """How many more of them by refits do not take too long beside these."""
+        if not self.by_refit or self.options.effort == "high":
+            return sys.maxsize if self.by_refit else 0
+        return max(0, int(MOST_WORK / _work(self.groups.trace, 1, self.samples, self.light)) - self.count)
 
     def others(self, count: int) -> Trials:
         """So many trials of other cuts, with time of their own."""
         return Trials(self.groups, self.sites, self.inputs, self.options, count)
+
+    def rough(self) -> Trials:
+        """Trials in closed form."""
+        return Trials(self.groups, self.sites, self.inputs, self.options, sys.maxsize)
 
     def _begun(self, removed: Mask) -> Callable[[], Made]:
         """What gives the refitted graph, once what comes before the cut was run; or the error that this ended in."""
