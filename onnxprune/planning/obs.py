@@ -19,12 +19,16 @@ from onnxprune.trace import Ids
 
 Array = NDArray[np.float64]
 DAMP = 1e-2
+GONE = 0.4
+"""Of the columns that are held, from which on those of units that are gone are left out: what is computed of them
+nobody looks at, and leaving them out costs a copy."""
 
 
 class Elimination:
     """One matrix of a site on the way: its weights, the columns of every unit, and the inverse of its damped Gram as it
     was at first. What every removal takes from the inverse is a product, whose factors (as in a Cholesky decomposition)
-    take the places of rows that are gone, and are multiplied out where others are looked at."""
+    take the places of rows that are gone, and are multiplied out where others are looked at. Of each row the columns
+    `_held` are held, of the weights their rows; `_at` says where each stands."""
 
     def __init__(self, site: Site, group: int, members: NDArray[np.bool_]) -> None:
         damped = site.gram[group].astype(np.float64)
@@ -32,8 +36,9 @@ class Elimination:
         damped.flat[:: len(damped) + 1] += DAMP * max(float(np.trace(damped)) / len(damped), 1e-30)
         self._rows = inverse(damped)  # first the factors, then the rows of the inverse of what is left
         self._order, self._place = np.arange(len(damped)), np.arange(len(damped))
+        self._held, self._at = self._order.copy(), self._order.copy()
         self._count = 0
-        self.matrix = site.matrix[group].copy()
+        self._weights = site.matrix[group].copy()
         units = np.repeat(site.units[group], len(damped) // site.units.shape[1])
         self.columns: dict[int, Ids] = {}
         order = np.argsort(units, kind="stable")
@@ -43,13 +48,20 @@ class Elimination:
         self._blocks = [_Blocks.of(self._rows, alike) for alike in _by_size(self.columns)]
         self.error = 0.0
 
+    @property
+    def matrix(self) -> Array:
+        """[columns, outputs]: the weights that make up for what is gone, whose own are zero."""
+        whole = np.zeros((len(self._order), self._weights.shape[1]))
+        whole[self._held] = self._weights
+        return whole
+
     def scores(self, units: Sequence[int]) -> Array:
         """Relative error that each of the units alone would add."""
         out = np.zeros(len(units))
         for blocks in self._blocks:
             places = [k for k, u in enumerate(units) if u in self.columns and u in blocks.at]
             at = [blocks.at[units[k]] for k in places]
-            weights = self.matrix[blocks.columns[at]]  # U m O
+            weights = self._weights[self._at[blocks.columns[at]]]  # U m O
             squares = weights @ weights.transpose(0, 2, 1)
             out[places] = np.linalg.solve(blocks.inner[at], squares).trace(axis1=1, axis2=2) / self.energy
         return out
@@ -60,19 +72,29 @@ class Elimination:
         if not gone:
             return
         p, factors = np.concatenate(gone), self._rows[: self._count]
-        strip = self._rows[self._place[p]] - factors[:, p].T @ factors
-        root = np.linalg.cholesky(strip[:, p])
+        at = self._at[p]
+        strip = self._rows[self._place[p]] - factors[:, at].T @ factors
+        root = np.linalg.cholesky(strip[:, at])
         new, weights = (
             scipy.linalg.solve_triangular(root, part, lower=True, check_finite=False)
-            for part in (strip, self.matrix[p])
+            for part in (strip, self._weights[at])
         )
         self.error += float(np.square(weights).sum()) / self.energy
-        self.matrix -= new.T @ weights
-        self.matrix[p] = 0
+        self._weights -= new.T @ weights
+        self._weights[at] = 0
         self._put(p, new)
         for blocks in self._blocks:
-            own = new[:, blocks.columns].transpose(1, 2, 0)  # U m p
+            own = new[:, self._at[blocks.columns]].transpose(1, 2, 0)  # U m p; nothing of units that are gone
             blocks.inner -= own @ own.transpose(0, 2, 1)
+        if len(self._held) - (len(self._order) - self._count) > GONE * len(self._held):
+            self._leave_out(self._order[: self._count])
+
+    def _leave_out(self, columns: Ids) -> None:
+        """Hold these columns of the rows no longer."""
+        left = ~np.isin(self._held, columns)
+        self._rows, self._weights, self._held = self._rows[:, left], self._weights[left], self._held[left]
+        self._at[columns] = 0
+        self._at[self._held] = np.arange(len(self._held))
 
     def _put(self, columns: Ids, factors: Array) -> None:
         """Let factors take the places of the rows of these columns, behind the other factors."""
