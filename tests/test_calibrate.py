@@ -13,6 +13,9 @@ from onnx import ModelProto, numpy_helper
 
 from onnxprune import prune
 from onnxprune.data import Calibration, calibration, checked, describe
+from onnxprune.data.amounts import POOL
+from onnxprune.data.images import ImageSource
+from onnxprune.data.sources import SHOWN
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
@@ -284,6 +287,24 @@ def test_the_carried_classifiers_get_spread_predictions() -> None:
 def test_what_spreads_the_answers_of_a_classifier_is_shown_to_it(name: str, source: str) -> None:
     """Ten classes of things in photographs, and of clothes on a black ground."""
     assert run(MODELS / f"{name}.onnx", calib_samples=256).source.startswith(source)
+
+
+def test_images_that_were_shown_to_decide_are_among_those_that_are_chosen_from(
+    tiny: ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No image of the kind that won is made or classified twice, and none is there twice."""
+    drawn: list[np.ndarray] = []
+    draw = ImageSource.drawn
+
+    def counted(*given: Any) -> Any:
+        drawn.append(draw(*given))
+        return drawn[-1]
+
+    monkeypatch.setattr(ImageSource, "drawn", counted)
+    found = rows(run(tiny, calib_samples=16, calib_batch=4), "image")
+    others = min(16, POOL * 16 // SHOWN)  # that were shown for nothing
+    assert sum(map(len, drawn)) == POOL * 16 + others + 4 + 4  # a batch tells the sizes, one whether there are classes
+    assert len(np.unique(found.reshape(len(found), -1), axis=0)) == len(found) == 16
 
 
 @pytest.mark.parametrize("batch", ["1", "5"])

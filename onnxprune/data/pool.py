@@ -14,15 +14,20 @@ from numpy.typing import NDArray
 from onnxprune.data.synthetic import balanced
 
 Array = NDArray[Any]
+Shown = list[tuple[Mapping[str, Array], Callable[[], Array]]]
+"""Batches, each with what gives, or waits for, the probabilities (rows, classes) of a model for its rows."""
 
 
 class Pool:
-    """Takes inputs batch by batch, all with a sample a row, and holds at most twice as many rows as are wanted."""
+    """Takes inputs batch by batch, all with a sample a row, and holds at most twice as many rows as are wanted. shown:
+    those that it begins with."""
 
-    def __init__(self, rng: np.random.Generator, want: int) -> None:
+    def __init__(self, rng: np.random.Generator, want: int, shown: Shown) -> None:
         self.rng, self.want = rng, want
         self.batches: list[Mapping[str, Array]] = []
         self.waiting: list[Callable[[], Array]] = []
+        for batch, scores in shown:
+            self.add(batch, scores)
 
     def add(self, batch: Mapping[str, Array], scores: Callable[[], Array]) -> None:
         """`scores` gives, or waits for, the probabilities (rows, classes) that the model gives for the rows of the

@@ -23,7 +23,7 @@ from onnxprune.data.decoding import decoder
 from onnxprune.data.images import ImageSource
 from onnxprune.data.inputs import Input, describe
 from onnxprune.data.pixels import Pixels
-from onnxprune.data.pool import Pool
+from onnxprune.data.pool import Pool, Shown
 from onnxprune.data.random import random_inputs
 from onnxprune.data.ranges import pixels
 from onnxprune.data.samples import read
@@ -149,11 +149,12 @@ class _Calibrator:
         rows = next((dims[s.name][0] for s in self.specs if s.batch == 0), 1)
         want, most = amounts(self.model, self.shapes, dims, rows, self.want)
         if all(s.batch == 0 for s in self.specs) and self.probabilities(first, rows) is not None:
+            shown: Shown = []
             if any(s.kind == "image" for s in self.specs):
-                self.choose_images(dims, rows, min(want, TRIED, most // SHOWN))
-            pool, say = Pool(rng, want), now()
+                rng, shown = self.choose_images(dims, rows, min(want, TRIED, most // SHOWN))
+            pool, say = Pool(rng, want, shown), now()
             with alongside() as begun:  # the next inputs are made while these are run
-                for k in range(batches := math.ceil(most / rows)):
+                for k in range(len(shown), batches := math.ceil(most / rows)):
                     say.done(k / batches)
                     feed = self.feed(dims, rng)
                     pool.add(feed, begun(partial(self.scores, feed, rows)))
@@ -167,17 +168,19 @@ class _Calibrator:
         samples = min(want, rows * len(feeds))
         return Calibration(tuple(feeds), samples, self.text(dims), True, self.diversity(feeds, samples))
 
-    def choose_images(self, dims: Inputs, rows: int, count: int) -> None:
+    def choose_images(self, dims: Inputs, rows: int, count: int) -> tuple[np.random.Generator, Shown]:
         """Photographs or made-up images, whichever the classes are more evenly predicted on: a classifier of clothes on
-        plain grounds finds in photographs little that it knows."""
-        spreads = {}
+        plain grounds finds in photographs little that it knows. Gives what draws more of them, and those shown."""
+        tried = []
         for share in (1.0, 0.0):
-            self.images.share, rng = share, np.random.default_rng(self.options.seed)
+            self.images.share, rng, shown = share, np.random.default_rng(self.options.seed), Shown()
             with alongside() as begun:
-                feeds = (self.feed(dims, rng) for _ in range(math.ceil(count / rows)))
-                answers = [begun(partial(self.scores, feed, rows)) for feed in feeds]
-                spreads[share] = synthetic.entropy(np.concatenate([answer() for answer in answers]))
-        self.images.share = max(spreads, key=lambda share: spreads[share])
+                for _ in range(math.ceil(count / rows)):
+                    feed = self.feed(dims, rng)
+                    shown.append((feed, begun(partial(self.scores, feed, rows))))
+                tried.append((synthetic.entropy(np.concatenate([scores() for _, scores in shown])), share, rng, shown))
+        _, self.images.share, rng, shown = max(tried, key=lambda one: one[0])
+        return rng, shown
 
     def carry_states(self, feeds: list[Feed]) -> None:
         """Recurrent states are what the batch before left behind: at zero, where they begin, little depends on them."""
