@@ -131,18 +131,27 @@ class Walk(Topology):
         """Let go of what no node that is still to run will read."""
         wanted = {*keep, *self.inputs}
         for name in list(self.values):
-            if name not in wanted and self.readers[name] <= self.done:
+            if name not in wanted and not self._waiting(name):
                 del self.values[name]
+
+    @cached_property
+    def _leading(self) -> set[int]:
+        """The nodes that an output depends on. Others (a cut leaves Shapes behind whose sizes are constants now) are
+        run for whoever asks, and for nobody else."""
+        return self.ancestors(self.outputs)
+
+    def _waiting(self, name: str) -> set[int]:
+        """The nodes that are still to run and read a tensor."""
+        return (self.readers[name] & self._leading) - self.done
 
     def _run(self, names: Sequence[str]) -> None:
         piece = sorted(self.ancestors(names, self.values))
         inside = set(piece)
         made = {o for k in piece for o in self.makes(k)}
         ins = sorted({n for k in piece for n in self.reads[k]} & (self.values.keys() - made))
-        lasting = {
-            o for k in inside - self.expressions for o in self.makes(k)
-        }  # what parameters make changes with them
-        crossing = {o for o in lasting if self.readers[o] - inside - self.done}
+        # What parameters make changes with them.
+        lasting = {o for k in inside - self.expressions for o in self.makes(k)}
+        crossing = {o for o in lasting if self._waiting(o) - inside}
         outs = sorted({n for n in (*names, *crossing) if n not in self.values})
         self.values |= self._computed(piece, ins, outs)
         self.done |= inside
