@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -38,3 +41,30 @@ def test_what_leads_to_no_output_is_there_for_whoever_asks() -> None:
     found.release()
     assert found.value("m")[0] == 2
     np.testing.assert_array_equal(found.value("y")[0], expected)
+
+
+OTHERS = """
+import numpy as np, onnxruntime as ort
+from onnxprune.model import Model
+from onnxprune.run import open_session
+from tests.graphs import graph
+where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+if {theirs}:
+    ort.create_and_register_allocator(where, None)
+model = Model.load(graph("(float[N, 4] x) => (float[N, 4] y)", "y = Relu(x)"))
+for way in (False, True):
+    session = open_session(model, one_of_many=way)
+    made = [session.made(["y"], {{"x": np.ones((2, 4), np.float32)}}, last)[0] for last in (False, True)]
+    print(session.shares, *(float(m.value.numpy().sum()) for m in made))
+"""
+
+
+@pytest.mark.parametrize("theirs", [False, True], ids=["none", "an arena of the application's"])
+def test_sessions_share_an_arena_in_any_process(theirs: bool) -> None:
+    """In a process of its own, as an arena stays registered."""
+    code = OTHERS.format(theirs=theirs)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == "False 8.0 8.0"
+    assert second.endswith(" 8.0 8.0")
+    assert theirs or second.startswith("True")

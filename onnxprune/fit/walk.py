@@ -162,13 +162,13 @@ class Walk(Topology):
 
     def through(self, piece: Model, ins: Sequence[str], outs: Sequence[str]) -> dict[str, list[Any]]:
         """What a piece makes of the tensors `ins`, which are at hand, in every batch, where it makes it."""
-        session = open_session(piece, self.providers)
+        session = open_session(piece, self.providers, one_of_many=True)
         kept: dict[str, list[Any]] = {o: [] for o in outs}
         for b in range(self.batches):
             for n in ins:
                 self.values[n][b] = session.placed(self.values[n][b])
             try:
-                results = session.made(outs, {n: self.values[n][b] for n in ins})
+                results = session.made(outs, {n: self.values[n][b] for n in ins}, b + 1 == self.batches)
             except Exception as error:
                 raise RuntimeFailure(f"ONNX Runtime failed on calibration batch {b}: {first_line(error)}") from error
             for o, x in zip(outs, results, strict=True):

@@ -19,6 +19,7 @@ from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model import Array, Model, needs, retain
 from onnxprune.options import near
 from onnxprune.run import stand_ins
+from onnxprune.run.arena import share
 from onnxprune.run.installed import how_to_get, onnx_runtime
 from onnxprune.run.stand_ins import LACKS, lacked, with_stand_ins
 from onnxprune.run.tensors import on_host
@@ -52,14 +53,16 @@ FOLDED = 1 << 20
 computes in every run, so that it goes after its last use, as everything does."""
 
 
-def open_session(model: Model, providers: Sequence[str] = ("cpu",)) -> Any:
-    """An InferenceSession that really uses all of `providers`, or a RuntimeFailure that says how to mend it."""
+def open_session(model: Model, providers: Sequence[str] = ("cpu",), one_of_many: bool = False) -> Any:
+    """An InferenceSession that really uses all of `providers`, or a RuntimeFailure that says how to mend it.
+    one_of_many: others follow, whose memory is the same (see `arena`)."""
     ort, wanted = onnx_runtime(), usable(providers)
     options = _own_options()
+    shares = one_of_many and {*wanted} == {PROVIDERS["cpu"]} and share(options)
     proto, held = shared(model)
     options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
     session = _of_a_stage(proto, model, options, wanted)
-    session.held_weights = held  # the session reads them where they are
+    session.held_weights, session.shares = held, shares  # the session reads them where they are
     return session
 
 

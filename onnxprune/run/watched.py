@@ -14,6 +14,7 @@ from onnx import GraphProto
 
 from onnxprune import guard
 from onnxprune.model import Taken, fitted, traits
+from onnxprune.run.arena import giving_back
 from onnxprune.run.installed import onnx_runtime
 from onnxprune.run.tensors import DEVICES, HOST, Tensor, copied, on_host, placed, were_given, were_read
 
@@ -39,13 +40,14 @@ def in_place(graph: GraphProto) -> dict[str, str]:
 def watched() -> Any:
     """Their class. taken: of a graph that takes less than the original, what it takes of the feeds. in_place: by
     output, the input in whose memory it lies; these are bound to copies, as the feeds are others'. beside: outputs that
-    are there to be bound, and given only to whom asks for them."""
+    are there to be bound, and given only to whom asks for them. shares: whether its memory is that of `arena`."""
     session: Any = onnx_runtime().InferenceSession
 
     class Watched(session):  # type: ignore[misc]
         taken = WHOLE
         in_place: Mapping[str, str] = MappingProxyType({})
         beside: Collection[str] = ()
+        shares = False
 
         def run(self, names: Any, feeds: Mapping[str, Any], *args: Any, **kw: Any) -> Any:
             if self.in_place:
@@ -64,16 +66,16 @@ def watched() -> Any:
             """What `made` is given, where it is read from: an array is brought there once."""
             return placed(value, self._device)
 
-        def made(self, names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Any]:
+        def made(self, names: Sequence[str] | None, feeds: Mapping[str, Any], last: bool = False) -> list[Any]:
             """As `run`, but each output stays where it is made, as a `Tensor`, and `feeds` may be such, too. What is no
-            tensor of numbers comes as Python has it."""
+            tensor of numbers comes as Python has it. last: no other run follows that takes as much memory."""
             outputs = [n for n in self._kinds if n not in self.beside] if names is None else [*names]
             values = {n: self.placed(x) for n, x in fitted(self.taken, feeds).items()}
             if not all(isinstance(x, Tensor) for x in values.values()) or not all(map(self._bindable, outputs)):
                 return list(self._run(outputs, {n: on_host(x) for n, x in values.items()}))
             binding = self.bound(values, outputs)
             with guard.bounded(RUNNING):
-                self.run_with_iobinding(binding)
+                self.run_with_iobinding(binding, giving_back() if last and self.shares else None)
             made = zip(outputs, binding.get_outputs(), strict=False)
             return [binding.held[self.in_place[n]] if n in self.in_place else Tensor(value) for n, value in made]
 

@@ -1,0 +1,43 @@
+"""One arena for sessions that are opened one after the other: what one of them is done with, the next one takes.
+
+Each session has an arena of its own otherwise, which doubles as it grows, and of which nothing goes as long as
+somebody holds a tensor that lies in it: a walk that opens a session for every layer held twice what its tensors take,
+and had every page given anew. Knows the runtime, no model.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from onnxprune.run.installed import onnx_runtime
+
+AS_ASKED = {"max_mem": 0, "arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+"""An arena without a limit that grows by what is asked for."""
+
+
+def share(options: Any) -> bool:
+    """Let the session of these options take its memory from there; whether it will."""
+    if _registered():
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    return _registered()
+
+
+@cache
+def giving_back() -> Any:
+    """Options of a run after which memory that nobody holds goes back to the system."""
+    options = onnx_runtime().RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+@cache
+def _registered() -> bool:
+    """Whether there is such an arena in this process: not where its owner has one for sessions of his own."""
+    ort = onnx_runtime()
+    where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    try:
+        ort.create_and_register_allocator(where, ort.OrtArenaCfg(AS_ASKED))
+    except Exception:  # ONNX Runtime's exceptions share no base class
+        return False
+    return True
