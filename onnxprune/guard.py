@@ -116,6 +116,9 @@ def _guarded(pipe: int, parent: int) -> None:
     _pipe = pipe
     os.environ[UNGUARDED] = "1"
     signal.signal(signal.SIGINT, _interrupted_once())
+    from onnxprune import heap  # only here: it loads what the parent does without
+
+    heap.one_for_all()
     if sys.platform == "linux":  # whoever kills the parent means the run
         with suppress(ImportError, OSError, AttributeError):
             import ctypes

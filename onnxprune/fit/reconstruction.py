@@ -27,6 +27,7 @@ from onnxprune.fit.requantised import FewBits
 from onnxprune.fit.sites import sample_size
 from onnxprune.fit.tails import Tail, tail
 from onnxprune.fit.walk import Walk
+from onnxprune.heap import give_back
 from onnxprune.model import Array
 from onnxprune.rewrite import Rewritten
 from onnxprune.trace import Mask, Trace
@@ -117,6 +118,8 @@ class Reconstruction:
         """Let go of what no layer that is still to come needs."""
         self.current.release()
         self.dense.release()
+        if self.light is None:
+            give_back()
 
     def _enter(self, nodes: Sequence[int], before: int) -> list[int]:
         """Solve for the layers in the bodies of those nodes that come before another; the nodes that are left."""

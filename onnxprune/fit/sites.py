@@ -25,6 +25,7 @@ from onnxprune.fit.products import Layer
 from onnxprune.fit.tails import tail
 from onnxprune.fit.unrun import in_common
 from onnxprune.fit.walk import Walk
+from onnxprune.heap import give_back
 from onnxprune.model import Aside, Held, Model, Stored
 from onnxprune.steady import in_turn
 from onnxprune.trace import Groups, Ids, Mask, Reduction, Trace
@@ -129,6 +130,7 @@ class _Collection:
             todo = [o for o in todo if o > members[-1].index]
             if k and every[k - 1][-1].index != members[-1].index:  # a node may hold several, which read the same
                 walk.release()
+                give_back()
             site = self._site(walk, fitted, members, others is not None)
             if site is not None:
                 yield site
