@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import captcha, cifar, crepe, easyocr, fashion, magika, minilm, ppocr, silero, small
+from . import captcha, cifar, crepe, easyocr, fashion, magika, minilm, ppocr, silero, small, speaker
 from .base import Task, batches, run
 
-FAMILIES = (fashion, cifar, captcha, ppocr, crepe, easyocr, silero, magika, minilm, small)
+FAMILIES = (fashion, cifar, captcha, ppocr, crepe, easyocr, silero, magika, minilm, speaker, small)
 
 __all__ = ["Task", "batches", "run", "tasks"]
 

@@ -131,6 +131,19 @@ class MiniLM(nn.Module):
         return (x * kept[..., None]).sum(1) / kept.sum(1, keepdim=True)
 
 
+class Speaker(nn.Module):
+    """Resemblyzer's speaker encoder (Wan et al. 2018): mel power [n, 160, 40] to embeddings [n, 256] of length 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(40, 256, 3, batch_first=True)
+        self.linear = nn.Linear(256, 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedding = F.relu(self.linear(self.lstm(x)[1][0][-1]))
+        return embedding / embedding.norm(dim=1, keepdim=True)
+
+
 def _state(weights: Path) -> dict[str, Tensor]:
     if weights.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -138,18 +151,23 @@ def _state(weights: Path) -> dict[str, Tensor]:
         state = load_file(weights)
         return {key: x for key, x in state.items() if not key.startswith("pooler.") and "position_ids" not in key}
     state = torch.load(weights, map_location="cpu", weights_only=True)
+    if "model_state" in state:
+        return {key: x for key, x in state["model_state"].items() if key.startswith(("lstm.", "linear."))}
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def export(name: str, weights: Path, target: Path) -> None:
-    """Write the network `crepe_tiny`, `english_g2` or `minilm_l6` with these weights as ONNX; batch, line width and
-    number of tokens stay free."""
+    """Write the network `crepe_tiny`, `english_g2`, `speaker_lstm` or `minilm_l6` with these weights as ONNX; batch,
+    line width and number of tokens stay free."""
     if name == "crepe_tiny":
         model, example, names = Crepe(), (torch.zeros(2, 1024),), ("frames", "scores")
         axes = {"frames": {0: "N"}, "scores": {0: "N"}}
     elif name == "english_g2":
         model, example, names = EnglishG2(), (torch.zeros(2, 1, 64, 256),), ("image", "scores")
         axes = {"image": {0: "N", 3: "W"}, "scores": {0: "N", 1: "T"}}
+    elif name == "speaker_lstm":
+        model, example, names = Speaker(), (torch.zeros(2, 160, 40),), ("mels", "embedding")
+        axes = {"mels": {0: "N"}, "embedding": {0: "N"}}
     else:
         ids = torch.ones(2, 48, dtype=torch.int64)
         model, example, names = MiniLM(), (ids, ids), ("input_ids", "attention_mask", "embedding")
