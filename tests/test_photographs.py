@@ -60,7 +60,7 @@ def test_the_photographs_themselves_stay_in_colour_and_order() -> None:
 def test_a_pool_gives_even_classes_and_holds_little() -> None:
     """One class in forty is rare; every row says what it was."""
     classes = np.where(rng().random(2000) < 0.025, 1, 0)
-    pool = Pool(rng(), 40)
+    pool = Pool(rng(), 40, [])
     for rows in np.split(np.arange(2000), 50):
         pool.add({"x": rows, "y": rows * 2}, partial(np.eye(2).__getitem__, classes[rows]))
         assert sum(len(b["x"]) for b in pool.batches) <= 80 + 40

@@ -122,9 +122,10 @@ def encoder(layers: int = 12, width: int = 768, heads: int = 12, words: int = 30
 
 
 def in_common(a: Plan, b: Plan) -> float:
-    """Of what either plan removes, the share that both remove."""
+    """Of what either plan removes, units and residual branches, the share that both remove."""
     first, second = (
         {(r.parameter, r.axes, r.use, u) for removals in plan.groups.values() for r in removals for u in r.remove}
+        | {*plan.branches}
         for plan in (a, b)
     )
     return len(first & second) / max(1, len(first | second))

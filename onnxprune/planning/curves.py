@@ -221,8 +221,11 @@ def shares(
 
 def _branches_may_go(options: Options, trust: float) -> bool:
     """Made-up inputs that a network answers monotonously hide what matters to it: unless they are worth more than those
-    of which nothing is known, no branch goes that was not asked for."""
-    return trust > UNKNOWN if options.blocks is None else options.blocks
+    of which nothing is known, no branch goes that was not asked for. Nor does one where every group keeps something:
+    those inside would lose all."""
+    if options.blocks is not None:
+        return options.blocks
+    return trust > UNKNOWN and options.max_ratio == 1 and options.min_channels == 1
 
 
 def _choices(
