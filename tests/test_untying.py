@@ -73,6 +73,23 @@ def test_the_last_state_is_taken_of_its_layer(at: int, end: str) -> None:
     assert sets(model) == 3
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 2), (2, 3), (-1, 2**63 - 1), (-3, -2)])
+def test_each_layer_of_a_decoder_takes_the_state_of_its_own(first: int, last: int) -> None:
+    end = "part = Slice(last, first, behind) z = Squeeze(part, nought)"
+    model = stack(end=end, first=np.array([first]), behind=np.array([last]))
+    assert equal(model)
+    assert sets(model) == 3
+
+
+def test_what_is_cut_is_said_by_attributes_before_opset_10() -> None:
+    body = """t0, h0 = RNN<hidden_size = 10>(x, w0, r0) s = Squeeze<axes = [1]>(t0)
+        t1, h1 = RNN<hidden_size = 10>(s, w1, r1) last = Concat<axis = 0>(h0, h1) y = Slice<starts = [1], ends = [2]>(last)"""
+    weights = {"w0": (1, H, F), "r0": (1, H, H), "w1": (1, H, H), "r1": (1, H, H)}
+    model = graph("(float[6, N, 12] x) => (float[1, N, 10] y)", body, opset=9, **weights)
+    assert equal(model)
+    assert "Concat" not in [n.op_type for n in Model.load(model).normalised().graph.node]
+
+
 @pytest.mark.parametrize("at", range(-6, 6))
 def test_either_direction_of_any_layer_is_found(at: int) -> None:
     model = stack("GRU", 2, at=at)
@@ -113,8 +130,10 @@ def test_states_that_are_read_elsewhere_stay_together() -> None:
     ("end", "weights"),
     [("some = Gather<axis = 0>(last, ats) z = ReduceSum<keepdims = 0>(some, nought)", {"ats": np.array([0, 2])}),
      ("more = Concat<axis = 0>(last, given) z = Gather<axis = 0>(more, at)", {}),
-     ("wide = Concat<axis = 1>(h1, h2) z = Gather<axis = 0>(wide, at)", {})],
-    ids=["several", "of unknown length", "along another axis"],
+     ("wide = Concat<axis = 1>(h1, h2) z = Gather<axis = 0>(wide, at)", {}),
+     ("two = Slice(last, from1, to2) z = ReduceSum<keepdims = 0>(two, nought)", {}),
+     ("odd = Slice(last, from0, to2, nought, steps) z = ReduceSum<keepdims = 0>(odd, nought)", {"steps": np.array([2])})],
+    ids=["several", "of unknown length", "along another axis", "two layers", "every other layer"],
 )  # fmt: skip
 def test_other_entries_are_taken_as_before(end: str, weights: dict[str, Any]) -> None:
     model = stack(end=end, signature="(float[6, N, 12] x, float[k, N, 10] given) => (float[M, 3] y)", **weights)

@@ -1,16 +1,17 @@
 """Nodes that tie layers to one another which have nothing in common are taken out, and the same is computed.
 
 A stack of recurrent layers is exported with one tensor of zeros, of which each layer takes its initial state, and with
-one tensor of all last states, of which one is taken: so all layers would have to keep the same units. Knows graphs and
-constants, no stage.
+one tensor of all last states, of which one is taken, or each by a layer of a decoder: so all layers would have to keep
+the same units. Knows graphs and constants, no stage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from itertools import accumulate, zip_longest
 
 import numpy as np
-from onnx import GraphProto, NodeProto, numpy_helper
+from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from onnxprune.model.graph import attribute, every_node, rearranged
 from onnxprune.model.traits import GATES
@@ -32,8 +33,8 @@ Add = Callable[[str, Weight], None]
 
 
 def untie(graph: GraphProto, weights: Weights, fresh: Callable[[str], str], add: Add) -> None:
-    """Leave out initial states that are zeros, take the last state of a layer of the layer itself, and drop what nobody
-    reads then, in place. `graph` has distinct names; `weights` are the constants, those of bodies too."""
+    """Leave out initial states that are zeros, take the last states of a layer of itself, and drop what nobody reads
+    then, in place. `graph` has distinct names; `weights` are the constants, those of bodies too."""
     nodes = every_node(graph)
     makers = {o: node for node in nodes for o in node.output if o}
     given = {i.name for i in graph.input}  # whose values a caller may replace
@@ -44,6 +45,8 @@ def untie(graph: GraphProto, weights: Weights, fresh: Callable[[str], str], add:
             unread += _without_zeros(node, makers, constants)
         elif node.op_type == "Gather" and not node.domain:
             unread += _of_its_part(node, makers, constants, fresh, add)
+        elif node.op_type == "Slice" and not node.domain:
+            unread += _one_part(node, makers, constants)
     if unread:
         dead = unneeded(graph, weights, nodes, lost=unread)
         rearranged(graph, {}, {}, lambda node: id(node) in dead)
@@ -93,6 +96,33 @@ def _of_its_part(
         yield node.input[1]
         node.input[1] = fresh(node.input[1])
         add(node.input[1], Weight.of(np.full(index.shape, moved, index.dtype)))
+
+
+def _one_part(node: NodeProto, makers: Makers, constants: Mapping[str, Weight]) -> Iterator[str]:
+    """Let a Slice of a Concat that is one of the tensors put together, as a decoder takes the states that a layer of
+    the encoder left, be that tensor; gives what it no longer reads."""
+    whole, cut = makers.get(node.input[0]), _cut(node, constants)
+    if whole is None or whole.op_type != "Concat" or whole.domain or attribute(whole, "axis") or cut is None:
+        return
+    lengths = [length for name in whole.input if (length := _length(name, makers))]
+    if len(lengths) < len(whole.input):
+        return
+    first, last, _ = cut.indices(sum(lengths))
+    for part, length, end in zip(whole.input, lengths, accumulate(lengths), strict=True):
+        if (first, last) == (end - length, end):
+            yield from [*node.input]
+            node.CopyFrom(helper.make_node("Identity", [part], node.output, node.name))
+
+
+def _cut(node: NodeProto, constants: Mapping[str, Weight]) -> slice | None:
+    """What a Slice takes along axis 0; None where that is not known, or where it takes parts of other axes."""
+    found = []
+    for name, tensor in zip_longest(("starts", "ends", "axes", "steps"), node.input[1:], fillvalue=""):
+        if tensor and tensor not in constants:
+            return None
+        found.append(constants[tensor].array().reshape(-1).tolist() if tensor else [*attribute(node, name, ())])
+    starts, ends, axes, steps = found
+    return slice(*starts, *ends) if len(starts) == 1 and axes in ([], [0]) and steps in ([], [1]) else None
 
 
 def _part(parts: Sequence[str], at: int, makers: Makers) -> tuple[str, int] | None:
