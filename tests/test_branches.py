@@ -199,9 +199,26 @@ def useless(seed: int = 0) -> ModelProto:
     return model
 
 
+def own(model: ModelProto) -> list[dict[str, np.ndarray]]:
+    """Inputs of the user's."""
+    return [inputs(model, 8, seed) for seed in range(16)]
+
+
+def test_no_branch_goes_on_made_up_inputs_unless_asked_for() -> None:
+    model = useless()
+    assert onnxprune.prune(model, ratio=0.4, of="macs").plan.branches == ()
+    assert onnxprune.prune(model, ratio=0.4, of="macs", blocks=True).plan.branches == ("t",)
+
+
+def test_no_branch_goes_where_every_group_keeps_something() -> None:
+    model = useless()
+    for limit in ({"max_ratio": 0.6}, {"min_channels": 2}):
+        assert onnxprune.prune(model, ratio=0.4, of="macs", calib=own(model), **limit).plan.branches == ()
+
+
 def test_the_default_takes_a_branch_that_adds_nothing_and_the_plan_repeats_it(tmp_path: Any) -> None:
     model = useless()
-    result = onnxprune.prune(model, ratio=0.4, of="macs")
+    result = onnxprune.prune(model, ratio=0.4, of="macs", calib=own(model))
     assert result.plan.branches == ("t",)
     assert [b.name for b in result.report.branches if b.gone] == ["t"]
     assert "t" in result.summary()
@@ -216,8 +233,8 @@ def test_the_default_takes_a_branch_that_adds_nothing_and_the_plan_repeats_it(tm
 
 def test_branches_stay_where_the_user_says_so() -> None:
     model = useless()
-    assert onnxprune.prune(model, ratio=0.4, of="macs", blocks=False).plan.branches == ()
-    held = onnxprune.prune(model, ratio=0.3, of="macs", ratio_of={"wpa": 0.0}).plan
+    assert onnxprune.prune(model, ratio=0.4, of="macs", calib=own(model), blocks=False).plan.branches == ()
+    held = onnxprune.prune(model, ratio=0.3, of="macs", calib=own(model), ratio_of={"wpa": 0.0}).plan
     assert "t" not in held.branches
     assert not [b for b in groups_of(model, nodes_to_exclude=["MatMul_1"]).branches.values() if b.name == "t"]
     with pytest.raises(UsageError, match="whole branches go only where what the outputs lose is measured"):
@@ -228,7 +245,8 @@ THREE = (*TWO, BLOCK.format("r", "u"), "v = Add(u, rf)")
 
 
 def decider(**options: Any) -> Planner:
-    groups = analysed(Model.load(stack(*THREE, last="v")), made := Options(of="macs", **options).resolved(), Clock())
+    model = stack(*THREE, last="v")
+    groups = analysed(Model.load(model), made := Options(of="macs", calib=own(model), **options).resolved(), Clock())
     return Planner(groups, settled(groups, made))
 
 
@@ -272,7 +290,8 @@ def test_where_time_is_short_the_branches_that_look_best_are_tried(monkeypatch: 
     seen: dict[tuple[bool | None, float], dict[str, float]] = {}
     for asked, most in product((True, None), (1.5, 4.5, 5.5)):
         monkeypatch.setattr(trials, "_work", lambda trace, count, *pace, most=most: count * trials.MOST_WORK / most)
-        groups = analysed(Model.load(model), options := Options(of="macs", ratio=0.3, blocks=asked).resolved(), Clock())
+        options = Options(of="macs", ratio=0.3, blocks=asked, calib=own(model)).resolved()
+        groups = analysed(Model.load(model), options, Clock())
         found = Planner(groups, settled(groups, options))(options).curve_set
         assert found is not None
         assert len(found.curves) == 4

@@ -50,7 +50,7 @@ class Options:
     finetune: train what is left on the dense model's answers: True, a number of steps, or a time such as "90s" or "5m";
     None does not. It takes torch.
     blocks: whether whole residual branches may go, where the outputs lose less by that than by narrower layers; None:
-    in the sensitivity scope, where it does not take too long to find out.
+    in the sensitivity scope, on inputs of the user's own, where it does not take too long to find out.
     kv_heads: whether whole heads of a cache (past keys and values that come out again as present ones) may go, with the
     query heads that read them: the declared shapes of these inputs and outputs change.
     residual: which units of branches that are added may go. "conv" (the default): those of convolutional streams, but

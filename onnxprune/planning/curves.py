@@ -35,8 +35,9 @@ from onnxprune.trace import Groups, Mask
 Array = NDArray[np.float64]
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 LEVELS = 64
-UNKNOWN = 0.5
-"""How far made-up inputs are trusted where the model has no classes that would show how diverse they are."""
+OWN, MOST, UNKNOWN = 1.0, 0.9999, 0.5
+"""How far inputs are trusted: those of the user's own; others at most, however diverse the classes are that the model
+sees in them; and where it has no classes that would show."""
 
 
 @dataclass
@@ -220,12 +221,11 @@ def shares(
 
 
 def _branches_may_go(options: Options, trust: float) -> bool:
-    """Made-up inputs that a network answers monotonously hide what matters to it: unless they are worth more than those
-    of which nothing is known, no branch goes that was not asked for. Nor does one where every group keeps something:
-    those inside would lose all."""
+    """Unless asked for, a branch goes on inputs of the user's own only: what it does for those that it was trained for,
+    inputs that are made up may not show, and it is gone whole. Nor does one go where every group keeps something."""
     if options.blocks is not None:
         return options.blocks
-    return trust > UNKNOWN and options.max_ratio == 1 and options.min_channels == 1
+    return trust >= OWN and options.max_ratio == 1 and options.min_channels == 1
 
 
 def _choices(

@@ -161,7 +161,8 @@ class Informed:
         labels = None if inputs.labels is None else inputs.labels[: sum(counts(groups, self.parts.fit))]
         self.criterion_inputs = CriterionInputs(groups, options, self.parts.fit, labels)
         self.asked = asked(groups, options)
-        self.trust = 1.0 if not inputs.synthetic else curves.UNKNOWN if inputs.diversity is None else inputs.diversity
+        seen = curves.UNKNOWN if inputs.diversity is None else min(inputs.diversity, curves.MOST)
+        self.trust = seen if inputs.synthetic else curves.OWN
         self.observed: dict[tuple[str, bytes], curves.CurveSet] = {}
         self.measured: dict[tuple[str, bytes, bytes], curves.CurveSet] = {}
 
