@@ -115,8 +115,8 @@ def stay_flags(parser: argparse.ArgumentParser, decides: bool = True, planned: b
         keep.add_argument(
             "--blocks",
             action=argparse.BooleanOptionalAction,
-            help="remove whole residual branches, where outputs lose less by that (default: with --calib, where --scope "
-            "measures it)",
+            help="remove whole residual branches, where outputs lose less by that (default: with --calib, where "
+            "--scope measures it)",
         )
         keep.add_argument(
             "--residual",
