@@ -132,7 +132,8 @@ def _multi_head(
         a, b = q.shape[-1], q.shape[-1] + k.shape[-1]
         q, k, v = q + bias[:a], k + bias[a:b], v + bias[b:]
     heads = call("num_heads")
-    y = F.scaled_dot_product_attention(*(_heads(x, heads) for x in (q, k, v)), scale=call("scale") or None)
+    q, k, v = _heads(q, heads), _heads(k, heads), _heads(v, heads)
+    y = F.scaled_dot_product_attention(q, k, v, scale=call("scale") or None)
     return y.transpose(1, 2).flatten(2)
 
 
