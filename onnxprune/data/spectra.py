@@ -64,13 +64,17 @@ def mel_bank(bands: int) -> Array:
     return np.asarray(np.maximum(0, np.minimum(rise, fall)) * 2 / (high - low))
 
 
-def spectra(rng: np.random.Generator, count: int, frames: int, bands: int, scale: str) -> Array:
-    """Voices, tones and noise as (count, frames, bands), on one of `SCALES`."""
-    waves = sounds.sounds(rng, (count, frames * STEP), RECORDED).astype(np.float64)
+def in_bands(waves: Array, frames: int, bands: int) -> Array:
+    """The power in mel bands of waves (count, samples) at `RATE`, (count, frames, bands)."""
     padded = np.pad(waves, ((0, 0), (WINDOW // 2, WINDOW // 2)), mode="reflect")
     pieces = np.lib.stride_tricks.sliding_window_view(padded, WINDOW, axis=1)[:, ::STEP][:, :frames]
     window = scipy.signal.get_window("hann", WINDOW)
-    power: Array = np.abs(np.fft.rfft(pieces * window)) ** 2 @ mel_bank(bands).T
+    return np.asarray(np.abs(np.fft.rfft(pieces * window)) ** 2 @ mel_bank(bands).T)
+
+
+def spectra(rng: np.random.Generator, count: int, frames: int, bands: int, scale: str) -> Array:
+    """Voices, tones and noise as (count, frames, bands), on one of `SCALES`."""
+    power = in_bands(sounds.sounds(rng, (count, frames * STEP), RECORDED).astype(np.float64), frames, bands)
     if scale == "power":
         return power
     if scale == "log of 80 dB":

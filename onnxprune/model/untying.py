@@ -82,7 +82,7 @@ def _of_its_part(
     whole, index = makers.get(node.input[0]), constants.get(node.input[1])
     if whole is None or whole.op_type != "Concat" or whole.domain or index is None or index.size != 1:
         return
-    if not attribute(node, "axis", 0) == attribute(whole, "axis") == 0:
+    if attribute(node, "axis", 0) or attribute(whole, "axis"):
         return
     at = int(index.array().reshape(-1)[0])
     found = _part(whole.input if at >= 0 else whole.input[::-1], at if at >= 0 else -1 - at, makers)

@@ -117,7 +117,7 @@ class Trials:
 
     def rough(self) -> Trials:
         """Trials in closed form."""
-        return Trials(self.groups, self.sites, self.inputs, self.options, sys.maxsize)
+        return self.others(sys.maxsize)
 
     def _begun(self, removed: Mask) -> Callable[[], Made]:
         """What gives the refitted graph, once what comes before the cut was run; or the error that this ended in."""

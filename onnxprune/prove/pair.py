@@ -31,8 +31,8 @@ from onnxprune.trace import Trace
 LOST = 0.1
 """Of the largest value of a tensor: what rounding moves so far has no digit left that says anything."""
 TINY = float(np.finfo(np.float32).tiny)
-OTHER_GAINS = (2.0, 2.0, 2.0, 1 / 16, 0.5, 0.5)
-"""Inputs that rounding alone blurs are tried two, four and eight times as large, and as small: each times the last."""
+OTHER_GAINS = (2.0, 4.0, 8.0, 0.5, 0.25, 0.125)
+"""Inputs on which rounding alone blurs what is compared are tried so many times as large."""
 
 
 @dataclass
@@ -144,13 +144,13 @@ class Pair:
         """CheckFailed where the results of a run differ by more than they may. Where rounding alone makes as much of
         it, as a recurrent layer may be chaotic on some inputs, others have to tell."""
         self._check_finite(run)
-        fault = self._fault(run, got, found)
+        given, fault = run, self._fault(run, got, found)
         if fault is not None and fault.blurred and self.drawn:
             raise RuntimeFailure("rounding alone moves what they make as far")  # others say more
         for gain in OTHER_GAINS:
             if fault is None or not fault.blurred:
                 break
-            run = self._masked.again(run.with_gain(gain))
+            run = self._masked.again(given.with_gain(gain))
             got = dict(zip(run.values, self.pruned.run_all([run.feeds], [[*run.values]])[0], strict=True))
             fault = self._fault(run, got, found)
         if fault is not None:

@@ -13,32 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxprune.data.spectra import STEP, in_bands
+
 from .base import Feeds, Task, choose, generator
 from .silero import RATE, prompts, recording
 
 VOICES = ("speech", "voices/es", "voices/fr", "voices/it", "voices/ru")
-BANDS, WINDOW, STEP, FRAMES = 40, RATE // 40, RATE // 100, 160
+BANDS, FRAMES = 40, 160
 LEVEL = 10 ** (-30 / 20)
 EACH = 400
 """Windows of each voice in each part."""
-
-
-@cache
-def bank() -> np.ndarray:
-    """Triangles of equal area on Slaney's mel scale, [bands, frequencies]."""
-    octave = math.log(6.4) / 27
-    mels = np.linspace(0, 15 + math.log(RATE / 2 / 1000) / octave, BANDS + 2)
-    edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp(octave * (mels - 15)))
-    at = np.fft.rfftfreq(WINDOW, 1 / RATE)
-    low, middle, high = (edges[k : BANDS + k, None] for k in range(3))
-    return np.maximum(0, np.minimum((at - low) / (middle - low), (high - at) / (high - middle))) * 2 / (high - low)
-
-
-def spectrum(sound: np.ndarray) -> np.ndarray:
-    """Power in mel bands, [frames, bands]."""
-    padded = np.pad(sound.astype(np.float64), WINDOW // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::STEP] * np.hanning(WINDOW + 1)[:-1]
-    return (np.abs(np.fft.rfft(frames)) ** 2 @ bank().T).astype(np.float32)
 
 
 @cache
@@ -50,7 +34,8 @@ def windows(folder: Path, part: str) -> np.ndarray:
         sound = recording(paths[k])[RATE // 2 : -RATE // 2]
         if len(sound) < FRAMES * STEP:
             continue
-        bands = spectrum(sound * (LEVEL / max(math.sqrt(float(np.mean(sound**2))), 1e-6)))
+        level = LEVEL / max(math.sqrt(float(np.mean(sound**2))), 1e-6)
+        [bands] = in_bands(sound[None].astype(np.float64) * level, len(sound) // STEP + 1, BANDS).astype(np.float32)
         found += [bands[i : i + FRAMES] for i in range(0, len(bands) - FRAMES + 1, FRAMES)]
         if len(found) >= EACH:
             break
