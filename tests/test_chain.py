@@ -122,3 +122,28 @@ def test_nodes_need_not_be_in_order() -> None:
     )  # fmt: skip
     proof = pruned(model).report.proof
     assert proof.blocks > 3
+
+
+@pytest.mark.usefixtures("in_pieces")
+def test_weights_that_are_packed_are_given_by_another_session() -> None:
+    """MatMulNBits takes its weights as constants, so that ONNX Runtime packs them once: other ones for one of the feeds
+    make a session of their own, and the others keep theirs."""
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 256, (2, 24, 1, 16), np.uint8)
+    nbits = "com.microsoft.MatMulNBits<K = 32, N = 24, bits = 4, block_size = 32>"
+    source = graph(
+        "(float[N, 32] x) => (float[N, 5] y)", f"a = {nbits}(x, b, s) r = Relu(a) y = MatMul(r, w)", 17, 0,
+        b=codes[0], s=(24, 1), w=(24, 5),
+    )  # fmt: skip
+    model = Model.load(source).normalised()
+    others = {"b": Weight.of(codes[1])}
+    changed = Model(model.skeleton, {**model.weights, **others})
+    shapes = infer(model)
+    pieces = chain.opened(model, Options(), shapes.dtype, others)
+    assert isinstance(pieces, chain.Chain)
+    feeds = [random_inputs(model, shapes.inputs[0], seed) for seed in range(2)]
+    got = pieces.run_all([*feeds, feeds[0]], weights=[others])
+    for feed, net, (value,) in zip([*feeds, feeds[0]], [model, model, changed], got, strict=True):
+        np.testing.assert_allclose(value, Session(net, ["cpu"]).run(feed)[0], rtol=1e-5, atol=1e-5)
+    assert not np.allclose(got[0][0], got[2][0])
+    assert not Session(model, ["cpu"], others).holds(others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +15,7 @@ from onnxprune.fit import Walk
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.run import Chain, Session, Tensor, crossings, on_host, open_session, opened, runtime
+from onnxprune.run.tensors import apart, placed
 from onnxprune.shapes import infer
 from tests.graphs import graph
 
@@ -168,3 +170,13 @@ def test_numbers_that_numpy_has_not_cross_both_ways() -> None:
     (y,) = opened(Model.load(same), Options(), infer(Model.load(same), {}).dtype).run({"x": x})
     assert y.dtype == x.dtype
     assert np.array_equal(y, x + x)
+
+
+def test_numbers_stay_when_the_tensor_goes() -> None:
+    """ONNX Runtime gives the memory of an array that it was given without keeping it alive."""
+    for made in (placed, lambda array: apart(placed(array).value)):
+        kept = [made(np.full((256, 256), k, np.float32)).array for k in range(8)]
+        gc.collect()
+        others = [np.full((256, 256), -1, np.float32) for _ in range(16)]
+        assert [float(array.min()) for array in kept] == [float(array.max()) for array in kept] == list(range(8))
+        del others

@@ -56,10 +56,17 @@ class Coded:
     def numbers(self, model: Model, rows: slice = slice(None)) -> Array:
         """The numbers that the codes of some rows stand for, float32."""
         scale, zero = self.grids(model, rows)
-        places = np.arange(self.shape(model)[self.axis]) // self.each
         found = self.codes(model, rows).astype(np.float32)
-        found -= zero.take(places, self.axis)
-        found *= scale.take(places, self.axis)
+        size = found.shape[self.axis]
+        if size % self.each:  # the last run is not full
+            places = np.arange(size) // self.each
+            scale, zero = scale.take(places, self.axis), zero.take(places, self.axis)
+            runs = found
+        else:
+            scale, zero = (np.expand_dims(grid, self.axis + 1) for grid in (scale, zero))
+            runs = found.reshape(*found.shape[: self.axis], -1, self.each, *found.shape[self.axis + 1 :])
+        runs -= zero
+        runs *= scale
         return found
 
     def grids(self, model: Model, rows: slice = slice(None)) -> tuple[Array, Array]:

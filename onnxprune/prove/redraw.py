@@ -81,10 +81,9 @@ class Drawn:
         else:
             drawn = rng.uniform(self.low, self.high, count) * self.times
             drawn = drawn * rng.choice(SIGNS, count) if self.kind == "signed" else drawn
-        out = np.resize(drawn, self.shape)
         if self.kind == "around":
-            out = out * values.astype(np.float64)
-        return out.astype(self.dtype, copy=False)
+            return (np.resize(drawn, self.shape) * values.astype(np.float64)).astype(self.dtype, copy=False)
+        return np.resize(drawn.astype(self.dtype, copy=False), self.shape)  # eight bytes each would be much
 
 
 def redrawn(

@@ -64,10 +64,12 @@ def tones(filters: np.ndarray) -> bool:
 
 
 def _pure(filters: np.ndarray) -> float:
-    """The share of sinusoids among those that are not zero."""
+    """The share of sinusoids among those that are not constant: numbers far from zero are none, such as scales."""
     if not np.isfinite(filters).all():
         return 0.0
-    power = np.abs(np.fft.rfft(filters.astype(np.float64), axis=1)) ** 2
+    waves = filters.astype(np.float64)
+    waves -= waves.mean(axis=1, keepdims=True)
+    power = np.abs(np.fft.rfft(waves, axis=1)) ** 2
     total = power.sum(axis=1)
     live = total > 1e-12
     if live.sum() < 8:

@@ -14,7 +14,7 @@ from typing import Any
 
 from onnx import TensorProto, helper
 
-from onnxprune.errors import RuntimeFailure
+from onnxprune.heap import give_back
 from onnxprune.model import Array, Model, Topology, Weight, fitted, set_nodes, sorted_nodes
 from onnxprune.options import Options
 from onnxprune.run import repeatable
@@ -55,12 +55,14 @@ class _Run:
 
     def through(self, session: Session, piece: Piece, model: Model, waiting: Mapping[str, int]) -> None:
         """Run a piece, of which `model` holds the weights, as far as somebody wants what it makes."""
-        weights = {n: self.weights[n].array() for n in self.weights.keys() & model.weights.keys()}
-        if not session.holds(weights):
-            raise RuntimeFailure("an operator takes its weights as constants only")
+        others = {n: self.weights[n] for n in self.weights.keys() & model.weights.keys()}
+        if not session.holds(others):  # an operator takes some of them as constants only
+            own = Model(model.skeleton, {**model.weights, **others})
+            session, others = Session(own, session.wanted), {}
         outs = [n for n in session.outputs if waiting[n] or n in self.asked]
         if outs:
             self.values |= {n: session.placed(self.values[n]) for n in piece.ins}
+            weights = {n: weight.array() for n, weight in others.items()}
             made = session.made({n: self.values[n] for n in piece.ins}, outs, weights)
             self.values |= zip(outs, made, strict=True)
 
@@ -121,6 +123,7 @@ class Chain:
         del session
         for weight in model.weights.values():
             weight.release()
+        give_back()
 
     def _value(self, name: str, values: Mapping[str, Any]) -> Any:
         return on_host(values[name]) if name in values else self.model.weights[name].array()

@@ -48,6 +48,8 @@ PLACE = re.compile(r"(?<= )/\S+\.(?:h|cc|cpp):\d+ .*?\)(?: const)? (?=[A-Za-z'])
 """Where in the source of ONNX Runtime an error was made: file, line, signature."""
 LARGE = 1 << 16
 """Weights of more bytes are fed to a lean session."""
+PACKED = ("MatMulNBits",)
+"""Operators that are 20 to 60 times slower on weights that they could not pack before they run."""
 FOLDED = 1 << 20
 """What a runtime computes once from constants it keeps as long as the session. What has more bytes a lean session
 computes in every run, so that it goes after its last use, as everything does."""
@@ -164,11 +166,13 @@ class Session:
 
     The graph is run as it is written, without fusions. Large weights are fed beside the inputs: a runtime copies and
     packs what it knows to be constant, and reads what it is fed where it is. So are those of `free`, however small:
-    `run` takes others in their place, where `holds` says so."""
+    `run` takes others in their place, where `holds` says so. What operators of `PACKED` read stays constant. wanted:
+    the full names of the providers."""
 
     def __init__(self, model: Model, providers: Sequence[str], free: Collection[str] = ()) -> None:
-        self.model, self._wanted = model, usable(providers)
-        self._free = {n for n in free if n in model.weights and model.weights[n].dtype in FED}
+        self.model, self.wanted = model, usable(providers)
+        self._packed = {n for node in model.graph.node if node.op_type in PACKED for n in node.input} & {*model.weights}
+        self._free = {n for n in free if n in model.weights and model.weights[n].dtype in FED} - self._packed
         self._fed: dict[str, Any] = {}
         try:
             self._open(LARGE)
@@ -183,17 +187,19 @@ class Session:
         options = _own_options()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_cpu_mem_arena = False
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.disable_prepacking", "0" if self._packed else "1")
         options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED))
         proto, held = shared(self.model)
-        self._fed = {n: a for n, a in held.items() if large and (a.nbytes > large or n in self._free)}
+        fed = held.keys() - self._packed if large else ()
+        self._fed = {n: held[n] for n in fed if held[n].nbytes > large or n in self._free}
         if large:
             self._fed |= {n: self.model.weights[n].array() for n in self._free - self._fed.keys()}
         _as_inputs(proto, self._fed)
         self._held = {n: a for n, a in held.items() if n not in self._fed}
         values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._held.values()]
         options.add_external_initializers(list(self._held), values)
-        self._session = _of_a_stage(proto, self.model, options, self._wanted)
+        self._session = _of_a_stage(proto, self.model, options, self.wanted)
+        self._session.packs = bool(self._packed)
         self._fed = {n: self._session.placed(a) for n, a in self._fed.items()}  # once, not in every run
 
     def holds(self, names: Collection[str]) -> bool:

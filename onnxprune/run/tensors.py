@@ -26,6 +26,8 @@ DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 """Where the tensors of a provider are, as ONNX Runtime calls it; of any other they are in the memory of Python."""
 HOST = "cpu"
 BFLOAT16 = int(TensorProto.BFLOAT16)
+FLOATS = {"tensor(float)", "tensor(float16)", "tensor(double)"}
+"""As ONNX Runtime calls what activations are made of, where numpy has it, too."""
 
 
 @dataclass
@@ -71,10 +73,13 @@ def were_given(values: Iterable[Any]) -> None:
 
 
 class Tensor:
-    """A tensor where a session has it, as `value`, which ONNX Runtime knows."""
+    """A tensor where a session has it, as `value`, which ONNX Runtime knows. array: of a value that lies in the memory
+    of a numpy array, that array: what the value itself would give does not keep it alive."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, array: NDArray[Any] | None = None) -> None:
         self.value = value
+        if array is not None:
+            self.array = array
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -98,7 +103,13 @@ def placed(value: Any, device: str = HOST) -> Any:
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
         return value
     were_given([value])
-    return Tensor(onnx_runtime().OrtValue.ortvalue_from_numpy(value, device))
+    return _of_array(value, device)
+
+
+def _of_array(array: NDArray[Any], device: str = HOST) -> Tensor:
+    """On a processor in the memory of the array, elsewhere a copy of it."""
+    value = onnx_runtime().OrtValue.ortvalue_from_numpy(array, device)
+    return Tensor(value, array if device == HOST else None)
 
 
 def _bfloats(value: Any) -> NDArray[Any]:
@@ -114,6 +125,15 @@ def copied(tensor: Tensor, device: str = HOST) -> Tensor:
     value = onnx_runtime().OrtValue.ortvalue_from_shape_and_type(tensor.array.shape, tensor.array.dtype, device)
     value.update_inplace(tensor.array)
     return Tensor(value)
+
+
+def apart(value: Any) -> Tensor:
+    """A tensor that a session made on a processor, in memory of its own: what stays in an arena keeps all of the block
+    that it lies in, which may have been made for something larger, and what a session without one made keeps the
+    weights that were packed there. Only those are moved that can be large."""
+    if value.data_type() not in FLOATS:
+        return Tensor(value)
+    return _of_array(value.numpy().copy())
 
 
 def on_host(value: Any) -> Any:

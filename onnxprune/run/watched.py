@@ -16,7 +16,7 @@ from onnxprune import guard
 from onnxprune.model import Taken, fitted, traits
 from onnxprune.run.arena import giving_back
 from onnxprune.run.installed import onnx_runtime
-from onnxprune.run.tensors import DEVICES, HOST, Tensor, copied, on_host, placed, were_given, were_read
+from onnxprune.run.tensors import DEVICES, HOST, Tensor, apart, copied, on_host, placed, were_given, were_read
 
 RUNNING = "running the model in ONNX Runtime"
 WHOLE: Taken = {}
@@ -40,7 +40,8 @@ def in_place(graph: GraphProto) -> dict[str, str]:
 def watched() -> Any:
     """Their class. taken: of a graph that takes less than the original, what it takes of the feeds. in_place: by
     output, the input in whose memory it lies; these are bound to copies, as the feeds are others'. beside: outputs that
-    are there to be bound, and given only to whom asks for them. shares: whether its memory is that of `arena`."""
+    are there to be bound, and given only to whom asks for them. shares: whether its memory is that of `arena`; packs:
+    whether it has weights of its own."""
     session: Any = onnx_runtime().InferenceSession
 
     class Watched(session):  # type: ignore[misc]
@@ -48,6 +49,7 @@ def watched() -> Any:
         in_place: Mapping[str, str] = MappingProxyType({})
         beside: Collection[str] = ()
         shares = False
+        packs = False
 
         def run(self, names: Any, feeds: Mapping[str, Any], *args: Any, **kw: Any) -> Any:
             if self.in_place:
@@ -76,8 +78,8 @@ def watched() -> Any:
             binding = self.bound(values, outputs)
             with guard.bounded(RUNNING):
                 self.run_with_iobinding(binding, giving_back() if last and self.shares else None)
-            made = zip(outputs, binding.get_outputs(), strict=False)
-            return [binding.held[self.in_place[n]] if n in self.in_place else Tensor(value) for n, value in made]
+            made, kept = zip(outputs, binding.get_outputs(), strict=False), apart if self._holds_more else Tensor
+            return [binding.held[self.in_place[n]] if n in self.in_place else kept(value) for n, value in made]
 
         def bound(self, values: Mapping[str, Tensor], outputs: Sequence[str]) -> Any:
             """A binding of these inputs, and of `outputs` first, on the session's device. held: the inputs themselves,
@@ -92,6 +94,11 @@ def watched() -> Any:
                 else:
                     binding.bind_output(name, HOST if self._kinds[name] == "tensor(bfloat16)" else self._device)
             return binding
+
+        @property
+        def _holds_more(self) -> bool:
+            """Whether what a tensor of its lies in keeps more than that tensor."""
+            return self.packs and self._device == HOST
 
         @cached_property
         def _device(self) -> str:

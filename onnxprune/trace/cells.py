@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 
 import numpy as np
@@ -16,6 +17,14 @@ from onnxprune.model import Array
 from onnxprune.trace.labels import Block, Mask
 
 BYTE = 8
+
+
+@cache
+def _in_bytes(bits: int) -> Array:
+    """[256]: the cells of so many bits that a byte holds, one in each byte of a number, the lowest bits first."""
+    shifts = np.arange(0, BYTE, bits, dtype=np.uint8)
+    cells = (np.arange(256, dtype=np.uint8)[:, None] >> shifts) & np.uint8((1 << bits) - 1)
+    return cells.view(f"u{len(shifts)}").ravel()
 
 
 @dataclass(frozen=True)
@@ -34,10 +43,8 @@ class Cells:
     def of(self, stored: Array) -> Array:
         """The cells [shape] of a parameter, each as an element of its type."""
         rows = stored.reshape(*self.shape[:-1], -1)
-        if self.bits:
-            shifts = np.arange(0, BYTE, self.bits, dtype=np.uint8)
-            each = (rows[..., None] >> shifts) & np.uint8((1 << self.bits) - 1)
-            rows = each.reshape(*rows.shape[:-1], -1)
+        if 0 < self.bits < BYTE:
+            rows = _in_bytes(self.bits)[rows].view(np.uint8)
         return np.asarray((rows.repeat(self.run, -1) if self.run > 1 else rows)[..., : self.shape[-1]])
 
     def stored(self, cells: Array) -> Array:
