@@ -26,6 +26,8 @@ DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 """Where the tensors of a provider are, as ONNX Runtime calls it; of any other they are in the memory of Python."""
 HOST = "cpu"
 BFLOAT16 = int(TensorProto.BFLOAT16)
+FLOATS = {"tensor(float)", "tensor(float16)", "tensor(double)"}
+"""As ONNX Runtime calls what activations are made of, where numpy has it, too."""
 
 
 @dataclass
@@ -114,6 +116,14 @@ def copied(tensor: Tensor, device: str = HOST) -> Tensor:
     value = onnx_runtime().OrtValue.ortvalue_from_shape_and_type(tensor.array.shape, tensor.array.dtype, device)
     value.update_inplace(tensor.array)
     return Tensor(value)
+
+
+def apart(value: Any) -> Tensor:
+    """A tensor that a session made on a processor, in memory of its own: what stays in an arena keeps all of the block
+    that it lies in, which may have been made for something larger. Only those are moved that can be large."""
+    if value.data_type() not in FLOATS:
+        return Tensor(value)
+    return Tensor(onnx_runtime().OrtValue.ortvalue_from_numpy(value.numpy().copy()))
 
 
 def on_host(value: Any) -> Any:

@@ -16,7 +16,7 @@ from onnxprune import guard
 from onnxprune.model import Taken, fitted, traits
 from onnxprune.run.arena import giving_back
 from onnxprune.run.installed import onnx_runtime
-from onnxprune.run.tensors import DEVICES, HOST, Tensor, copied, on_host, placed, were_given, were_read
+from onnxprune.run.tensors import DEVICES, HOST, Tensor, apart, copied, on_host, placed, were_given, were_read
 
 RUNNING = "running the model in ONNX Runtime"
 WHOLE: Taken = {}
@@ -76,8 +76,8 @@ def watched() -> Any:
             binding = self.bound(values, outputs)
             with guard.bounded(RUNNING):
                 self.run_with_iobinding(binding, giving_back() if last and self.shares else None)
-            made = zip(outputs, binding.get_outputs(), strict=False)
-            return [binding.held[self.in_place[n]] if n in self.in_place else Tensor(value) for n, value in made]
+            made, kept = zip(outputs, binding.get_outputs(), strict=False), apart if self.shares else Tensor
+            return [binding.held[self.in_place[n]] if n in self.in_place else kept(value) for n, value in made]
 
         def bound(self, values: Mapping[str, Tensor], outputs: Sequence[str]) -> Any:
             """A binding of these inputs, and of `outputs` first, on the session's device. held: the inputs themselves,
