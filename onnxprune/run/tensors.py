@@ -73,10 +73,11 @@ def were_given(values: Iterable[Any]) -> None:
 
 
 class Tensor:
-    """A tensor where a session has it, as `value`, which ONNX Runtime knows."""
+    """A tensor where a session has it, as `value`, which ONNX Runtime knows. own: the array in whose memory it lies, if
+    there is one: a view that ONNX Runtime gives does not keep that."""
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    def __init__(self, value: Any, own: NDArray[Any] | None = None) -> None:
+        self.value, self.own = value, own
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -86,7 +87,9 @@ class Tensor:
     @cached_property
     def array(self) -> NDArray[Any]:
         """Its numbers in the memory of Python: they cross once."""
-        found: NDArray[Any] = _bfloats(self.value) if self.value.element_type() == BFLOAT16 else self.value.numpy()
+        found = self.own
+        if found is None:
+            found = _bfloats(self.value) if self.value.element_type() == BFLOAT16 else self.value.numpy()
         were_read([found])
         return found
 
@@ -100,7 +103,7 @@ def placed(value: Any, device: str = HOST) -> Any:
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
         return value
     were_given([value])
-    return Tensor(onnx_runtime().OrtValue.ortvalue_from_numpy(value, device))
+    return Tensor(onnx_runtime().OrtValue.ortvalue_from_numpy(value, device), value if device == HOST else None)
 
 
 def _bfloats(value: Any) -> NDArray[Any]:
@@ -123,7 +126,8 @@ def apart(value: Any) -> Tensor:
     that it lies in, which may have been made for something larger. Only those are moved that can be large."""
     if value.data_type() not in FLOATS:
         return Tensor(value)
-    return Tensor(onnx_runtime().OrtValue.ortvalue_from_numpy(value.numpy().copy()))
+    own = value.numpy().copy()
+    return Tensor(onnx_runtime().OrtValue.ortvalue_from_numpy(own), own)
 
 
 def on_host(value: Any) -> Any:
