@@ -13,6 +13,12 @@ from typing import Any
 
 M_ARENA_MAX = -8
 """Of glibc's malloc.h: how many heaps there are at most."""
+M_MMAP_THRESHOLD = -3
+"""From how many bytes on a block has pages of its own, which go when it does. Left alone it follows the largest block
+that was freed, up to 32 MB: batches of activations then lie in the heap, and what is copied of them one after the other
+is held twice until all are gone."""
+LARGE = 4 << 20
+"""So many here: pages that are given anew cost little beside what is done with an array of this size."""
 MUCH = 256 << 20
 """Bytes that are free in the heaps, from which on they are given back: what is wanted again has to be given anew."""
 
@@ -27,9 +33,11 @@ class _Counts(ctypes.Structure):
 
 
 def one_for_all() -> None:
-    """Let all threads of this process have one heap: for a process that does nothing else. Only glibc has several."""
+    """Let all threads of this process have one heap, for blocks that are not large: for a process that does nothing
+    else. Only glibc has several."""
     with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+        for what, number in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, LARGE)):
+            ctypes.CDLL(None).mallopt(what, number)
 
 
 def give_back() -> None:

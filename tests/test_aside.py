@@ -148,6 +148,23 @@ def test_what_is_too_much_is_said_with_what_takes_it(tmp_path: Path, monkeypatch
     memory.checked(groups, Options(memory=whole.memory))
 
 
+def test_much_waits_where_no_memory_was_asked_for_and_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many samples are looked at in any case, or a full disk would change the plan."""
+    groups = grouped(residual())
+    whole, samples = memory.needs(groups, Options()), memory.samples_that_fit(groups, Options())
+    monkeypatch.setattr(memory, "ROOMY", whole.memory - 1)
+    spared = memory.needs(groups, Options())
+    assert 0 < spared.memory < whole.memory
+    assert spared.aside > 0
+    assert memory.needs(groups, Options(memory=4 << 30)) == whole
+    assert memory.samples_that_fit(groups, Options()) == samples
+    monkeypatch.setattr(memory, "space_aside", lambda: (tmp_path, spared.aside - 1))
+    assert memory.needs(groups, Options()) == whole
+    memory.checked(groups, Options())
+
+
 def test_sets_are_looked_at_one_at_a_time_where_memory_is_short() -> None:
     groups = grouped(residual())
     few, many = (memory.needs(groups, Options(memory=m)).together for m in (1, memory.needs(groups, Options()).memory - 1))

@@ -21,6 +21,20 @@ before = size()
 heap.give_back()
 print(before - size())
 """
+LARGE = """
+import resource
+from onnxprune import heap
+if {told}:
+    heap.one_for_all()
+def size(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
+first = bytes(31 << 20)
+del first  # from now on the C library lets blocks of this size lie in the heap
+held = [bytearray(b"x" * (8 << 20)) for _ in range(20)]
+before = size()
+last = held.pop()
+held.clear()
+print(before - size())
+"""
 HEAPS = """
 import ctypes, threading
 from onnxprune import heap
@@ -51,6 +65,12 @@ def test_gaps_in_the_heap_are_given_back() -> None:
 
 def test_little_is_left_where_it_is() -> None:
     assert said(GAPS.format(much=1 << 30)) == 0
+
+
+def test_large_blocks_go_when_they_are_freed() -> None:
+    """150 MB below one that is held."""
+    assert said(LARGE.format(told=False)) < 50
+    assert said(LARGE.format(told=True)) > 120
 
 
 def test_threads_have_one_heap() -> None:

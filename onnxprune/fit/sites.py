@@ -146,8 +146,7 @@ class _Collection:
         outputs = matrix.shape[0] * matrix.shape[2]
         tails = [tail(m, walk, outputs, self.groups.trace.rank(m.out)) for m in members]
         movable = not inside and all(fitted.movable(t.shift) for t in tails) and fitted.bias(layer, outputs) is not None
-        gram, mean = _moments(walk, members, matrix.shape[1], self.seed, movable)
-        gram = gram.astype(np.float32)
+        gram, mean = _centred(_moments(walk, members, matrix.shape[1], self.seed), movable)
         energy = float(((gram @ matrix.astype(np.float32)) * matrix).sum())
         if not 0 < energy < np.inf:
             return None
@@ -222,7 +221,8 @@ def joined(parts: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
         yield np.concatenate(waiting, 1)
 
 
-def _moments(walk: Walk, members: Sequence[Linear], columns: int, seed: int, centred: bool) -> tuple[Array, Array]:
+def _moments(walk: Walk, members: Sequence[Linear], columns: int, seed: int) -> list[Moments]:
+    """Of every group, the sums over what the layers read."""
     groups = members[0].groups
     total = sample_size(groups, columns) // len(members)
     parts = joined(_rows(walk, members, total, seed))
@@ -239,5 +239,18 @@ def _moments(walk: Walk, members: Sequence[Linear], columns: int, seed: int, cen
         for rows in parts:
             for moments, part in zip(found, rows, strict=True):
                 moments.add(part, part[:, :0])
-    gram = np.stack([(m.centred() if centred else m.raw())[0] / m.count for m in found])
-    return gram, np.stack([m.mean for m in found])
+    return found
+
+
+def _centred(found: list[Moments], movable: bool) -> tuple[NDArray[np.float32], Array]:
+    """(second moments [groups, K, K], about the means where a bias makes up for these, and the means [groups, K]); each
+    of `found` is let go of when its own are made, as large ones are not held in float64 beside others."""
+    columns, mean = len(found[0].gram), np.stack([m.mean for m in found])
+    gram = np.empty((len(found), columns, columns), np.float32)
+    found.reverse()
+    for own in gram:
+        moments = found.pop()
+        second = moments.second(movable)
+        second /= moments.count
+        own[:] = second
+    return gram, mean

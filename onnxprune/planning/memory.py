@@ -29,6 +29,8 @@ BASE = 172 << 20
 """Bytes of Python and its libraries; of little memory half is left beside them."""
 MODERATE = 2 << 30
 """Bytes of activations where no memory was asked for: more samples of large images take more time and bring little."""
+ROOMY = 1 << 30
+"""Bytes beside activations that are held where no memory was asked for; of more, all waits on a disk that can."""
 SOLVED = 4
 """Second moments of the layer that is solved for are held so often: as they are added up, the factors of two ridges,
 and rows that are multiplied."""
@@ -59,21 +61,32 @@ class Needs:
 
 
 def needs(groups: Groups, options: Options) -> Needs:
-    """With everything in memory where it holds that: sessions of the whole model, whose runtime copies the weights and
-    packs them (of a part of it and all new weights, where it is run in pieces), and of every layer that sums over units
-    the weights and second moments in float64. Else layer by layer, where moments and new weights wait on a disk."""
+    """Within the memory that is allowed; where none was asked for, what is much waits on the disk if there is room for
+    it. What comes of it is the same."""
+    allowed = _within(groups, options, options.memory_limit, options.memory_limit)
+    if options.memory or allowed.aside or allowed.memory <= ROOMY:
+        return allowed
+    spared = _within(groups, options, ROOMY, MODERATE)
+    return spared if spared.aside <= space_aside()[1] else allowed
+
+
+def _within(groups: Groups, options: Options, held: int, most: int) -> Needs:
+    """With everything in memory where that is no more than `held`: sessions of the whole model, whose runtime copies
+    the weights and packs them (of a part of it and all new weights, where it is run in pieces), and of every layer that
+    sums over units the weights and second moments in float64. Else layer by layer, where moments and new weights wait
+    on a disk, and no more sets of units are looked at together than `most` has room for."""
     sizes = [w.nbytes for w in groups.trace.model.weights.values()]
     one, new = in_one(groups.trace.model), sum(sizes) if options.resolved().reconstruct == "ls" else 0
     sessions = 2 * (sum(sizes) if one else max(sizes))
     summing, solved = _layers(groups, options)
     found = sum(site.moments + site.weights for site in summing) + (0 if one else new)
     whole = Needs(sessions + found + max(solved, default=(0, ""))[0], 0, "second moments")
-    if whole.memory <= options.memory_limit:
+    if whole.memory <= held:
         return whole
     sets = _linked(groups, options, summing)
     most, part = max([*solved, *sets], default=(0, ""))
     memory, waiting = sessions + most, sum(site.moments for site in summing)
-    together = (options.memory_limit - memory) // max([1, *(size for size, _ in sets)]) + 1
+    together = (most - memory) // max([1, *(size for size, _ in sets)]) + 1
     return Needs(memory, waiting + new, part if most > sessions else "the model itself", max(1, min(MOST, together)))
 
 
@@ -146,13 +159,15 @@ def checked(groups: Groups, options: Options) -> Needs:
 
 def samples_that_fit(groups: Groups, options: Options, given: Inputs | None = None) -> float:
     """How many samples can be looked at within `options.memory_limit`; less than 1 where not even one can. given: the
-    sizes of a batch, if they are known already."""
+    sizes of a batch, if they are known already. What waits on a disk that need not has no say: a full one gives no
+    other samples."""
     shapes = groups.trace.shapes
     tokens = text_length(options)
     dims = given or next(sizes(groups.trace.model, shapes, 1, options.input_shapes, tokens), shapes.inputs[0])
     inputs = describe(groups.trace.model, shapes)
     batch = next((dims[i.name][0] for i in inputs if i.batch == 0), 1) or 1
-    free = options.memory_limit - min(BASE, options.memory_limit // 2) - needs(groups, options).memory
+    limit = options.memory_limit
+    free = limit - min(BASE, limit // 2) - _within(groups, options, limit, limit).memory
     free = free if options.memory else min(free, MODERATE)
     held = weigh(groups.trace, lambda name: shapes.where(name, dims), options.resolved().reconstruct == "ls")
     return batch * min((_batches(h, free) for h in held), default=inf)

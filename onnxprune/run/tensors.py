@@ -73,13 +73,11 @@ def were_given(values: Iterable[Any]) -> None:
 
 
 class Tensor:
-    """A tensor where a session has it, as `value`, which ONNX Runtime knows. array: of a value that lies in the memory
-    of a numpy array, that array: what the value itself would give does not keep it alive."""
+    """A tensor where a session has it, as `value`, which ONNX Runtime knows. own: the array in whose memory it lies, if
+    there is one: a view that ONNX Runtime gives does not keep that."""
 
-    def __init__(self, value: Any, array: NDArray[Any] | None = None) -> None:
-        self.value = value
-        if array is not None:
-            self.array = array
+    def __init__(self, value: Any, own: NDArray[Any] | None = None) -> None:
+        self.value, self.own = value, own
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -89,7 +87,9 @@ class Tensor:
     @cached_property
     def array(self) -> NDArray[Any]:
         """Its numbers in the memory of Python: they cross once."""
-        found: NDArray[Any] = _bfloats(self.value) if self.value.element_type() == BFLOAT16 else self.value.numpy()
+        found = self.own
+        if found is None:
+            found = _bfloats(self.value) if self.value.element_type() == BFLOAT16 else self.value.numpy()
         were_read([found])
         return found
 

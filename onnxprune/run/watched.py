@@ -98,7 +98,7 @@ def watched() -> Any:
         @property
         def _holds_more(self) -> bool:
             """Whether what a tensor of its lies in keeps more than that tensor."""
-            return self.packs and self._device == HOST
+            return self.shares or (self.packs and self._device == HOST)
 
         @cached_property
         def _device(self) -> str:
