@@ -218,3 +218,35 @@ def test_lengths_that_are_inputs_fit_the_past_at_every_size() -> None:
     assert len(sizes) == 6
     assert any(int(s["S"]) > 1 and int(s["P"]) > 1 for s in sizes)
     assert any(int(s["N"]) > 1 and int(s["P"]) > 1 for s in sizes)
+
+
+@pytest.mark.parametrize("flag", [False, True])
+@pytest.mark.parametrize(("bits", "scales"), [(8, (1,)), (8, (24,)), (8, (1, 3, 1, 8)), (4, (1,))])
+def test_heads_go_where_the_cache_is_of_whole_numbers(bits: int, scales: tuple[int, ...], flag: bool) -> None:
+    """Queries as with any cache, and with --kv-heads its own heads, with their scales."""
+    kind, stored = ("int8", 8) if bits == 8 else ("uint8", 4)
+    signature = GENAI.replace("{g}", "3").replace("float[N, 3, P, {d}]", f"{kind}[N, 3, P, {stored}]")
+    signature = signature.replace("float[N, 3, T, {d}]", f"{kind}[N, 3, T, {stored}]")
+    per = "PER_TENSOR" if scales == (1,) else "PER_CHANNEL"
+    node = f"""o, K, V = com.microsoft.GroupQueryAttention<num_heads = 6, kv_num_heads = 3, kv_cache_bit_width = {bits},
+        k_quant_type = "{per}", v_quant_type = "{per}">(q, k, v, pk, pv, sl, ts, , , , , , ks, vs) y = MatMul(o, wo)"""
+    steps = np.linspace(0.02, 0.04, int(np.prod(scales)), dtype=np.float32).reshape(scales) * (1 if bits == 8 else 8)
+    weights: dict[str, Any] = {"wq": (WIDTH, 48), "wk": (WIDTH, 24), "wv": (WIDTH, 24), "wo": (48, 5), "ks": steps, "vs": steps + 0.01}
+    model = graph(signature, APART + node, 17, **weights)
+    small = prune(model, fast=True, ratio=0.5, kv_heads=flag).model.to_proto()
+    of_key = array(small, "wk").shape[1]
+    assert (of_key < 24) is flag
+    assert array(small, "wq").shape[1] == (2 * of_key if flag else 24)
+    kept = [k for k in range(6) if any(np.array_equal(array(model, "wq")[:, 8 * k], column) for column in array(small, "wq").T)]
+    out = array(model, "wo").reshape(6, 8, 5)
+    out[np.setdiff1d(np.arange(6), kept)] = 0
+    masked = onnx.ModelProto.FromString(model.SerializeToString())
+    replace(masked, "wo", out.reshape(-1, 5))
+    random, keys = np.random.default_rng(3), sorted({k // 2 for k in kept})
+    past = {n: random.integers(0, 100, (1, 3, 4, stored)).astype(kind) for n in ("pk", "pv")}
+    given = {"x": random.standard_normal((1, 3, WIDTH)).astype(np.float32), "sl": np.array([6], np.int32), "ts": np.array(7, np.int32)}
+    wanted = run(masked, given | past)
+    got = run(small, given | {n: x[:, keys] for n, x in past.items()})
+    np.testing.assert_allclose(got[0], wanted[0], atol=1e-5)
+    for ours, theirs in zip(got[1:], wanted[1:], strict=True):
+        np.testing.assert_array_equal(ours, theirs[:, keys])
