@@ -15,7 +15,6 @@ from onnxprune.trace.labels import Ids
 from onnxprune.trace.op import Misfit, Op
 from onnxprune.trace.operands import Dims
 from onnxprune.trace.rules.attention import (
-    CACHED,
     KEY,
     QUERY,
     VALUE,
@@ -35,8 +34,8 @@ def grouped_query(op: Op) -> None:
     """com.microsoft GroupQueryAttention with query, key and value apart, or side by side.
 
     Its kernels take one head size for all three, a multiple of eight: of a head go eight neighbours at a time, or the
-    head goes whole where a rotation inside knows its pairs, a norm inside its gain, or a cache in whole numbers how many
-    of them share a byte."""
+    head goes whole where a rotation inside knows its pairs, a norm inside its gain, or a cache of whole numbers how
+    many of them share a byte."""
     which = GroupQueryAttention
     if not _told_apart(op):
         return
