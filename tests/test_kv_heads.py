@@ -33,6 +33,9 @@ b = Transpose<perm = [0, 2, 1, 3]>(o) f = Reshape(b, flat) y = MatMul(f, wo)"""
 REPEATED = """Ku = Unsqueeze(K, two) Ke = Expand(Ku, more) Kr = Reshape(Ke, apart)
 Vu = Unsqueeze(V, two) Ve = Expand(Vu, more) Vr = Reshape(Ve, apart) """
 APART = "q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) "
+NORMED = """q0 = MatMul(x, wq) q1 = Reshape(q0, in_heads) q2 = SimplifiedLayerNormalization<axis = -1>(q1, gain) q = Reshape(q2, flat_q)
+k0 = MatMul(x, wk) k1 = Reshape(k0, in_heads) k2 = SimplifiedLayerNormalization<axis = -1>(k1, gain) k = Reshape(k2, flat_k) v = MatMul(x, wv) """
+WRITTEN_OUT = SPLIT.replace("k1 = Reshape(k0, to_k)", "ka = Reshape(k0, to_k) ks = Mul(ka, ka) km = ReduceMean(ks, last) kr = Sqrt(km) k1 = Div(ka, kr)")
 PAST = "float[N, {g}, P, {d}] pk, float[N, {g}, P, {d}] pv"
 CACHE = f"(float[N, S, 12] x, {PAST}) => (float[N, S, 5] y, float[N, {{g}}, T, {{d}}] K, float[N, {{g}}, T, {{d}}] V)"
 GENAI = CACHE.replace(") =>", ", int32[N] sl, int32 ts) =>")
@@ -50,10 +53,12 @@ KINDS: dict[str, tuple[str, str, int]] = {
         """ + SCORES, 18),
     "MultiHeadAttention": (CACHE, APART + "o, K, V = com.microsoft.MultiHeadAttention<num_heads = {h}>(q, k, v, , , , pk, pv) y = MatMul(o, wo)", 17),
     "GroupQueryAttention": (GENAI, APART + "o, K, V = com.microsoft.GroupQueryAttention<num_heads = {h}, kv_num_heads = {g}>(q, k, v, pk, pv, sl, ts) y = MatMul(o, wo)", 17),
+    "GroupQueryAttention, norms inside heads": (GENAI, NORMED + "o, K, V = com.microsoft.GroupQueryAttention<num_heads = {h}, kv_num_heads = {g}>(q, k, v, pk, pv, sl, ts) y = MatMul(o, wo)", 17),
+    "Attention, norms written out": (CACHE, WRITTEN_OUT + "o, K, V = Attention(q, k, v, , pk, pv) b = Transpose<perm = [0, 2, 1, 3]>(o) f = Reshape(b, flat) y = MatMul(f, wo)", 23),
     "Attention": (CACHE, APART + "o, K, V = Attention<q_num_heads = {h}, kv_num_heads = {g}>(q, k, v, , pk, pv) y = MatMul(o, wo)", 23),
     "Attention, heads apart": (CACHE, SPLIT + "o, K, V = Attention(q, k, v, , pk, pv) b = Transpose<perm = [0, 2, 1, 3]>(o) f = Reshape(b, flat) y = MatMul(f, wo)", 23),
 }  # fmt: skip
-SHARED = {"decomposed, keys shared", "GroupQueryAttention", "Attention", "Attention, heads apart"}
+SHARED = {"decomposed, keys shared", "GroupQueryAttention", "GroupQueryAttention, norms inside heads", "Attention", "Attention, heads apart"}
 
 
 def network(kind: str, shared: int = 4, queries: int = 1, size: int = 8, seed: int = 0) -> ModelProto:
@@ -64,6 +69,7 @@ def network(kind: str, shared: int = 4, queries: int = 1, size: int = 8, seed: i
         "wq": (WIDTH, heads * size), "wk": (WIDTH, shared * size), "wv": (WIDTH, shared * size), "wo": (heads * size, 5),
         "to_q": np.array([0, 0, heads, size]), "to_k": np.array([0, 0, shared, size]), "two": np.array([2]),
         "more": np.array([1, 1, queries, 1, 1]), "apart": np.array([0, heads, -1, size]), "flat": np.array([0, 0, heads * size]),
+        "flat_q": np.array([0, -1, heads * size]), "flat_k": np.array([0, -1, shared * size]), "in_heads": np.array([0, -1, size]), "gain": (size,), "last": np.array([-1]),
         "at": np.arange(3)[:, None],
     }  # fmt: skip
     for name, value in (("{h}", heads), ("{g}", shared), ("{d}", size)):
@@ -212,3 +218,35 @@ def test_lengths_that_are_inputs_fit_the_past_at_every_size() -> None:
     assert len(sizes) == 6
     assert any(int(s["S"]) > 1 and int(s["P"]) > 1 for s in sizes)
     assert any(int(s["N"]) > 1 and int(s["P"]) > 1 for s in sizes)
+
+
+@pytest.mark.parametrize("flag", [False, True])
+@pytest.mark.parametrize(("bits", "scales"), [(8, (1,)), (8, (24,)), (8, (1, 3, 1, 8)), (4, (1,))])
+def test_heads_go_where_the_cache_is_of_whole_numbers(bits: int, scales: tuple[int, ...], flag: bool) -> None:
+    """Queries as with any cache, and with --kv-heads its own heads, with their scales."""
+    kind, stored = ("int8", 8) if bits == 8 else ("uint8", 4)
+    signature = GENAI.replace("{g}", "3").replace("float[N, 3, P, {d}]", f"{kind}[N, 3, P, {stored}]")
+    signature = signature.replace("float[N, 3, T, {d}]", f"{kind}[N, 3, T, {stored}]")
+    per = "PER_TENSOR" if scales == (1,) else "PER_CHANNEL"
+    node = f"""o, K, V = com.microsoft.GroupQueryAttention<num_heads = 6, kv_num_heads = 3, kv_cache_bit_width = {bits},
+        k_quant_type = "{per}", v_quant_type = "{per}">(q, k, v, pk, pv, sl, ts, , , , , , ks, vs) y = MatMul(o, wo)"""
+    steps = np.linspace(0.02, 0.04, int(np.prod(scales)), dtype=np.float32).reshape(scales) * (1 if bits == 8 else 8)
+    weights: dict[str, Any] = {"wq": (WIDTH, 48), "wk": (WIDTH, 24), "wv": (WIDTH, 24), "wo": (48, 5), "ks": steps, "vs": steps + 0.01}
+    model = graph(signature, APART + node, 17, **weights)
+    small = prune(model, fast=True, ratio=0.5, kv_heads=flag).model.to_proto()
+    of_key = array(small, "wk").shape[1]
+    assert (of_key < 24) is flag
+    assert array(small, "wq").shape[1] == (2 * of_key if flag else 24)
+    kept = [k for k in range(6) if any(np.array_equal(array(model, "wq")[:, 8 * k], column) for column in array(small, "wq").T)]
+    out = array(model, "wo").reshape(6, 8, 5)
+    out[np.setdiff1d(np.arange(6), kept)] = 0
+    masked = onnx.ModelProto.FromString(model.SerializeToString())
+    replace(masked, "wo", out.reshape(-1, 5))
+    random, keys = np.random.default_rng(3), sorted({k // 2 for k in kept})
+    past = {n: random.integers(0, 100, (1, 3, 4, stored)).astype(kind) for n in ("pk", "pv")}
+    given = {"x": random.standard_normal((1, 3, WIDTH)).astype(np.float32), "sl": np.array([6], np.int32), "ts": np.array(7, np.int32)}
+    wanted = run(masked, given | past)
+    got = run(small, given | {n: x[:, keys] for n, x in past.items()})
+    np.testing.assert_allclose(got[0], wanted[0], atol=1e-5)
+    for ours, theirs in zip(got[1:], wanted[1:], strict=True):
+        np.testing.assert_array_equal(ours, theirs[:, keys])

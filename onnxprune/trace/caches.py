@@ -118,17 +118,18 @@ class Settled:
 
     def _is_inside_heads(self, name: str, block: Block, own: Ids) -> bool:
         """Whether an axis lies inside heads: after an axis that has one only, or because its classes are columns
-        somewhere, of a block of several rows. The first axis is that of samples."""
+        somewhere, several of them, of a block of several rows. The first axis is that of samples."""
         if len(block.axes) > 1:
             return False
         if 1 in (self.dims(name) or ())[1 : block.axes[0]]:
             return True
         for ids, *_ in self.labels.tables.values():
-            if np.isin(own, self._classes[self.labels.derive(ids.T)]).any():
+            columns = self._classes[self.labels.derive(ids.T)]
+            if np.ptp(columns) and np.isin(own, columns).any():
                 return True
         for block in (b for blocks in self.known.values() for b in blocks if b.ids.ndim > 1):
             units = self._classes[block.ids]
             rows = units.reshape(-1, units.shape[-1])
-            if (rows == rows[0]).all() and np.isin(own, rows[0]).any():
+            if np.ptp(rows[0]) and (rows == rows[0]).all() and np.isin(own, rows[0]).any():
                 return True
         return False

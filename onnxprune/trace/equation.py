@@ -264,7 +264,7 @@ class Equation:
         if not taken:
             return block
         if self.normalises:
-            self.labels.normed.append(block.ids)
+            self.labels.normalise(block.ids, [k for k, x in enumerate(block.letters) if x in taken])
         if block.letters[-1] not in taken:
             self.labels.freeze(self.project(block, taken).ids, self.why)
             self._tie_all(block)

@@ -35,7 +35,7 @@ def group_norm(op: Op) -> bool:
     op.edit(lambda e: e.sizes(1, 0))
     norm.set(0, [inside])
     norm.note_gather([(0, inside), *((i, v) for i in (Norm.SCALE, Norm.BIAS) for v in vectors)], [(0, inside)])
-    norm.note_normalised(inside.ids)
+    norm.note_normalised(inside.ids, [inside.ids.ndim - 1])
     back.set(0, [block])
     back.edit(lambda e: e.sizes(1, 0))
     op.trace.passed.update((norm.index, back.index))

@@ -59,12 +59,21 @@ def _grouped(trace: Trace) -> Groups:
     alone = [b.ids for tensor in trace.blocks.values() for b in tensor]
     groups = Groups(
         trace, classes, reason, (location > 0) & np.array([r is None for r in reason], bool) & ~derived, {}, blocks,
-        location, _rectangles(labels.rectangles.values(), classes), derived, units(labels.normed),
+        location, _rectangles(labels.rectangles.values(), classes), derived, units(_crossing(labels.normed, classes)),
         units(ids for ids in labels.normed if ids.ndim == 1), units(labels.sums),
         units((*columns, *alone, *labels.maps)) & derived, units(grids), units(columns), grids, inside,
     )  # fmt: skip
     groups.rows = _rows(groups)
     return groups
+
+
+def _crossing(normed: Iterable[Ids], classes: Ids) -> Iterable[Ids]:
+    """The rows whose statistics change with what goes of them. One of several that goes whole (a head of a cache, under
+    a norm inside heads) leaves the others theirs."""
+    for ids in normed:
+        rows = ids.reshape(-1, ids.shape[-1])
+        units = classes[rows]
+        yield rows if ids.ndim == 1 else rows[(units != units[:, :1]).any(1)]
 
 
 def _rows_inside(labels: Labels, classes: Ids) -> dict[int, list[int]]:

@@ -77,7 +77,7 @@ class Labels:
     n: ids there are. births: ids by where they are born. pairs: couplings. children: of derived ids. frozen: ids that
     stay. rectangles: blocks, by shape and ids, that stay full. tables: blocks [rows, columns] of which only whole rows
     and columns may go, with the ids of both; loose: those whose rows are better tied where columns may go. normed: ids
-    that share the statistics of a normalisation.
+    of which each row along the last axis shares the statistics of a normalisation.
     sums: ids of streams that are added to others. maps: ids of heads, each with an attention map of its own.
     least: ids of which a number has to stay.
     ended: by node, ids that are carried no further. unfit: nodes that their rule does not take.
@@ -211,6 +211,11 @@ class Labels:
         if not ids.size:
             return
         self.rectangles.setdefault((ids.shape, ids.tobytes()), ids)
+
+    def normalise(self, ids: Ids, over: Sequence[int]) -> None:
+        """Statistics over these axes of `ids` rescale what they are taken of."""
+        rows = np.moveaxis(ids, over, range(-len(over), 0))
+        self.normed.append(rows.reshape(*rows.shape[: ids.ndim - len(over)], -1))
 
     def column_ids(self, ids: Ids, why: Reason, loose: bool = False) -> Ids:
         """Column ids of [rows, columns], where something lies along the columns that all rows share (the sines of a

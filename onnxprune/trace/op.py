@@ -161,9 +161,9 @@ class Op(NodeFacts):
         """The operator is to see only kept positions of these blocks (input or output index, block)."""
         self.trace.reductions.append(Reduction(self.index, "gather", ins=tuple(ins), outs=tuple(outs)))
 
-    def note_normalised(self, ids: Ids) -> None:
-        """Statistics over these ids rescale them all."""
-        self.labels.normed.append(ids)
+    def note_normalised(self, ids: Ids, over: Sequence[int]) -> None:
+        """Statistics over these axes of `ids` rescale what they are taken of."""
+        self.labels.normalise(ids, over)
 
     def note_added(self, ids: Ids) -> None:
         """These ids are those of one side of a sum of two computed tensors, such as a residual stream."""

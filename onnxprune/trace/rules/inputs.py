@@ -150,10 +150,10 @@ class ContribRotary:
 
 
 class GroupQueryAttention:
-    """com.microsoft GroupQueryAttention; from CACHE_SCALES on: of a quantised cache, of norms inside the operator."""
+    """com.microsoft GroupQueryAttention; from KEY_SCALES on: of a quantised cache, of norms inside the operator."""
 
     (QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, LENGTHS, TOTAL_LENGTH, COSINES, SINES, POSITIONS, SCORE_BIAS, SINKS,
-     CACHE_SCALES) = range(13)  # fmt: skip
+     KEY_SCALES, VALUE_SCALES, QUERY_GAIN, KEY_GAIN) = range(16)  # fmt: skip
 
 
 class SparseAttention:

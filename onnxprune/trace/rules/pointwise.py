@@ -194,8 +194,9 @@ def reduce(op: Op, listed: int = 1) -> None:
     op.eq({0: spelled}, {0: out}, kind=kind)
     if op.type not in ("ReduceSum", "ReduceL1"):
         for b in before.values():
-            if set(b.axes) & set(axes):
-                op.note_normalised(b.ids)
+            over = [k for k, a in enumerate(b.axes) if a in axes]
+            if over:
+                op.note_normalised(b.ids, over)
 
 
 def quantize(op: Op) -> None:

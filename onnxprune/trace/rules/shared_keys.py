@@ -12,9 +12,9 @@ from onnx import TensorProto
 
 from onnxprune.trace.editor import Editor
 from onnxprune.trace.labels import Ids
-from onnxprune.trace.op import Op
+from onnxprune.trace.op import Misfit, Op
+from onnxprune.trace.operands import Dims
 from onnxprune.trace.rules.attention import (
-    CACHED,
     KEY,
     QUERY,
     VALUE,
@@ -34,18 +34,25 @@ def grouped_query(op: Op) -> None:
     """com.microsoft GroupQueryAttention with query, key and value apart, or side by side.
 
     Its kernels take one head size for all three, a multiple of eight: of a head go eight neighbours at a time, or the
-    head goes whole where a rotation inside knows its pairs."""
+    head goes whole where a rotation inside knows its pairs, a norm inside its gain, or a cache of whole numbers how
+    many of them share a byte."""
     which = GroupQueryAttention
     if not _told_apart(op):
         return
-    inside = range(which.CACHE_SCALES, len(op.inputs))
-    if any(map(op.has, inside)):
-        cached = why_fixed(op, which.PAST_KEY) == CACHED
-        op.freeze("a quantised cache, or a norm inside the operator", inputs=inside if cached else None)
-        if not cached:
-            return
+    inside = any(map(op.has, range(which.KEY_SCALES, len(op.inputs))))
     more = {which.SCORE_BIAS: spell(op.dims(which.SCORE_BIAS), ["b", "gr", "s", "t"]), which.SINKS: ["gr"]}
-    _attend(op, more, whole=bool(op.attr("do_rotary", 0)))
+    scales = ((which.KEY_SCALES, "d"), (which.VALUE_SCALES, "e"))
+    more |= {i: _spelled_scales(op.dims(i), channel) for i, channel in scales if op.has(i)}
+    _attend(op, more, whole=inside or bool(op.attr("do_rotary", 0)))
+
+
+def _spelled_scales(dims: Dims, channel: str) -> list[str]:
+    """The scales of a cache in whole numbers: one, or one for every channel of every key."""
+    if len(dims) == 1:
+        return spell(dims, [f"g{channel}"])
+    if len(dims) != 4:
+        raise Misfit("the scales of its cache are not told apart")
+    return spell(dims, ["", "g", "", channel])
 
 
 def sparse(op: Op) -> None:
@@ -94,12 +101,13 @@ def _attend(op: Op, more: Mapping[int, Sequence[str]], whole: bool) -> Ids | Non
         QUERY: ["b", "s", "grd" if apart else "grd|gd|ge"],
         KEY: ["b", "t", "gd"],
         VALUE: ["b", "t", "ge"],
-        past_key: ["b", "g", "p", "d"],
-        past_value: ["b", "g", "p", "e"],
+        past_key: ["b", "g", "p", _of_head(op.dims(past_key), depth, "d")],
+        past_value: ["b", "g", "p", _of_head(op.dims(past_value), depth, "e")],
         **more,
     }
     sizes = {"g": shared, "r": heads // shared, "d": depth, "e": depth}
-    outs = {0: ["b", "s", "gre"], 1: ["b", "g", "", "d"], 2: ["b", "g", "", "e"], 3: ["b", "gr", "s", "t"]}
+    present = {i: ["b", "g", "", _of_head(op.out_dims(i), depth, x)] for i, x in ((1, "d"), (2, "e"))}
+    outs = {0: ["b", "s", "gre"], **present, 3: ["b", "gr", "s", "t"]}
     op.eq(ins, outs, sizes=sizes, pinned="tp", macs="grdst grste", text=why_fixed(op, past_key))
     parts = _query_key_value(op, heads, shared, depth)
     if parts is None:
@@ -110,6 +118,11 @@ def _attend(op: Op, more: Mapping[int, Sequence[str]], whole: bool) -> Ids | Non
     count_heads_left(op, "num_heads", q)
     count_heads_left(op, "kv_num_heads", k)
     return q
+
+
+def _of_head(dims: Dims, depth: int, letter: str) -> str:
+    """How the last axis of a cache is spelled: with several channels in a byte it is none of the head's."""
+    return letter if (dims or (None,))[-1] in (depth, None) else ""
 
 
 def _query_key_value(op: Op, heads: int, shared: int, depth: int) -> list[Ids] | None:
