@@ -163,9 +163,10 @@ def retain(entries: Any, stays: Callable[[Any], bool]) -> None:
 def forget_shapes(graph: GraphProto, changed: Collection[str]) -> None:
     """Drop the sizes that a graph and its bodies declare of tensors that changed. What goes into and out of a body
     keeps its number of axes: runtimes ask for that."""
-    for scope in scopes(graph):
+    every = scopes(graph)
+    for scope in every:
         retain(scope.graph.value_info, lambda v: v.name not in changed)
-    for scope in scopes(graph)[1:]:
+    for scope in every[1:]:
         for info in (*scope.graph.input, *scope.graph.output):
             if info.name in changed:
                 for dim in info.type.tensor_type.shape.dim:

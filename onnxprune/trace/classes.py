@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 Ids = NDArray[np.int64]
 
@@ -19,8 +17,13 @@ def side_by_side(parts: Sequence[Ids]) -> tuple[Ids, Ids]:
 
 
 def joined(n: int, a: Ids, b: Ids) -> Ids:
-    """The class of each of `n` things of which a[i] and b[i] are one."""
-    if not a.size:
-        return np.arange(n)
-    graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(n, n))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+    """The class of each of `n` things of which a[i] and b[i] are one; classes are numbered by their first things."""
+    first = np.arange(n, dtype=np.int64)  # of all that a thing is known to be one with
+    while a.size:
+        np.minimum.at(first, np.maximum(a, b), np.minimum(a, b))
+        while ((further := first[first]) != first).any():
+            first = further
+        a, b = first[a], first[b]
+        apart = a != b
+        a, b = a[apart], b[apart]
+    return np.asarray((np.cumsum(first == np.arange(n)) - 1)[first], np.int64)
