@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-import networkx as nx
 import numpy as np
 
-from onnxprune.trace.classes import side_by_side
+from onnxprune.trace.classes import joined, side_by_side
 from onnxprune.trace.labels import KEPT, Ids, Labels
 
 
-def couplings(labels: Labels, classes: Ids, blocks: Sequence[Ids]) -> nx.Graph:
-    """The dependency graph: a node for each of the `blocks`, by its index, an edge between two that have units in
+def components(labels: Labels, classes: Ids, blocks: Sequence[Ids]) -> list[list[int]]:
+    """The groups: the indices of the `blocks` of each, by the first of them. Two hang together that have units in
     common, or of which an operator couples ids. classes: of every id."""
     units, starts = side_by_side([classes[ids.ravel()] for ids in blocks])
     owner = np.repeat(np.arange(len(blocks)), np.diff(starts, append=units.size))
@@ -21,16 +20,11 @@ def couplings(labels: Labels, classes: Ids, blocks: Sequence[Ids]) -> nx.Graph:
     np.minimum.at(first, units[moves], owner[moves])
     later = moves & (first[units] != owner)
     shared = np.stack([first[units[later]], owner[later]], 1)
-    graph: nx.Graph = nx.Graph()
-    graph.add_nodes_from(range(len(blocks)))
-    for links in (shared, np.array(_coupled(labels, blocks), np.int64).reshape(-1, 2)):
-        graph.add_edges_from(divmod(code, len(blocks)) for code in np.unique(links @ [len(blocks), 1]).tolist())
-    return graph
-
-
-def components(graph: nx.Graph) -> list[list[int]]:
-    """The groups: the indices of the blocks of each, by the first of them."""
-    return sorted(sorted(component) for component in nx.connected_components(graph))
+    links = np.concatenate([shared, np.array(_coupled(labels, blocks), np.int64).reshape(-1, 2)])
+    found: dict[int, list[int]] = {}
+    for block, component in enumerate(joined(len(blocks), *links.T).tolist()):
+        found.setdefault(component, []).append(block)
+    return [*found.values()]
 
 
 def _coupled(labels: Labels, blocks: Sequence[Ids]) -> list[tuple[int, int]]:

@@ -11,16 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
 
 from onnxprune.trace.groups import Groups
 from onnxprune.trace.labels import KEPT, Ids, Reason
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 
 def dependencies(groups: Groups) -> nx.Graph:
     """The graph of all groups; a node's number has no meaning, `kind` says what it is."""
+    import networkx as nx  # only here: it takes a tenth of a second
+
     graph: nx.Graph = nx.Graph()
     names = {k: groups.name(component) for component in groups.components() for k in component}
     for k in range(len(groups.blocks)):
@@ -85,9 +90,11 @@ def _births(groups: Groups, ids: Ids) -> Iterator[tuple[Hashable, int]]:
 
 def _tied_together(graph: nx.Graph, component: list[int]) -> None:
     """Axes of one group that are the same positions, with no operator between them, are linked directly."""
+    from networkx import node_connected_component
+
     first = component[0]
-    reached = nx.node_connected_component(graph, first)
+    reached = node_connected_component(graph, first)
     for k in component:
         if k not in reached:
             graph.add_edge(first, k)
-            reached |= nx.node_connected_component(graph, k)
+            reached |= node_connected_component(graph, k)

@@ -1,7 +1,7 @@
 """Units and groups: what the ids of a trace amount to. Knows ids, slices and rectangles, no operator and no ONNX.
 
 unit: a class of coupled ids. row unit: a class of derived ids (heads, convolution groups), removed with all it holds.
-group: a connected component of the networkx graph whose nodes are (parameter, axes) and whose edges are couplings.
+group: a connected component of the graph whose nodes are (parameter, axes) and whose edges are couplings.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.trace.classes import side_by_side
-from onnxprune.trace.components import components, couplings
+from onnxprune.trace.components import components
 from onnxprune.trace.kept import kept_shape
 from onnxprune.trace.labels import Ids, Mask, Reason
 from onnxprune.trace.layers import Layers, layers
@@ -146,13 +145,8 @@ class Groups:
         yield from self._components
 
     @cached_property
-    def graph(self) -> nx.Graph:
-        """Which slice blocks are coupled (see `couplings`)."""
-        return couplings(self.trace.labels, self.classes, [ids for _, _, ids in self.blocks])
-
-    @cached_property
     def _components(self) -> list[list[int]]:
-        return components(self.graph)
+        return components(self.trace.labels, self.classes, [ids for _, _, ids in self.blocks])
 
     def name(self, component: Sequence[int]) -> str:
         """What a group is called everywhere, in tables and plans: after its first block, one that is its parameter's
