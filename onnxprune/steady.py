@@ -109,9 +109,9 @@ def _at_once(work: Callable[[], Result]) -> Callable[[], Result]:
 @cache
 def _libraries(numpy_alone: bool) -> list[tuple[Callable[[], int], Callable[[int], None]]]:
     """Of every OpenBLAS that numpy and scipy load, what says and what sets its number of threads."""
-    found, modules = [], [np.linalg._umath_linalg]  # type: ignore[attr-defined]
+    found, modules = [], [np.linalg._umath_linalg]
     if not numpy_alone:
-        modules.append(scipy.linalg.lapack._flapack)
+        modules.append(scipy.linalg.lapack._flapack)  # type: ignore[attr-defined]
     for module in modules:
         try:
             library = ctypes.CDLL(module.__file__)  # which finds the names of what it is linked with, too

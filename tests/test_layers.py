@@ -31,7 +31,7 @@ HOUSE = [
         "pipeline", "data errors finetuning fit guard measure model options planning progress prove refit rehearsal report results rewrite run shapes trace units",
         {"onnxruntime"},
     ),
-    ("rehearsal", "data errors guard model options progress run shapes", {"onnxruntime", "numpy"}),
+    ("rehearsal", "data errors guard heap model options progress run shapes", {"onnxruntime", "numpy"}),
     ("report", "errors files model options planning results run trace units", {"onnx", "onnxruntime"}),
     ("finetuning", "data errors files model options prove run shapes", {"onnxruntime"}),
     ("refit", "errors fit model options planning progress rewrite steady trace", {"onnx", "onnxruntime"}),
