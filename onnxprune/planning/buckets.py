@@ -170,11 +170,14 @@ def _last_of_parts(groups: Groups, scores: Scores, live: Mask) -> Mask:
     spared = np.zeros(len(live), bool)
     parts = [groups.classes[ids] for ids in groups.rectangles if ids.ndim == 1]
     if parts:
-        ends = np.cumsum([part.size for part in parts])
-        units, part = np.concatenate(parts), np.repeat(np.arange(len(parts)), np.diff(ends, prepend=0))
-        last = np.lexsort((units, scores[units], part))[ends - 1]
-        whole = np.logical_and.reduceat(live[units], ends - np.diff(ends, prepend=0))
-        spared[units[last[whole]]] = True
+        sizes = [part.size for part in parts]
+        units, starts = np.concatenate(parts), np.cumsum(sizes) - sizes
+        alive = np.flatnonzero(live)
+        order = alive[np.argsort(scores[alive], kind="stable")]
+        rank = np.zeros(len(live), np.int64)
+        rank[order] = np.arange(len(order))
+        whole = np.logical_and.reduceat(live[units], starts)
+        spared[order[np.maximum.reduceat(rank[units], starts)[whole]]] = True
     return spared
 
 
