@@ -119,6 +119,7 @@ def _guarded(pipe: int, parent: int) -> None:
     from onnxprune import heap  # only here: it loads what the parent does without
 
     heap.one_for_all()
+    heap.put_off()
     if sys.platform == "linux":  # whoever kills the parent means the run
         with suppress(ImportError, OSError, AttributeError):
             import ctypes

@@ -1,4 +1,4 @@
-"""Memory that Python freed, given back to the system.
+"""Memory that Python freed, given back to the system, and how often Python looks for what it can free.
 
 The C library keeps it: each thread has a heap of its own there, and where what lies behind an array is still held, the
 gap that it leaves stays. In a refit of ResNet-50 that was as much as all that was held. Knows the C library, no arrays.
@@ -7,7 +7,9 @@ gap that it leaves stays. In a refit of ResNet-50 that was as much as all that w
 from __future__ import annotations
 
 import ctypes
-from contextlib import suppress
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -45,6 +47,35 @@ def give_back() -> None:
     libc = _glibc()
     if libc is not None and libc.mallinfo2().fordblks > MUCH:
         libc.malloc_trim(0)
+
+
+_put_off = False
+
+
+def put_off() -> None:
+    """No cycles are looked for until the first job begins (see `settled`): modules hold a hundred thousand objects when
+    they are imported, and free none. For a process that does nothing else."""
+    global _put_off
+    _put_off = gc.isenabled()
+    gc.disable()
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """While a job lasts, cycles are looked for among what it makes, not again and again in what was there before. Where
+    somebody has frozen that already, or a job around this one, it is left to them."""
+    global _put_off
+    if _put_off:
+        _put_off = False
+        gc.enable()
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @cache

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from onnxprune.heap import settled
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
 GAPS = """
@@ -75,3 +78,38 @@ def test_large_blocks_go_when_they_are_freed() -> None:
 
 def test_threads_have_one_heap() -> None:
     assert said(HEAPS.format(one=False)) > said(HEAPS.format(one=True)) == 1
+
+
+COLLECTED = """
+import gc
+from onnxprune import heap
+heap.put_off()
+print(gc.isenabled())
+with heap.settled():
+    print(gc.isenabled())
+print(gc.isenabled())
+"""
+
+
+def test_cycles_are_looked_for_among_what_a_job_makes() -> None:
+    with settled():
+        assert gc.get_freeze_count()
+        with settled():
+            pass
+        assert gc.get_freeze_count()  # the outer job goes on
+    assert not gc.get_freeze_count()
+
+
+def test_what_others_froze_stays_frozen() -> None:
+    gc.freeze()
+    try:
+        with settled():
+            pass
+        assert gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+
+
+def test_no_cycles_are_looked_for_before_the_first_job() -> None:
+    done = subprocess.run([sys.executable, "-c", COLLECTED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "True"]

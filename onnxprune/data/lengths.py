@@ -5,9 +5,7 @@ Knows the inputs of a graph and who reads them, no stage.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-
-from onnx import NodeProto
+from collections.abc import Collection, Mapping
 
 from onnxprune.model import Model, traits
 
@@ -26,13 +24,11 @@ def told_lengths(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     """By the name of an input that tells lengths, what it has to say where inputs have these shapes: the steps that are
     in the cache, and those that the first input beside it brings. A mask whose sums are lengths says 1: it hides
     nothing."""
-    found: dict[str, int] = {}
-    makers = {name: node for node in model.graph.node for name in node.output}
+    inputs = shapes.keys() - model.weights.keys()
+    found = dict.fromkeys(_summed(model, inputs), 1)
     for node in model.graph.node:
         past, told = _TOLD.get(node.op_type, (0, {}))
-        computed = [node.input[i] for i in told if i < len(node.input) and node.input[i] in makers]
-        found |= dict.fromkeys(_summed(computed, makers, shapes.keys() - model.weights.keys()), 1)
-        names = {i: name for i, name in enumerate(node.input) if name in shapes and name not in model.weights}
+        names = {i: name for i, name in enumerate(node.input) if name in inputs}
         cached = shapes[names[past]][2] if past in names and len(shapes[names[past]]) == 4 else 0
         new = next((s[1] for s in shapes.values() if len(s) in (2, 3)), 0)
         steps = cached if f"{node.domain}::{node.op_type}" in traits.IN_PLACE else cached + new
@@ -40,18 +36,16 @@ def told_lengths(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     return found
 
 
-def _summed(names: Iterable[str], makers: Mapping[str, NodeProto], inputs: Collection[str]) -> set[str]:
-    """The inputs of a graph by whose sums the tensors of these names are computed."""
-    found, seen = set[str](), set[tuple[str, bool]]()
-    pending = [(name, False) for name in names]
+def _summed(model: Model, inputs: Collection[str]) -> set[str]:
+    """Those of these inputs by whose sums lengths are computed."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    asked = ((node, _TOLD[node.op_type][1]) for node in model.graph.node if node.op_type in _TOLD)
+    pending = [(name, False) for node, told in asked for i, name in enumerate(node.input) if i in told]
+    seen = set[tuple[str, bool]]()
     while pending:
         name, summed = here = pending.pop()
-        if here in seen:
-            continue
-        seen.add(here)
-        if name in inputs and summed:
-            found.add(name)
         maker = makers.get(name)
-        if maker is not None and maker.op_type not in SIZES:
+        if here not in seen and maker is not None and maker.op_type not in SIZES:
             pending += [(read, summed or maker.op_type == "ReduceSum") for read in maker.input]
-    return found
+        seen.add(here)
+    return {name for name, summed in seen if summed and name in inputs}

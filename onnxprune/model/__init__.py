@@ -21,6 +21,7 @@ from onnxprune.model.graph import (
     renamed,
     retain,
     scopes,
+    value_of,
 )
 from onnxprune.model.model import SESSION_LIMIT, Model, opset
 from onnxprune.model.normalise import set_nodes, sorted_nodes
@@ -65,4 +66,5 @@ __all__ = [
     "space_aside",
     "taken_from",
     "unneeded",
+    "value_of",
 ]  # fmt: skip

@@ -41,11 +41,13 @@ def graphs(a: AttributeProto) -> Sequence[GraphProto]:
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """The value of an attribute, a text as str; `default` where the node has none of that name."""
-    for a in node.attribute:
-        if a.name == name:
-            value = helper.get_attribute_value(a)
-            return value.decode() if isinstance(value, bytes) else value
-    return default
+    return next((value_of(a) for a in node.attribute if a.name == name), default)
+
+
+def value_of(a: AttributeProto) -> Any:
+    """The value of an attribute, a text as str."""
+    value = helper.get_attribute_value(a)
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def attributes(node: NodeProto, *but: str) -> dict[str, Any]:
@@ -57,10 +59,16 @@ def scopes(graph: GraphProto) -> list[Scope]:
     """The graph and all bodies in it, outer before inner."""
     out = [Scope(graph, range(len(graph.node)))]
     for scope in out:  # which grows
-        for number, node in zip(scope.numbers, scope.graph.node, strict=True):
-            for name, body in bodies(node):
+        holding = (
+            (number, a)
+            for number, node in zip(scope.numbers, scope.graph.node, strict=True)
+            for a in node.attribute
+            if a.type in _MAY_HOLD_GRAPHS
+        )
+        for number, a in holding:
+            for body in graphs(a):
                 start = out[-1].numbers.stop
-                out.append(Scope(body, range(start, start + len(body.node)), number, name))
+                out.append(Scope(body, range(start, start + len(body.node)), number, a.name))
     return out
 
 
@@ -155,9 +163,10 @@ def retain(entries: Any, stays: Callable[[Any], bool]) -> None:
 def forget_shapes(graph: GraphProto, changed: Collection[str]) -> None:
     """Drop the sizes that a graph and its bodies declare of tensors that changed. What goes into and out of a body
     keeps its number of axes: runtimes ask for that."""
-    for scope in scopes(graph):
+    every = scopes(graph)
+    for scope in every:
         retain(scope.graph.value_info, lambda v: v.name not in changed)
-    for scope in scopes(graph)[1:]:
+    for scope in every[1:]:
         for info in (*scope.graph.input, *scope.graph.output):
             if info.name in changed:
                 for dim in info.type.tensor_type.shape.dim:

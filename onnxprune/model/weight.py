@@ -172,6 +172,7 @@ class Weight:
         return f"Weight({TensorProto.DataType.Name(self.onnx_type)}, {list(self.shape)})"
 
 
+@cache
 def dtype_of(onnx_type: int) -> np.dtype[Any]:
     """The numpy type of an element type (TensorProto.DataType); UsageError for one that onnx does not know."""
     try:

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from onnxprune.data import RANGES, random_inputs
 from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
+from onnxprune.heap import settled
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.progress import told
@@ -30,7 +31,7 @@ def blame_model(job: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(job)
     def run(*args: P.args, **kw: P.kwargs) -> T:
-        with blaming((*args, *kw.values())):
+        with settled(), blaming((*args, *kw.values())):
             return job(*args, **kw)
 
     return run

@@ -20,7 +20,7 @@ from queue import Empty, Queue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from onnxprune import guard
+from onnxprune import guard, heap
 from onnxprune.errors import OnnxPruneError, RuntimeFailure
 
 if TYPE_CHECKING:
@@ -193,11 +193,13 @@ def serve() -> None:
     def say(line: str) -> None:
         print(line, file=answers, flush=True)
 
+    heap.put_off()
     from onnxprune.rehearsal import blame  # noqa: F401
 
     say("ready")
-    while line := asked.readline():
-        _try(json.loads(line), asked, say)
+    with heap.settled():
+        while line := asked.readline():
+            _try(json.loads(line), asked, say)
 
 
 def _try(asked: dict[str, Any], data: BinaryIO, say: Callable[[str], None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 
-from onnxprune.model import Model, every_node, scopes
+from onnxprune.model import Model, scopes
 from onnxprune.rewrite.slicing import take
 from onnxprune.trace import Mask, Slice, Trace
 
@@ -21,9 +21,10 @@ class Slicer:
 
     def __init__(self, trace: Trace, kept: Mask, model: Model) -> None:
         self.trace, self.kept, self.model = trace, kept, model
-        self.nodes = every_node(model.skeleton.graph)
+        graphs = scopes(model.skeleton.graph)
+        self.nodes = [node for scope in graphs for node in scope.graph.node]
         self.reads = Counter(name for node in self.nodes for name in node.input)
-        self.outputs = {o.name for scope in scopes(model.skeleton.graph) for o in scope.graph.output}
+        self.outputs = {o.name for scope in graphs for o in scope.graph.output}
 
     def sliced(self) -> dict[str, str]:
         """Slice all parameters; returns what those that are new were cut from (new name -> original name)."""
@@ -56,8 +57,8 @@ class Slicer:
 
     def _cut(self, s: Slice) -> Hashable:
         """Equal for slices from which the same positions go; () where none do."""
-        cut = [b for b in s.blocks if not self.kept[b.ids].all()]
-        return tuple((b.axes, b.ids.shape, self.kept[b.ids].tobytes()) for b in cut)
+        masks = ((b, self.kept[b.ids]) for b in s.blocks)
+        return tuple((b.axes, mask.shape, mask.tobytes()) for b, mask in masks if not mask.all())
 
     def _read_whole(self, name: str, slices: Sequence[Slice], variants: Variants) -> bool:
         """Whether somebody reads all of a parameter: a use that no slice stands for, or one that loses nothing."""

@@ -6,6 +6,7 @@ Nothing else in the file changes. Parameters are copied on write: uses that need
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onnx import NodeProto, helper
@@ -27,13 +28,15 @@ class Rewritten:
 def rewrite(trace: Trace, kept: Mask) -> Rewritten:
     """A model whose parameters hold only kept ids. `trace.model` stays as it is."""
     model = trace.model.copy()
-    aliases = Slicer(trace, kept, model).sliced()
-    _patch(trace, kept, model)
+    slicer = Slicer(trace, kept, model)
+    aliases = slicer.sliced()
+    _patch(trace, kept, model, slicer.nodes)
     drop(model, trace.dropped(kept))
-    _forget_unread(trace, model)
+    nodes = every_node(model.skeleton.graph)
+    _forget_unread(trace, model, nodes)
     lost = trace.model.weights.keys() - model.weights.keys()
     retain(model.skeleton.graph.input, lambda i: i.name not in lost)  # which may list initializers, too
-    _forget_shapes(trace, kept, model)
+    _forget_shapes(trace, kept, model, nodes)
     model.taken = left(trace, kept)
     _declare(model)
     if model.skeleton.ir_version < 4:  # there every initializer is an input, too
@@ -44,25 +47,26 @@ def rewrite(trace: Trace, kept: Mask) -> Rewritten:
     return Rewritten(model, aliases)
 
 
-def _patch(trace: Trace, kept: Mask, model: Model) -> None:
-    """Let every operator edit its node, then put the new nodes beside theirs and drop what is needed no more."""
+def _patch(trace: Trace, kept: Mask, model: Model, nodes: Sequence[NodeProto]) -> None:
+    """Let every operator edit its node, then put the new nodes beside theirs and drop what is needed no more. nodes:
+    those of the model, by number."""
     before: dict[int, list[NodeProto]] = defaultdict(list)
     after: dict[int, list[NodeProto]] = defaultdict(list)
     gone: set[int] = set()
-    nodes = every_node(model.skeleton.graph)
     for index, edit in trace.edits:
         edit(Editor(trace, kept, model, index, nodes[index], before[index], after[index], gone))
     dead: set[int] = set()
     if gone:
         ordered = [n for k, node in enumerate(nodes) for n in (*before[k], node, *after[k])]
         dead = unneeded(model.skeleton.graph, model.weights, ordered, [nodes[k] for k in gone])
-    rearranged(model.skeleton.graph, before, after, lambda node: id(node) in dead)
+    if dead or any(before.values()) or any(after.values()):
+        rearranged(model.skeleton.graph, before, after, lambda node: id(node) in dead)
 
 
-def _forget_unread(trace: Trace, model: Model) -> None:
+def _forget_unread(trace: Trace, model: Model, nodes: Sequence[NodeProto]) -> None:
     """Drop weights that nobody reads any more, as sizes that an edit wrote anew: a runtime warns of them."""
     graph = model.skeleton.graph
-    read = {name for node in every_node(graph) for name in needs(node)}
+    read = {name for node in nodes for name in needs(node)}
     read |= {o.name for scope in scopes(graph) for o in scope.graph.output}
     unread = model.weights.keys() & trace.readers.keys() - read
     for name in unread:
@@ -71,9 +75,9 @@ def _forget_unread(trace: Trace, model: Model) -> None:
         graph.input.remove(info)
 
 
-def _forget_shapes(trace: Trace, kept: Mask, model: Model) -> None:
+def _forget_shapes(trace: Trace, kept: Mask, model: Model, nodes: Sequence[NodeProto]) -> None:
     """Value_info of tensors that changed or went is dropped; that of the others stays."""
-    made = {o for n in every_node(model.skeleton.graph) for o in n.output}
+    made = {o for n in nodes for o in n.output}
     changed = {o for n in trace.nodes for o in n.output if o not in made}
     changed |= {name for name, blocks in trace.blocks.items() if any(not kept[b.ids].all() for b in blocks)}
     changed |= {name for name in trace.shapes.sequences if not changed.isdisjoint(trace.shapes.elements(name) or ())}

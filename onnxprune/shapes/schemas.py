@@ -5,6 +5,7 @@ Knows one node and ONNX's definitions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -12,11 +13,17 @@ import onnx
 from onnx import NodeProto
 from onnx.defs import OpSchema
 
+Kinds = Sequence[tuple[str, int]]
+"""Names and types of the attributes of a node."""
+
 
 def misfit(node: NodeProto, opset: int) -> str:
     """What a node lacks of that which ONNX says of its operator, or ""; an operator that ONNX does not know fits."""
     asked = _asked(node.op_type, "" if node.domain == "ai.onnx" else node.domain, opset)
-    found = "" if asked is None else _miscounted(node, asked) or _missing(node, asked) or _mistyped(node, asked)
+    if asked is None:
+        return ""
+    kinds = [(a.name, a.type) for a in node.attribute]
+    found = _miscounted(node, asked) or _missing(node, asked, kinds) or _mistyped(asked, kinds)
     return f"does not fit its operator: {found}" if found else ""
 
 
@@ -57,18 +64,17 @@ def _miscounted(node: NodeProto, asked: _Asked) -> str:
     return ""
 
 
-def _missing(node: NodeProto, asked: _Asked) -> str:
+def _missing(node: NodeProto, asked: _Asked, kinds: Kinds) -> str:
     """Inputs and attributes that have to be there and are not."""
     missing = [formal for name, formal in zip(node.input, asked.names, strict=False) if formal and not name]
     if asked.required:
-        given = {a.name for a in node.attribute}
+        given = {name for name, _ in kinds}
         missing += [name for name in asked.required if name not in given]
     return f"it lacks {', '.join(missing)}" if missing else ""
 
 
-def _mistyped(node: NodeProto, asked: _Asked) -> str:
+def _mistyped(asked: _Asked, kinds: Kinds) -> str:
     """Attributes that are of another type than the operator's."""
-    kinds = ((a.name, a.type) for a in node.attribute)
     wrong = [n for n, has in kinds if has not in (0, asked.types.get(n, has))]  # 0: files older than the field
     return f"{', '.join(wrong)} is of another type" if wrong else ""
 

@@ -40,13 +40,19 @@ class Equation:
     def solve(self, free: Set[str] = frozenset()) -> None:
         """Couple the operands; `main` then holds the joint blocks and `parts` those of each operand. A `free` letter
         may be missing from an operand without freezing the others (what lies on it is settled elsewhere)."""
-        self.parts: list[list[Lettered]] = [self._lettered(i, o) for i, o in enumerate(self.operands)]
-        blocks = [self._without_pinned(b) for part in self.parts for b in part]
+        self.parts: list[list[Lettered]] = [
+            [b for block in o.blocks if (b := self._in_letters(block, i, o)) is not None]
+            for i, o in enumerate(self.operands)
+        ]
+        blocks = [b for part in self.parts for b in part]
+        if self.pinned:
+            blocks = [b for b in map(self._without_pinned, blocks) if b.letters]
         self.main: list[Lettered] = []
-        for block in sorted((b for b in blocks if b.letters), key=lambda b: -len(b.letters)):
+        for block in sorted(blocks, key=lambda b: -len(b.letters)):
             self._join(block)
         self._freeze_fixed(free)
-        self.main = [self._statistics(b) for b in self.main]
+        if self.stat:
+            self.main = [self._statistics(b) for b in self.main]
 
     def output(self, spelling: Sequence[str]) -> tuple[Block, ...]:
         """The blocks of an output whose axes are spelled so."""
@@ -132,8 +138,9 @@ class Equation:
     def _reduced(self, block: Lettered, letters: tuple[str, ...]) -> Lettered:
         """A block reduced to some of its letters: that of the operand which has these and no others, if there is one
         (keys that several queries read), for it is coupled already."""
-        own = (b for part in self.parts for b in part if b.letters == letters and letters != block.letters)
-        found = next(own, None)
+        if letters == block.letters:
+            return block
+        found = next((b for part in self.parts for b in part if b.letters == letters), None)
         return found or self.project(block, letters)
 
     def project(self, block: Lettered, letters: Sequence[str]) -> Lettered:
@@ -150,11 +157,6 @@ class Equation:
             ids = self.labels.couple_along(ids, left.index(letter), self.why)
             left.remove(letter)
         return Lettered(tuple(left), ids, block.operand)
-
-    def _lettered(self, index: int, operand: Operand) -> list[Lettered]:
-        """The blocks of an operand in letters."""
-        blocks = (self._in_letters(block, index, operand) for block in operand.blocks)
-        return [b for b in blocks if b is not None]
 
     def _in_letters(self, block: Block, index: int, operand: Operand) -> Lettered | None:
         """A block with one axis per letter, those of size one left out; None where nothing of it has a letter."""
@@ -198,10 +200,10 @@ class Equation:
     def _join(self, block: Lettered) -> None:
         """Couple a block with those that it shares letters with; it is one of them where it has letters of its own."""
         own = set(block.letters)
-        met = [main for main in self.main if own & set(main.letters)]
+        met = [main for main in self.main if not own.isdisjoint(main.letters)]
         for main in met:
             self._meet(main, block)
-        if not any(own <= set(main.letters) for main in met):
+        if not any(own.issubset(main.letters) for main in met):
             self.main.append(block)
 
     def _meet(self, main: Lettered, block: Lettered) -> None:
@@ -226,7 +228,7 @@ class Equation:
     def _as_seen_by(self, block: Lettered, letters: Sequence[str]) -> Lettered:
         """A block as another one sees it that has these letters only. Where it has one more around the innermost of
         them, it meets whole columns."""
-        if (*block.letters[:-2], *block.letters[-1:]) == tuple(letters) and len(block.letters) > 1:
+        if len(block.letters) > 1 and (*block.letters[:-2], *block.letters[-1:]) == tuple(letters):
             *front, rows, columns = block.ids.shape
             tables = block.ids.reshape(-1, rows, columns)
             seen = np.stack([self.labels.column_ids(table, self.why, loose=bool(front)) for table in tables])
@@ -243,12 +245,10 @@ class Equation:
         carried = {x for b in self.main for x in b.letters}.difference(self.pinned, free)
         for operand, parts in zip(self.operands, self.parts, strict=True):
             missing = carried.difference(*(b.letters for b in parts))
-            for axis, dim in zip(operand.spelling, operand.dims, strict=True) if missing else ():
-                sizes = {x: self.sizes[x] for x in axis} if len(axis) > 1 else dict.fromkeys(axis, dim)
-                for letter in (x for x, n in sizes.items() if x in missing and n != 1):
-                    for b in self.main:
-                        if letter in b.letters:
-                            self._freeze_letter(b, letter)
+            for letter in operand.long(missing, self.sizes) if missing else ():
+                for b in self.main:
+                    if letter in b.letters:
+                        self._freeze_letter(b, letter)
 
     def _freeze_letter(self, block: Lettered, letter: str) -> None:
         """Every position of `letter` stays: of an outer letter no row may go, of an inner one no row loses a part."""
@@ -273,23 +273,24 @@ class Equation:
     def _placed(self, block: Lettered, spelling: Sequence[str]) -> Block | None:
         """A lettered block on the axes of an output; None where nothing of it is labelled."""
         where = {x: k for k, axis in enumerate(spelling) for x in axis}
-        axes = list(dict.fromkeys(where[x] for x in block.letters))
+        axes = list(dict.fromkeys([where[x] for x in block.letters]))
         ids = self._spread(block, [x for k in axes for x in spelling[k]])
         dims, k = [], 0
         for axis in axes:
             n = len(spelling[axis])
             dims.append(prod(ids.shape[k : k + n]))
             k += n
-        ids = np.ascontiguousarray(ids).reshape(dims)
         big = [k for k, n in enumerate(dims) if n > 1]
         if not big or not ids.any():
             return None
-        return Block(tuple(axes[k] for k in big), ids.reshape([dims[k] for k in big]))
+        return Block(tuple([axes[k] for k in big]), np.ascontiguousarray(ids).reshape([dims[k] for k in big]))
 
-    def _spread(self, block: Lettered, wanted: Sequence[str]) -> Ids:
+    def _spread(self, block: Lettered, wanted: list[str]) -> Ids:
         """The ids of a block with one axis per letter of `wanted`, in this order; letters that it lacks are broadcast.
         A block whose own letters stand in another order goes as a whole."""
         ids, letters = block.ids, list(block.letters)
+        if letters == wanted:
+            return ids
         for x in wanted:
             if x not in letters:
                 ids, letters = np.broadcast_to(ids[..., None], (*ids.shape, self.sizes[x])), [*letters, x]

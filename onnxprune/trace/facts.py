@@ -6,12 +6,13 @@ Knows shapes and parameters, no blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto
+from onnx import AttributeProto, NodeProto
 
-from onnxprune.model import attribute, opset
+from onnxprune.model import opset, value_of
 from onnxprune.shapes import Dim
 from onnxprune.trace.operands import Dims
 from onnxprune.trace.tracing import Trace
@@ -32,7 +33,12 @@ class NodeFacts:
 
     def attr(self, name: str, default: Any = None) -> Any:
         """The value of an attribute; `default` where the node has none of that name."""
-        return attribute(self.node, name, default)
+        found = self._attributes.get(name)
+        return default if found is None else value_of(found)
+
+    @cached_property
+    def _attributes(self) -> dict[str, AttributeProto]:
+        return {a.name: a for a in reversed(self.node.attribute)}  # of a name that is there twice the first
 
     @property
     def opset(self) -> int:

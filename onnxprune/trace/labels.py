@@ -145,8 +145,8 @@ class Labels:
         if not differ.any():
             return
         a, b = a[differ], b[differ]
-        loose = (a != KEPT) & (b != KEPT)
-        if not loose.all():
+        if not (a.all() and b.all()):  # KEPT is zero
+            loose = (a != KEPT) & (b != KEPT)
             self.freeze(np.where(a == KEPT, b, a)[~loose], why)
             a, b = a[loose], b[loose]
         if a.size:
@@ -207,10 +207,8 @@ class Labels:
 
     def rectangle(self, ids: Ids) -> None:
         """After pruning, `ids` is a full rectangle again: every kept row keeps the same number, and one at least."""
-        ids = np.ascontiguousarray(ids)
-        if not ids.size:
-            return
-        self.rectangles.setdefault((ids.shape, ids.tobytes()), ids)
+        if ids.size and (key := (ids.shape, ids.tobytes())) not in self.rectangles:
+            self.rectangles[key] = np.ascontiguousarray(ids)
 
     def normalise(self, ids: Ids, over: Sequence[int]) -> None:
         """Statistics over these axes of `ids` rescale what they are taken of."""

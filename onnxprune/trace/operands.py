@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 
@@ -22,6 +22,11 @@ class Operand:
     spelling: Sequence[str]
     dims: Dims
     blocks: tuple[Block, ...] = ()
+
+    def long(self, letters: Set[str], sizes: Mapping[str, int]) -> Iterator[str]:
+        """Those of `letters` along which the tensor has other than one position. sizes: of those of split axes."""
+        for axis, dim in zip(self.spelling, self.dims, strict=True):
+            yield from (x for x in axis if x in letters and (sizes[x] if len(axis) > 1 else dim) != 1)
 
 
 @dataclass(frozen=True, eq=False)
