@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import graph
-from onnx import ModelProto
+from onnx import ModelProto, helper, numpy_helper
 
 from onnxprune import api
 from onnxprune.cli import main
@@ -148,3 +148,19 @@ def test_the_width_of_genai_follows(tmp_path: Path) -> None:
     section = json.loads(result.texts["genai_config.json"])["model"]["decoder"]
     assert section["hidden_size"] == result.results["model.onnx"].model.weights["words"].shape[1] < WIDTH
     assert section["num_key_value_heads"] == SHARED
+
+
+def test_the_width_of_genai_follows_by_whole_blocks_too(tmp_path: Path) -> None:
+    """Where the stream is read by a layer of 4 bits, a unit of it is a block of channels."""
+    dense, random = folder(tmp_path / "dense", "genai_config.json", GENAI), np.random.default_rng(2)
+    model = onnx.load(dense / "model.onnx")
+    head = next(n for n in model.graph.node if "head" in n.input)
+    head.CopyFrom(helper.make_node("MatMulNBits", [head.input[0], "codes", "scales"], head.output, domain="com.microsoft",
+                                   K=WIDTH, N=WORDS, bits=4, block_size=16))  # fmt: skip
+    made = {"codes": random.integers(0, 256, (WORDS, WIDTH // 16, 8)).astype(np.uint8),
+            "scales": random.uniform(0.01, 0.02, (WORDS, WIDTH // 16)).astype(np.float32)}  # fmt: skip
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in made.items())
+    onnx.save(model, dense / "model.onnx")
+    result = prune_folder(dense, ratio=0.5, fast=True, residual="all")
+    assert json.loads(result.texts["genai_config.json"])["model"]["decoder"]["hidden_size"] == 16
+    assert result.results["model.onnx"].model.weights["words"].shape == (WORDS, 16)

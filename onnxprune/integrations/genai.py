@@ -50,9 +50,18 @@ def _sizes(section: Mapping[str, Any], result: api.Result) -> Iterator[Says]:
     if (old := section.get("num_attention_heads")) is not None and queries:
         yield "num_attention_heads", old, queries.pop() if len(queries) == 1 else None
     old = section.get("hidden_size")
-    streams = [g.kept for g in result.report.groups if g.units == old and g.crosses_norm]
-    if old is not None and len(streams) == 1:
-        yield "hidden_size", old, streams[0]
+    if old is not None and len(streams := _streams(result, old)) == 1:
+        yield "hidden_size", old, streams.pop()
+
+
+def _streams(result: api.Result, width: int) -> set[int]:
+    """How wide the streams between the layers are now that had this width: in channels, be a unit a block of them."""
+    found = set[int]()
+    for group in (g for g in result.report.groups if g.crosses_norm):
+        removed = result.plan.groups.get(group.name, ())
+        found.update(width - len(r.remove) for r in removed if r.shape == (width,))
+        found.update({width} if not removed and group.units == width else ())
+    return found
 
 
 def query_heads(model: Model) -> set[int]:

@@ -51,5 +51,7 @@ def causal_conv(op: Op) -> None:
     x, past = (["n", "L", "c"], ["n", "P", "c"]) if last else (["n", "c", "L"], ["n", "c", "P"])
     ins = {CausalConv.X: x, CausalConv.WEIGHT: ["c", "", "K"], CausalConv.BIAS: ["c"], CausalConv.PAST: past}
     outs = {0: [s if s != "L" else "" for s in x], 1: [s if s != "P" else "" for s in past]}
-    op.eq(ins, outs, pinned="LPK", silent="K", macs="cLK", text="a convolution slides over this axis")
+    given = op.has(CausalConv.PAST) and not op.blocks(CausalConv.PAST)
+    text = "the past of a convolution comes in with a fixed shape" if given else "a convolution slides over this axis"
+    op.eq(ins, outs, pinned="LPK", silent="K", macs="cLK", text=text)
     return None

@@ -21,6 +21,7 @@ from onnxprune.trace.rules.base import LETTERS, ranks_known, spell
 from onnxprune.trace.rules.inputs import Blocks, NBits
 
 FIXED = "a matrix product whose other side stays"
+LISTED = "2 bits with a list of blocks, which runtimes read in ways of their own"
 ONE_BLOCK = "its inputs are one block, or in blocks of an order of their own"
 
 
@@ -32,6 +33,8 @@ def matmul_nbits(op: Op) -> None:
     outputs, inputs, each = (int(op.attr(name, 0)) for name in ("N", "K", "block_size"))
     if min(outputs, inputs, each) < 1:
         raise Misfit("it does not say its sizes N, K and block_size")
+    if op.has(NBits.GROUPS) and int(op.attr("bits", 4)) == 2:
+        return op.freeze(LISTED)
     rows = op.fresh("rows", (outputs,))
     if outputs == 1:
         op.freeze_ids(rows, "one output")

@@ -5,11 +5,11 @@ A rule knows one `Op`, not the graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from onnxprune.trace.labels import KEPT
+from onnxprune.trace.labels import KEPT, Block
 from onnxprune.trace.op import Op
 from onnxprune.trace.operands import Dims
 from onnxprune.trace.rules.base import LETTERS, axes_of, axis_of, channel_axis, own_axis, ranks_known, spell, unary
@@ -193,10 +193,15 @@ def reduce(op: Op, listed: int = 1) -> None:
     before = {b.axes: b for b in op.blocks(0)}
     op.eq({0: spelled}, {0: out}, kind=kind)
     if op.type not in ("ReduceSum", "ReduceL1"):
-        for b in before.values():
-            over = [k for k, a in enumerate(b.axes) if a in axes]
-            if over:
-                op.note_normalised(b.ids, over)
+        _note_normalised(op, before.values(), axes)
+
+
+def _note_normalised(op: Op, blocks: Iterable[Block], axes: Sequence[int]) -> None:
+    """Statistics over `axes` are taken of what has these blocks."""
+    for b in blocks:
+        over = [k for k, a in enumerate(b.axes) if a in axes]
+        if over:
+            op.note_normalised(b.ids, over)
 
 
 def quantize(op: Op) -> None:
