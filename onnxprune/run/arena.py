@@ -2,7 +2,7 @@
 
 Each session has an arena of its own otherwise, which doubles as it grows, and had every page given anew. What is held
 beyond a run lies elsewhere (`tensors.apart`): no block of an arena goes as long as anything lies in it, and between the
-layers of a BERT that was four times what was held. Knows the runtime, no model.
+layers of a BERT that was four times what was held (879 MB for 216). Knows the runtime, no model.
 """
 
 from __future__ import annotations
