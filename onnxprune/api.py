@@ -83,7 +83,7 @@ def prune(
         raise UsageError("`gates` need data: give it with `validate`")
     comparison = None if validate is None else compared(model, validate, options, metric, gates=gates)
     clock = Clock()
-    pruner = Pruner(model, options, clock, plan is not None)
+    pruner = Pruner(model, options, clock, plan)
     options = pruner.options
     if plan is None and options.max_latency is not None:
         result = Result(*searching.fast_enough(pruner, model, clock))
@@ -220,7 +220,7 @@ def apply(
     """`model` without what `plan` (or that at this path) removes. Unproven: `verify` proves it, `prune(plan=...)` does
     both."""
     plan = Plan.of(plan)
-    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), False, True)
+    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), False, plan)
     return rewrite(groups.trace, groups.kept_ids(removed_by(groups, plan, force_plan))).model
 
 
@@ -234,7 +234,7 @@ def completed(
 
     Raises UsageError where it is not a plan of `model`."""
     plan = Plan.of(plan)
-    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), False, True)
+    groups = analysed(Model.load(model), _planned(_asked(options, keywords), plan), Clock(), False, plan)
     found = plan_of(groups, groups.kept_ids(removed_by(groups, plan, force_plan)), Options(), rows=True)
     return groups.trace.model, replace(plan, groups=found.groups, fingerprint=found.fingerprint)
 
@@ -250,7 +250,7 @@ def verify(
     refitted them. Then their shapes and the graph are proven, and what they are worth is measured."""
     plan = Plan.of(plan)
     options = _planned(_asked(options, keywords), plan)
-    groups = analysed(Model.load(model), options, Clock(), planned=True)
+    groups = analysed(Model.load(model), options, Clock(), plan=plan)
     kept = groups.kept_ids(removed_by(groups, plan, force_plan))
     small = pruned if isinstance(pruned, Model) else Model.load(pruned)
     free = plan.refits if refitted is None else refitted

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from test_shifted import Pruning
 
-from onnxprune.api import prune
+from onnxprune.api import prune, verify
 from onnxprune.errors import CheckFailed
 from onnxprune.fit import WeightValues
 from onnxprune.model import Model, Weight
-from onnxprune.planning import profile
+from onnxprune.planning import Plan, profile
 from onnxprune.planning.criteria import l2
 from onnxprune.trace import Cells
 
@@ -414,3 +414,32 @@ def test_two_bits_with_a_list_of_blocks_stay() -> None:
     assert left["w1"].shape == (12, 12)
     assert all(np.array_equal(left[f"{name}_B"], g.weights[f"{name}_B"]) for name in LAYERS)
     assert any("list of blocks" in one.reason for one in result.report.frozen)
+
+
+def test_a_plan_says_that_whole_blocks_went() -> None:
+    """Without a refit what shares a scale goes together, so that heads of a packed attention form other groups than where
+    each input goes alone: a plan is followed, and verified, by the groups that it was made with."""
+    g = Graph()
+    g.normal("w0", 12, 96)
+    g.normal("wl", 96, 5)
+    g.weights |= {name: g.rng.standard_normal((64, 8)).astype(np.float32) for name in ("cosines", "sines")}
+    g.add("MatMul", ["x", "w0"], "a")
+    g.nbits("a", "qkv", 96, 160, 4, 32)
+    told = {"num_heads": 6, "kv_num_heads": 2, "do_rotary": 1}
+    inputs = ["qkv", "", "", "pk", "pv", "lengths", "total", "cosines", "sines"]
+    g.nodes.append(helper.make_node("GroupQueryAttention", inputs, ["o", "K", "V"], domain="com.microsoft", **told))
+    g.nbits("o", "d", 96, 96, 4, 32)
+    g.add("Add", ["a", "d"], "r")
+    g.add("MatMul", ["r", "wl"], "y")
+    model, info = g.model(), helper.make_tensor_value_info
+    model.graph.input.extend(info(name, TensorProto.FLOAT, ["N", 2, "P", 16]) for name in ("pk", "pv"))
+    model.graph.input.extend([info("lengths", TensorProto.INT32, ["N"]), info("total", TensorProto.INT32, [])])
+    model.graph.output.extend(info(name, TensorProto.FLOAT, ["N", 2, "T", 16]) for name in ("K", "V"))
+    small = prune(model, ratio=0.5, fast=True, kv_heads=True)
+    assert small.report.after.parameters < small.report.before.parameters
+    plan = Plan.from_json(small.plan.to_json())
+    assert plan.whole_blocks
+    again = prune(model, plan=plan, fast=True)
+    assert again.model.to_proto().SerializeToString() == small.model.to_proto().SerializeToString()
+    verify(model, small.model, plan)
+    assert "whole_blocks" not in prune(model, ratio=0.5, kv_heads=True, calib_samples=8).plan.to_json()

@@ -19,7 +19,7 @@ from onnxprune.fit.few_bits import numbers
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
 from onnxprune.pipeline import Clock, analysed
-from onnxprune.planning import profile, select
+from onnxprune.planning import Plan, profile, select
 from onnxprune.planning.criteria import l2
 from onnxprune.rewrite import rewrite
 from onnxprune.trace import Cells
@@ -32,7 +32,7 @@ class Single(Pruning):
 
     def __init__(self, model: Any) -> None:
         self.options = Options(ratio=0.4, residual="none", fast=True).resolved()
-        self.groups = analysed(Model.load(model), self.options, Clock(), planned=True)
+        self.groups = analysed(Model.load(model), self.options, Clock(), plan=Plan())
         scores = profile.importance(self.groups, l2, 0)
         self.kept = self.groups.kept_ids(select(self.groups, scores, self.options))
         self.after = rewrite(self.groups.trace, self.kept)

@@ -40,13 +40,13 @@ class Pruner:
     on the part of the user's inputs that does not judge. parts: the inputs to fine-tune on, if that is asked for.
     doubts: what is wrong with the inputs that were given."""
 
-    def __init__(self, model: Any, options: Options, clock: Clock, planned: bool = False) -> None:
-        """planned: whether a plan says what goes. Raises what every job does: UsageError, NothingToPrune,
+    def __init__(self, model: Any, options: Options, clock: Clock, plan: Plan | None = None) -> None:
+        """plan: what goes, if that is known. Raises what every job does: UsageError, NothingToPrune,
         RuntimeFailure."""
         tuning.check(options)
         clock("load")
         source = Model.load(model)
-        self.groups = analysed(source, options, clock, planned=planned)
+        self.groups = analysed(source, options, clock, plan=plan)
         clock("decide")
         self.options, self.parts = tuning.parted(self.groups, settled(self.groups, options))
         self.doubts = unread(options.calib, source)

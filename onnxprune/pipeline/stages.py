@@ -17,7 +17,7 @@ from onnxprune.data import unread
 from onnxprune.errors import CheckFailed, NothingToPrune
 from onnxprune.model import Model, gone
 from onnxprune.options import Options, validated
-from onnxprune.planning import asked, criteria, excluded, profile
+from onnxprune.planning import Plan, asked, criteria, excluded, profile
 from onnxprune.progress import Stages, now
 from onnxprune.prove import check_finite, equivalence, retrace
 from onnxprune.report import frozen
@@ -70,11 +70,11 @@ def _check_inputs(model: Model) -> None:
             )
 
 
-def analysed(source: Model, options: Options, clock: Clock, runs: bool = True, planned: bool = False) -> Groups:
+def analysed(source: Model, options: Options, clock: Clock, runs: bool = True, plan: Plan | None = None) -> Groups:
     """The groups of a model, which has been tried by a helper before anything here looks into it by native code. runs:
-    whether what comes of them is run; then a runtime or a provider that is missing is said before any work. planned:
-    whether a plan says what goes; else weights that share a scale go together where none are solved for. Data to
-    calibrate on is looked at before, whether or not it will be used."""
+    whether what comes of them is run; then a runtime or a provider that is missing is said before any work. plan: what
+    goes, if that is known; it says whether weights that share a scale go together, as they do without one where none
+    are solved for. Data to calibrate on is looked at before, whether or not it will be used."""
     unread(options.calib, source)
     _check_inputs(source)
     if runs:
@@ -91,7 +91,7 @@ def analysed(source: Model, options: Options, clock: Clock, runs: bool = True, p
         if runs:
             check_kernels(working, options.providers)
         clock("trace")
-        whole = not planned and options.resolved().reconstruct != "ls"
+        whole = options.resolved().reconstruct != "ls" if plan is None else plan.whole_blocks
         traced = _traced(working, shapes, alone, options.kv_heads, whole)
         enter_branches(traced)
         guard.wait_for(profile.macs(traced), sum(w.nbytes for w in working.weights.values()))

@@ -82,6 +82,7 @@ def plan_of(groups: Groups, kept: Mask, options: Options, rows: bool = False) ->
     return Plan(
         out, options.scope, options.ratio, options.criterion, mark, options.reconstruct, ratio_of,
         tuple(branch.name for branch in groups.trace.dropped(kept)), bool(left(groups.trace, kept)),
+        groups.trace.whole_blocks and any(s.cells is not None and s.cells.each for s, _, _ in groups.blocks),
     )  # fmt: skip
 
 

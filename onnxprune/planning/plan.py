@@ -45,7 +45,8 @@ class Plan:
     scope, ratio, criterion, ratio_of: what it was made with. fingerprint: of the graph that it was made of (see
     `fingerprint`); "" where that is none, so that only names and sizes tell whether it fits. reconstruct: what its run
     did to the weights that stay (see `Options`), "" where there was no run: nothing, as "none". kv_heads: whether
-    heads of a cache go, so that inputs and outputs change their shapes."""
+    heads of a cache go, so that inputs and outputs change their shapes. whole_blocks: whether what shares a scale of
+    4-bit weights goes together, as where no weights are solved for: groups are others then."""
 
     groups: Mapping[str, tuple[Removal, ...]] = field(default_factory=dict)
     scope: str = "local"
@@ -56,6 +57,7 @@ class Plan:
     ratio_of: Mapping[str, float] = field(default_factory=dict)
     branches: tuple[str, ...] = ()
     kv_heads: bool = False
+    whole_blocks: bool = False
 
     @property
     def refits(self) -> bool:
@@ -90,6 +92,7 @@ class Plan:
             "reconstruct": self.reconstruct,
             **({"branches": list(self.branches)} if self.branches else {}),
             **({"kv_heads": True} if self.kv_heads else {}),
+            **({"whole_blocks": True} if self.whole_blocks else {}),
             "groups": groups,
         }
 
@@ -134,6 +137,7 @@ class Plan:
             _entry(data, "ratio_of", dict) if "ratio_of" in data else {},
             _names(data, "branches") if "branches" in data else (),
             "kv_heads" in data and _entry(data, "kv_heads", bool),
+            "whole_blocks" in data and _entry(data, "whole_blocks", bool),
         )  # fmt: skip
 
 
