@@ -33,8 +33,8 @@ b = Transpose<perm = [0, 2, 1, 3]>(o) f = Reshape(b, flat) y = MatMul(f, wo)"""
 REPEATED = """Ku = Unsqueeze(K, two) Ke = Expand(Ku, more) Kr = Reshape(Ke, apart)
 Vu = Unsqueeze(V, two) Ve = Expand(Vu, more) Vr = Reshape(Ve, apart) """
 APART = "q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) "
-NORMED = """q0 = MatMul(x, wq) q1 = Reshape(q0, in_heads) q2 = SimplifiedLayerNormalization<axis = -1>(q1, gain) q = Reshape(q2, flat_q)
-k0 = MatMul(x, wk) k1 = Reshape(k0, in_heads) k2 = SimplifiedLayerNormalization<axis = -1>(k1, gain) k = Reshape(k2, flat_k) v = MatMul(x, wv) """
+NORMED = """q0 = MatMul(x, wq) q1 = Reshape(q0, in_heads) q2 = SimplifiedLayerNormalization<axis = -1>(q1, gain) q = Reshape(q2, one_q)
+k0 = MatMul(x, wk) k1 = Reshape(k0, in_heads) k2 = SimplifiedLayerNormalization<axis = -1>(k1, gain) k = Reshape(k2, one_k) v = MatMul(x, wv) """
 WRITTEN_OUT = SPLIT.replace("k1 = Reshape(k0, to_k)", "ka = Reshape(k0, to_k) ks = Mul(ka, ka) km = ReduceMean(ks, last) kr = Sqrt(km) k1 = Div(ka, kr)")
 PAST = "float[N, {g}, P, {d}] pk, float[N, {g}, P, {d}] pv"
 CACHE = f"(float[N, S, 12] x, {PAST}) => (float[N, S, 5] y, float[N, {{g}}, T, {{d}}] K, float[N, {{g}}, T, {{d}}] V)"
@@ -69,7 +69,7 @@ def network(kind: str, shared: int = 4, queries: int = 1, size: int = 8, seed: i
         "wq": (WIDTH, heads * size), "wk": (WIDTH, shared * size), "wv": (WIDTH, shared * size), "wo": (heads * size, 5),
         "to_q": np.array([0, 0, heads, size]), "to_k": np.array([0, 0, shared, size]), "two": np.array([2]),
         "more": np.array([1, 1, queries, 1, 1]), "apart": np.array([0, heads, -1, size]), "flat": np.array([0, 0, heads * size]),
-        "flat_q": np.array([0, -1, heads * size]), "flat_k": np.array([0, -1, shared * size]), "in_heads": np.array([0, -1, size]), "gain": (size,), "last": np.array([-1]),
+        "one_q": np.array([0, -1, heads * size]), "one_k": np.array([0, -1, shared * size]), "in_heads": np.array([0, -1, size]), "gain": (size,), "last": np.array([-1]),
         "at": np.arange(3)[:, None],
     }  # fmt: skip
     for name, value in (("{h}", heads), ("{g}", shared), ("{d}", size)):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from onnx import NodeProto
+
 from onnxprune.model import Model, traits
 
 _TOLD: Mapping[str, tuple[int, Mapping[int, int]]] = {
@@ -39,13 +41,19 @@ def told_lengths(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 def _summed(model: Model, inputs: Collection[str]) -> set[str]:
     """Those of these inputs by whose sums lengths are computed."""
     makers = {name: node for node in model.graph.node for name in node.output}
-    asked = ((node, _TOLD[node.op_type][1]) for node in model.graph.node if node.op_type in _TOLD)
-    pending = [(name, False) for node, told in asked for i, name in enumerate(node.input) if i in told]
-    seen = set[tuple[str, bool]]()
+    asked = [(node, _TOLD[node.op_type][1]) for node in model.graph.node if node.op_type in _TOLD]
+    lengths = {name for node, told in asked for i, name in enumerate(node.input) if i in told}
+    sums = {name for name in _behind(lengths, makers) if name in makers and makers[name].op_type == "ReduceSum"}
+    return _behind(sums, makers) & set(inputs)
+
+
+def _behind(names: Collection[str], makers: Mapping[str, NodeProto]) -> set[str]:
+    """The tensors of whose numbers these are computed, themselves among them."""
+    found, pending = set[str](), [*names]
     while pending:
-        name, summed = here = pending.pop()
+        name = pending.pop()
         maker = makers.get(name)
-        if here not in seen and maker is not None and maker.op_type not in SIZES:
-            pending += [(read, summed or maker.op_type == "ReduceSum") for read in maker.input]
-        seen.add(here)
-    return {name for name, summed in seen if summed and name in inputs}
+        if name not in found and maker is not None and maker.op_type not in SIZES:
+            pending += maker.input
+        found.add(name)
+    return found

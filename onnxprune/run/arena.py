@@ -1,8 +1,8 @@
 """One arena for sessions that are opened one after the other: what one of them is done with, the next one takes.
 
 Each session has an arena of its own otherwise, which doubles as it grows, and had every page given anew. What is held
-beyond a run lies elsewhere (`tensors.apart`): no block of an arena goes as long as anything lies in it, and between the
-layers of a BERT that was four times what was held (879 MB for 216). Knows the runtime, no model.
+beyond a run lies elsewhere (`tensors.apart`): no block of an arena goes as long as anything lies in it. Between the
+layers of a BERT 879 MB were mapped for it before, and 216 are now. Knows the runtime, no model.
 """
 
 from __future__ import annotations

@@ -48,8 +48,9 @@ PLACE = re.compile(r"(?<= )/\S+\.(?:h|cc|cpp):\d+ .*?\)(?: const)? (?=[A-Za-z'])
 """Where in the source of ONNX Runtime an error was made: file, line, signature."""
 LARGE = 1 << 16
 """Weights of more bytes are fed to a lean session."""
-PACKED = ("MatMulNBits",)
-"""Operators that are 20 to 60 times slower on weights that they could not pack before they run."""
+PACKED = {"MatMulNBits": 4}
+"""Operators that are 20 to 60 times slower on weights that they could not pack before they run, and the input (a list
+of blocks) with which they pack none."""
 FOLDED = 1 << 20
 """What a runtime computes once from constants it keeps as long as the session. What has more bytes a lean session
 computes in every run, so that it goes after its last use, as everything does."""
@@ -171,7 +172,8 @@ class Session:
 
     def __init__(self, model: Model, providers: Sequence[str], free: Collection[str] = ()) -> None:
         self.model, self.wanted = model, usable(providers)
-        self._packed = {n for node in model.graph.node if node.op_type in PACKED for n in node.input} & {*model.weights}
+        packing = (n for n in model.graph.node if n.op_type in PACKED and not any(n.input[PACKED[n.op_type] :][:1]))
+        self._packed = {name for node in packing for name in node.input} & model.weights.keys()
         self._free = {n for n in free if n in model.weights and model.weights[n].dtype in FED} - self._packed
         self._fed: dict[str, Any] = {}
         try:
