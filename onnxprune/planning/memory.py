@@ -84,10 +84,11 @@ def _within(groups: Groups, options: Options, held: int, most: int) -> Needs:
     if whole.memory <= held:
         return whole
     sets = _linked(groups, options, summing)
-    most, part = max([*solved, *sets], default=(0, ""))
-    memory, waiting = sessions + most, sum(site.moments for site in summing)
+    largest, part = max([*solved, *sets], default=(0, ""))
+    memory, waiting = sessions + largest, sum(site.moments for site in summing)
     together = (most - memory) // max([1, *(size for size, _ in sets)]) + 1
-    return Needs(memory, waiting + new, part if most > sessions else "the model itself", max(1, min(MOST, together)))
+    part = part if largest > sessions else "the model itself"
+    return Needs(memory, waiting + new, part, max(1, min(MOST, together)))
 
 
 class _Summing(NamedTuple):
