@@ -20,7 +20,7 @@ from operator import length_hint
 from typing import TypeVar
 
 import numpy as np
-import scipy
+import scipy.linalg
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,10 +47,9 @@ def cores() -> int:
 
 
 @contextmanager
-def steady(numpy_alone: bool = False) -> Iterator[None]:
-    """Within it no matrix product depends on how many threads there are. A BLAS that is no OpenBLAS stays as it is.
-    numpy_alone: for work that calls no scipy.linalg, which takes as long to import as small models to prune."""
-    libraries = _libraries(numpy_alone)
+def steady() -> Iterator[None]:
+    """Within it no matrix product depends on how many threads there are. A BLAS that is no OpenBLAS stays as it is."""
+    libraries = _libraries()
     before = [get() for get, _ in libraries]
     for _, put in libraries:
         put(1)
@@ -107,12 +106,10 @@ def _at_once(work: Callable[[], Result]) -> Callable[[], Result]:
 
 
 @cache
-def _libraries(numpy_alone: bool) -> list[tuple[Callable[[], int], Callable[[int], None]]]:
-    """Of every OpenBLAS that numpy and scipy load, what says and what sets its number of threads."""
-    found, modules = [], [np.linalg._umath_linalg]
-    if not numpy_alone:
-        modules.append(scipy.linalg.lapack._flapack)  # type: ignore[attr-defined]
-    for module in modules:
+def _libraries() -> list[tuple[Callable[[], int], Callable[[int], None]]]:
+    """Of every OpenBLAS that numpy and scipy have loaded, what says and what sets its number of threads."""
+    found = []
+    for module in (np.linalg._umath_linalg, scipy.linalg.lapack._flapack):  # type: ignore[attr-defined]
         try:
             library = ctypes.CDLL(module.__file__)  # which finds the names of what it is linked with, too
         except OSError:

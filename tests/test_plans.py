@@ -382,14 +382,13 @@ def test_statistics_have_the_same_bits_with_any_number_of_threads() -> None:
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("numpy_alone", [True, False])
-def test_threads_are_given_back(numpy_alone: bool) -> None:
+def test_threads_are_given_back() -> None:
     steady = import_module("onnxprune.steady")
 
     def counts() -> list[int]:
-        return [get() for get, _ in steady._libraries(numpy_alone)]
+        return [get() for get, _ in steady._libraries()]
 
-    @steady.steady(numpy_alone)
+    @steady.steady()
     def failing() -> None:
         assert set(counts()) <= {1}
         raise KeyError

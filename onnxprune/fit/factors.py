@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
+import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxprune.steady import each

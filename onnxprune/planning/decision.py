@@ -38,8 +38,9 @@ FAR = 1.1
 class Decision:
     """removed: the units that go. groups: of the graph that was looked at.
 
-    inputs: what was run, if anything was. merge: what goes is to be merged in weight space, because nothing better can
-    be done. notes: what the user should know. given: by a plan, so that nothing else may go."""
+    inputs: what was run, if anything was.
+    merge: what goes is to be merged in weight space, because nothing better can be done. notes: what the user should
+    know. given: by a plan, so that nothing else may go."""
 
     removed: Mask
     groups: Groups
@@ -69,17 +70,16 @@ class Planner:
         self.groups, self.options, self.progress = groups, options, progress
         self.weights = CriterionInputs(groups, options)
 
-    def __call__(self, options: Options) -> Decision:
-        """The plan of one ratio and criterion."""
-        return self._by_inputs(options) if uses_inputs(options) else self._by_weights(options)
-
     @steady()
-    def _by_inputs(self, options: Options) -> Decision:
-        """Where no inputs can be run, weights alone decide; a note says so."""
+    def __call__(self, options: Options) -> Decision:
+        """The plan of one ratio and criterion. Where no inputs can be run, weights alone decide; a note says so."""
+        if not uses_inputs(options):
+            return self._by_weights(options)
         if isinstance(self._informed, Informed):
             return self._informed(options)
         merge = options.reconstruct != "none"
-        why = f"no inputs could be run ({self._informed.message}), so weights alone decided{' and were merged' * merge}"
+        how = f"so weights alone decided{' and were merged' if merge else ''}"
+        why = f"no inputs could be run ({self._informed.message}), {how}"
         found = self._by_weights(replace(options, criterion="l2", scope="local"))
         return replace(found, merge=merge, notes=(why,))
 
@@ -100,8 +100,7 @@ class Planner:
     @cached_property
     def costs(self) -> Costs:
         """What the budget is counted in."""
-        with steady(numpy_alone=self.options.of != "latency"):
-            return costs_of(self.groups, self.options, self.progress)
+        return costs_of(self.groups, self.options, self.progress)
 
     @cached_property
     def _informed(self) -> Informed | RuntimeFailure:
@@ -154,7 +153,8 @@ class Informed:
     """A planner that scores on the inputs and allocates by what `options.scope` says."""
 
     def __init__(
-        self, groups: Groups, options: Options, inputs: Calibration, costs: Costs, progress: Progress | None = None
+        self, groups: Groups, options: Options, inputs: Calibration, costs: Costs,
+        progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self.groups, self.inputs, self.costs, self.progress = groups, inputs, costs, progress
         self.parts = parted(inputs.feeds)
@@ -237,7 +237,7 @@ class Informed:
         return min(zip(lost, plans, strict=True), key=lambda one: np.inf if one[0] is None else one[0])[1]
 
 
-@steady(numpy_alone=True)
+@steady()
 def by_weights(
     groups: Groups, options: Options, costs: Costs | None = None, inputs: CriterionInputs | None = None
 ) -> Mask:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
+import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxprune.fit import Site, inverse

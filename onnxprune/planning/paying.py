@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from onnxprune.planning.costs import Array, Costs
 from onnxprune.planning.profile import share
@@ -93,10 +93,8 @@ class Blocks:
     def near(self) -> list[Ids]:
         """Of each set, those that have a cost in common with it."""
         rows, blocks = self.held.nonzero()
-        met = scipy.sparse.csr_array(
-            (np.ones(len(rows)), (rows, self.owner[blocks])), (self.held.shape[0], len(self.full))
-        )
-        both = scipy.sparse.csr_array(met @ met.T)
+        met = csr_array((np.ones(len(rows)), (rows, self.owner[blocks])), (self.held.shape[0], len(self.full)))
+        both = csr_array(met @ met.T)
         return [np.sort(both.indices[both.indptr[p] : both.indptr[p + 1]]) for p in range(both.shape[0])]
 
     def along(self, p: int, taken: Array, shares: Array) -> Array:
@@ -130,14 +128,12 @@ def _held(sets: Sequence[Sequence[int]], blocks: Sequence[Ids], classes: int) ->
     """[sets, blocks], sparse: the share of a block's positions that are units of a set."""
     sizes = [b.size for b in blocks]
     units = np.concatenate([np.zeros(0, np.int64), *(b.ravel() for b in blocks)])
-    there = scipy.sparse.csr_array(
-        (np.ones(len(units)), (units, np.repeat(np.arange(len(blocks)), sizes))), (classes, len(blocks))
-    )
+    there = csr_array((np.ones(len(units)), (units, np.repeat(np.arange(len(blocks)), sizes))), (classes, len(blocks)))
     members = np.concatenate([np.zeros(0, np.int64), *(np.asarray(s, np.int64) for s in sets)])
     owners = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
-    inside = scipy.sparse.csr_array((np.ones(len(members)), (owners, members)), (len(sets), classes))
+    inside = csr_array((np.ones(len(members)), (owners, members)), (len(sets), classes))
     inside.data[:] = 1.0  # also of a unit that is named twice
-    found = scipy.sparse.csr_array(inside @ there)
+    found = csr_array(inside @ there)
     found.sort_indices()
     found.data /= np.array(sizes)[found.indices]
     return found
