@@ -23,6 +23,8 @@ LARGE = 4 << 20
 """So many here: pages that are given anew cost little beside what is done with an array of this size."""
 M_TRIM_THRESHOLD = -1
 """How much may be free at the end of the heap, which otherwise goes whenever it is 128 kB once a size is said above."""
+SPARE = 64 << 20
+"""So much here."""
 MUCH = 256 << 20
 """Bytes that are free in the heaps, from which on they are given back: what is wanted again has to be given anew."""
 
@@ -40,7 +42,7 @@ def one_for_all() -> None:
     """Let all threads of this process have one heap, for blocks that are not large: for a process that does nothing
     else. Only glibc has several."""
     with suppress(OSError, AttributeError, TypeError):
-        for what, number in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, LARGE), (M_TRIM_THRESHOLD, MUCH)):
+        for what, number in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, LARGE), (M_TRIM_THRESHOLD, SPARE)):
             ctypes.CDLL(None).mallopt(what, number)
 
 
