@@ -56,7 +56,7 @@ class Coded:
     def numbers(self, model: Model, rows: slice = slice(None)) -> Array:
         """The numbers that the codes of some rows stand for, float32."""
         scale, zero = self.grids(model, rows)
-        found = self.codes(model, rows).astype(np.float32)
+        found = self.codes(model, rows).astype(np.float32, order="C")
         size = found.shape[self.axis]
         if size % self.each:  # the last run is not full
             places = np.arange(size) // self.each
