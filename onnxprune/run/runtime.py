@@ -49,8 +49,8 @@ PLACE = re.compile(r"(?<= )/\S+\.(?:h|cc|cpp):\d+ .*?\)(?: const)? (?=[A-Za-z'])
 LARGE = 1 << 16
 """Weights of more bytes are fed to a lean session."""
 PACKED = {"MatMulNBits": 4}
-"""Operators that are 20 to 60 times slower on weights that they could not pack before they run, and the input (a list
-of blocks) with which they pack none."""
+"""Operators that are much slower (60 times for one row, three times for 128) on weights that they could not pack before
+they run, and the input (a list of blocks) with which they pack none."""
 FOLDED = 1 << 20
 """What a runtime computes once from constants it keeps as long as the session. What has more bytes a lean session
 computes in every run, so that it goes after its last use, as everything does."""

@@ -52,9 +52,8 @@ def born(
 def _born(labels: Labels, birth: Birth, dims: Sequence[int], retraced: bool) -> Block | None:
     """A block without its axes of length one; None where no other is left. Its first axis is coarse where fewer ids
     than positions were asked for. Of a rewritten tensor nobody knows how many rows the original's ids make."""
-    if len(birth.axes) == 1:
-        return _alone(labels, birth, dims)
-    shape = [dims[axis] if n == WHOLE else ANY if retraced else n for axis, n in birth.axes]
+    unknown = retraced and len(birth.axes) > 1
+    shape = [dims[axis] if n == WHOLE else ANY if unknown else n for axis, n in birth.axes]
     if prod(shape) == 1:
         return None
     ids = labels.fresh(birth, shape)
@@ -64,17 +63,6 @@ def _born(labels: Labels, birth: Birth, dims: Sequence[int], retraced: bool) -> 
         return None
     axes = [birth.axes[k] for k in long]
     return Block(tuple(axis for axis, _ in axes), ids.reshape([ids.shape[k] for k in long]), axes[0][1] != WHOLE)
-
-
-def _alone(labels: Labels, birth: Birth, dims: Sequence[int]) -> Block | None:
-    """The same of one axis, as most are born."""
-    axis, n = birth.axes[0]
-    length = dims[axis] if n == WHOLE else n
-    if length == 1:
-        return None
-    ids = labels.fresh(birth, (length,))
-    labels.rectangle(ids)
-    return Block((axis,), ids, n != WHOLE) if ids.size > 1 else None
 
 
 class Demands(dict[Hashable, list[Axes]]):

@@ -58,19 +58,8 @@ def axes_of(op: Op, rank: int, i: int = 1) -> list[int] | None:
 def unary(op: Op, also: Sequence[int] = ()) -> None:
     """Position by position on the first input; `also`: further outputs of the same shape."""
     if ranks_known(op, [0]):
-        blocks, dims = op.blocks(0), op.dims(0)
-        if len(blocks) == 1 and _is_an_axis(blocks[0], dims):  # as mostly: the equation would hand it on as it is
-            for i in (0, *also):
-                op.set(i, blocks)
-        else:
-            spelled = spell(dims)
-            op.eq({0: spelled}, {0: spelled, **dict.fromkeys(also, spelled)})
-
-
-def _is_an_axis(block: Block, dims: Dims) -> bool:
-    """Whether a block has an id for every position of one axis of a tensor of these dims, and nothing else."""
-    plain = block.ids.ndim == 1 and not (block.coarse or block.runs)
-    return plain and dims[block.axes[0]] in (None, block.ids.size)
+        spelled = spell(op.dims(0))
+        op.eq({0: spelled}, {0: spelled, **dict.fromkeys(also, spelled)})
 
 
 def first_only(op: Op) -> None:
