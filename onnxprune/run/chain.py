@@ -19,7 +19,7 @@ from onnxprune.model import Array, Model, Topology, Weight, fitted, set_nodes, s
 from onnxprune.options import Options
 from onnxprune.run import repeatable
 from onnxprune.run.runtime import Session
-from onnxprune.run.tensors import on_host
+from onnxprune.run.tensors import largest_first, on_host
 
 BLOCK = 16 << 20
 """Bytes of weights in a piece, where single nodes do not hold more."""
@@ -53,7 +53,7 @@ class _Run:
     asked: Sequence[str]
     weights: Mapping[str, Weight]
 
-    def through(self, session: Session, piece: Piece, model: Model, waiting: Mapping[str, int]) -> None:
+    def through(self, session: Session, piece: Piece, model: Model, waiting: Mapping[str, int], last: bool) -> None:
         """Run a piece, of which `model` holds the weights, as far as somebody wants what it makes."""
         others = {n: self.weights[n] for n in self.weights.keys() & model.weights.keys()}
         if not session.holds(others):  # an operator takes some of them as constants only
@@ -63,7 +63,7 @@ class _Run:
         if outs:
             self.values |= {n: session.placed(self.values[n]) for n in piece.ins}
             weights = {n: weight.array() for n, weight in others.items()}
-            made = session.made({n: self.values[n] for n in piece.ins}, outs, weights)
+            made = session.made({n: self.values[n] for n in piece.ins}, outs, weights, last)
             self.values |= zip(outs, made, strict=True)
 
     def forget(self, waiting: Mapping[str, int]) -> None:
@@ -118,8 +118,9 @@ class Chain:
         model = self.topology.piece(piece.nodes, ins, map(self._info, piece.outs))
         session = Session(model, self.providers, {n for run in runs for n in run.weights})
         self.used = session.used
-        for run in runs:
-            run.through(session, piece, model, waiting)
+        order = largest_first([[run.values[n] for n in piece.ins] for run in runs])
+        for k in order:
+            runs[k].through(session, piece, model, waiting, k == order[-1])
         del session
         for weight in model.weights.values():
             weight.release()

@@ -22,7 +22,7 @@ from onnxprune.run import stand_ins
 from onnxprune.run.arena import share
 from onnxprune.run.installed import how_to_get, onnx_runtime
 from onnxprune.run.stand_ins import LACKS, lacked, with_stand_ins
-from onnxprune.run.tensors import on_host
+from onnxprune.run.tensors import largest_first, on_host
 from onnxprune.run.watched import in_place, watched
 from onnxprune.steady import threads
 
@@ -61,7 +61,7 @@ def open_session(model: Model, providers: Sequence[str] = ("cpu",), one_of_many:
     one_of_many: others follow, whose memory is the same (see `arena`)."""
     ort, wanted = onnx_runtime(), usable(providers)
     options = _own_options()
-    shares = one_of_many and {*wanted} == {PROVIDERS["cpu"]} and share(options)
+    shares = one_of_many and share(options, wanted)
     proto, held = shared(model)
     options.add_external_initializers(list(held), [ort.OrtValue.ortvalue_from_numpy(a) for a in held.values()])
     session = _of_a_stage(proto, model, options, wanted)
@@ -188,7 +188,7 @@ class Session:
         ort = onnx_runtime()
         options = _own_options()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.enable_cpu_mem_arena = False
+        options.enable_cpu_mem_arena = shares = share(options, self.wanted)
         options.add_session_config_entry("session.disable_prepacking", "0" if self._packed else "1")
         options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED))
         proto, held = shared(self.model)
@@ -201,7 +201,7 @@ class Session:
         values = [ort.OrtValue.ortvalue_from_numpy(a) for a in self._held.values()]
         options.add_external_initializers(list(self._held), values)
         self._session = _of_a_stage(proto, self.model, options, self.wanted)
-        self._session.packs = bool(self._packed)
+        self._session.packs, self._session.shares = bool(self._packed), shares
         self._fed = {n: self._session.placed(a) for n, a in self._fed.items()}  # once, not in every run
 
     def holds(self, names: Collection[str]) -> bool:
@@ -210,26 +210,27 @@ class Session:
 
     def run(
         self, feeds: Mapping[str, Array], names: Sequence[str] | None = None,
-        weights: Mapping[str, Array] | None = None,
+        weights: Mapping[str, Array] | None = None, last: bool = False,
     ) -> list[Any]:  # fmt: skip
-        """All outputs, or those of `names`. weights: others, in the place of its own."""
-        return [on_host(value) for value in self.made(feeds, names, weights)]
+        """All outputs, or those of `names`. weights: others, in the place of its own. last: no run follows soon that
+        takes as much memory."""
+        return [on_host(value) for value in self.made(feeds, names, weights, last)]
 
     def made(
         self, feeds: Mapping[str, Any], names: Sequence[str] | None = None,
-        weights: Mapping[str, Array] | None = None,
+        weights: Mapping[str, Array] | None = None, last: bool = False,
     ) -> list[Any]:  # fmt: skip
         """As `run`, but tensors stay on the session's device, and `feeds` may be such."""
         try:
-            return self._made({**feeds, **self._fed, **(weights or {})}, names)
+            return self._made({**feeds, **self._fed, **(weights or {})}, names, last)
         except Exception:
             if not self._fed or weights:
                 raise
             self._open(0)
-            return self._made(feeds, names)
+            return self._made(feeds, names, last)
 
-    def _made(self, feeds: Mapping[str, Any], names: Sequence[str] | None) -> list[Any]:
-        made: list[Any] = self._session.made(names, feeds)
+    def _made(self, feeds: Mapping[str, Any], names: Sequence[str] | None, last: bool) -> list[Any]:
+        made: list[Any] = self._session.made(names, feeds, last)
         return made
 
     def placed(self, value: Any) -> Any:
@@ -240,7 +241,10 @@ class Session:
         self, feeds: Sequence[Mapping[str, Array]], names: Sequence[Sequence[str]] | None = None
     ) -> list[list[Any]]:
         """The outputs for each of several feeds; `names`: which ones of each."""
-        return [self.run(feed, None if names is None else names[k]) for k, feed in enumerate(feeds)]
+        order, found = largest_first([feed.values() for feed in feeds]), dict[int, list[Any]]()
+        for k in order:
+            found[k] = self.run(feeds[k], None if names is None else names[k], last=k == order[-1])
+        return [found[k] for k in range(len(feeds))]
 
 
 def _as_inputs(proto: ModelProto, arrays: Mapping[str, Array]) -> None:

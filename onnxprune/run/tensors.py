@@ -5,7 +5,7 @@ Knows values of ONNX Runtime, no model and no stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from ctypes import c_uint16
@@ -139,3 +139,10 @@ def apart(value: Any) -> Tensor:
 def on_host(value: Any) -> Any:
     """A value as Python has it: the numbers of a `Tensor`, and all else as it is."""
     return value.array if isinstance(value, Tensor) else value
+
+
+def largest_first(given: Sequence[Iterable[Any]]) -> list[int]:
+    """In which order to run a graph on tensors of several sizes, by their number: what a larger run took of an arena
+    has room for a smaller one, and not the other way round."""
+    sizes = [sum(prod(getattr(value, "shape", ())) for value in values) for values in given]
+    return sorted(range(len(sizes)), key=lambda k: -sizes[k])
