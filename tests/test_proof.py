@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from graphs import graph, inputs, pruned, replace, shapes
 from onnx import ModelProto
 
 from onnxprune import api
-from onnxprune.errors import CheckFailed, NothingToPrune
+from onnxprune.errors import CheckFailed, NothingToPrune, RuntimeFailure
 from onnxprune.model import Model, Weight
 from onnxprune.options import Options
 from onnxprune.pipeline import Clock, analysed
@@ -21,7 +21,7 @@ from onnxprune.prove import proofs as verify
 from onnxprune.prove.branches import branch_choices, with_choices_forced
 from onnxprune.prove.comparison import Comparison
 from onnxprune.prove.difference import difference, incomparable
-from onnxprune.prove.original import Original
+from onnxprune.prove.original import Original, _on_random_inputs
 from onnxprune.prove.places import Places
 from onnxprune.prove.redraw import redrawn
 from onnxprune.prove.slices import Source, compared, kept_of
@@ -341,3 +341,18 @@ def test_what_is_wrong_is_found_on_other_inputs_too(name: str) -> None:
     comparison = Comparison(Places(*made.given), compared(*made.given, wrong).sources, wrong, made.options)
     with pytest.raises(CheckFailed, match="differs from the masked original by"):
         comparison.on_real_weights()
+
+
+def test_the_line_for_a_model_that_does_not_run_names_a_few_of_many_inputs() -> None:
+    names = [f"x{k}" for k in range(40)]
+    body = f"a = Sum({', '.join(names)}) y = MatMul(a, w)"
+    model = Model.load(graph(f"({', '.join(f'float[N,16] {n}' for n in names)}) => (float[N,4] y)", body, w=(9, 4)))
+
+    class Failing:
+        """A session that runs on nothing."""
+
+        def run(self, *_: Any) -> list[Any]:
+            raise ValueError("no")
+
+    with pytest.raises(RuntimeFailure, match=r"'x2': \(2, 16\)\} and 37 more: no; give shapes"):
+        _on_random_inputs(cast(Any, Failing()), model, dict.fromkeys(names, (2, 16)), 0, None)

@@ -23,6 +23,8 @@ from onnxprune.run import Chain, Session, first_line, opened
 from onnxprune.shapes import footprint, infer, symbol_name
 from onnxprune.trace import Dims, Mask, Trace
 
+LISTED = 3
+"""Inputs whose sizes a line says; of more it says how many they are."""
 TRIAL_LIMIT = 1 << 29
 """Bytes of activations at sizes that are only tried because the likely ones do not run."""
 
@@ -207,9 +209,15 @@ def _on_random_inputs(
         except Exception as e:
             last = e
     raise RuntimeFailure(
-        f"ONNX Runtime cannot run the model on random inputs of shapes {dict(shapes)}: "
+        f"ONNX Runtime cannot run the model on random inputs of shapes {_first_of(shapes)}: "
         f"{first_line(last or Exception())}; give shapes that fit with --overwrite-input-shape"
     )
+
+
+def _first_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """For a line: a decoder may have a hundred inputs."""
+    left = len(shapes) - LISTED
+    return f"{dict(list(shapes.items())[:LISTED])}" + (f" and {left} more" if left > 0 else "")
 
 
 def _runnable(original: Original, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]] | None:
