@@ -38,8 +38,9 @@ def test_pieces_compute_what_the_whole_computes(name: str) -> None:
     model, pieces, feeds = chained(MODELS / f"{name}.onnx")
     assert pieces.blocks > 5
     whole = Session(model, ["cpu"])
-    for feed, got in zip(feeds, pieces.run_all(feeds), strict=True):
-        for expected, value in zip(whole.run(feed), got, strict=True):
+    for feed, at_once, got in zip(feeds, whole.run_all(feeds), pieces.run_all(feeds), strict=True):
+        for expected, same, value in zip(whole.run(feed), at_once, got, strict=True):
+            np.testing.assert_array_equal(same, expected)
             np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
 
 

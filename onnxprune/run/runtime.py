@@ -83,10 +83,10 @@ def _of_a_stage(proto: ModelProto, model: Model, options: Any, wanted: Sequence[
 def _own_options() -> Any:
     """Of sessions that work for a stage here. No buffer is planned to take another's place: among sizes that are open
     and have no name ONNX Runtime compares each with all that are free, 8 s for 5,000 nodes, and what is freed after
-    its last use is as good."""
+    its last use is as good. Nor is one block planned for a second run of the same sizes, beside what the first took."""
     options = onnx_runtime().SessionOptions()
     options.intra_op_num_threads = threads()
-    options.enable_mem_reuse = False
+    options.enable_mem_reuse = options.enable_mem_pattern = False
     options.use_deterministic_compute = True
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # numpy works between the runs
     return options
