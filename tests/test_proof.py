@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -356,3 +356,36 @@ def test_the_line_for_a_model_that_does_not_run_names_a_few_of_many_inputs() -> 
 
     with pytest.raises(RuntimeFailure, match=r"'x2': \(2, 16\)\} and 37 more: no; give shapes"):
         _on_random_inputs(cast(Any, Failing()), model, dict.fromkeys(names, (2, 16)), 0, None)
+
+
+@pytest.mark.parametrize(
+    ("steady", "message"),
+    [
+        (True, r"they part at Conv '\w*b'"),
+        (False, r"the original itself gives other numbers in every run, from Relu '\w*r' on"),
+    ],
+    ids=["ours", "the runtime's"],
+)
+def test_a_difference_is_traced_to_the_node_that_makes_it(
+    steady: bool, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rewritten model with a wrong weight; and an original of which the second run is another."""
+    model = convolutions()
+    for node in model.graph.node:
+        node.name = f"node_{node.output[0]}"
+    made, values, runs = Pruning(model), pair.Pair._values, list[Any]()
+
+    def unsteady(self: pair.Pair, model: Model, feeds: Any, names: Sequence[str]) -> dict[str, Any]:
+        found = values(self, model, feeds, names)
+        runs.extend(["r"] * ("r" in names))
+        return {n: v + len(runs) if n == "r" else v for n, v in found.items()}
+
+    if not steady:
+        monkeypatch.setattr(pair.Pair, "_values", unsteady)
+    wrong = made.with_weight("wb", made.after.model.weights["wb"].array() * np.float32(1.5))
+    comparison = pair.Pair(
+        made.groups.trace, Places(*made.given), wrong, (), made.options, 1e-5, lambda model: model,
+        made.groups.trace.shapes.dtype,
+    )  # fmt: skip
+    with pytest.raises(CheckFailed, match=message):
+        comparison.compared([0], deep=False)
