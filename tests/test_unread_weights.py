@@ -54,3 +54,15 @@ def test_what_is_listed_as_an_input_is_so_no_more() -> None:
 def test_what_the_original_never_read_stays() -> None:
     model = graph("(float[N, 6] x) => (float[N, 3] y)", "h = MatMul(x, w1) y = MatMul(h, w2)", w1=(6, 32), w2=(32, 3), more=(5,))
     assert unread(prune(model, ratio=0.5, fast=True).model.to_proto()) == {"more"}
+
+
+def test_what_computed_sizes_that_an_edit_wrote_anew_goes() -> None:
+    """As torch's exporter writes a view whose sizes are those of a tensor before it: they are known, if computed."""
+    body = (
+        "h = MatMul(x, w1) h1 = Relu(h) like = Shape<start = 1>(h1) sizes = Concat<axis = 0>(whatever, like) r = Reshape(h, sizes) "
+        "y = MatMul(r, w2)"
+    )
+    model = graph("(float[N, 5, 6] x) => (float[N, 5, 3] y)", body, w1=(6, 16), whatever=np.array([-1]), w2=(16, 3))
+    small = prune(model, ratio=0.5, fast=True).model.to_proto()
+    assert [n.op_type for n in small.graph.node] == ["MatMul", "Reshape", "MatMul"]
+    assert unread(small) == set()
