@@ -55,12 +55,13 @@ def _patch(trace: Trace, kept: Mask, model: Model, nodes: Sequence[NodeProto]) -
     gone: set[int] = set()
     for index, edit in trace.edits:
         edit(Editor(trace, kept, model, index, nodes[index], before[index], after[index], gone))
-    ordered = [n for k, node in enumerate(nodes) for n in (*before[k], node, *after[k])]
-    unread = {name for node in trace.nodes for name in needs(node)} - {name for node in ordered for name in needs(node)}
-    unread -= model.weights.keys()
+    edited = {index for index, _ in trace.edits}
+    lost = {name for k in edited for name in needs(trace.nodes[k])} - {name for k in edited for name in needs(nodes[k])}
+    lost -= model.weights.keys()
     dead: set[int] = set()
-    if gone or unread:
-        dead = unneeded(model.skeleton.graph, model.weights, ordered, [nodes[k] for k in gone], sorted(unread))
+    if gone or lost:
+        ordered = [n for k, node in enumerate(nodes) for n in (*before[k], node, *after[k])]
+        dead = unneeded(model.skeleton.graph, model.weights, ordered, [nodes[k] for k in gone], sorted(lost))
     if dead or any(before.values()) or any(after.values()):
         rearranged(model.skeleton.graph, before, after, lambda node: id(node) in dead)
 
