@@ -151,3 +151,66 @@ def _losing_caches(path: Path, options: Options) -> api.Result:
     names = [] if options.blocks is False else [b.name for b in groups_of(model.to_proto(), kv_heads=True).branches.values()][:1]
     plan = prune(path, ratio=0.3, fast=True, kv_heads=True).plan
     return prune(path, plan=replace(plan, branches=tuple(names), groups={} if names else plan.groups))
+
+
+ATTENTION = """q{k} = MatMul(h{k}, wq{k}) k{k} = MatMul(h{k}, wk{k}) v{k} = MatMul(h{k}, wv{k}) K{k} = Concat<axis = 1>(pk{k}, k{k})
+V{k} = Concat<axis = 1>(pv{k}, v{k}) t{k} = Transpose<perm = [0, 2, 1]>(K{k}) s{k} = MatMul(q{k}, t{k}) a{k} = Softmax(s{k})
+c{k} = MatMul(a{k}, V{k}) o{k} = MatMul(c{k}, wo{k}) h{k}1 = Add(h{k}, o{k}) """
+ASKED = {
+    "a part of the shape": "size = Shape<start = 1, end = 2>({past})",
+    "one of the sizes": "shape = Shape({past}) size = Gather(shape, one)",
+}
+
+
+def layers(asked: str, past: str, count: int = 2) -> ModelProto:
+    """Attention with caches one after the other, whose output says how long the past of one of them is."""
+    body = "h0 = Identity(x) " + "".join(ATTENTION.replace("{k}1", str(k + 1)).replace("{k}", str(k)) for k in range(count))
+    body += f"{asked.replace('{past}', past)} number = Cast<to = 1>(size) y0 = Add(h{count}, number) y = MatMul(y0, head)"
+    ins = ", ".join(f"float[N, P, 8] {name}{k}" for k in range(count) for name in ("pk", "pv"))
+    outs = ", ".join(f"float[N, T, 8] {name}{k}" for k in range(count) for name in "KV")
+    weights = {f"w{name}{k}": (8, 8) for k in range(count) for name in "qkvo"}
+    return graph(f"(float[N, S, 8] x, {ins}) => (float[N, S, 3] y, {outs})", body, 17, **weights, head=(8, 3), one=np.array([1]))
+
+
+def oracle(model: ModelProto, gone: list[int], given: dict[str, np.ndarray]) -> np.ndarray:
+    """The output of the original in which these attentions give nothing."""
+    silent = onnx.ModelProto.FromString(model.SerializeToString())
+    for tensor in silent.graph.initializer:
+        if tensor.name in {f"wo{k}" for k in gone}:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros((8, 8), np.float32), tensor.name))
+    return run(silent, given)[0]
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize(("past", "gone", "left"), [
+    ("pk0", [0], {"pk1", "pv1"}),
+    ("pk0", [1], {"pk0", "pv0"}),
+    ("pv1", [1], {"pk0", "pv0"}),
+    ("pk0", [0, 1], {"pk0"}),
+])  # fmt: skip
+def test_sizes_that_were_asked_of_a_cache_that_goes_are_asked_of_another(
+    asked: str, past: str, gone: list[int], left: set[str]
+) -> None:
+    """Of the first layer's keys, as exporters do; where no cache is left one stays to be asked."""
+    model = layers(asked, past)
+    groups = groups_of(model, kv_heads=True)
+    removed = np.zeros(len(groups.prunable), bool)
+    removed[[unit for k, unit in enumerate(groups.branches) if k in gone]] = True
+    small = proven(groups, removed, Options(fast=True).resolved(), Clock())[0].model.to_proto()
+    assert {i.name for i in small.graph.input} == {"x", *left}
+    assert {o.name for o in small.graph.output} == {"y", *(f"{n}{k}" for k in {0, 1} - {*gone} for n in "KV")}
+    rng = np.random.default_rng(0)
+    for n, p, s in ((1, 3, 2), (2, 5, 1), (3, 1, 4)):
+        given = {i.name: rng.standard_normal((n, s if i.name == "x" else p, 8)).astype(np.float32) for i in model.graph.input}
+        got = run(small, {i.name: given[i.name] for i in small.graph.input})[0]
+        np.testing.assert_allclose(got, oracle(model, gone, given), atol=1e-5)
+
+
+@pytest.mark.parametrize(("asked", "past"), [
+    ("shape = Shape(pk0) size = ReduceMax<keepdims = 1>(shape)", "pk0"),
+    ("size = Shape<start = 2>(pk0)", "pk0"),
+    ("size = ReduceMax<axes = [0, 1, 2], keepdims = 0>(pk0)", "pk0"),
+])  # fmt: skip
+def test_what_else_is_read_of_a_cache_keeps_it(asked: str, past: str) -> None:
+    branches = groups_of(layers(asked, past), kv_heads=True).trace.branches
+    assert [past in branch.caches for branch in branches] == [False, False]

@@ -6,14 +6,14 @@ Knows nodes and tensors, no importance.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from onnx import NodeProto, helper
 
 from onnxprune.model import Model, bodies, every_node, needs, rearranged, unneeded
 from onnxprune.rewrite.bounds import Ranges
-from onnxprune.trace import Branch
+from onnxprune.trace import Branch, asked_instead, caches_of
 
 IDEMPOTENT = frozenset({"Relu", "Clip", "Abs", "Ceil", "Floor", "Round", "Sign"})
 """Once more changes nothing: f(f(x)) = f(x)."""
@@ -24,7 +24,8 @@ def drop(model: Model, branches: Sequence[Branch]) -> None:
 
     branches: in the order of the graph."""
     if branches:
-        dropping = _Dropping(model)
+        dropping = _Dropping(model, caches_of(branches))
+        dropping.ask_instead(asked_instead(branches))
         for branch in branches:
             dropping.drop(branch)
         dropping.finish()
@@ -32,10 +33,11 @@ def drop(model: Model, branches: Sequence[Branch]) -> None:
 
 @dataclass
 class _Dropping:
-    """now: what is read in place of a tensor. gone: sums, and what follows them in vain. lost: tensors that a node read
-    that stays. before: new nodes, by the number of the one that they stand before."""
+    """caches: what goes with the branches. now: what is read in place of a tensor. gone: sums, and what follows them in
+    vain. lost: tensors that a node read that stays. before: new nodes, by the number of the one they stand before."""
 
     model: Model
+    caches: Set[str]
     now: dict[str, str] = field(default_factory=dict)
     gone: list[NodeProto] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -52,10 +54,16 @@ class _Dropping:
         self.outputs = {o.name for o in self.model.skeleton.graph.output}
         self.ranges = Ranges(self.model, self.makers, self.now)
 
+    def ask_instead(self, caches: Mapping[str, str]) -> None:
+        """Let whoever asks for the sizes of a cache that goes ask for those of another one."""
+        for past, other in caches.items():
+            for node in (node for node in self.readers[past] if node.op_type == "Shape"):
+                node.input[0] = other
+
     def drop(self, branch: Branch) -> None:
         """Let whoever reads the sum at the end of a branch read the stream that goes into it. Its caches go with it."""
         node = self.makers[branch.name]
-        self._forget(branch.caches)
+        self._forget(branch.caches & self.caches)
         if node.op_type == "Add":
             self._replace(node, node.input[branch.stream])
             return
@@ -65,7 +73,7 @@ class _Dropping:
         if total and not biased and total not in self.outputs:
             self._stand_for(total, node.input[branch.stream])
 
-    def _forget(self, caches: frozenset[str]) -> None:
+    def _forget(self, caches: Set[str]) -> None:
         """Neither take nor give these."""
         graph = self.model.skeleton.graph
         for listed in (graph.input, graph.output):

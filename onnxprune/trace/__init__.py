@@ -16,13 +16,13 @@ from onnxprune.trace.labels import KEPT, Block, Ids, Labels, Mask, Reason
 from onnxprune.trace.layers import Layers
 from onnxprune.trace.node_editor import new_dims
 from onnxprune.trace.operands import Dims
-from onnxprune.trace.residual import Branch, enter_branches
+from onnxprune.trace.residual import Branch, asked_instead, caches_of, enter_branches
 from onnxprune.trace.resizing import left
 from onnxprune.trace.steps import Steps, codes_of
 from onnxprune.trace.tracing import LABELLED, Reduction, Slice, Trace
 
 __all__ = [
     "KEPT", "LABELLED", "Block", "Branch", "Cells", "Dims", "Editor", "Groups", "Ids", "Labels", "Layers", "Mask",
-    "Reason", "Reduction", "Slice", "Steps", "Trace", "build", "codes_of", "dependencies", "enter_branches", "joined",
-    "kept_shape", "left", "new_dims", "positions", "take_kept",
+    "Reason", "Reduction", "Slice", "Steps", "Trace", "asked_instead", "build", "caches_of", "codes_of", "dependencies",
+    "enter_branches", "joined", "kept_shape", "left", "new_dims", "positions", "take_kept",
 ]  # fmt: skip

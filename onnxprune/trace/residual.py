@@ -7,13 +7,19 @@ sizes, no importance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from onnxprune.model import FLOATS, Topology
+from onnx import NodeProto
+
+from onnxprune.model import FLOATS, Topology, attribute
+from onnxprune.shapes import Size
 from onnxprune.trace.labels import Ids
-from onnxprune.trace.tracing import Trace
+
+if TYPE_CHECKING:
+    from onnxprune.trace.tracing import Trace
 
 SUMS = {"Add": (0, 1), "SkipLayerNormalization": (0, 1), "SkipSimplifiedLayerNormalization": (0, 1)}
 """Operators that add two streams, and the inputs that these are."""
@@ -25,8 +31,9 @@ HANDING_ON = frozenset({"Add", "Cast", "Identity", "Dropout", "QuantizeLinear", 
 class Branch:
     """A branch f(x) of a sum. name: the first tensor that the sum makes, which names it everywhere. node: the sum, by
     number; operand: which of its inputs is f(x), stream: which is x. nodes: those that nobody but the branch needs, by
-    number. caches: inputs and outputs of the graph that hold what it remembers, and go with it. ids: [1], the id that
-    stands for it."""
+    number. caches: inputs and outputs of the graph that hold what it remembers, and go with it. sized: the inputs among
+    these whose open sizes others ask for (the length of the past is asked of one layer for all), each with the other
+    caches that have the same. ids: [1], the id that stands for it."""
 
     name: str
     node: int
@@ -34,7 +41,25 @@ class Branch:
     stream: int
     nodes: frozenset[int]
     caches: frozenset[str]
+    sized: Mapping[str, tuple[str, ...]] = field(compare=False)
     ids: Ids = field(compare=False)
+
+
+def caches_of(branches: Iterable[Branch]) -> set[str]:
+    """The inputs and outputs of the graph that go with these branches."""
+    every = [*branches]
+    stay = {past for past, instead in asked_instead(every).items() if past == instead}
+    return {name for branch in every for name in branch.caches} - stay
+
+
+def asked_instead(branches: Iterable[Branch]) -> dict[str, str]:
+    """Of the caches that go with these branches and whose sizes others ask for, the one to ask instead: one that stays.
+    The first of them itself where there is none, which then stays for its sizes."""
+    every = [*branches]
+    gone, found = {name for branch in every for name in branch.caches}, dict[str, str]()
+    for past, alike in sorted((past, alike) for branch in every for past, alike in branch.sized.items()):
+        found[past] = next((name for name in alike if name not in gone or found.get(name) == name), past)
+    return found
 
 
 def enter_branches(trace: Trace) -> None:
@@ -54,7 +79,9 @@ def _found(trace: Trace, graph: Topology) -> list[Branch]:
             works = any(j in trace.macs for j in nodes)
             if works and not any(trace.excluded(trace.nodes[j]) for j in (k, *nodes)):
                 ids = trace.labels.fresh(("branch", node.output[0]), (1,))
-                found.append(Branch(node.output[0], k, operand, stream, nodes, caches, ids))
+                found.append(
+                    Branch(node.output[0], k, operand, stream, nodes, caches, search.sized(caches, nodes), ids)
+                )
                 break
     return found
 
@@ -132,8 +159,39 @@ class _Search:
         return {past: outs for past, outs in self.trace.caches.items() if past in read}
 
     def _is_whole(self, past: str, outs: Sequence[str], nodes: set[int]) -> bool:
-        """Whether a cache is read and made by these nodes only."""
-        return self.graph.readers[past] <= nodes and {self.graph.made_by.get(name, -1) for name in outs} <= nodes
+        """Whether a cache is read and made by these nodes only, but for sizes that another cache has, too."""
+        others = self.graph.readers[past] - nodes
+        asked = not others or (bool(self._alike(past)) and all(self._asks_open_sizes(k, past) for k in others))
+        return asked and {self.graph.made_by.get(name, -1) for name in outs} <= nodes
+
+    def sized(self, caches: Iterable[str], nodes: Iterable[int]) -> dict[str, tuple[str, ...]]:
+        """See `Branch`."""
+        inputs = self.trace.caches.keys() & {*caches}
+        return {past: self._alike(past) for past in inputs if self.graph.readers[past] - {*nodes}}
+
+    def _alike(self, past: str) -> tuple[str, ...]:
+        """The other caches that have the same sizes, wherever they are open."""
+        own = self._open_sizes(past)
+        return tuple(name for name in self.trace.caches if name != past and self._open_sizes(name) == own)
+
+    def _open_sizes(self, name: str) -> list[Size | None]:
+        return [size if isinstance(size, Size) else None for size in self.trace.shapes.sizes(name) or ()]
+
+    def _asks_open_sizes(self, k: int, past: str) -> bool:
+        """Whether a node asks for the shape of a cache, and all who read that for open sizes in it."""
+        node, open_sizes = self.graph.nodes[k], self._open_sizes(past)
+        if node.op_type != "Shape":
+            return False
+        asked = open_sizes[attribute(node, "start", 0) : attribute(node, "end")]
+        readers = [self.graph.nodes[j] for j in self.graph.readers[node.output[0]]]
+        return None not in asked or (
+            node.output[0] not in self._outputs and all(self._takes_some(reader, asked) for reader in readers)
+        )
+
+    def _takes_some(self, node: NodeProto, sizes: Sequence[Size | None]) -> bool:
+        """Whether a node takes out of these sizes none but open ones."""
+        places = self.graph.model.weights.get(node.input[1]) if node.op_type == "Gather" else None
+        return places is not None and all(sizes[k] is not None for k in places.array().ravel().tolist())
 
     def _without(self, total: int, branch: str, held: set[str]) -> set[int]:
         """The nodes of which nobody needs anything without a branch and these outputs."""

@@ -23,11 +23,11 @@ from onnxprune.trace.births import Axes, Demands, born
 from onnxprune.trace.caches import caches
 from onnxprune.trace.cells import Cells
 from onnxprune.trace.labels import Block, Ids, Labels, Mask, Reason
+from onnxprune.trace.residual import Branch, caches_of
 
 if TYPE_CHECKING:
     from onnxprune.trace.editor import Editor
     from onnxprune.trace.op import Op
-    from onnxprune.trace.residual import Branch
 
 Edit = Callable[["Editor"], None]
 Use = tuple[int, int]
@@ -123,7 +123,7 @@ class Trace:
 
     def caches_dropped(self, kept: Mask) -> set[str]:
         """The inputs and outputs of the graph that go with these branches."""
-        return {name for branch in self.dropped(kept) for name in branch.caches}
+        return caches_of(self.dropped(kept))
 
     @cached_property
     def caches(self) -> dict[str, list[str]]:
