@@ -14,7 +14,7 @@ from onnxprune import api
 from onnxprune.model import Model
 from onnxprune.options import Options
 from onnxprune.pipeline import Clock, analysed
-from onnxprune.planning import OutputError, sensitivity
+from onnxprune.planning import OutputError, parting, sensitivity
 from onnxprune.run import open_session
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -85,3 +85,16 @@ def test_outputs_are_judged_batch_by_batch(held: int, monkeypatch: pytest.Monkey
     wanted = np.square(dense - made).sum() / np.square(dense - dense.mean()).sum()
     assert judge.error(other) == pytest.approx(wanted, rel=1e-9)
     assert judge.error(groups.trace.model) == 0
+
+
+@pytest.mark.parametrize(("samples", "macs", "turns"), [(40, 2e12, 4), (64, 2e12, 0), (40, 1e6, 0)])
+def test_few_samples_judge_in_turns_where_that_takes_no_long_time(
+    samples: int, macs: float, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LAYERS take 82,048 multiply-adds a sample."""
+    monkeypatch.setattr(parting, "TURNED_MACS", macs)
+    inputs = [{"x": IMAGES.reshape(len(IMAGES), -1)[:samples]}]
+    story = api.prune(LAYERS, ratio=0.5, calib=inputs).report.reconstruction
+    assert story is not None
+    assert story["turns"] == turns
+    assert story["held_out_batches"] == 1

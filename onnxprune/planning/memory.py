@@ -27,7 +27,7 @@ from onnxprune.trace import Groups, Ids
 
 BASE = 172 << 20
 """Bytes of Python and its libraries; of little memory half is left beside them."""
-MODERATE = 2 << 30
+MODERATE = 1400 << 20
 """Bytes of activations where no memory was asked for: more samples of large images take more time and bring little."""
 ROOMY = 1 << 30
 """Bytes beside activations that are held where no memory was asked for; of more, all waits on a disk that can."""
@@ -39,10 +39,9 @@ CROSSED = 11
 so far, those that are tried, and as above."""
 MAKING = 3
 """Of the layer whose inverse is in the making its second moments are held so often besides."""
-BATCH = 2.0
-"""Activations are held so often: with those of one batch of eight inside the runtime, which doubles its blocks, with
-those of the one before it, of which rows are picked meanwhile, and with the gaps that arrays of a few megabytes leave
-where they are freed."""
+BATCH = 1.3
+"""Activations are held so often: with those of one batch of eight inside the runtime, with those of the one before it,
+of which rows are picked meanwhile, and with the gaps that arrays of a few megabytes leave where they are freed."""
 ROWS, TARGETS = 2, 8
 """Sampled rows are held so often while a layer is solved for: batch by batch and joined; its targets so often: with
 what is added to them, what is predicted, and what is seen of both after a clip."""

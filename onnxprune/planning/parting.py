@@ -31,7 +31,9 @@ ALIKE = 2 / 3
 SOLVED_MACS = 5e11
 """Of the dense network on all that is fitted, beyond which no mirrored images are added."""
 FEW, FOLDS = 64, 4
-"""With fewer samples the verdict is the mean over so many turns, in each of which another part of them judges."""
+"""With fewer samples the verdict is the mean over so many turns, in each of which another part of them judges ..."""
+TURNED_MACS = 2e12
+"""... unless the dense network on all of them together takes more than this: each turn is a refit of its own."""
 ENOUGH = 32
 """With fewer samples of the user's made-up ones may leave more accuracy: what was seen of one network stands in
 `guide/data.md`. A sample of text is many tokens."""
@@ -80,9 +82,12 @@ def lightly(groups: Groups, parts: Parts, samples: int) -> Parts:
     return Parts(feeds[:fit], (), feeds[fit:last] or feeds)
 
 
-def folds(feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[Parts]:
-    """Turns for cross-validation: every batch judges in one of them, what is left is parted to fit and to choose."""
-    turns = []
+def folds(groups: Groups, inputs: Calibration) -> list[Parts]:
+    """Turns for cross-validation, where samples are few and it does not take long: every batch judges in one of them,
+    what is left is parted to fit and to choose."""
+    feeds, turns = inputs.feeds, list[Parts]()
+    if inputs.samples >= FEW or FOLDS * inputs.samples * macs(groups.trace) > TURNED_MACS:
+        return turns
     for k in range(min(FOLDS, len(feeds))):
         rest = [feed for n, feed in enumerate(feeds) if n % FOLDS != k]
         own = round(SHARE * len(rest))

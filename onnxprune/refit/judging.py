@@ -17,7 +17,6 @@ from onnxprune.fit import Reconstruction, Refits, restore, turned
 from onnxprune.model import Aside
 from onnxprune.options import Options, Progress
 from onnxprune.planning import (
-    FEW,
     Decision,
     OutputError,
     Parts,
@@ -96,7 +95,7 @@ def refitted(
     inputs = decision.inputs
     assert inputs is not None
     parts = parted(inputs.feeds)
-    turns = folds(inputs.feeds) if inputs.samples < FEW and parts.judge else []
+    turns = folds(decision.groups, inputs) if parts.judge else []
     fast = decision.removed if decision.given else rival(weights, decision, options)
     try:
         judge = _Judge(decision, fast, options)
