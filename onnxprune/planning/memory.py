@@ -27,7 +27,7 @@ from onnxprune.trace import Groups, Ids
 
 BASE = 172 << 20
 """Bytes of Python and its libraries; of little memory half is left beside them."""
-MODERATE = 1400 << 20
+MODERATE = 1600 << 20
 """Bytes of activations where no memory was asked for: more samples of large images take more time and bring little."""
 ROOMY = 1 << 30
 """Bytes beside activations that are held where no memory was asked for; of more, all waits on a disk that can."""
