@@ -29,7 +29,7 @@ UNREAD = [
     ("m.onnx out.onnx --calib d.npz --tokenizer t.json", "--tokenizer is about texts, and none is read or made up"),
     ("m.onnx out.onnx --calib d.npz --text-length 9", "--text-length is about texts, and none is read"),
     (f"{FAST} --effort high", "--effort is not used: nothing here looks at inputs"),
-    (f"{FAST} --no-blocks", "--blocks is not used: whole branches go only where what the outputs lose is measured"),
+    (f"{FAST} --no-blocks", "--blocks and --no-blocks are not used: whole branches go only where what the outputs lose is measured"),
     (f"{FAST} --threads 1", "--threads says how time is measured, and none is"),
     (f"{FAST} --batch 1", "--batch says how time is measured"),
     ("m.onnx out.onnx --reconstruct none --scope local --criterion l2 --calib x.npz", "nothing here looks at inputs"),

@@ -61,8 +61,8 @@ ROWS: tuple[tuple[tuple[str, ...], Callable[[Run], bool], str], ...] = (
     (INPUTS, lambda run: run.inputs, "{flag} is not used: nothing here looks at inputs"),
     (
         ("blocks",), lambda run: run.measured,
-        "{flag} is not used: whole branches go only where what the outputs lose is measured; leave it out, or "
-        "--fast and --scope",
+        "{flag} and --no-blocks are not used: whole branches go only where what the outputs lose is measured; leave "
+        "them out, or --fast and --scope",
     ),
     (("effort",), lambda run: run.inputs, "{flag} is not used: nothing here looks at inputs"),
     (READING, lambda run: run.inputs or run.data, "{flag} is not used: nothing here reads inputs, pictures or texts"),

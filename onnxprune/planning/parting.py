@@ -86,7 +86,7 @@ def folds(groups: Groups, inputs: Calibration) -> list[Parts]:
     """Turns for cross-validation, where samples are few and it does not take long: every batch judges in one of them,
     what is left is parted to fit and to choose."""
     feeds, turns = inputs.feeds, list[Parts]()
-    if inputs.samples >= FEW or FOLDS * inputs.samples * macs(groups.trace) > TURNED_MACS:
+    if len(feeds) < 2 or inputs.samples >= FEW or FOLDS * inputs.samples * macs(groups.trace) > TURNED_MACS:
         return turns
     for k in range(min(FOLDS, len(feeds))):
         rest = [feed for n, feed in enumerate(feeds) if n % FOLDS != k]

@@ -95,7 +95,7 @@ def refitted(
     inputs = decision.inputs
     assert inputs is not None
     parts = parted(inputs.feeds)
-    turns = folds(decision.groups, inputs) if parts.judge else []
+    turns = folds(decision.groups, inputs)
     fast = decision.removed if decision.given else rival(weights, decision, options)
     try:
         judge = _Judge(decision, fast, options)
